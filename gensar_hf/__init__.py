@@ -1,0 +1,1 @@
+"""GenSAR for Hugging Face: one generative model for search and recommendation."""
