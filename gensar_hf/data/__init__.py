@@ -1,0 +1,34 @@
+"""Raw logs → one validated, chronological log, its events, and what of them may be trained on."""
+
+from gensar_hf.data.events import Behavior, EventLog, events_from_log
+from gensar_hf.data.interactions import InteractionLog, k_core, load_log
+from gensar_hf.data.movielens import load_movielens_100k
+from gensar_hf.data.queries import assign_search_clicks, query_from_categories
+from gensar_hf.data.splits import (
+    RECOMMENDATION,
+    SEARCH,
+    Requests,
+    Split,
+    chronological_cut,
+    leave_one_out,
+    training_mask,
+)
+
+__all__ = [
+    "RECOMMENDATION",
+    "SEARCH",
+    "Behavior",
+    "EventLog",
+    "InteractionLog",
+    "Requests",
+    "Split",
+    "assign_search_clicks",
+    "chronological_cut",
+    "events_from_log",
+    "k_core",
+    "leave_one_out",
+    "load_log",
+    "load_movielens_100k",
+    "query_from_categories",
+    "training_mask",
+]

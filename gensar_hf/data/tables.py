@@ -1,0 +1,307 @@
+"""One user's table → columns of known kind: reading files, and turning ids, text and times into one form each.
+
+Every complaint names table, row, column and value, and says what to change. Rows are counted from 1, the header not
+counted, for files and for tables in memory alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from gensar_hf.artifacts import DataError
+
+TableSource: TypeAlias = "str | os.PathLike[str] | pd.DataFrame | Any"  # Any: a datasets.Dataset, not imported here
+
+_EXACT_FLOAT = 2**53  # whole numbers beyond it are no longer told apart in a float column
+_SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table and the name that messages give it."""
+
+    name: str
+    frame: pd.DataFrame
+
+    def complain(self, column: str, rows: np.ndarray, problem: str, remedy: str, value: Any = None) -> DataError:
+        """The error for the first of some bad rows.
+
+        Args:
+            column: the column at fault.
+            rows: positions (from 0) of all bad rows, at least one.
+            problem: continues the sentence after the value.
+            remedy: what to do.
+            value: the value to show; that of the first bad row when None.
+        """
+        first = int(rows[0])
+        found = self.frame[column].iloc[first] if value is None else value
+        shown = repr(found.item() if isinstance(found, np.generic) else found)
+        if len(shown) > _SHOWN_CHARACTERS:
+            shown = shown[:_SHOWN_CHARACTERS] + "…"
+        others = f" Rows at fault in this column: {len(rows):,}." if len(rows) > 1 else ""
+        return DataError(
+            f"{self.name}, row {first + 1}, column {column}: {shown} {problem}; {remedy} "
+            f"(rows are counted from 1, without the header).{others}"
+        )
+
+    def require(self, columns: Iterable[str]) -> None:
+        """Raise `DataError` unless all of `columns` are there; a column of nearly that name is pointed out."""
+        present = [str(name) for name in self.frame.columns]
+        for column in columns:
+            if column in present:
+                continue
+            by_plain_name = {name.lower().replace("_", "").replace(" ", ""): name for name in present}
+            close = difflib.get_close_matches(column.replace("_", ""), by_plain_name, n=1, cutoff=0.6)
+            hint = f"rename {by_plain_name[close[0]]!r} to {column!r}" if close else f"add a column named {column!r}"
+            raise DataError(f"{self.name} has no column {column}, only {', '.join(present) or 'none'}; {hint}.")
+
+
+def read_table(source: TableSource, role: str) -> Table:
+    """Read a table from a file, a DataFrame or a `datasets.Dataset`.
+
+    CSV and TSV values are kept as text, so that an id like `007` and a title like `NA` survive.
+
+    Args:
+        source: path of a .parquet, .csv, .tsv, .jsonl or .json file (UTF-8; .json holds a list of records), a
+            DataFrame, or a `datasets.Dataset`.
+        role: `items` or `interactions`; it names a table that has no file.
+
+    Raises:
+        DataError: the file is missing, of another kind, or damaged, or the table has no rows.
+    """
+    if isinstance(source, pd.DataFrame):
+        table = Table(f"the {role} table", source.reset_index(drop=True))
+    elif hasattr(source, "to_pandas") and hasattr(source, "column_names"):
+        table = Table(f"the {role} dataset", source.to_pandas())
+    elif isinstance(source, str | os.PathLike):
+        table = Table(Path(source).name, _read_file(Path(source), role))
+    else:
+        raise DataError(
+            f"The {role} are given as a {type(source).__name__}; give a path, a pandas DataFrame or one "
+            "datasets.Dataset (of a DatasetDict, pick a split)."
+        )
+    if not table.frame.columns.is_unique:
+        twice = table.frame.columns[table.frame.columns.duplicated()][0]
+        raise DataError(f"{table.name} has two columns named {twice}; rename or drop one of them.")
+    if table.frame.empty:
+        raise DataError(f"{table.name} holds no rows; give a table with at least one.")
+    return table
+
+
+def _read_file(path: Path, role: str) -> pd.DataFrame:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(
+            f"{path.name}: {path.suffix or 'a name without an extension'} is not a table format that is read here; "
+            f"give the {role} as one of {', '.join(_READERS)}."
+        )
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"{path} {found}; give the path of the {role} file.")
+    try:
+        return reader(path)
+    except pd.errors.EmptyDataError:
+        raise DataError(f"{path.name} is empty; give a table with a header and at least one row.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name} is not UTF-8 text ({error}); save it as UTF-8.") from None
+    except (ValueError, pa.ArrowException, pd.errors.ParserError, pd.errors.ParserWarning, OSError) as error:
+        raise DataError(
+            f"{path.name} cannot be read as {path.suffix.lower()[1:]} ({error}); correct it or write it again."
+        ) from error
+
+
+def _read_separated(separator: str) -> Callable[[Path], pd.DataFrame]:
+    def read(path: Path) -> pd.DataFrame:
+        with warnings.catch_warnings():
+            # pandas only warns when rows are longer than the header, and then drops or shifts columns
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
+            )
+
+    return read
+
+
+def _read_json_lines(path: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+    except ValueError:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    json.loads(line or "{}")
+                except json.JSONDecodeError as error:
+                    if line.strip():
+                        raise ValueError(f"line {number} is not JSON: {error}") from None
+        raise
+    return frame
+
+
+def _read_json(path: Path) -> pd.DataFrame:
+    records = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError("it is not a list of objects, one object a row")
+    return pd.DataFrame(records)
+
+
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".parquet": pd.read_parquet,
+    ".csv": _read_separated(","),
+    ".tsv": _read_separated("\t"),
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+}
+
+
+def id_column(table: Table, column: str) -> pd.Series:
+    """Ids as text, "" where missing, without surrounding spaces.
+
+    Whole numbers lose their type, so that 242, "242" and the 242.0 of a column with holes are the same id. In a text
+    column in which every value ends in ".0" (such a column, saved as CSV) that ending is dropped, too.
+    """
+    values = _unwrapped(table.frame[column])
+    if pd.api.types.is_float_dtype(values):
+        large = np.flatnonzero(values.abs().to_numpy(dtype=float, na_value=0.0) >= _EXACT_FLOAT)
+        if len(large):
+            raise table.complain(
+                column, large, "has lost its last digits in a column of floats", "store the ids as text"
+            )
+    texts, bad = _scalar_texts(values)
+    if len(bad):
+        raise table.complain(column, bad, "is not an id", "ids are text or whole numbers")
+    texts = texts.str.strip()
+    if texts.str.endswith(".0").any():
+        given = texts[texts != ""]
+        if given.str.fullmatch(r"\d+\.0").all():
+            texts = texts.str.removesuffix(".0")
+    return texts
+
+
+def text_column(table: Table, column: str, remedy: str) -> pd.Series:
+    """Text, "" where missing, runs of white space made one space.
+
+    Whole numbers (a year) are written out. A list is joined with ", ", a list inside it (a category path) with " > ".
+
+    Args:
+        table: where the column is.
+        column: its name.
+        remedy: what to do about a value that is not text.
+    """
+    texts, bad = _scalar_texts(_unwrapped(table.frame[column]))
+    if len(bad):
+        value = table.frame[column].iloc[int(bad[0])]
+        raise table.complain(column, bad, f"is not text but a {type(value).__name__}", remedy)
+    texts = texts.str.strip()
+    untidy = texts.str.contains(r"\s\s|[\t\r\n]", regex=True)  # replacing in the few rows only is ten times faster
+    return texts.mask(untidy, texts[untidy].str.split().str.join(" ")) if untidy.any() else texts
+
+
+def _unwrapped(values: pd.Series) -> pd.Series:
+    """A categorical column as the column of its values; a column of objects of one kind as that kind."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(values.cat.categories.dtype)
+    return values.infer_objects() if values.dtype == object else values
+
+
+def _scalar_texts(values: pd.Series) -> tuple[pd.Series, np.ndarray]:
+    """Each value as text and the positions of the values that cannot be text."""
+    missing = values.isna().to_numpy()
+    none = np.empty(0, dtype=np.int64)
+    if pd.api.types.is_integer_dtype(values):
+        return values.astype("str").mask(missing, ""), none
+    if pd.api.types.is_float_dtype(values):
+        numbers = values.to_numpy(dtype=float, na_value=0.0)
+        whole = np.isfinite(numbers) & (numbers == np.trunc(numbers))
+        as_integers = pd.Series(np.where(whole & ~missing, numbers, 0).astype(np.int64), index=values.index)
+        return as_integers.astype("str").mask(missing, ""), np.flatnonzero(~whole & ~missing)
+    if isinstance(values.dtype, pd.StringDtype):
+        return values.fillna("").astype("str"), none
+    if values.dtype != object:  # bool, datetime, ...
+        return values.astype("str"), np.flatnonzero(~missing)
+    texts = ["" if absent else _text_of(value) for value, absent in zip(values, missing, strict=True)]
+    bad = np.array([position for position, text in enumerate(texts) if text is None], dtype=np.int64)
+    return pd.Series(["" if text is None else text for text in texts], index=values.index, dtype="str"), bad
+
+
+def _text_of(value: Any, separators: tuple[str, ...] = (", ", " > ")) -> str | None:
+    """One value as text, or None when it is neither text, a whole number, nor a list of these two levels deep."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | np.bool_):
+        return None
+    if isinstance(value, int | np.integer):
+        return str(value)
+    if isinstance(value, float | np.floating):
+        return str(int(value)) if float(value).is_integer() else None
+    if isinstance(value, list | tuple | np.ndarray) and separators:
+        inner = [_text_of(part, separators[1:]) for part in value if part is not None]
+        return None if None in inner else separators[0].join(part for part in inner if part)
+    return None
+
+
+def time_column(table: Table, column: str) -> np.ndarray:
+    """Times as float64: numbers as they are, dates as seconds since 1970-01-01 (UTC where no zone is given).
+
+    Raises:
+        DataError: a value is missing, infinite, neither a number nor an ISO date, or the column mixes the two.
+    """
+    values = _unwrapped(table.frame[column])
+    remedy = "give a number (seconds, or a position) or an ISO date such as 2024-05-31T12:00:00"
+    missing = np.flatnonzero(values.isna().to_numpy() | _is_blank(values))
+    if len(missing):
+        raise table.complain(column, missing, "is no time, the value is missing", remedy)
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        numbers = values.to_numpy(dtype=np.float64)
+    else:
+        numbers = _parse_times(table, column, values, remedy)
+    endless = np.flatnonzero(~np.isfinite(numbers))
+    if len(endless):
+        raise table.complain(column, endless, "is not a finite number", remedy)
+    return numbers
+
+
+def _is_blank(values: pd.Series) -> np.ndarray:
+    if isinstance(values.dtype, pd.StringDtype):
+        return (values.str.strip() == "").to_numpy(dtype=bool, na_value=False)
+    return np.zeros(len(values), dtype=bool)
+
+
+def _parse_times(table: Table, column: str, values: pd.Series, remedy: str) -> np.ndarray:
+    """Times from text or dates; the first row decides whether the column holds numbers or dates."""
+    kinds: tuple[tuple[str, Callable[[pd.Series], pd.Series]], ...] = (("number", _numbers), ("date", _dates))
+    kind = next((name for name, parse in kinds if parse(values.iloc[:1]).notna().all()), None)
+    if kind is None:
+        raise table.complain(column, np.array([0]), "is neither a number nor an ISO date", remedy)
+    parsed = dict(kinds)[kind](values)
+    bad = np.flatnonzero(parsed.isna().to_numpy())
+    if not len(bad):
+        return parsed.to_numpy(dtype=np.float64)
+    (other, parse_other), *_ = [entry for entry in kinds if entry[0] != kind]
+    if parse_other(values.iloc[bad[:1]]).notna().all():
+        raise table.complain(column, bad, f"is a {other}, but row 1 holds a {kind}", "use one of the two")
+    raise table.complain(column, bad, "is neither a number nor an ISO date", remedy)
+
+
+def _numbers(values: pd.Series) -> pd.Series:
+    if pd.api.types.is_datetime64_any_dtype(values) or pd.api.types.is_bool_dtype(values):
+        return pd.Series(np.nan, index=values.index)
+    return pd.to_numeric(values, errors="coerce").astype("float64")
+
+
+def _dates(values: pd.Series) -> pd.Series:
+    """Seconds since 1970, NaN where a value is no ISO date."""
+    if pd.api.types.is_bool_dtype(values):
+        return pd.Series(np.nan, index=values.index)
+    dates = pd.to_datetime(values, errors="coerce", format="ISO8601", utc=True)
+    return (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
