@@ -1,0 +1,93 @@
+"""HR@k and NDCG@k as pure functions of the target's rank: one relevant item per request, ranks from 1."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def hit_rate_per_request(target_ranks: np.ndarray, k: int) -> np.ndarray:
+    """Each request's share in HR@k: 1 when the target is among the first k, else 0.
+
+    Args:
+        target_ranks: `(num_requests,)`, the rank of each request's target, from 1.
+        k: length of the list that is looked at.
+
+    Returns:
+        `(num_requests,)` float64.
+
+    Raises:
+        ValueError: when `k` or a rank is below 1, or when there are no ranks.
+
+    >>> hit_rate_per_request(np.array([1, 3, 11]), k=10)
+    array([1., 1., 0.])
+    """
+    return (_checked(target_ranks, k) <= k).astype(np.float64)
+
+
+def ndcg_per_request(target_ranks: np.ndarray, k: int) -> np.ndarray:
+    """Each request's NDCG@k with one relevant item: 1 / log2(rank + 1) within the first k, else 0 (the ideal DCG is 1).
+
+    Args:
+        target_ranks: `(num_requests,)`, the rank of each request's target, from 1.
+        k: length of the list that is looked at.
+
+    Returns:
+        `(num_requests,)` float64.
+
+    Raises:
+        ValueError: when `k` or a rank is below 1, or when there are no ranks.
+
+    >>> ndcg_per_request(np.array([1, 3, 11]), k=10)
+    array([1. , 0.5, 0. ])
+    """
+    ranks = _checked(target_ranks, k)
+    return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
+
+
+def hit_rate(target_ranks: np.ndarray, k: int) -> float:
+    """HR@k: the share of requests whose target is among the first k (with one target, recall@k and success@k as well).
+
+    >>> hit_rate(np.array([1, 3, 11, 20]), k=10)
+    0.5
+    """
+    return float(hit_rate_per_request(target_ranks, k).mean())
+
+
+def ndcg(target_ranks: np.ndarray, k: int) -> float:
+    """NDCG@k with one relevant item: IDCG is 1, a hit at rank r gains 1 / log2(r + 1).
+
+    >>> ndcg(np.array([1, 3, 11, 20]), k=10)
+    0.375
+    """
+    return float(ndcg_per_request(target_ranks, k).mean())
+
+
+METRICS: dict[str, tuple[Callable[[np.ndarray, int], np.ndarray], int]] = {
+    "HR@1": (hit_rate_per_request, 1),
+    "HR@5": (hit_rate_per_request, 5),
+    "HR@10": (hit_rate_per_request, 10),
+    "NDCG@5": (ndcg_per_request, 5),
+    "NDCG@10": (ndcg_per_request, 10),
+}
+"""The metrics of the paper's tables (NDCG@1 is HR@1), in their order."""
+
+
+def contributions(target_ranks: np.ndarray) -> dict[str, np.ndarray]:
+    """Every request's share in every metric of `METRICS`; a metric is the mean of its array.
+
+    >>> {name: float(values.mean()) for name, values in contributions(np.array([1, 3, 11, 20])).items()}
+    {'HR@1': 0.25, 'HR@5': 0.5, 'HR@10': 0.5, 'NDCG@5': 0.375, 'NDCG@10': 0.375}
+    """
+    return {name: per_request(target_ranks, k) for name, (per_request, k) in METRICS.items()}
+
+
+def _checked(target_ranks: np.ndarray, k: int) -> np.ndarray:
+    """The ranks as an array, after checking that there are some and that they and `k` start at 1."""
+    ranks = np.asarray(target_ranks)
+    if k < 1:
+        raise ValueError(f"`k` counts the items of the list and must be at least 1; got {k}.")
+    if ranks.ndim != 1 or len(ranks) == 0:
+        raise ValueError(f"`target_ranks` must hold one rank per request, at least one; got shape {ranks.shape}.")
+    if not ranks.min() >= 1:
+        raise ValueError(f"Ranks are counted from 1; the smallest one given is {ranks.min()}.")
+    return ranks

@@ -1,0 +1,67 @@
+"""Small event logs built by hand, independent of the loaders."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from gensar_hf.data.events import Behavior, EventLog
+from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+
+
+def build_requests(
+    clicks: Sequence[Sequence[int]], num_items: int, task: str = RECOMMENDATION, queries: Sequence[str] | None = None
+) -> Requests:
+    """One request per user: the last of the user's clicks, after `queries[user]` in search."""
+    behaviors, items, query_ids, offsets, targets = [], [], [], [0], []
+    for user, user_clicks in enumerate(clicks):
+        for item in user_clicks[:-1]:
+            behaviors.append(Behavior.RECOMMENDED_ITEM)
+            items.append(item)
+            query_ids.append(-1)
+        if queries is not None:
+            behaviors.append(Behavior.SEARCH_QUERY)
+            items.append(-1)
+            query_ids.append(user)
+        behaviors.append(Behavior.SEARCHED_ITEM if queries is not None else Behavior.RECOMMENDED_ITEM)
+        items.append(user_clicks[-1])
+        query_ids.append(user if queries is not None else -1)
+        targets.append(len(items) - 1)
+        offsets.append(len(items))
+    events = EventLog(
+        user_ids=[f"user-{user}" for user in range(len(clicks))],
+        item_ids=[f"item-{item}" for item in range(num_items)],
+        query_texts=list(queries or []),
+        offsets=np.array(offsets, dtype=np.int64),
+        behaviors=np.array(behaviors, dtype=np.int8),
+        items=np.array(items, dtype=np.int64),
+        queries=np.array(query_ids, dtype=np.int64),
+        timestamps=np.arange(len(items), dtype=np.float64),
+    )
+    return Requests(task=task, events=events, targets=np.array(targets, dtype=np.int64))
+
+
+@pytest.fixture(scope="session")
+def make_requests() -> Callable[..., Requests]:
+    return build_requests
+
+
+class TableScorer:
+    """Scores from a table `(num_items,)` or, per user, `(num_users, num_items)`; remembers what it was asked."""
+
+    def __init__(self, name: str, table: np.ndarray, tasks: Sequence[str] = (RECOMMENDATION, SEARCH)):
+        self.name = name
+        self.table = np.asarray(table, dtype=np.float64)
+        self.tasks = frozenset(tasks)
+        self.asked: list[tuple[str, int]] = []
+
+    def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
+        self.asked.append((requests.task, len(requests)))
+        if self.table.ndim == 1:
+            return self.table[candidates]
+        return self.table[requests.users[:, None], candidates]
+
+
+@pytest.fixture(scope="session")
+def make_scorer() -> type[TableScorer]:
+    return TableScorer

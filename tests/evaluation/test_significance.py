@@ -1,0 +1,91 @@
+import math
+
+import numpy as np
+import pytest
+
+from gensar_hf.evaluation.significance import bootstrap_interval, paired_t_test
+
+
+def test_width_follows_from_the_variance():
+    values = np.repeat([0.0, 1.0], [300, 100])  # p = 1/4: standard error sqrt(p (1 - p) / n) = sqrt(3) / 80
+    low, high = bootstrap_interval(values, num_resamples=4000)
+    half_width = 1.96 * math.sqrt(3) / 80
+    assert low == pytest.approx(1 / 4 - half_width, abs=0.004)
+    assert high == pytest.approx(1 / 4 + half_width, abs=0.004)
+
+
+def test_confidence_sets_the_width():
+    values = np.random.default_rng(1).normal(size=500)
+    ends = {confidence: bootstrap_interval(values, confidence, 4000) for confidence in (0.5, 0.95)}
+    widths = {confidence: float(high - low) for confidence, (low, high) in ends.items()}
+    assert widths[0.95] / widths[0.5] == pytest.approx(1.960 / 0.6745, rel=0.1)  # normal quantiles
+
+
+def test_interval_covers_the_true_mean_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        low, high = bootstrap_interval(generator.random(80) < 0.4, num_resamples=300, seed=trial)
+        covered += low <= 0.4 <= high
+    assert 0.90 <= covered / 200 <= 0.98
+
+
+def test_columns_share_their_resamples():
+    values = np.random.default_rng(2).random((200, 2))
+    low, high = bootstrap_interval(values, seed=5)
+    for column in range(2):
+        alone = bootstrap_interval(values[:, column], seed=5)
+        assert (low[column], high[column]) == (pytest.approx(alone[0]), pytest.approx(alone[1]))
+    assert not np.array_equal(bootstrap_interval(values, seed=6)[0], low)
+
+
+def test_repeating_a_users_requests_adds_no_certainty():
+    values = np.random.default_rng(3).random(100)
+    users = np.arange(100)
+    once = bootstrap_interval(values)
+    grouped = bootstrap_interval(np.tile(values, 9), groups=np.tile(users, 9))
+    assert grouped == (pytest.approx(once[0]), pytest.approx(once[1]))
+    ungrouped = bootstrap_interval(np.tile(values, 9))
+    assert float(ungrouped[1] - ungrouped[0]) == pytest.approx(float(once[1] - once[0]) / 3, rel=0.15)
+
+
+def test_users_with_more_requests_weigh_more():
+    # Users 0 (three requests, all hit) and 1 (one request, missed): the resampled means are 0, 3/4 and 1.
+    low, high = bootstrap_interval(np.array([1, 1, 1, 0]), confidence=0.4, groups=np.array([0, 0, 0, 1]))
+    assert (float(low), float(high)) == (0.75, 0.75)
+    low, high = bootstrap_interval(np.array([1, 1, 1, 0]), confidence=0.9, groups=np.array([0, 0, 0, 1]))
+    assert (float(low), float(high)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "message"),
+    [
+        ([], {}, "at least one request"),
+        ([1.0], {"confidence": 95}, "between 0 and 1; got 95"),
+        ([1.0, 0.0], {"groups": np.array([1])}, "got 1 for 2 values"),
+    ],
+)
+def test_impossible_input_is_refused(values, settings, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(np.array(values), **settings)
+
+
+def test_paired_t_test_by_hand():
+    # Differences 1, 2, 3: mean 2, deviation 1, t = 2 sqrt(3); for 2 degrees of freedom p = 1 - t / sqrt(t² + 2).
+    test = paired_t_test(np.array([3.0, 5.0, 4.0]), np.array([2.0, 3.0, 1.0]))
+    assert test.mean_difference == pytest.approx(2)
+    assert test.statistic == pytest.approx(2 * math.sqrt(3))
+    assert test.p_value == pytest.approx(1 - math.sqrt(12 / 14))
+
+
+def test_equal_systems_do_not_differ():
+    assert paired_t_test(np.array([0.0, 1.0]), np.array([0.0, 1.0])) == (0.0, 0.0, 1.0)
+
+
+def test_unpaired_values_are_refused():
+    with pytest.raises(ValueError, match=r"got \(3,\), \(2,\)"):
+        paired_t_test(np.zeros(3), np.zeros(2))
+
+
+def test_a_constant_difference_is_certain():
+    assert paired_t_test(np.array([0.0, 1.0]), np.array([1.0, 2.0])) == (-1.0, -math.inf, 0.0)
