@@ -1,0 +1,78 @@
+"""Configuration of the joint RQ-VAE."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class JointRQVAEConfig(PreTrainedConfig):
+    """Sizes and losses of a `JointRQVAE`; the defaults are the paper's.
+
+    Args:
+        semantic_dim: width of the semantic embeddings.
+        collaborative_dim: width of the collaborative embeddings.
+        latent_dim: d, width of each latent; specific codes have d dimensions, shared codes 2d.
+        hidden_sizes: hidden layers of both encoders, outermost first (the decoders mirror them); may be empty.
+        num_shared_levels: L_m, codebooks over both latents at once; 0 = nothing shared.
+        num_specific_levels: L_n, codebooks per kind after the shared ones; 0 = everything shared, and the two
+            identifiers are equal.
+        codebook_size: K, codes per codebook.
+        commitment_weight: α, weight of the commitment loss.
+        quantizer: `"rq-vae"` learns MLPs and codebooks by gradient; `"rq-kmeans"` fits them without one: the encoders
+            are PCA projections to `latent_dim`, the codebooks residual k-means (`hidden_sizes` is not used).
+        initialization: `"kmeans"` starts the encoders as PCA projections, their decoders as the transposes (MLPs still,
+            see `make_linear`) and the codebooks by residual k-means; `"random"` starts everything at random.
+        sinkhorn_epsilon: entropy of the balanced assignment on the last level while training; 0 = nearest code.
+        sinkhorn_iterations: of the balanced assignment.
+        dead_code_threshold: a code with fewer items than this is dead and is reset between epochs; 0 = never.
+    """
+
+    model_type = "joint_rqvae"
+
+    semantic_dim: int = 768
+    collaborative_dim: int = 64
+    latent_dim: int = 32
+    hidden_sizes: list[int] | tuple[int, ...] = (512, 256, 128)
+    num_shared_levels: int = 2
+    num_specific_levels: int = 2
+    codebook_size: int = 256
+    commitment_weight: float = 0.25
+    quantizer: Literal["rq-vae", "rq-kmeans"] = "rq-vae"
+    initialization: Literal["kmeans", "random"] = "kmeans"
+    sinkhorn_epsilon: float = 0.003
+    sinkhorn_iterations: int = 50
+    dead_code_threshold: int = 1
+
+    def validate_sizes(self) -> None:
+        """Part of the `@strict` validation: every width and the codebook size must leave something to learn."""
+        for name in ("semantic_dim", "collaborative_dim", "latent_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+        if self.codebook_size < 2:
+            raise ValueError(
+                f"`codebook_size` must be at least 2, or all items get one code; got {self.codebook_size}."
+            )
+        if any(size < 2 for size in self.hidden_sizes):
+            raise ValueError(f"`hidden_sizes` must all be at least 2; got {list(self.hidden_sizes)}.")
+
+    def validate_levels(self) -> None:
+        """Part of the `@strict` validation: either number of levels may be 0, but not both."""
+        if self.num_shared_levels < 0 or self.num_specific_levels < 0 or self.num_levels == 0:
+            raise ValueError(
+                "`num_shared_levels` and `num_specific_levels` must not be negative, and at least one of them must be "
+                "above 0, because an identifier needs at least one code; "
+                f"got {self.num_shared_levels} and {self.num_specific_levels}."
+            )
+
+    def validate_weights(self) -> None:
+        """Part of the `@strict` validation: loss and balancing weights must not be negative."""
+        for name in ("commitment_weight", "sinkhorn_epsilon", "sinkhorn_iterations", "dead_code_threshold"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative; got {getattr(self, name)}.")
+
+    @property
+    def num_levels(self) -> int:
+        """Codes per identifier."""
+        return self.num_shared_levels + self.num_specific_levels

@@ -1,0 +1,112 @@
+"""Training the joint RQ-VAE with transformers' Trainer: the table in memory, dead codes reset between epochs."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gensar_hf.identifiers.embedding_checks import Embeddings, checked_embeddings
+from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddingPairs(Dataset[dict[str, torch.Tensor]]):
+    """The two embeddings of each item, named as `JointRQVAE.forward` names them.
+
+    A batch is one `index_select` per table instead of a stack of rows; use it with `collate_embedding_pairs`.
+    """
+
+    def __init__(self, semantic: torch.Tensor, collaborative: torch.Tensor) -> None:
+        """Keep `(num_items, semantic_dim)` and `(num_items, collaborative_dim)`."""
+        self.tables = {"semantic_embeddings": semantic, "collaborative_embeddings": collaborative}
+
+    def __len__(self) -> int:
+        return len(self.tables["semantic_embeddings"])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: table[index] for name, table in self.tables.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """A list of one ready batch: the loader asks for all rows of a batch at once."""
+        rows = torch.as_tensor(indices)
+        return [{name: table.index_select(0, rows) for name, table in self.tables.items()}]
+
+
+def collate_embedding_pairs(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The batch that `EmbeddingPairs.__getitems__` has already made."""
+    (batch,) = batches
+    return batch
+
+
+class DeadCodeReset(TrainerCallback):
+    """Resets dead codes at the end of epochs (see `JointRQVAE.reset_dead_codes`), seeded by the epoch."""
+
+    def __init__(
+        self, semantic: Embeddings, collaborative: Embeddings, every_epochs: int = 5, settling_share: float = 0.2
+    ) -> None:
+        """Prepare the callback.
+
+        Args:
+            semantic: `(num_items, semantic_dim)`, all training items.
+            collaborative: `(num_items, collaborative_dim)`, all training items.
+            every_epochs: how often to reset.
+            settling_share: share of the epochs at the end in which nothing is reset, so that moved codes settle.
+        """
+        self.semantic, self.collaborative = semantic, collaborative
+        self.every_epochs, self.settling_share = every_epochs, settling_share
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: JointRQVAE | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Reset when the epoch is due."""
+        epoch = round(state.epoch or 0)
+        is_due = epoch % self.every_epochs == 0 and epoch < (1 - self.settling_share) * state.num_train_epochs
+        if model is None or not is_due:
+            return
+        num_moved = model.reset_dead_codes(self.semantic, self.collaborative, seed=args.seed + epoch)
+        if num_moved:
+            logger.info("Epoch %d: %d dead codes were moved onto badly quantized items.", epoch, num_moved)
+
+
+def train_joint_rqvae(
+    model: JointRQVAE,
+    semantic: Embeddings,
+    collaborative: Embeddings,
+    training_args: TrainingArguments,
+    resume_from_checkpoint: str | bool | None = None,
+) -> None:
+    """Fit standardisation and codebooks, then train in place; a `"rq-kmeans"` model is only fitted.
+
+    Args:
+        model: newly built (its weights come from torch's global generator: call `transformers.set_seed` before).
+        semantic: `(num_items, semantic_dim)`.
+        collaborative: `(num_items, collaborative_dim)`.
+        training_args: batch size, epochs, learning rate (the paper: 1024, 500, 1e-3), seed, and where to save.
+        resume_from_checkpoint: as in `Trainer.train`.
+
+    Raises:
+        DataError: embeddings that cannot be quantized; the message says what is wrong with them.
+    """
+    model.fit_standardization(semantic, collaborative)
+    if model.config.quantizer == "rq-kmeans" or model.config.initialization == "kmeans":
+        model.initialize_codebooks(semantic, collaborative, training_args.seed)
+    if model.config.quantizer == "rq-kmeans":
+        return
+    semantic = checked_embeddings("semantic", semantic, model.config.semantic_dim)
+    collaborative = checked_embeddings("collaborative", collaborative, model.config.collaborative_dim)
+    trainer = Trainer(
+        model=model,
+        args=training_args,
+        train_dataset=EmbeddingPairs(semantic, collaborative),
+        data_collator=collate_embedding_pairs,
+        callbacks=[DeadCodeReset(semantic, collaborative)],
+    )
+    trainer.train(resume_from_checkpoint=resume_from_checkpoint)

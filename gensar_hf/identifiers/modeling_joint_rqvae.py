@@ -1,0 +1,378 @@
+"""The joint RQ-VAE: one shared prefix, two specific suffixes of codes per item (GenSAR, Shi et al. 2025, sec. 3.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from gensar_hf.artifacts import DataError
+from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
+from gensar_hf.identifiers.embedding_checks import Embeddings, checked_embeddings, require_variation
+from gensar_hf.identifiers.joint_codes import JointCodes
+from gensar_hf.identifiers.quantization import (
+    ResidualVectorQuantizer,
+    VectorQuantizer,
+    mean_squared_error,
+    residual_quantize,
+    straight_through,
+)
+
+ENCODE_BATCH_SIZE = 8192
+
+
+@dataclass
+class JointRQVAEOutput(ModelOutput):
+    """What `JointRQVAE.forward` returns.
+
+    loss: scalar, the sum of the two below.
+    reconstruction_loss: scalar, ‖v_s − v̂_s‖² + ‖v_c − v̂_c‖² on standardised embeddings.
+    quantization_loss: scalar, codebook and commitment losses of all levels of both kinds.
+    semantic_codes, collaborative_codes: `(batch_size, num_levels)` long, shared levels first.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    quantization_loss: torch.Tensor | None = None
+    semantic_codes: torch.Tensor | None = None
+    collaborative_codes: torch.Tensor | None = None
+
+
+class Standardization(nn.Module):
+    """Zero mean and unit variance per dimension, fitted on the training items; the identity until then."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def reset_buffers(self) -> None:
+        """Back to the identity; buffers that were loaded are left alone."""
+        init.zeros_(self.mean)
+        init.ones_(self.scale)
+
+    def fit(self, embeddings: torch.Tensor) -> None:
+        """Take mean and standard deviation of `(num_items, dim)`; a dimension that never varies keeps scale 1."""
+        deviation, mean = torch.std_mean(embeddings.double(), dim=0, correction=0)
+        varies = deviation > 1e-6 * mean.abs().clamp_min(1e-6)
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(varies, deviation, torch.ones_like(deviation)))
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Standardise `(batch_size, dim)`."""
+        return (embeddings - self.mean) / self.scale
+
+    def inverse(self, standardised: torch.Tensor) -> torch.Tensor:
+        """Undo `forward`."""
+        return standardised * self.scale + self.mean
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers between the sizes, with ReLU between them and none at the end."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+@torch.no_grad()
+def fit_projection(encoder: nn.Sequential, decoder: nn.Sequential, standardised: torch.Tensor) -> None:
+    """Start the encoder as a PCA projection with latents of unit mean square, and the decoder as its transpose.
+
+    The unit mean square makes both kinds weigh the same in the shared codebooks whatever the widths of the embeddings.
+    A narrow hidden layer or embedding lowers the number of directions; the other latents are then 0.
+
+    Args:
+        encoder: `mlp([dim, ..., latent_dim])`.
+        decoder: `mlp([latent_dim, ..., dim])`.
+        standardised: `(num_items, dim)`.
+    """
+    data = standardised.double()
+    _, directions = torch.linalg.eigh(data.T @ data)  # columns, by ascending variance
+    widths = [layer.out_features for layer in linear_layers(encoder)]
+    latent_dim = widths[-1]
+    rank = min([latent_dim, data.shape[1], *(width // 2 for width in widths[:-1])])
+    directions = directions.flip(-1)[:, :rank].T  # (rank, dim)
+    root_mean_square = (data @ directions.T).square().sum().div(len(data) * latent_dim).sqrt()
+    padding = torch.eye(latent_dim, rank, dtype=torch.double, device=data.device)
+    make_linear(encoder, inner=directions / root_mean_square, outer=padding)
+    make_linear(decoder, inner=padding.T, outer=directions.T * root_mean_square)
+
+
+def make_linear(layers: nn.Sequential, inner: torch.Tensor, outer: torch.Tensor) -> None:
+    """Set an MLP with ReLU to compute `outer @ inner @ x`, while it stays free to learn what is not linear.
+
+    A value y passes a ReLU as its two parts, y = ReLU(y) − ReLU(−y), so `2 * rank` units of each hidden layer carry the
+    map; the other units keep their random weights and reach the output once the last layer has learned to use them.
+
+    Args:
+        layers: `mlp([in_dim, ..., out_dim])`, hidden layers of at least `2 * rank` units.
+        inner: `(rank, in_dim)`.
+        outer: `(out_dim, rank)`.
+    """
+    linears = linear_layers(layers)
+    identity = torch.eye(2 * len(inner), device=inner.device)
+    blocks = [torch.cat([inner, -inner]), *[identity] * (len(linears) - 2), torch.cat([outer, -outer], dim=1)]
+    for linear, block in zip(linears, blocks if len(linears) > 1 else [outer @ inner], strict=True):
+        num_rows, num_columns = block.shape
+        linear.weight[:num_rows] = 0
+        linear.bias[:num_rows] = 0
+        linear.weight[:num_rows, :num_columns] = block.float()
+
+
+def linear_layers(layers: nn.Sequential) -> list[nn.Linear]:
+    """The layers of `mlp` that have weights."""
+    return [layer for layer in layers if isinstance(layer, nn.Linear)]
+
+
+class JointRQVAE(PreTrainedModel):
+    """Quantizes a semantic and a collaborative embedding of each item into two identifiers with a shared prefix.
+
+    `[z_s; z_c]` goes through the shared codebooks; what they leave over is cut in half, for the semantic and the
+    collaborative codebooks. Before training, `fit_standardization` and `initialize_codebooks` set what is fitted and
+    not learned; `train_joint_rqvae` calls both.
+    """
+
+    config_class = JointRQVAEConfig
+    config: JointRQVAEConfig
+    base_model_prefix = "joint_rqvae"
+    main_input_name = "semantic_embeddings"
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: Trainer divides it by the accumulation steps
+
+    def __init__(self, config: JointRQVAEConfig) -> None:
+        super().__init__(config)
+        hidden = [] if config.quantizer == "rq-kmeans" else list(config.hidden_sizes)
+        dims = (config.semantic_dim, config.collaborative_dim)
+        self.semantic_standardization, self.collaborative_standardization = map(Standardization, dims)
+        self.semantic_encoder, self.collaborative_encoder = (mlp([dim, *hidden, config.latent_dim]) for dim in dims)
+        self.semantic_decoder, self.collaborative_decoder = (
+            mlp([config.latent_dim, *reversed(hidden), dim]) for dim in dims
+        )
+        # The last level is balanced while training; without specific levels that is the last shared one.
+        sinkhorn = (config.sinkhorn_epsilon, config.sinkhorn_iterations)
+        shared_sinkhorn = (0.0, 0) if config.num_specific_levels else sinkhorn
+        self.shared_quantizer = ResidualVectorQuantizer(
+            config.num_shared_levels,
+            config.codebook_size,
+            2 * config.latent_dim,
+            config.commitment_weight,
+            *shared_sinkhorn,
+        )
+        self.semantic_quantizer, self.collaborative_quantizer = (
+            ResidualVectorQuantizer(
+                config.num_specific_levels, config.codebook_size, config.latent_dim, config.commitment_weight, *sinkhorn
+            )
+            for _ in dims
+        )
+        if config.quantizer == "rq-kmeans":
+            self.requires_grad_(False)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, nonlinearity="relu")
+            init.zeros_(module.bias)
+        elif isinstance(module, VectorQuantizer):
+            module.reset_parameters()
+        elif isinstance(module, Standardization):
+            module.reset_buffers()
+
+    def encode_latents(self, semantic_embeddings: torch.Tensor, collaborative_embeddings: torch.Tensor) -> torch.Tensor:
+        """`[z_s; z_c]`, `(batch_size, 2 * latent_dim)` float32, of standardised embeddings (standardise them first)."""
+        latents = (self.semantic_encoder(semantic_embeddings), self.collaborative_encoder(collaborative_embeddings))
+        return torch.cat(latents, dim=-1).float()
+
+    def forward(
+        self,
+        semantic_embeddings: torch.Tensor,
+        collaborative_embeddings: torch.Tensor,
+        return_loss: bool = True,
+    ) -> JointRQVAEOutput:
+        """Encode, quantize, decode.
+
+        Args:
+            semantic_embeddings: `(batch_size, semantic_dim)`, as they come from the text encoder.
+            collaborative_embeddings: `(batch_size, collaborative_dim)`, as they come from the recommender.
+            return_loss: tells `Trainer` that a batch without labels has a loss; False leaves the losses out.
+
+        Returns:
+            `JointRQVAEOutput`. In training mode with `sinkhorn_epsilon > 0` the last level's codes are the balanced
+            ones (of the shared codebooks if there are no specific ones), otherwise all codes are the nearest.
+        """
+        semantic = self.semantic_standardization(semantic_embeddings)
+        collaborative = self.collaborative_standardization(collaborative_embeddings)
+        latents = self.encode_latents(semantic, collaborative)
+        codes, quantized, quantization_loss = self._quantize(latents)
+        loss = reconstruction_loss = None
+        if return_loss:
+            semantic_latents, collaborative_latents = straight_through(latents, quantized).chunk(2, dim=-1)
+            reconstruction_loss = mean_squared_error(semantic, self.semantic_decoder(semantic_latents).float())
+            reconstruction_loss = reconstruction_loss + mean_squared_error(
+                collaborative, self.collaborative_decoder(collaborative_latents).float()
+            )
+            loss = reconstruction_loss + quantization_loss
+        return JointRQVAEOutput(
+            loss=loss,
+            reconstruction_loss=reconstruction_loss,
+            quantization_loss=quantization_loss if return_loss else None,
+            semantic_codes=codes[0],
+            collaborative_codes=codes[1],
+        )
+
+    def _quantize(self, latents: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Both kinds' codes `(batch_size, num_levels)`, the quantized latents and the quantization loss."""
+        shared = self.shared_quantizer(latents)
+        semantic_residual, collaborative_residual = (latents - shared.quantized).chunk(2, dim=-1)
+        semantic = self.semantic_quantizer(semantic_residual)
+        collaborative = self.collaborative_quantizer(collaborative_residual)
+        quantized = shared.quantized + torch.cat([semantic.quantized, collaborative.quantized], dim=-1)
+        semantic_codes = torch.cat([shared.codes, semantic.codes], dim=-1)
+        collaborative_codes = torch.cat([shared.codes, collaborative.codes], dim=-1)
+        return (semantic_codes, collaborative_codes), quantized, shared.loss + semantic.loss + collaborative.loss
+
+    @torch.no_grad()
+    def fit_standardization(self, semantic: Embeddings, collaborative: Embeddings) -> None:
+        """Fit mean and scale of both inputs on the training items, `(num_items, semantic_dim / collaborative_dim)`.
+
+        Raises:
+            DataError: wrong width, a non-finite value, fewer than two items, or all items equal.
+        """
+        semantic, collaborative = self._checked(semantic, collaborative)
+        for name, embeddings in (("semantic", semantic), ("collaborative", collaborative)):
+            require_variation(name, embeddings)
+        self.semantic_standardization.fit(semantic)
+        self.collaborative_standardization.fit(collaborative)
+
+    @torch.no_grad()
+    def initialize_codebooks(self, semantic: Embeddings, collaborative: Embeddings, seed: int) -> None:
+        """Fit all codebooks by residual k-means on the latents of the items; standardisation must be fitted before.
+
+        With `quantizer="rq-kmeans"` this is all the training there is, and the PCA projections are fitted first.
+
+        Args:
+            semantic: `(num_items, semantic_dim)`.
+            collaborative: `(num_items, collaborative_dim)`.
+            seed: of k-means.
+        """
+        semantic, collaborative = self._checked(semantic, collaborative)
+        fit_projection(self.semantic_encoder, self.semantic_decoder, self.semantic_standardization(semantic))
+        fit_projection(
+            self.collaborative_encoder, self.collaborative_decoder, self.collaborative_standardization(collaborative)
+        )
+        residual = self.shared_quantizer.fit(self._all_latents(semantic, collaborative), seed)
+        semantic_residual, collaborative_residual = residual.chunk(2, dim=-1)
+        self.semantic_quantizer.fit(semantic_residual, seed)
+        self.collaborative_quantizer.fit(collaborative_residual, seed)
+
+    @torch.no_grad()
+    def reset_dead_codes(self, semantic: Embeddings, collaborative: Embeddings, seed: int) -> int:
+        """Move codes with fewer than `config.dead_code_threshold` items onto badly quantized items.
+
+        Args:
+            semantic: `(num_items, semantic_dim)`, all training items.
+            collaborative: `(num_items, collaborative_dim)`, all training items.
+            seed: of the draw of the items.
+
+        Returns:
+            how many codes of all levels were moved.
+        """
+        semantic, collaborative = self._checked(semantic, collaborative)
+        threshold, generator = self.config.dead_code_threshold, np.random.default_rng(seed)
+        latents = self._all_latents(semantic, collaborative)
+        num_shared, residual = self.shared_quantizer.reset_dead_codes(latents, threshold, generator)
+        semantic_residual, collaborative_residual = residual.chunk(2, dim=-1)
+        num_semantic, _ = self.semantic_quantizer.reset_dead_codes(semantic_residual, threshold, generator)
+        num_collaborative, _ = self.collaborative_quantizer.reset_dead_codes(
+            collaborative_residual, threshold, generator
+        )
+        return num_shared + num_semantic + num_collaborative
+
+    @torch.no_grad()
+    def encode(self, semantic: Embeddings, collaborative: Embeddings) -> JointCodes:
+        """Nearest codes of items, not yet unique; also for items that were not there when the model was trained.
+
+        Args:
+            semantic: `(num_items, semantic_dim)`.
+            collaborative: `(num_items, collaborative_dim)`.
+
+        Returns:
+            `JointCodes`, which `assign_unique_identifiers` takes.
+        """
+        latents = self._all_latents(*self._checked(semantic, collaborative))
+        shared_codes, shared_quantized = self._nearest(latents, self.shared_quantizer)
+        halves = (latents - shared_quantized).chunk(2, dim=-1)
+        semantic_codes, _ = self._nearest(halves[0], self.semantic_quantizer)
+        collaborative_codes, _ = self._nearest(halves[1], self.collaborative_quantizer)
+        dims = (2 * self.config.latent_dim, self.config.latent_dim, self.config.latent_dim)
+        quantizers = (self.shared_quantizer, self.semantic_quantizer, self.collaborative_quantizer)
+        books = [
+            torch.stack(quantizer.codebooks).float().cpu().numpy()
+            if len(quantizer.levels)
+            else np.zeros((0, self.config.codebook_size, dim), dtype=np.float32)
+            for quantizer, dim in zip(quantizers, dims, strict=True)
+        ]
+        return JointCodes(
+            torch.cat([shared_codes, semantic_codes], dim=-1).cpu().numpy(),
+            torch.cat([shared_codes, collaborative_codes], dim=-1).cpu().numpy(),
+            latents.cpu().numpy(),
+            *books,
+        )
+
+    @torch.no_grad()
+    def reconstruction_error(
+        self, semantic: Embeddings, collaborative: Embeddings, quantized_latents: np.ndarray
+    ) -> dict[str, float]:
+        """Mean squared error of the decoded embeddings, on standardised dimensions: the share of variance that is lost.
+
+        Args:
+            semantic: `(num_items, semantic_dim)`.
+            collaborative: `(num_items, collaborative_dim)`.
+            quantized_latents: `(num_items, 2 * latent_dim)`, from `JointCodes.quantized`.
+
+        Returns:
+            `{"semantic": ..., "collaborative": ...}`; 0 is exact, 1 is what the mean embedding would give.
+        """
+        semantic, collaborative = self._checked(semantic, collaborative)
+        halves = torch.as_tensor(quantized_latents, device=self.device, dtype=torch.float32).chunk(2, dim=-1)
+        targets = (self.semantic_standardization(semantic), self.collaborative_standardization(collaborative))
+        decoders = (self.semantic_decoder, self.collaborative_decoder)
+        errors = [
+            float(mean_squared_error(target, decoder(half)))
+            for target, decoder, half in zip(targets, decoders, halves, strict=True)
+        ]
+        return dict(zip(("semantic", "collaborative"), errors, strict=True))
+
+    def _checked(self, semantic: Embeddings, collaborative: Embeddings) -> tuple[torch.Tensor, torch.Tensor]:
+        semantic = checked_embeddings("semantic", semantic, self.config.semantic_dim)
+        collaborative = checked_embeddings("collaborative", collaborative, self.config.collaborative_dim)
+        if len(semantic) != len(collaborative):
+            raise DataError(
+                f"There are {len(semantic)} semantic but {len(collaborative)} collaborative embeddings; "
+                "give one of each per item, in the same order."
+            )
+        return semantic.to(self.device), collaborative.to(self.device)
+
+    def _all_latents(self, semantic: torch.Tensor, collaborative: torch.Tensor) -> torch.Tensor:
+        """Latents of all items, `(num_items, 2 * latent_dim)`, computed in batches."""
+        batches = zip(semantic.split(ENCODE_BATCH_SIZE), collaborative.split(ENCODE_BATCH_SIZE), strict=True)
+        return torch.cat(
+            [
+                self.encode_latents(self.semantic_standardization(left), self.collaborative_standardization(right))
+                for left, right in batches
+            ]
+        )
+
+    def _nearest(self, latents: torch.Tensor, quantizer: ResidualVectorQuantizer) -> tuple[torch.Tensor, torch.Tensor]:
+        """`residual_quantize` in batches, so that the distances to all codes fit in memory."""
+        parts = [residual_quantize(batch, quantizer.codebooks) for batch in latents.split(ENCODE_BATCH_SIZE)]
+        codes, quantized = zip(*parts, strict=True)
+        return torch.cat(codes), torch.cat(quantized)

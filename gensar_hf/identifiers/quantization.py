@@ -1,0 +1,279 @@
+"""Vector and residual quantization: nearest codes, their losses, k-means, Sinkhorn balancing, dead-code reset."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import initialization as init
+
+
+class QuantizerOutput(NamedTuple):
+    """What quantizing a batch gives.
+
+    codes: `(batch_size,)` of one level, `(batch_size, num_levels)` of a residual quantizer, long.
+    quantized: `(batch_size, codebook_dim)`, the chosen code, or the sum of the chosen codes; carries no gradient.
+    loss: scalar, codebook loss + commitment_weight * commitment loss, summed over the levels.
+    """
+
+    codes: torch.Tensor
+    quantized: torch.Tensor
+    loss: torch.Tensor
+
+
+def mean_squared_error(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The ‖left − right‖² of every loss of the joint RQ-VAE: the mean over the batch and over the dimensions.
+
+    Differs from the paper: it writes the squared norm, a sum over the dimensions. With a 384-d semantic and a 64-d
+    collaborative embedding the sum would count the first six times; the mean makes both reconstructions weigh the same,
+    and shared (2d) codes as much as specific (d) ones. This function is the only place where that is decided.
+    """
+    return (left - right).square().mean()
+
+
+def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+    """Value of `quantized`, gradient of `latents` (van den Oord et al. 2017, sec. 3.2); both of the same shape."""
+    return latents + (quantized - latents).detach()
+
+
+def squared_distances(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Squared L2 distance of each vector to each code, always in float32 also under autocast.
+
+    Args:
+        vectors: `(num_vectors, codebook_dim)`.
+        codebook: `(codebook_size, codebook_dim)`.
+
+    Returns:
+        `(num_vectors, codebook_size)`, not below 0.
+    """
+    with torch.autocast(device_type=vectors.device.type, enabled=False):
+        vectors, codebook = vectors.float(), codebook.float()
+        cross_terms = vectors @ codebook.T
+        distances = vectors.square().sum(-1, keepdim=True) - 2 * cross_terms + codebook.square().sum(-1)
+    return distances.clamp_min(0)
+
+
+def residual_quantize(latents: torch.Tensor, codebooks: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize each latent greedily, one codebook at a time (RQ-VAE, Lee et al. 2022, sec. 3.1).
+
+    Args:
+        latents: `(num_items, codebook_dim)`.
+        codebooks: one `(codebook_size, codebook_dim)` table per level, coarse first; none is allowed.
+
+    Returns:
+        codes `(num_items, num_levels)`, dtype long, and the quantized latents `(num_items, codebook_dim)`.
+    """
+    residual = latents
+    codes = torch.zeros(len(latents), len(codebooks), dtype=torch.long, device=latents.device)
+    for level, codebook in enumerate(codebooks):
+        codes[:, level] = squared_distances(residual, codebook).argmin(dim=-1)
+        residual = residual - codebook[codes[:, level]]
+    return codes, latents - residual
+
+
+def sinkhorn_plan(distances: torch.Tensor, epsilon: float, num_iterations: int = 50) -> torch.Tensor:
+    """Entropic transport plan that spreads the vectors evenly over the codes (Cuturi 2013), in the log domain.
+
+    As in LC-Rec, distances are divided by half their range first, so that `epsilon` does not depend on their scale.
+
+    Args:
+        distances: `(num_vectors, codebook_size)`, squared distances.
+        epsilon: strength of the entropy term; smaller is closer to the exact transport, and converges later.
+        num_iterations: how often columns and rows are scaled in turn.
+
+    Returns:
+        plan `(num_vectors, codebook_size)`: rows sum to 1 / num_vectors (rows are scaled last), columns to about
+        1 / codebook_size.
+    """
+    num_vectors, codebook_size = distances.shape
+    distances = distances.float()
+    half_range = ((distances.max() - distances.min()) / 2).clamp_min(1e-12)
+    log_kernel = (distances.min() - distances) / (half_range * epsilon)
+    column_potential = log_kernel.new_zeros(codebook_size)
+    # Scaling the rows is a softmax, so only the column potential is kept: 5 times faster than two logsumexp per
+    # iteration. A column whose mass underflows is raised by at most 87 (= -log of the smallest float) at a time.
+    smallest = torch.finfo(torch.float32).tiny
+    for _ in range(num_iterations):
+        column_mass = torch.softmax(log_kernel + column_potential, dim=1).sum(dim=0) * (codebook_size / num_vectors)
+        column_potential = column_potential - column_mass.clamp_min(smallest).log()
+    return torch.softmax(log_kernel + column_potential, dim=1) / num_vectors
+
+
+def fit_codebook(vectors: torch.Tensor, codebook_size: int, seed: int) -> torch.Tensor:
+    """Codes from k-means over the vectors.
+
+    With fewer distinct vectors than codes, each distinct vector becomes a code and the spare codes lie around them, so
+    that every code is finite and near the data.
+
+    Args:
+        vectors: `(num_vectors, codebook_dim)`.
+        codebook_size: number of codes.
+        seed: of the k-means++ start and of the spare codes.
+
+    Returns:
+        `(codebook_size, codebook_dim)`, float32, on the device of `vectors`.
+    """
+    from sklearn.cluster import KMeans
+
+    points = vectors.detach().float().cpu().numpy()
+    distinct = np.unique(points, axis=0)
+    if len(distinct) > codebook_size:
+        codes = KMeans(n_clusters=codebook_size, n_init=1, random_state=seed).fit(points).cluster_centers_
+    else:
+        generator = np.random.default_rng(seed)
+        neighbours = distinct[generator.integers(len(distinct), size=codebook_size - len(distinct))]
+        spread = 0.1 * points.std() + 1e-6
+        codes = np.concatenate([distinct, neighbours + spread * generator.standard_normal(neighbours.shape)])
+    return torch.as_tensor(codes, dtype=torch.float32, device=vectors.device)
+
+
+class VectorQuantizer(nn.Module):
+    """One codebook: the nearest code by squared L2 (VQ-VAE, van den Oord et al. 2017).
+
+    With `sinkhorn_epsilon > 0`, codes are assigned by the balanced transport plan instead while training.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        commitment_weight: float = 0.25,
+        sinkhorn_epsilon: float = 0.0,
+        sinkhorn_iterations: int = 50,
+    ) -> None:
+        super().__init__()
+        self.commitment_weight = commitment_weight
+        self.sinkhorn_epsilon = sinkhorn_epsilon
+        self.sinkhorn_iterations = sinkhorn_iterations
+        self.codebook = nn.Parameter(torch.empty(codebook_size, codebook_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the codes from U(−1/K, 1/K), VQ-VAE's usual start; weights that were loaded are left alone."""
+        bound = 1 / len(self.codebook)
+        init.uniform_(self.codebook, -bound, bound)
+
+    @torch.no_grad()
+    def nearest_codes(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Nearest code of each of `(batch_size, codebook_dim)`; `(batch_size,)`, long."""
+        return squared_distances(vectors, self.codebook).argmin(dim=-1)
+
+    @torch.no_grad()
+    def balanced_codes(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Code that the balanced plan gives each of `(batch_size, codebook_dim)`; `(batch_size,)`, long."""
+        distances = squared_distances(vectors, self.codebook)
+        return sinkhorn_plan(distances, self.sinkhorn_epsilon, self.sinkhorn_iterations).argmax(dim=-1)
+
+    def forward(self, vectors: torch.Tensor) -> QuantizerOutput:
+        """Quantize `(batch_size, codebook_dim)` vectors; the loss is ‖sg[r] − e‖² + α‖r − sg[e]‖²."""
+        is_balanced = self.training and self.sinkhorn_epsilon > 0
+        codes = self.balanced_codes(vectors) if is_balanced else self.nearest_codes(vectors)
+        chosen = self.codebook[codes]
+        codebook_loss = mean_squared_error(vectors.detach(), chosen)
+        commitment_loss = mean_squared_error(vectors, chosen.detach())
+        return QuantizerOutput(codes, chosen.detach(), codebook_loss + self.commitment_weight * commitment_loss)
+
+    @torch.no_grad()
+    def reset_dead_codes(self, vectors: torch.Tensor, min_items: int, generator: np.random.Generator) -> int:
+        """Move each code that is nearest to fewer than `min_items` vectors onto a badly quantized vector.
+
+        The vectors are drawn in proportion to their squared error, as k-means++ draws its centres.
+
+        Args:
+            vectors: `(num_vectors, codebook_dim)`, all training items at this level.
+            min_items: a code with fewer items counts as dead; 0 resets nothing.
+            generator: NumPy's random generator.
+
+        Returns:
+            how many codes were moved.
+        """
+        errors, codes = squared_distances(vectors, self.codebook).min(dim=-1)
+        dead = torch.bincount(codes, minlength=len(self.codebook)) < min_items
+        weights = errors.double().cpu().numpy()
+        num_moved = min(int(dead.sum()), int(np.count_nonzero(weights)))
+        if num_moved == 0:
+            return 0
+        rows = generator.choice(len(vectors), size=num_moved, replace=False, p=weights / weights.sum())
+        dead_codes = torch.nonzero(dead).squeeze(-1)[:num_moved]
+        self.codebook[dead_codes] = vectors[torch.as_tensor(rows, device=vectors.device)].to(self.codebook.dtype)
+        return num_moved
+
+
+class ResidualVectorQuantizer(nn.Module):
+    """A sequence of codebooks; each quantizes what the ones before it left over (Lee et al. 2022). 0 levels work."""
+
+    def __init__(
+        self,
+        num_levels: int,
+        codebook_size: int,
+        codebook_dim: int,
+        commitment_weight: float = 0.25,
+        sinkhorn_epsilon: float = 0.0,
+        sinkhorn_iterations: int = 50,
+    ) -> None:
+        """As `VectorQuantizer`; Sinkhorn is used on the last level only."""
+        super().__init__()
+        sinkhorn = [(0.0, 0)] * (num_levels - 1) + [(sinkhorn_epsilon, sinkhorn_iterations)]
+        self.levels = nn.ModuleList(
+            [VectorQuantizer(codebook_size, codebook_dim, commitment_weight, *sinkhorn[i]) for i in range(num_levels)]
+        )
+
+    @property
+    def quantizers(self) -> list[VectorQuantizer]:
+        """The levels, coarse first."""
+        return cast(list[VectorQuantizer], list(self.levels))
+
+    @property
+    def codebooks(self) -> list[torch.Tensor]:
+        """The codebooks, `(codebook_size, codebook_dim)` each, coarse first."""
+        return [level.codebook for level in self.quantizers]
+
+    def forward(self, latents: torch.Tensor) -> QuantizerOutput:
+        """Quantize latents level by level.
+
+        The residual of level l is `latents − sg[Σ codes before l]`: the commitment losses of all levels reach the
+        encoder, and a codebook is moved by its own level's loss only (Lee et al. 2022, eq. 8).
+
+        Args:
+            latents: `(batch_size, codebook_dim)`.
+
+        Returns:
+            codes `(batch_size, num_levels)`, the sum of the chosen codes and the loss summed over the levels.
+        """
+        quantized, loss = torch.zeros_like(latents), latents.new_zeros(())
+        codes = torch.zeros(len(latents), len(self.levels), dtype=torch.long, device=latents.device)
+        for index, level in enumerate(self.quantizers):
+            output = level(latents - quantized)
+            codes[:, index] = output.codes
+            quantized = quantized + output.quantized
+            loss = loss + output.loss
+        return QuantizerOutput(codes, quantized, loss)
+
+    @torch.no_grad()
+    def fit(self, latents: torch.Tensor, seed: int) -> torch.Tensor:
+        """Residual k-means: fit every codebook on what the levels before it leave of `(num_items, codebook_dim)`.
+
+        Returns:
+            the residual after the last level, `(num_items, codebook_dim)`.
+        """
+        residual = latents
+        for index, level in enumerate(self.quantizers):
+            level.codebook.copy_(fit_codebook(residual, len(level.codebook), seed + index))
+            residual = residual - level.codebook[level.nearest_codes(residual)]
+        return residual
+
+    @torch.no_grad()
+    def reset_dead_codes(
+        self, latents: torch.Tensor, min_items: int, generator: np.random.Generator
+    ) -> tuple[int, torch.Tensor]:
+        """Reset the dead codes of every level in turn (see `VectorQuantizer.reset_dead_codes`).
+
+        Returns:
+            how many codes were moved, and the residual after the last level, `(num_items, codebook_dim)`.
+        """
+        residual, num_moved = latents, 0
+        for level in self.quantizers:
+            num_moved += level.reset_dead_codes(residual, min_items, generator)
+            residual = residual - level.codebook[level.nearest_codes(residual)]
+        return num_moved, residual
