@@ -1,0 +1,1 @@
+"""Text and identifiers → tokens → the next item."""

@@ -1,0 +1,254 @@
+"""The generator: a T5 whose encoder can read one event as one position."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import T5ForConditionalGeneration
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.models.t5.modeling_t5 import T5Stack
+
+from gensar_hf.generator.configuration_gensar import GenSARConfig
+
+IGNORED_LABEL = -100
+
+
+def pool_events(embeddings: torch.Tensor, event_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum the embeddings of each event's tokens and divide by the square root of their number.
+
+    The square root keeps the variance of a sum of independent embeddings at that of one embedding, whatever the
+    number of words of a query.
+
+    Args:
+        embeddings: `(batch_size, num_tokens, d_model)`.
+        event_ids: `(batch_size, num_tokens)` long, the position that each token belongs to, -1 for padding.
+
+    Returns:
+        `(batch_size, num_positions, d_model)` pooled embeddings and `(batch_size, num_positions)` bool, which of the
+        positions hold an event.
+    """
+    batch_size, _, d_model = embeddings.shape
+    num_positions = int(event_ids.max()) + 1
+    # One position more in each row takes the padding and is cut off again.
+    slots = torch.where(event_ids < 0, num_positions, event_ids)
+    slots = slots + torch.arange(batch_size, device=slots.device)[:, None] * (num_positions + 1)
+    num_slots = batch_size * (num_positions + 1)
+    sums = embeddings.new_zeros(num_slots, d_model).index_add_(0, slots.flatten(), embeddings.flatten(0, 1))
+    counts = torch.bincount(slots.flatten(), minlength=num_slots)
+    pooled = sums * counts.clamp(min=1).to(sums.dtype).rsqrt()[:, None]
+    pooled = pooled.view(batch_size, num_positions + 1, d_model)[:, :-1]
+    return pooled, counts.view(batch_size, num_positions + 1)[:, :-1] > 0
+
+
+def event_positions(event_ids: torch.Tensor) -> torch.Tensor:
+    """`(batch_size, num_positions)` bool: the positions that hold an event (positions are filled from the left)."""
+    num_events = event_ids.amax(dim=1) + 1
+    return torch.arange(int(num_events.max()), device=event_ids.device) < num_events[:, None]
+
+
+def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`(batch_size, queries, keys)` bool → `(batch_size, 1, queries, keys)`: 0 where allowed, very low elsewhere."""
+    forbidden = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=allowed.device)
+    return torch.where(allowed, torch.zeros((), dtype=dtype, device=allowed.device), forbidden)[:, None]
+
+
+@dataclass(frozen=True)
+class PackedTargets:
+    """Several targets behind one another in one decoder row; none of them sees the others.
+
+    T5 knows positions only as differences, and has none in cross-attention, so a packed target computes exactly what
+    it would compute alone.
+
+    Attributes:
+        target_ids: `(batch_size, num_decoder_tokens)` long, which target each decoder token belongs to, -1 padding.
+        starts, ends: `(batch_size, num_decoder_tokens)` long: the encoder positions `starts … ends - 1` are what a
+            decoder token may see.
+    """
+
+    target_ids: torch.Tensor
+    starts: torch.Tensor
+    ends: torch.Tensor
+
+    def self_attention(self) -> torch.Tensor:
+        """`(batch_size, num_decoder_tokens, num_decoder_tokens)` bool: the earlier tokens of the same target."""
+        same = self.target_ids[:, :, None] == self.target_ids[:, None, :]
+        return same & _causal(same.shape[1], same.device)
+
+    def cross_attention(self, num_positions: int) -> torch.Tensor:
+        """`(batch_size, num_decoder_tokens, num_positions)` bool: what came before the target."""
+        positions = torch.arange(num_positions, device=self.starts.device)
+        return (positions >= self.starts[:, :, None]) & (positions < self.ends[:, :, None])
+
+
+class GenSAREncoder(T5Stack):
+    """T5's encoder; with `event_ids`, the tokens of one event share a position and positions look back only."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        event_ids: torch.Tensor | None = None,
+        encoder_starts: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        """Encode.
+
+        Args:
+            input_ids: `(batch_size, num_tokens)`.
+            attention_mask: `(batch_size, num_tokens)`, 0 for padding.
+            event_ids: `(batch_size, num_tokens)` long, the position of each token, -1 for padding; None: every token
+                is a position of its own and sees all others.
+            encoder_starts: `(batch_size, num_positions)` long, the first position that each position may see, when
+                several examples are packed into one row; default 0.
+            inputs_embeds: `(batch_size, num_tokens, d_model)` instead of `input_ids`.
+            **kwargs: as for T5.
+
+        Returns:
+            `last_hidden_state` `(batch_size, num_positions, d_model)`.
+        """
+        if event_ids is None:
+            return super().forward(
+                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+            )
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        pooled, is_event = pool_events(inputs_embeds, event_ids)
+        allowed = is_event[:, None, :] & _causal(pooled.shape[1], pooled.device)
+        if encoder_starts is not None:
+            positions = torch.arange(pooled.shape[1], device=pooled.device)
+            allowed = allowed & (positions >= encoder_starts[:, :, None])
+        return super().forward(inputs_embeds=pooled, attention_mask=additive_mask(allowed, pooled.dtype), **kwargs)
+
+
+class GenSARForConditionalGeneration(T5ForConditionalGeneration):
+    """T5 that answers a request with the identifier of an item or the words of a query."""
+
+    config_class = GenSARConfig
+    # `forward` divides by `num_items_in_batch` itself, so gradient accumulation is exact.
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: GenSARConfig) -> None:
+        super().__init__(config)
+        encoder_config = copy.deepcopy(config)
+        encoder_config.is_decoder = False
+        encoder_config.use_cache = False
+        self.encoder = GenSAREncoder(encoder_config)
+        self.post_init()
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        event_ids: torch.Tensor | None = None,
+        encoder_starts: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        decoder_target_ids: torch.Tensor | None = None,
+        decoder_starts: torch.Tensor | None = None,
+        decoder_ends: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput:
+        """As `T5ForConditionalGeneration.forward`, with the arguments below added.
+
+        Args:
+            input_ids: `(batch_size, num_tokens)`.
+            attention_mask: `(batch_size, num_tokens)`, 0 for padding.
+            event_ids: `(batch_size, num_tokens)` long, the encoder position of each token, -1 for padding.
+            encoder_starts: `(batch_size, num_positions)` long, the first position each position may see.
+            decoder_input_ids: `(batch_size, num_decoder_tokens)`.
+            decoder_attention_mask: `(batch_size, num_decoder_tokens)`.
+            decoder_target_ids: `(batch_size, num_decoder_tokens)` long, with `decoder_starts` and `decoder_ends`:
+                several targets packed into one row, see `PackedTargets`.
+            decoder_starts: first encoder position that a decoder token may see.
+            decoder_ends: the position after the last one.
+            encoder_outputs: what the encoder returned, to decode again without encoding.
+            past_key_values: decoder cache.
+            inputs_embeds: `(batch_size, num_tokens, d_model)` instead of `input_ids`.
+            decoder_inputs_embeds: the same for the decoder.
+            labels: `(batch_size, num_decoder_tokens)`, -100 is ignored.
+            num_items_in_batch: number of labels in the whole batch over all accumulation steps and processes; the
+                summed loss is divided by it. Default: the labels at hand.
+            use_cache: keep the decoder's keys and values.
+            **kwargs: as for T5.
+
+        Returns:
+            `loss` scalar (mean next-token negative log-likelihood of the responses; GenSAR, equation 9) and `logits`:
+            `(batch_size, num_decoder_tokens, vocab_size)`; with packed targets and labels only those of the labelled
+            tokens, `(num_labels, vocab_size)`.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                event_ids=event_ids,
+                encoder_starts=encoder_starts,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+        hidden_states = encoder_outputs[0]
+        encoder_mask = attention_mask if event_ids is None else event_positions(event_ids)
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self._shift_right(labels)
+        if decoder_target_ids is not None:
+            targets = PackedTargets(decoder_target_ids, decoder_starts, decoder_ends)
+            decoder_attention_mask = additive_mask(targets.self_attention(), hidden_states.dtype)
+            encoder_mask = additive_mask(targets.cross_attention(hidden_states.shape[1]), hidden_states.dtype)
+        decoder_outputs = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            inputs_embeds=decoder_inputs_embeds,
+            past_key_values=past_key_values,
+            encoder_hidden_states=hidden_states,
+            encoder_attention_mask=encoder_mask,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        states = decoder_outputs[0]
+        loss = None
+        if labels is not None and decoder_target_ids is not None:
+            # Packed rows end at different lengths: only the labelled tokens are worth a row of logits.
+            is_labelled = labels != IGNORED_LABEL
+            states, labels = states[is_labelled], labels[is_labelled]
+        logits = self.output_logits(states)
+        if labels is not None:
+            loss = summed_cross_entropy(logits, labels, num_items_in_batch)
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=decoder_outputs.past_key_values,
+            encoder_last_hidden_state=hidden_states,
+        )
+
+    def output_logits(self, decoder_states: torch.Tensor) -> torch.Tensor:
+        """`(…, d_model)` decoder states → `(…, vocab_size)` logits."""
+        if self.config.scale_decoder_outputs:
+            decoder_states = decoder_states * (self.model_dim**-0.5)
+        return self.lm_head(decoder_states)
+
+
+def summed_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+) -> torch.Tensor:
+    """Cross entropy summed over the labels, divided by the number of labels of the whole (accumulated) batch."""
+    labels = labels.to(logits.device).flatten()
+    total = nn.functional.cross_entropy(
+        logits.flatten(0, -2).float(), labels, ignore_index=IGNORED_LABEL, reduction="sum"
+    )
+    if num_items_in_batch is None:
+        num_items_in_batch = (labels != IGNORED_LABEL).sum().clamp(min=1)
+    return total / num_items_in_batch
+
+
+def _causal(length: int, device: torch.device) -> torch.Tensor:
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril_()

@@ -1,0 +1,98 @@
+"""The six training tasks and the words that tell the model which one is wanted.
+
+Each task has one frozen table of templates. An encoder input is an instruction and, after it, the events it is about:
+the user's history, a query, an item's text or an identifier. The instruction comes first, so that every event of a
+history can be a training target that sees the instruction and what happened before it (see `packing.py`).
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gensar_hf.data import Behavior
+
+
+class Task(StrEnum):
+    """What one training example asks for (GenSAR, section 3.3; the last one is from the authors' code)."""
+
+    NEXT_RECOMMENDED_ITEM = "next_recommended_item"
+    NEXT_QUERY = "next_query"
+    NEXT_SEARCHED_ITEM = "next_searched_item"
+    DESCRIPTION_TO_IDENTIFIER = "description_to_identifier"
+    IDENTIFIER_TO_DESCRIPTION = "identifier_to_description"
+    AD_HOC_SEARCH = "ad_hoc_search"
+
+
+HISTORY_TASKS = {
+    Behavior.RECOMMENDED_ITEM: Task.NEXT_RECOMMENDED_ITEM,
+    Behavior.SEARCH_QUERY: Task.NEXT_QUERY,
+    Behavior.SEARCHED_ITEM: Task.NEXT_SEARCHED_ITEM,
+}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The instructions of one task.
+
+    Attributes:
+        templates: several wordings; training draws one for each example, inference takes the first. `{kind}` stands
+            for the kind of identifier, `semantic` or `collaborative`, in the two tasks that know both.
+    """
+
+    templates: tuple[str, ...]
+
+    def instruction(self, template: int = 0, kind: str = "") -> str:
+        """The words of one template, for one kind of identifier."""
+        return self.templates[template].format(kind=kind)
+
+
+PROMPTS: dict[Task, Prompts] = {
+    Task.NEXT_RECOMMENDED_ITEM: Prompts(
+        (
+            "recommend the item clicked next:",
+            "what will this user like next?",
+            "given these events, suggest one more item:",
+        )
+    ),
+    Task.NEXT_QUERY: Prompts(
+        (
+            "write the query typed next:",
+            "what will this user look for next?",
+            "given these events, guess the next search:",
+        )
+    ),
+    Task.NEXT_SEARCHED_ITEM: Prompts(
+        (
+            "find the item clicked for the last query:",
+            "which result will this user open?",
+            "given these events and the query, pick a result:",
+        )
+    ),
+    Task.DESCRIPTION_TO_IDENTIFIER: Prompts(
+        (
+            "{kind} identifier of the item described:",
+            "name this item by its {kind} codes:",
+        )
+    ),
+    Task.IDENTIFIER_TO_DESCRIPTION: Prompts(
+        (
+            "describe the item with this {kind} identifier:",
+            "what do these {kind} codes stand for?",
+        )
+    ),
+    Task.AD_HOC_SEARCH: Prompts(
+        (
+            "find an item for the query:",
+            "which item answers this search?",
+        )
+    ),
+}
+
+
+def all_instructions() -> list[str]:
+    """Every instruction in every wording: text that the tokenizer must know."""
+    return [
+        prompts.instruction(template, kind)
+        for prompts in PROMPTS.values()
+        for template in range(len(prompts.templates))
+        for kind in ("semantic", "collaborative")
+    ]

@@ -1,0 +1,226 @@
+"""The training examples of the six tasks, drawn from a log.
+
+An example is an encoder input (an instruction and events, each a few tokens) and one or more targets; a target sees
+the instruction and a number of events, and is answered with a response. The draw of example `i` is a pure function of
+`(seed, i)`: a run that was killed and resumed sees what an uninterrupted one sees.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gensar_hf.data import Behavior, EventLog
+from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, Task
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+
+DEFAULT_TASK_WEIGHTS: dict[Task, float] = {
+    Task.NEXT_RECOMMENDED_ITEM: 0.35,
+    Task.NEXT_QUERY: 0.08,
+    Task.NEXT_SEARCHED_ITEM: 0.37,
+    Task.DESCRIPTION_TO_IDENTIFIER: 0.05,
+    Task.IDENTIFIER_TO_DESCRIPTION: 0.05,
+    Task.AD_HOC_SEARCH: 0.10,
+}
+_BEHAVIOR_OF_TASK = {task: behavior for behavior, task in HISTORY_TASKS.items()}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A response `(num_tokens,)` to what an encoder saw up to, and without, position `end`."""
+
+    end: int
+    response: np.ndarray
+
+
+@dataclass(frozen=True)
+class Example:
+    """`events[0]` is the instruction; every event is `(num_tokens,)` token ids."""
+
+    task: Task
+    events: list[np.ndarray]
+    targets: list[Target]
+
+
+@dataclass
+class TrainingLog:
+    """The events that training may read, as tokens.
+
+    Attributes:
+        tokenizer: with the catalogue's identifiers; its items are the event log's, in the same order.
+        events: the log; only `events.offsets[u]:train_ends[u]` of each user is read.
+        train_ends: `(num_users,)`, see `Split`.
+        item_texts: one a catalogue item.
+        query_tokens: the words of the queries that occur in training events, by query.
+        item_text_tokens: the words of each item's text.
+        is_target: `(num_events,)` bool, events that training may ask for.
+        searched: `(num_searched,)` training events that are search clicks.
+    """
+
+    tokenizer: GenSARTokenizer
+    events: EventLog
+    train_ends: np.ndarray
+    item_texts: Sequence[str]
+    query_tokens: dict[int, np.ndarray] = field(init=False)
+    item_text_tokens: list[np.ndarray] = field(init=False)
+    is_target: np.ndarray = field(init=False)
+    searched: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        events = self.events
+        is_train = np.arange(events.num_events) < self.train_ends[events.event_users()]
+        self.is_target = is_train & ~_is_twin(events)
+        used = np.unique(events.queries[is_train & (events.queries >= 0)])
+        self.query_tokens = {int(q): self.tokenizer.text_ids(events.query_texts[q]) for q in used}
+        self.item_text_tokens = [self.tokenizer.text_ids(text) for text in self.item_texts]
+        self.searched = np.flatnonzero(is_train & (events.behaviors == Behavior.SEARCHED_ITEM))
+
+    def event_tokens(self, event: int) -> np.ndarray:
+        """`(num_tokens,)` ids of one event of the log, the behavior token first."""
+        behavior = Behavior(self.events.behaviors[event])
+        if behavior is Behavior.SEARCH_QUERY:
+            return self.query_event(int(self.events.queries[event]))
+        return self.tokenizer.item_token_ids[behavior][self.events.items[event]]
+
+    def query_event(self, query: int) -> np.ndarray:
+        """`(num_tokens,)`: `<S_Q>` and the words of one of the log's queries."""
+        return np.concatenate([[self.tokenizer.behavior_ids[Behavior.SEARCH_QUERY]], self.query_tokens[query]])
+
+    def response(self, event: int) -> np.ndarray:
+        """What the model should answer when `event` is the next one: its tokens, and an end token after words."""
+        tokens = self.event_tokens(event)
+        if self.events.behaviors[event] == Behavior.SEARCH_QUERY:
+            return np.append(tokens, self.tokenizer.eos_token_id)
+        return tokens
+
+
+class ExampleSampler:
+    """Draws examples.
+
+    Args:
+        log: what may be read.
+        task_weights: share of each task's draws; 0 or missing switches a task off.
+        window: number of events of a history.
+        max_targets: of one example; further ones are left out at random. 1 for the paper's way: one target an
+            example.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no task is left that the log has examples for.
+    """
+
+    def __init__(
+        self,
+        log: TrainingLog,
+        task_weights: Mapping[Task, float] | None = None,
+        window: int = 50,
+        max_targets: int = 24,
+        seed: int = 0,
+    ) -> None:
+        self.log, self.window, self.max_targets, self.seed = log, window, max_targets, seed
+        self._instructions: dict[tuple[Task, int, str], np.ndarray] = {}
+        weights = {task: weight for task, weight in (task_weights or DEFAULT_TASK_WEIGHTS).items() if weight > 0}
+        self.users = {task: self._users_of(task) for task in weights if task in _BEHAVIOR_OF_TASK}
+        possible = {
+            task: weight
+            for task, weight in weights.items()
+            if (len(self.users[task]) if task in self.users else self._has_item_examples(task))
+        }
+        if not possible:
+            raise ValueError(
+                f"None of the tasks {', '.join(weights)} has an example in the training events; check that users have "
+                "at least two events before their held-out ones."
+            )
+        self.tasks = list(possible)
+        self.probabilities = np.array(list(possible.values())) / sum(possible.values())
+
+    def _users_of(self, task: Task) -> np.ndarray:
+        """Users with a training event that the task can ask for."""
+        wanted = self.log.is_target & (self.log.events.behaviors == _BEHAVIOR_OF_TASK[task])
+        counts = np.add.reduceat(np.append(wanted, False).astype(np.int64), self.log.events.offsets[:-1])
+        counts[np.diff(self.log.events.offsets) == 0] = 0
+        return np.flatnonzero(counts > 0)
+
+    def _has_item_examples(self, task: Task) -> bool:
+        return task is not Task.AD_HOC_SEARCH or len(self.log.searched) > 0
+
+    def draw_task(self, rng: np.random.Generator) -> Task:
+        """A task, by the weights."""
+        return self.tasks[rng.choice(len(self.tasks), p=self.probabilities)]
+
+    def draw(self, task: Task, rng: np.random.Generator) -> Example:
+        """An example of a task."""
+        template = int(rng.integers(len(PROMPTS[task].templates)))
+        if task in _BEHAVIOR_OF_TASK:
+            return self._history_example(task, template, rng)
+        if task is Task.AD_HOC_SEARCH:
+            return self._ad_hoc_example(template, rng)
+        return self._description_example(task, template, rng)
+
+    def _history_example(self, task: Task, template: int, rng: np.random.Generator) -> Example:
+        """A window of one user's training events; those with the task's behavior are targets."""
+        log, behavior = self.log, _BEHAVIOR_OF_TASK[task]
+        user = rng.choice(self.users[task])
+        first, end = log.events.offsets[user], log.train_ends[user]
+        wanted = log.is_target[first:end] & (log.events.behaviors[first:end] == behavior)
+        # The window ends at or behind a target, so that no draw is empty.
+        last = rng.choice(np.flatnonzero(wanted))
+        stop = min(end - first, last + 1 + rng.integers(max(1, self.window // 2)))
+        start = max(0, stop - self.window)
+        window, is_target = first + np.arange(start, stop), wanted[start:stop]
+        positions = np.flatnonzero(is_target)
+        if self.max_targets == 1:
+            positions = positions[-1:]
+            window = window[: positions[-1] + 1]
+        elif len(positions) > self.max_targets:
+            positions = np.sort(rng.choice(positions, self.max_targets, replace=False))
+        instruction = self._instruction(task, template)
+        events = [instruction, *(log.event_tokens(event) for event in window[: positions[-1]])]
+        targets = [Target(int(position) + 1, log.response(window[position])) for position in positions]
+        return Example(task, events, targets)
+
+    def _ad_hoc_example(self, template: int, rng: np.random.Generator) -> Example:
+        """A training query alone, and an item clicked for it."""
+        click = rng.choice(self.log.searched)
+        query = self.log.query_event(int(self.log.events.queries[click]))
+        events = [self._instruction(Task.AD_HOC_SEARCH, template), query]
+        return Example(Task.AD_HOC_SEARCH, events, [Target(2, self.log.event_tokens(click))])
+
+    def _description_example(self, task: Task, template: int, rng: np.random.Generator) -> Example:
+        """An item's text and one of its identifiers, either way round."""
+        item = int(rng.integers(len(self.log.item_text_tokens)))
+        kind, behavior = (
+            ("semantic", Behavior.SEARCHED_ITEM) if rng.random() < 0.5 else ("collaborative", Behavior.RECOMMENDED_ITEM)
+        )
+        identifier = self.log.tokenizer.item_token_ids[behavior][item][1:]
+        text = self.log.item_text_tokens[item]
+        instruction = self._instruction(task, template, kind)
+        if task is Task.DESCRIPTION_TO_IDENTIFIER:
+            return Example(task, [instruction, text], [Target(2, identifier)])
+        response = np.append(text, self.log.tokenizer.eos_token_id)
+        return Example(task, [instruction, identifier], [Target(2, response)])
+
+    def _instruction(self, task: Task, template: int, kind: str = "") -> np.ndarray:
+        key = (task, template, kind)
+        if key not in self._instructions:
+            self._instructions[key] = self.log.tokenizer.text_ids(PROMPTS[task].instruction(template, kind))
+        return self._instructions[key]
+
+
+def _is_twin(events: EventLog) -> np.ndarray:
+    """`(num_events,)` bool: the user already has a click on the same item at the same moment.
+
+    In the authors' Amazon data a review is a recommendation event and a search click at once; asking for the second
+    one with the first in sight would only teach to copy.
+    """
+    users = events.event_users()
+    order = np.lexsort((np.arange(len(users)), events.items, events.timestamps, users))
+    same = np.zeros(len(users), dtype=bool)
+    first, second = order[:-1], order[1:]
+    same[second] = (
+        (users[first] == users[second])
+        & (events.timestamps[first] == events.timestamps[second])
+        & (events.items[first] == events.items[second])
+        & (events.items[second] >= 0)
+    )
+    return same

@@ -1,0 +1,348 @@
+"""Words, behavior tokens and code tokens in one vocabulary; requests in, item ids out."""
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BatchEncoding, TokenizersBackend
+from transformers.utils.hub import cached_file
+
+from gensar_hf.artifacts import DataError
+from gensar_hf.data import Behavior
+from gensar_hf.decoding import Trie
+from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS
+from gensar_hf.generator.history import History, HistoryEvent, cut_query, parse_history
+from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, all_instructions
+from gensar_hf.identifiers import IdentifierTable
+
+logger = logging.getLogger(__name__)
+
+IDENTIFIERS_FILE = "identifiers.parquet"
+BEHAVIOR_TOKENS = tuple(behavior.token for behavior in Behavior)
+NO_EVENT = -1
+PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
+
+
+class GenSARTokenizer(TokenizersBackend):
+    """A text tokenizer that also knows the behavior tokens, the code tokens and the catalogue's identifiers.
+
+    Build one with `train_from_texts` (a vocabulary of its own) or `from_text_tokenizer` (T5's, say); load one with
+    `from_pretrained`, which reads `identifiers.parquet` from the same folder or Hub repository.
+
+    No `__init__`: a subclass that has one loses its normalizer when it is loaded again. What it must remember are
+    keyword arguments, which transformers keeps in tokenizer_config.json: `history_encoding`, `max_history_events`.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 - transformers declares it so
+
+    # ---- building, saving, loading
+
+    @classmethod
+    def train_from_texts(
+        cls,
+        texts: Iterable[str],
+        identifiers: IdentifierTable,
+        vocab_size: int = 2000,
+        history_encoding: str = "events",
+        max_history_events: int = 50,
+    ) -> "GenSARTokenizer":
+        """Train a lower-cased Unigram vocabulary on the catalogue's text and add the behavior and code tokens.
+
+        Args:
+            texts: item texts and training queries.
+            identifiers: the catalogue's identifiers.
+            vocab_size: of the words' part; fewer pieces where the texts do not hold so many.
+            history_encoding: see `GenSARConfig`.
+            max_history_events: longer histories are cut to their last events.
+        """
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+        )
+        tokenizer.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=vocab_size, special_tokens=[PAD, EOS, UNK], unk_token=UNK, show_progress=False
+        )
+        tokenizer.train_from_iterator([*all_instructions(), *texts], trainer)
+        eos_id = tokenizer.token_to_id(EOS)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, eos_id)]
+        )
+        return cls._with_identifiers(tokenizer, identifiers, history_encoding, max_history_events)
+
+    @classmethod
+    def from_text_tokenizer(
+        cls,
+        tokenizer: TokenizersBackend,
+        identifiers: IdentifierTable,
+        history_encoding: str = "tokens",
+        max_history_events: int = 20,
+    ) -> "GenSARTokenizer":
+        """Take over a text tokenizer, such as T5's, and add the behavior and code tokens."""
+        return cls._with_identifiers(tokenizer.backend_tokenizer, identifiers, history_encoding, max_history_events)
+
+    @classmethod
+    def _with_identifiers(
+        cls, backend: Tokenizer, identifiers: IdentifierTable, history_encoding: str, max_history_events: int
+    ) -> "GenSARTokenizer":
+        if history_encoding not in HISTORY_ENCODINGS:
+            raise ValueError(
+                f"`history_encoding` must be one of {', '.join(HISTORY_ENCODINGS)}; got {history_encoding!r}."
+            )
+        tokenizer = cls(
+            tokenizer_object=backend,
+            pad_token=PAD,
+            eos_token=EOS,
+            unk_token=UNK,
+            history_encoding=history_encoding,
+            max_history_events=max_history_events,
+        )
+        # Not `normalized`: a lower-casing normalizer would turn <R_I> into <r_i>, which is no token.
+        new_tokens = [*BEHAVIOR_TOKENS, *identifiers.code_tokens()]
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in new_tokens])
+        tokenizer.attach_identifiers(identifiers)
+        return tokenizer
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Load the vocabulary and the identifiers from a folder or a Hub repository.
+
+        Raises:
+            DataError: `identifiers.parquet` is missing or does not belong to the vocabulary.
+        """
+        hub_options = {
+            name: kwargs[name]
+            for name in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+            if name in kwargs
+        }
+        path = cached_file(
+            pretrained_model_name_or_path,
+            IDENTIFIERS_FILE,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **hub_options,
+        )
+        if path is None:
+            raise DataError(
+                f"{pretrained_model_name_or_path} holds no {IDENTIFIERS_FILE}, without which codes cannot be turned "
+                "into items; save the tokenizer with `save_pretrained`, or copy the file from the run's model folder."
+            )
+        tokenizer = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        tokenizer.attach_identifiers(IdentifierTable.load(path))
+        return tokenizer
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> tuple[str, ...]:  # type: ignore[override]
+        """Save the vocabulary and `identifiers.parquet`."""
+        files = super().save_pretrained(save_directory, **kwargs)
+        identifiers_path = Path(save_directory) / IDENTIFIERS_FILE
+        self.identifiers.save(identifiers_path)
+        return (*files, str(identifiers_path))
+
+    def attach_identifiers(self, identifiers: IdentifierTable) -> None:
+        """Take a catalogue's identifiers into use.
+
+        Raises:
+            DataError: the vocabulary lacks one of their code tokens.
+        """
+        vocabulary = self.get_vocab()
+        missing = [token for token in (*BEHAVIOR_TOKENS, *identifiers.code_tokens()) if token not in vocabulary]
+        if missing:
+            raise DataError(
+                f"The tokenizer lacks {len(missing)} tokens of the identifier table, first '{missing[0]}'; it belongs "
+                "to another catalogue. Use the tokenizer and the identifiers.parquet of one model folder."
+            )
+        self.identifiers = identifiers
+        self.behavior_ids = {behavior: vocabulary[behavior.token] for behavior in Behavior}
+        self._trie: Trie | None = None
+        self.item_token_ids = self._identifier_ids(vocabulary)
+
+    def _identifier_ids(self, vocabulary: dict[str, int]) -> dict[Behavior, np.ndarray]:
+        """Per kind of click, `(num_items, 1 + num_levels)` token ids of each item's behavior-aware identifier."""
+        table, shared = self.identifiers, self.identifiers.num_shared_levels
+        ids = np.array([vocabulary[token] for token in table.code_tokens()]).reshape(-1, table.codebook_size)
+        semantic_levels = ids[: table.num_levels]
+        collaborative_levels = np.concatenate([ids[:shared], ids[table.num_levels :]])
+        kinds = {
+            Behavior.RECOMMENDED_ITEM: (table.collaborative_codes, collaborative_levels),
+            Behavior.SEARCHED_ITEM: (table.semantic_codes, semantic_levels),
+        }
+        levels = np.arange(table.num_levels)
+        return {
+            behavior: np.insert(level_ids[levels, codes], 0, vocabulary[behavior.token], axis=1)
+            for behavior, (codes, level_ids) in kinds.items()
+        }
+
+    @property
+    def trie(self) -> Trie:
+        """All `[behavior token, code 1 … code L]` of the catalogue; values are rows of the identifier table."""
+        if self._trie is None:
+            recommended = self.item_token_ids[Behavior.RECOMMENDED_ITEM]
+            searched = self.item_token_ids[Behavior.SEARCHED_ITEM]
+            items = np.arange(self.identifiers.num_items)
+            self._trie = Trie(
+                np.concatenate([recommended, searched]),
+                values=np.concatenate([items, items]),
+                free_text_token_id=self.behavior_ids[Behavior.SEARCH_QUERY],
+            )
+        return self._trie
+
+    @property
+    def code_token_ids(self) -> np.ndarray:
+        """Ids of the behavior and code tokens: all that is no text."""
+        tokens = [*BEHAVIOR_TOKENS, *self.identifiers.code_tokens()]
+        return np.array(self.convert_tokens_to_ids(tokens))
+
+    @property
+    def history_encoding(self) -> str:
+        """`"events"` or `"tokens"`, see `GenSARConfig`."""
+        return self.init_kwargs["history_encoding"]
+
+    @property
+    def max_history_events(self) -> int:
+        """Longer histories are cut to their last events."""
+        return self.init_kwargs["max_history_events"]
+
+    # ---- requests
+
+    def encode_request(
+        self,
+        history: History | Sequence[History],
+        query: str | Sequence[str | None] | None = None,
+        behavior: str | Sequence[str] = Behavior.RECOMMENDED_ITEM.token,
+        on_unknown: str = "raise",
+        return_tensors: str | None = "pt",
+    ) -> BatchEncoding:
+        """What `model.generate` needs to answer: the history read, the behavior asked for.
+
+        Args:
+            history: a list of events, oldest first, such as `[{"item_id": "242"}, {"query": "comedy"}]`; or a list
+                of such lists, which makes a batch.
+            query: the current query, for `<S_I>`; one for each history of a batch.
+            behavior: `<R_I>` (recommend), `<S_I>` (search) or `<S_Q>` (suggest a query); one, or one a history.
+            on_unknown: what to do with an item that is not in the catalogue: `"raise"` or `"skip"`.
+            return_tensors: `"pt"`, `"np"` or None (lists).
+
+        Returns:
+            `input_ids`, `attention_mask` `(batch_size, num_tokens)`, `decoder_input_ids` `(batch_size, 2)` and, with
+            `history_encoding="events"`, `event_ids` `(batch_size, num_tokens)`, -1 for padding.
+
+        Raises:
+            ValueError: unknown behavior or item, a query missing or not wanted, lists of different lengths.
+        """
+        requests = _as_batch(history, query, behavior)
+        rows = [self._encode_one(*request, on_unknown=on_unknown) for request in requests]
+        encoding = self.pad_rows([tokens for tokens, _ in rows], [event_ids for _, event_ids in rows])
+        behaviors = [self.behavior_ids[_as_behavior(asked)] for _, _, asked in requests]
+        encoding["decoder_input_ids"] = np.array([[self.pad_token_id, token] for token in behaviors])
+        return BatchEncoding(encoding, tensor_type=return_tensors)
+
+    def _encode_one(
+        self, history: History, query: str | None, behavior_token: str, on_unknown: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        behavior = _as_behavior(behavior_token)
+        if (query is not None) != (behavior is Behavior.SEARCHED_ITEM):
+            raise ValueError(
+                f"Behavior {behavior_token} {'needs a' if query is None else 'takes no'} query; got query={query!r}. "
+                "A query goes with <S_I>."
+            )
+        events = parse_history(history, self.identifiers.index_of, on_unknown)[-self.max_history_events :]
+        if query is not None:
+            events.append(HistoryEvent(Behavior.SEARCH_QUERY, query=cut_query(query)))
+        instruction = self.text_ids(PROMPTS[HISTORY_TASKS[behavior]].instruction())
+        return self.assemble(instruction, [self.event_tokens(event) for event in events])
+
+    def assemble(self, instruction: np.ndarray, events: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """One encoder input from an instruction and events.
+
+        Returns:
+            `(num_tokens,)` token ids and `(num_tokens,)` event ids: the instruction is position 0, the events follow;
+            with `history_encoding="tokens"` an end token closes the input and the event ids are not used.
+        """
+        pieces = [instruction, *events]
+        if self.history_encoding == "tokens":
+            pieces.append(np.array([self.eos_token_id]))
+        event_ids = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
+        return np.concatenate(pieces), event_ids
+
+    def pad_rows(self, token_rows: Sequence[np.ndarray], event_id_rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Pad rows to one length: `input_ids`, `attention_mask` and, for events, `event_ids`."""
+        encoding = {
+            "input_ids": pad_right(token_rows, self.pad_token_id),
+            "attention_mask": pad_right([np.ones_like(row) for row in token_rows], 0),
+        }
+        if self.history_encoding == "events":
+            encoding["event_ids"] = pad_right(event_id_rows, NO_EVENT)
+        return encoding
+
+    def event_tokens(self, event: HistoryEvent) -> np.ndarray:
+        """`(num_tokens,)`: the behavior token, then the identifier's codes or the query's words."""
+        if event.behavior is Behavior.SEARCH_QUERY:
+            return np.concatenate([[self.behavior_ids[Behavior.SEARCH_QUERY]], self.text_ids(event.query)])
+        return self.item_token_ids[event.behavior][event.item]
+
+    def text_ids(self, text: str, max_length: int = 128) -> np.ndarray:
+        """`(num_tokens,)` ids of a text's words, without an end token; the first `max_length` of them.
+
+        A behavior or code token that stands in a user's text is text: the blank keeps it from being recognised.
+        """
+        ids = self.backend_tokenizer.encode(text.replace("<", "< "), add_special_tokens=False).ids
+        return np.array(ids[:max_length], dtype=np.int64)
+
+    # ---- answers
+
+    def decode_items(self, sequences: torch.Tensor | np.ndarray | Sequence[Sequence[int]]) -> list[str | None]:
+        """Item ids of generated sequences.
+
+        Args:
+            sequences: `(num_sequences, length)` as `model.generate` returns them: decoder start, behavior token,
+                codes, perhaps an end token and padding.
+
+        Returns:
+            one item id a sequence; None for one that is no identifier of the catalogue.
+        """
+        return [None if row < 0 else self.identifiers.item_ids[row] for row in self.decode_item_rows(sequences)]
+
+    def decode_item_rows(self, sequences: torch.Tensor | np.ndarray | Sequence[Sequence[int]]) -> np.ndarray:
+        """As `decode_items`, but `(num_sequences,)` rows of the identifier table, -1 for none."""
+        table = torch.as_tensor(np.asarray(sequences.cpu() if isinstance(sequences, torch.Tensor) else sequences))
+        codes = table[:, 1:].long()
+        ended = ((codes == self.eos_token_id) | (codes == self.pad_token_id)).cummax(dim=1).values
+        return self.trie.lookup(codes.masked_fill(ended, -1)).numpy()
+
+
+def pad_right(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
+    """`(num_rows, longest)` int64."""
+    table = np.full((len(rows), max((len(row) for row in rows), default=0)), value, dtype=np.int64)
+    for target, row in zip(table, rows, strict=True):
+        target[: len(row)] = row
+    return table
+
+
+def _as_behavior(token: str) -> Behavior:
+    for behavior in Behavior:
+        if behavior.token == token:
+            return behavior
+    raise ValueError(f"Unknown behavior {token!r}; it must be one of {', '.join(BEHAVIOR_TOKENS)}.")
+
+
+def _as_batch(
+    history: Any, query: str | Sequence[str | None] | None, behavior: str | Sequence[str]
+) -> list[tuple[History, str | None, str]]:
+    """One (history, query, behavior) a request, from single values or lists."""
+    is_batch = isinstance(history, Sequence) and len(history) > 0 and isinstance(history[0], (list, tuple))
+    histories = list(history) if is_batch else [history]
+    queries = [query] * len(histories) if query is None or isinstance(query, str) else list(query)
+    behaviors = [behavior] * len(histories) if isinstance(behavior, str) else list(behavior)
+    if not len(histories) == len(queries) == len(behaviors):
+        raise ValueError(
+            "A batch needs as many queries and behaviors as histories; got "
+            f"{len(histories)} histories, {len(queries)} queries and {len(behaviors)} behaviors."
+        )
+    return list(zip(histories, queries, behaviors, strict=True))

@@ -1,0 +1,15 @@
+"""Which precision training should run in on the machine at hand."""
+
+import torch
+
+
+def bf16_is_faster() -> bool:
+    """Whether bf16 autocast pays: on GPUs that have it, and on processors with bf16 matrix instructions.
+
+    Without such instructions bf16 products are converted one by one: a linear layer of 4,096 × 128 × 512 ran 13
+    times slower than in fp32 on an AVX2 processor.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
