@@ -1,0 +1,99 @@
+"""Stage 6: the trained systems on the held-out requests → metrics.json, ranks.parquet, tables and a figure.
+
+python training_scripts/evaluate.py --output_dir runs/mine
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from encode_items import EMBEDDINGS_FILE
+from stages import (
+    COLLABORATIVE,
+    DATA,
+    MODEL,
+    RESULTS,
+    SEMANTIC,
+    StageReport,
+    load_data,
+    main,
+    run_stage,
+    section_arguments,
+)
+
+from gensar_hf.artifacts import DataError, read_json, written_aside
+from gensar_hf.baselines import BM25, DenseRetrieval, Popularity, SASRecScorer
+from gensar_hf.data import RECOMMENDATION, SEARCH, EventLog, InteractionLog, Split
+from gensar_hf.embeddings.item_embeddings import load_item_embeddings
+from gensar_hf.embeddings.modeling_sasrec import SASRecModel
+from gensar_hf.evaluation import bm25_candidates, evaluate, evaluate_full_ranking, random_candidates
+from gensar_hf.evaluation.generator_scorer import GeneratorScorer
+from gensar_hf.evaluation.report import markdown_report, save_figure
+from gensar_hf.pipeline import GenSARPipeline
+
+
+@dataclass
+class EvaluationArguments:
+    """Which held-out requests, against which candidates."""
+
+    part: str = field(default="test", metadata={"help": "test, or validation to choose settings with."})
+    num_negatives: int = field(default=99, metadata={"help": "candidates beside the target."})
+    full_ranking: bool = field(default=False, metadata={"help": "rank the whole catalogue, too; takes longer."})
+    seed: int = field(default=0, metadata={"help": "of the candidates and the bootstrap."})
+
+
+def scorers(run_dir: Path, log: InteractionLog, events: EventLog, split: Split) -> list:
+    """GenSAR and the systems it is compared with."""
+    semantic = load_item_embeddings(run_dir / SEMANTIC / EMBEDDINGS_FILE, events.item_ids)
+    encoder = read_json(run_dir / SEMANTIC / "config.json")["model"]
+    texts = log.item_texts()
+    return [
+        GeneratorScorer(GenSARPipeline.from_pretrained(run_dir / MODEL)),
+        SASRecScorer(SASRecModel.from_pretrained(run_dir / COLLABORATIVE)),
+        Popularity(split),
+        BM25(texts),
+        DenseRetrieval(semantic, encoder),
+    ]
+
+
+def run(sections: dict[str, dict]) -> StageReport:
+    """Draw candidates, let every system rank them, save the figures."""
+    run_dir = Path(sections[""]["output_dir"])
+    arguments = section_arguments(sections.get(RESULTS, {}), EvaluationArguments, RESULTS)
+    if arguments.part not in ("test", "validation"):
+        raise DataError(f"`part` must be test or validation; got '{arguments.part}'.")
+
+    def work(folder: Path, checkpoints: Path) -> dict:
+        log, events, split = load_data(run_dir)
+        requests = getattr(split, arguments.part)
+        candidates = {}
+        if len(requests[RECOMMENDATION]):
+            drawn = random_candidates(requests[RECOMMENDATION], arguments.num_negatives, arguments.seed)
+            candidates[RECOMMENDATION] = drawn
+        if len(requests[SEARCH]):
+            texts = log.item_texts()
+            candidates[SEARCH] = bm25_candidates(requests[SEARCH], texts, arguments.num_negatives, arguments.seed)
+        for task, sets in candidates.items():
+            sets.save(folder / f"candidates_{task}.safetensors")
+        systems = scorers(run_dir, log, events, split)
+        result = evaluate(systems, requests, candidates, seed=arguments.seed)
+        _save(result, folder)
+        if arguments.full_ranking:
+            _save(evaluate_full_ranking(systems, requests, seed=arguments.seed), folder / "full_ranking")
+        return {"failures": result.failures}
+
+    inputs = [arguments, run_dir / DATA, run_dir / SEMANTIC, run_dir / COLLABORATIVE]
+    inputs += [run_dir / MODEL / name for name in ("model.safetensors", "identifiers.parquet", "tokenizer.json")]
+    return run_stage(run_dir, RESULTS, inputs, work)
+
+
+def _save(result, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    result.save(folder)
+    metrics = result.metrics()
+    with written_aside(folder / "tables.md") as aside:
+        aside.write_text(markdown_report(metrics), encoding="utf-8")
+    save_figure(metrics, folder / "ndcg.png")
+
+
+if __name__ == "__main__":
+    main(run, __doc__)

@@ -1,0 +1,135 @@
+"""Stage 5: log and identifiers → tokenizer and GenSAR, trained on all six tasks.
+
+python training_scripts/train_generator.py --output_dir runs/mine --model.learning_rate 1e-3
+torchrun --nproc_per_node 2 training_scripts/train_generator.py --output_dir runs/mine --model.use_cpu true
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from stages import (
+    DATA,
+    MODEL,
+    RQVAE,
+    StageReport,
+    last_checkpoint,
+    load_data,
+    main,
+    run_stage,
+    section_arguments,
+    training_arguments,
+)
+from transformers import AutoTokenizer, Trainer, set_seed
+
+from gensar_hf.data import EventLog, Split, training_mask
+from gensar_hf.generator.configuration_gensar import GenSARConfig
+from gensar_hf.generator.initialization import generator_from_scratch, generator_from_t5
+from gensar_hf.generator.packing import ExampleCollator, ExampleRows
+from gensar_hf.generator.prompts import Task
+from gensar_hf.generator.tasks import DEFAULT_TASK_WEIGHTS, ExampleSampler, TrainingLog
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.identifiers import IdentifierTable
+
+logger = logging.getLogger(__name__)
+
+TUNED = {
+    "per_device_train_batch_size": 16,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 100,
+    "weight_decay": 0.01,
+    "adam_beta2": 0.98,
+    "optim": "adamw_torch_fused",
+    "logging_steps": 50,
+    "save_steps": 500,
+    "remove_unused_columns": False,
+    "train_sampling_strategy": "sequential",
+}
+
+
+@dataclass
+class ModelArguments:
+    """The generator, its history encoding and its tasks."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "T5 weights to start from, such as google-t5/t5-small; None: from scratch."}
+    )
+    history_encoding: str = field(default="events", metadata={"help": "events or tokens."})
+    max_history_events: int = field(default=50, metadata={"help": "events of a history that are read."})
+    max_targets: int = field(default=24, metadata={"help": "targets of one history (events only)."})
+    text_vocab_size: int = field(default=2000, metadata={"help": "word pieces, when trained from scratch."})
+    d_model: int = field(default=128, metadata={"help": "width."})
+    d_kv: int = field(default=32, metadata={"help": "width of a head."})
+    d_ff: int = field(default=256, metadata={"help": "width of the feed-forward layer."})
+    num_layers: int = field(default=2, metadata={"help": "encoder layers."})
+    num_decoder_layers: int = field(default=2, metadata={"help": "decoder layers."})
+    num_heads: int = field(default=4, metadata={"help": "attention heads."})
+    dropout_rate: float = field(default=0.0, metadata={"help": "T5's dropout; slow on CPUs."})
+    target_epochs: float = field(
+        default=8.0, metadata={"help": "passes over the training events, where max_steps is not given."}
+    )
+    task_weights: dict | None = field(default=None, metadata={"help": "task → weight; 0 switches a task off."})
+
+
+def make_tokenizer(
+    arguments: ModelArguments, identifiers: IdentifierTable, item_texts: list[str], events: EventLog, split: Split
+) -> GenSARTokenizer:
+    """A vocabulary of its own from item texts and training queries, or that of pretrained weights."""
+    options = {"history_encoding": arguments.history_encoding, "max_history_events": arguments.max_history_events}
+    if arguments.model_name_or_path:
+        text_tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
+        return GenSARTokenizer.from_text_tokenizer(text_tokenizer, identifiers, **options)
+    used = np.unique(events.queries[training_mask(split)])
+    queries = [events.query_texts[query] for query in used if query >= 0]
+    return GenSARTokenizer.train_from_texts(
+        [*item_texts, *queries], identifiers, vocab_size=arguments.text_vocab_size, **options
+    )
+
+
+def make_sampler(arguments: ModelArguments, log: TrainingLog, seed: int) -> ExampleSampler:
+    """Draws the training examples."""
+    weights = {Task(task): weight for task, weight in (arguments.task_weights or DEFAULT_TASK_WEIGHTS).items()}
+    max_targets = arguments.max_targets if arguments.history_encoding == "events" else 1
+    return ExampleSampler(log, weights, arguments.max_history_events, max_targets, seed)
+
+
+def run(sections: dict[str, dict]) -> StageReport:
+    """Build the tokenizer, train the generator, save both."""
+    run_dir, section = Path(sections[""]["output_dir"]), sections.get(MODEL, {})
+    arguments = section_arguments(section, ModelArguments, MODEL)
+    training = training_arguments(section, **TUNED)
+
+    def work(folder: Path, checkpoints: Path) -> dict:
+        log, events, split = load_data(run_dir)
+        identifiers = IdentifierTable.load(run_dir / RQVAE)
+        tokenizer = make_tokenizer(arguments, identifiers, log.item_texts(), events, split)
+        set_seed(training.seed)
+        if arguments.model_name_or_path:
+            model = generator_from_t5(arguments.model_name_or_path, tokenizer)
+        else:
+            sizes = ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "dropout_rate")
+            config = GenSARConfig(**{name: getattr(arguments, name) for name in sizes})
+            model = generator_from_scratch(config, tokenizer)
+        training_log = TrainingLog(tokenizer, events, split.train_ends, log.item_texts())
+        sampler = make_sampler(arguments, training_log, training.seed)
+        rows_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+        if training.max_steps <= 0:
+            per_row = arguments.max_targets if arguments.history_encoding == "events" else 1
+            num_events = int(training_mask(split).sum())
+            training.max_steps = max(300, round(arguments.target_epochs * num_events / (per_row * rows_per_step)))
+        max_positions = arguments.max_history_events if arguments.history_encoding == "events" else 0
+        rows = ExampleRows(sampler, training.max_steps * rows_per_step, max_positions, arguments.max_targets)
+        training.output_dir = str(checkpoints)
+        trainer = Trainer(model=model, args=training, train_dataset=rows, data_collator=ExampleCollator(tokenizer))
+        output = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return {"parameters": model.num_parameters(), "steps": output.global_step, "loss": output.training_loss}
+
+    return run_stage(run_dir, MODEL, [arguments, training, run_dir / DATA, run_dir / RQVAE], work)
+
+
+if __name__ == "__main__":
+    main(run, __doc__)
