@@ -1,0 +1,151 @@
+"""Histories to training windows, and SASRec's training with `Trainer`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import TrainOutput
+
+from gensar_hf.artifacts import DataError
+from gensar_hf.embeddings.modeling_sasrec import IGNORED_LABEL, PADDING, SASRecModel
+
+
+class HistoryWindows(torch.utils.data.Dataset):
+    """Every history cut into windows of at most `max_length` predictions, at another offset in every epoch.
+
+    A window of events `a … b` has the inputs `a … b - 1` and the labels `a + 1 … b`. The first cut of a history is
+    drawn anew for each epoch from `(seed, epoch)` alone, so that a resumed training sees what an uninterrupted one
+    does; the last window is moved back to be full. Random cuts were slightly ahead of fixed ones (NDCG@10 .449
+    against .441 on MovieLens-100k, one seed, within the noise).
+
+    Args:
+        histories: item indices of each user, oldest first; those with fewer than two items teach nothing and are
+            passed over.
+        max_length: longest window, the model's `max_length`.
+        seed: of the cuts.
+        event_dropout: share of the events left out of a window, drawn for each window and epoch.
+
+    Raises:
+        DataError: no history has two items.
+    """
+
+    def __init__(
+        self, histories: Sequence[np.ndarray], max_length: int, seed: int = 0, event_dropout: float = 0.0
+    ) -> None:
+        self.histories = [np.asarray(history, dtype=np.int64) for history in histories if len(history) >= 2]
+        if not self.histories:
+            raise DataError(
+                f"SASRec cannot be trained: none of the {len(histories)} users has two clicks before the held-out "
+                "ones; give it longer histories."
+            )
+        self.max_length, self.seed, self.event_dropout = max_length, seed, event_dropout
+        num_predictions = np.array([len(history) - 1 for history in self.histories])
+        # A short history is one window. A longer one needs one more than fits, because its first window is cut short.
+        num_windows = np.where(num_predictions <= max_length, 1, 1 + -(-(num_predictions - 1) // max_length))
+        self._users = np.repeat(np.arange(len(num_windows)), num_windows)
+        self._places = np.arange(len(self._users)) - (np.cumsum(num_windows) - num_windows)[self._users]
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the cuts of this epoch; the data loader calls it before each."""
+        self._epoch = epoch
+        rng = np.random.default_rng((self.seed, epoch))
+        self._first_cuts = rng.integers(1, self.max_length + 1, size=len(self.histories))
+
+    def __len__(self) -> int:
+        """Number of windows, the same in every epoch."""
+        return len(self._users)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """`input_ids` and `labels`, both `(window_length,)` long, item index + 1."""
+        user = self._users[index]
+        tokens = torch.from_numpy(self._thin_out(self._window(user, self._places[index]), index) + 1)
+        return {"input_ids": tokens[:-1], "labels": tokens[1:]}
+
+    def _window(self, user: int, place: int) -> np.ndarray:
+        """The `place`-th window of a user, one event longer than its number of predictions."""
+        history = self.histories[user]
+        num_predictions = len(history) - 1
+        if num_predictions <= self.max_length:
+            return history
+        start = self._first_cuts[user] + (place - 1) * self.max_length
+        stop = min(start + self.max_length, num_predictions)
+        start = max(min(start, num_predictions - self.max_length), 0)
+        return history[start : stop + 1]
+
+    def _thin_out(self, events: np.ndarray, index: int) -> np.ndarray:
+        if self.event_dropout == 0:
+            return events
+        rng = np.random.default_rng((self.seed, self._epoch, index))
+        kept = events[rng.random(len(events)) >= self.event_dropout]
+        return kept if len(kept) >= 2 else events
+
+
+def collate_windows(windows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Pad a batch on the right: `input_ids` with 0, `labels` with -100, both `(batch_size, longest)`."""
+    inputs, labels = ([window[name] for window in windows] for name in ("input_ids", "labels"))
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad(inputs, batch_first=True, padding_value=PADDING),
+        "labels": pad(labels, batch_first=True, padding_value=IGNORED_LABEL),
+    }
+
+
+def sasrec_training_arguments(output_dir: str, **overrides: Any) -> TrainingArguments:
+    """`TrainingArguments` with the settings tuned on the validation clicks of MovieLens-100k.
+
+    Args:
+        output_dir: for checkpoints.
+        overrides: any field of `TrainingArguments`.
+    """
+    tuned = {
+        "max_steps": 700,
+        "per_device_train_batch_size": 64,
+        "learning_rate": 5e-3,
+        "warmup_steps": 50,
+        "weight_decay": 0.01,
+        "adam_beta2": 0.98,
+        "train_sampling_strategy": "group_by_length",
+        "save_strategy": "no",
+        "report_to": "none",
+    }
+    return TrainingArguments(output_dir=output_dir, **{**tuned, **overrides})
+
+
+def train_sasrec(
+    model: SASRecModel,
+    histories: Sequence[np.ndarray],
+    training_args: TrainingArguments,
+    resume_from_checkpoint: str | bool | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+) -> TrainOutput:
+    """Train in place with full-softmax cross entropy at every position.
+
+    Args:
+        model: a new model; its config says the window length and the event dropout.
+        histories: item indices of each user, oldest first, TRAINING events only.
+        training_args: such as `sasrec_training_arguments(output_dir)`; `data_seed` (or `seed`) draws the windows.
+        resume_from_checkpoint: as in `Trainer.train`.
+        callbacks: for `Trainer`.
+
+    Returns:
+        Trainer's result: steps, mean loss and metrics such as the seconds.
+
+    Raises:
+        DataError: no history has two items.
+        ValueError: an item index outside the catalogue.
+    """
+    for user, history in enumerate(histories):
+        if len(history) and not 0 <= np.min(history) <= np.max(history) < model.config.num_items:
+            raise ValueError(
+                f"The history of user {user} holds an item outside 0 … {model.config.num_items - 1}: smallest "
+                f"{np.min(history)}, largest {np.max(history)}; `num_items` must be the size of the catalogue."
+            )
+    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+    windows = HistoryWindows(histories, model.config.max_length, seed, model.config.event_dropout)
+    trainer = Trainer(
+        model=model, args=training_args, train_dataset=windows, data_collator=collate_windows, callbacks=callbacks
+    )
+    return trainer.train(resume_from_checkpoint=resume_from_checkpoint)
