@@ -1,18 +1,21 @@
 """Ask a trained model: recommend, search, suggest queries, rank."""
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import TrieLogitsProcessor
 from gensar_hf.decoding.candidate_scoring import score_candidates
-from gensar_hf.generator.history import History, parse_history
+from gensar_hf.generator.history import History, as_events
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration, event_positions
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
@@ -69,14 +72,30 @@ class GenSARPipeline:
             path: folder or Hub name.
             device: where to run; default: a GPU if there is one.
             **kwargs: `revision`, `cache_dir`, `token`, `subfolder`, … for both parts.
+
+        Raises:
+            DataError: a file is missing or damaged, or the files do not belong together.
         """
-        tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
         try:
+            tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
             model = AutoModelForSeq2SeqLM.from_pretrained(path, **kwargs)
+        except DataError:
+            raise
+        except SafetensorError as error:
+            raise DataError(
+                f"The model in {path} cannot be loaded: model.safetensors is damaged ({_first_line(error)}); copy the "
+                "file again, or train the model again."
+            ) from error
         except (OSError, RuntimeError, ValueError) as error:
-            raise DataError(f"The model in {path} cannot be loaded: {_first_sentence(error)}") from error
+            reason = _first_line(error) if Path(path).is_dir() else "no such folder, nor such a repository on the Hub."
+            raise DataError(f"The model in {path} cannot be loaded: {reason}") from error
+        if not isinstance(tokenizer, GenSARTokenizer) or not isinstance(model, GenSARForConditionalGeneration):
+            raise DataError(
+                f"{path} holds a {type(model).__name__} with a {type(tokenizer).__name__}, which cannot search or "
+                "recommend; give the model folder of a run."
+            )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(device), tokenizer)
+        return cls(model.to(device), tokenizer)  # type: ignore[arg-type]
 
     # ---- answers
 
@@ -104,8 +123,7 @@ class GenSARPipeline:
             ValueError: an item of the history is unknown, or `top_k` is not positive.
         """
         histories, is_batch = _as_batch(history)
-        queries: list[str | None] = [None] * len(histories)
-        return _unbatch(self._items(histories, queries, top_k, exclude_seen, on_unknown), is_batch)
+        return _unbatch(self._items(histories, None, top_k, exclude_seen, on_unknown), is_batch)
 
     def search(
         self,
@@ -124,8 +142,8 @@ class GenSARPipeline:
             exclude_seen: leave out the items of the history.
             on_unknown: what to do with unknown items of the history.
         """
-        is_batch = not isinstance(query, str)
-        queries = list(query) if is_batch else [query]
+        is_batch = isinstance(query, Iterable) and not isinstance(query, str)
+        queries: list[Any] = list(query) if is_batch else [query]
         histories = _as_batch(history)[0] if len(history) else [[] for _ in queries]
         if len(histories) != len(queries):
             raise ValueError(f"A batch needs one history for each query; got {len(histories)} and {len(queries)}.")
@@ -142,7 +160,7 @@ class GenSARPipeline:
             on_unknown: as for `recommend`.
         """
         histories, is_batch = _as_batch(history)
-        _check_top_k(top_k)
+        top_k = _checked_top_k(top_k)
         answers = []
         for chunk in _chunks(histories, self.batch_size):
             inputs = self._encode(chunk, None, Behavior.SEARCH_QUERY, on_unknown)
@@ -191,27 +209,27 @@ class GenSARPipeline:
             mask = inputs["attention_mask"].bool() if event_ids is None else event_positions(event_ids)
             sequences = self.tokenizer.item_token_ids[behavior][candidates[list(rows)]]
             scores.append(score_candidates(self.model, states, mask, sequences).cpu().numpy())
-        return np.concatenate(scores)
+        return np.concatenate(scores) if scores else np.zeros(candidates.shape, dtype=np.float32)
 
     # ---- how they are found
 
     def _items(
         self,
         histories: list[History],
-        queries: Sequence[str | None],
+        queries: Sequence[str] | None,
         top_k: int,
         exclude_seen: bool,
         on_unknown: str,
     ) -> list[list[Answer]]:
-        _check_top_k(top_k)
+        """Search results, or recommendations where `queries` is None."""
+        top_k = _checked_top_k(top_k)
+        behavior = Behavior.RECOMMENDED_ITEM if queries is None else Behavior.SEARCHED_ITEM
         answers = []
         for rows in _chunks(range(len(histories)), self.batch_size):
             chunk = [histories[row] for row in rows]
-            chunk_queries = [queries[row] for row in rows]
-            is_search = chunk_queries[0] is not None
-            behavior = Behavior.SEARCHED_ITEM if is_search else Behavior.RECOMMENDED_ITEM
-            inputs = self._encode(chunk, chunk_queries if is_search else None, behavior, on_unknown)
-            excluded = [self._seen(history, on_unknown) for history in chunk] if exclude_seen else None
+            chunk_queries = None if queries is None else [queries[row] for row in rows]
+            inputs = self._encode(chunk, chunk_queries, behavior, on_unknown)
+            excluded = [self._seen(history) for history in chunk] if exclude_seen else None
             processor = TrieLogitsProcessor(
                 self.tokenizer.trie,
                 eos_token_id=self.tokenizer.eos_token_id,
@@ -221,7 +239,7 @@ class GenSARPipeline:
             output = self._generate(
                 inputs,
                 logits_processor=[processor],
-                num_beams=max(self.num_beams, top_k),
+                num_beams=max(self.num_beams, top_k, 2),  # a single beam would be a greedy search, without a score
                 max_new_tokens=self.tokenizer.identifiers.num_levels,
                 length_penalty=0.0,
             )
@@ -229,10 +247,10 @@ class GenSARPipeline:
         return answers
 
     def _encode(
-        self, histories: Sequence[History], queries: Sequence[str | None] | None, behavior: Behavior, on_unknown: str
+        self, histories: Sequence[History], queries: Sequence[str] | None, behavior: Behavior, on_unknown: str
     ) -> dict[str, torch.Tensor]:
         encoding = self.tokenizer.encode_request(
-            [list(history) for history in histories], queries, behavior.token, on_unknown=on_unknown
+            [as_events(history) for history in histories], queries, behavior.token, on_unknown=on_unknown
         )
         return {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
 
@@ -248,9 +266,14 @@ class GenSARPipeline:
                 **kwargs,
             )
 
-    def _seen(self, history: History, on_unknown: str) -> set[int]:
-        events = parse_history(history, self.tokenizer.identifiers.index_of, on_unknown)
-        return {event.item for event in events if event.item >= 0}
+    def _seen(self, history: History) -> set[int]:
+        """Rows of the history's items; unknown ones have been dealt with when the history was encoded."""
+        rows = set()
+        for event in history:
+            if event.get("item_id") is not None:
+                with contextlib.suppress(KeyError):
+                    rows.add(self.tokenizer.identifiers.index_of(str(event["item_id"])))
+        return rows
 
     def _read_items(self, output: Any, num_requests: int, top_k: int) -> list[list[Answer]]:
         rows = self.tokenizer.decode_item_rows(output.sequences).reshape(num_requests, -1)
@@ -286,9 +309,10 @@ def _chunks(rows: Sequence, size: int) -> Iterator[Sequence]:
         yield rows[start : start + size]
 
 
-def _check_top_k(top_k: int) -> None:
-    if not isinstance(top_k, int) or top_k < 1:
+def _checked_top_k(top_k: Any) -> int:
+    if not isinstance(top_k, (int, np.integer)) or top_k < 1:
         raise ValueError(f"`top_k` must be a whole number of at least 1; got {top_k!r}.")
+    return int(top_k)
 
 
 def _distinct_queries(words: list[str], scores: list[float], top_k: int) -> list[Answer]:
@@ -299,5 +323,5 @@ def _distinct_queries(words: list[str], scores: list[float], top_k: int) -> list
     return [{"query": text, "score": score} for text, score in list(best.items())[:top_k]]
 
 
-def _first_sentence(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -6,7 +6,10 @@ python training_scripts/encode_items.py --output_dir runs/mine --semantic.model 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stages import DATA, SEMANTIC, StageReport, load_data, main, run_stage, section_arguments
+from console import main
+from sections import Section
+from settings import Settings
+from stages import DATA, SEMANTIC, StageReport, load_data, run_stage
 
 from gensar_hf.artifacts import write_json
 from gensar_hf.embeddings.item_embeddings import save_item_embeddings
@@ -27,10 +30,12 @@ class SemanticArguments:
     max_length: int | None = field(default=None, metadata={"help": "tokens read of each text."})
 
 
-def run(sections: dict[str, dict]) -> StageReport:
+SECTION = Section(SEMANTIC, SemanticArguments)
+
+
+def run(settings: Settings) -> StageReport:
     """Encode the catalogue."""
-    run_dir = Path(sections[""]["output_dir"])
-    arguments = section_arguments(sections.get(SEMANTIC, {}), SemanticArguments, SEMANTIC)
+    run_dir, (arguments, _) = settings.run_dir, settings[SEMANTIC]
 
     def work(folder: Path, checkpoints: Path) -> dict:
         log, events, _ = load_data(run_dir)
@@ -39,8 +44,11 @@ def run(sections: dict[str, dict]) -> StageReport:
         write_json(folder / "config.json", {"model": arguments.model, "text_columns": list(log.text_columns)})
         return {"model": arguments.model, "dimensions": embeddings.shape[1]}
 
-    return run_stage(run_dir, SEMANTIC, [arguments, run_dir / DATA / "items.parquet"], work)
+    inputs = [arguments, run_dir / DATA / "items.parquet", run_dir / DATA / "log.json"]
+    if Path(arguments.model).is_dir():
+        inputs.append(Path(arguments.model))
+    return run_stage(run_dir, SEMANTIC, inputs, work)
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, [SECTION])

@@ -5,8 +5,12 @@ python training_scripts/evaluate.py --output_dir runs/mine
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from console import main
 from encode_items import EMBEDDINGS_FILE
+from sections import Section
+from settings import Settings
 from stages import (
     COLLABORATIVE,
     DATA,
@@ -14,13 +18,12 @@ from stages import (
     RESULTS,
     SEMANTIC,
     StageReport,
+    damage_reported,
     load_data,
-    main,
     run_stage,
-    section_arguments,
 )
 
-from gensar_hf.artifacts import DataError, read_json, written_aside
+from gensar_hf.artifacts import read_json, written_aside
 from gensar_hf.baselines import BM25, DenseRetrieval, Popularity, SASRecScorer
 from gensar_hf.data import RECOMMENDATION, SEARCH, EventLog, InteractionLog, Split
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
@@ -35,10 +38,19 @@ from gensar_hf.pipeline import GenSARPipeline
 class EvaluationArguments:
     """Which held-out requests, against which candidates."""
 
-    part: str = field(default="test", metadata={"help": "test, or validation to choose settings with."})
+    part: Literal["test", "validation"] = field(
+        default="test", metadata={"help": "test, or validation to choose settings with."}
+    )
     num_negatives: int = field(default=99, metadata={"help": "candidates beside the target."})
     full_ranking: bool = field(default=False, metadata={"help": "rank the whole catalogue, too; takes longer."})
     seed: int = field(default=0, metadata={"help": "of the candidates and the bootstrap."})
+
+    def __post_init__(self) -> None:
+        if self.num_negatives < 1:
+            raise ValueError(f"`num_negatives` must be at least 1; got {self.num_negatives}.")
+
+
+SECTION = Section(RESULTS, EvaluationArguments)
 
 
 def scorers(run_dir: Path, log: InteractionLog, events: EventLog, split: Split) -> list:
@@ -46,21 +58,22 @@ def scorers(run_dir: Path, log: InteractionLog, events: EventLog, split: Split) 
     semantic = load_item_embeddings(run_dir / SEMANTIC / EMBEDDINGS_FILE, events.item_ids)
     encoder = read_json(run_dir / SEMANTIC / "config.json")["model"]
     texts = log.item_texts()
+    with damage_reported(run_dir / MODEL):
+        pipeline = GenSARPipeline.from_pretrained(run_dir / MODEL)
+    with damage_reported(run_dir / COLLABORATIVE):
+        sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
     return [
-        GeneratorScorer(GenSARPipeline.from_pretrained(run_dir / MODEL)),
-        SASRecScorer(SASRecModel.from_pretrained(run_dir / COLLABORATIVE)),
+        GeneratorScorer(pipeline),
+        SASRecScorer(sasrec),
         Popularity(split),
         BM25(texts),
         DenseRetrieval(semantic, encoder),
     ]
 
 
-def run(sections: dict[str, dict]) -> StageReport:
+def run(settings: Settings) -> StageReport:
     """Draw candidates, let every system rank them, save the figures."""
-    run_dir = Path(sections[""]["output_dir"])
-    arguments = section_arguments(sections.get(RESULTS, {}), EvaluationArguments, RESULTS)
-    if arguments.part not in ("test", "validation"):
-        raise DataError(f"`part` must be test or validation; got '{arguments.part}'.")
+    run_dir, (arguments, _) = settings.run_dir, settings[RESULTS]
 
     def work(folder: Path, checkpoints: Path) -> dict:
         log, events, split = load_data(run_dir)
@@ -79,7 +92,8 @@ def run(sections: dict[str, dict]) -> StageReport:
         _save(result, folder)
         if arguments.full_ranking:
             _save(evaluate_full_ranking(systems, requests, seed=arguments.seed), folder / "full_ranking")
-        return {"failures": result.failures}
+        counts = {f"{task} requests": len(requests[task]) for task in requests}
+        return {**counts, "failures": result.failures}
 
     inputs = [arguments, run_dir / DATA, run_dir / SEMANTIC, run_dir / COLLABORATIVE]
     inputs += [run_dir / MODEL / name for name in ("model.safetensors", "identifiers.parquet", "tokenizer.json")]
@@ -96,4 +110,4 @@ def _save(result, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, [SECTION])

@@ -3,10 +3,15 @@
 python training_scripts/prepare_data.py --items items.parquet --interactions interactions.csv --output_dir runs/mine
 """
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from stages import DATA, StageReport, main, run_stage, section_arguments
+from console import main
+from sections import Section
+from settings import RunArguments, Settings
+from stages import DATA, StageReport, run_stage
 
 from gensar_hf.artifacts import DataError
 from gensar_hf.data import (
@@ -20,57 +25,68 @@ from gensar_hf.data import (
     load_movielens_100k,
 )
 
+logger = logging.getLogger("gensar_hf.training_scripts")
+
 
 @dataclass
 class DataArguments:
     """Where the log comes from and how it is cut."""
 
-    items: str | None = field(default=None, metadata={"help": "items table: item_id and text columns."})
-    interactions: str | None = field(
-        default=None, metadata={"help": "interactions table: user_id, item_id, timestamp (or order), query."}
+    dataset: Literal["ml-100k", "none"] = field(
+        default="none", metadata={"help": "ready-made, instead of --items and --interactions."}
     )
-    dataset: str | None = field(default=None, metadata={"help": "ready-made instead of tables: ml-100k."})
     dataset_dir: str | None = field(default=None, metadata={"help": "folder with the data set's own files."})
-    text_columns: list[str] | None = field(default=None, metadata={"help": "columns that make an item's text."})
+    text_columns: list[str] | None = field(
+        default=None, metadata={"help": "columns that make an item's text; those with usual names."}
+    )
     min_interactions: int = field(default=0, metadata={"help": "k of the k-core filter; 0: keep everything."})
     search_fraction: float = field(
         default=0.0,
         metadata={"help": "share of the clicks that become search clicks, for logs without queries."},
     )
     category_column: str = field(default="categories", metadata={"help": "what such queries are made from."})
-    split: str = field(default="leave_one_out", metadata={"help": "leave_one_out or chronological."})
+    split: Literal["leave_one_out", "chronological"] = field(
+        default="leave_one_out", metadata={"help": "which clicks are held out."}
+    )
     seed: int = field(default=0, metadata={"help": "of the choice of search clicks."})
 
+    def __post_init__(self) -> None:
+        if self.min_interactions < 0:
+            raise ValueError(f"`min_interactions` must not be negative; got {self.min_interactions}.")
+        if not 0 <= self.search_fraction <= 1:
+            raise ValueError(f"`search_fraction` must lie between 0 and 1; got {self.search_fraction}.")
 
-def read_log(arguments: DataArguments) -> InteractionLog:
+
+SECTION = Section(DATA, DataArguments)
+SPLITTERS = {"leave_one_out": leave_one_out, "chronological": chronological_cut}
+
+
+def read_log(arguments: DataArguments, tables: RunArguments) -> InteractionLog:
     """The log that the arguments name."""
     if arguments.dataset == "ml-100k":
         return load_movielens_100k(
             arguments.dataset_dir, search_fraction=arguments.search_fraction, seed=arguments.seed
         )
-    if arguments.dataset is not None:
-        raise DataError(f"Unknown data set '{arguments.dataset}'; ready-made is ml-100k, others come as two tables.")
-    if arguments.items is None or arguments.interactions is None:
-        raise DataError("Name the two tables with --items and --interactions, or a configuration with a data set.")
-    log = load_log(arguments.items, arguments.interactions, arguments.text_columns)
+    if tables.items is None or tables.interactions is None:
+        raise DataError("Name the two tables with --items and --interactions, or a ready-made set with --data.dataset.")
+    log = load_log(tables.items, tables.interactions, arguments.text_columns)
     if arguments.search_fraction:
         log = assign_search_clicks(log, arguments.search_fraction, arguments.seed, arguments.category_column)
     return log
 
 
-def run(sections: dict[str, dict]) -> StageReport:
+def run(settings: Settings) -> StageReport:
     """Read, filter, split, save."""
-    arguments = section_arguments({**sections.get(DATA, {}), **_tables(sections)}, DataArguments, DATA)
-    splitters = {"leave_one_out": leave_one_out, "chronological": chronological_cut}
-    if arguments.split not in splitters:
-        raise DataError(f"`split` must be one of {', '.join(splitters)}; got '{arguments.split}'.")
+    arguments, _ = settings[DATA]
 
     def work(folder: Path, checkpoints: Path) -> dict:
-        log = read_log(arguments)
+        log = read_log(arguments, settings.run)
         if arguments.min_interactions:
             log = k_core(log, arguments.min_interactions)
         events = events_from_log(log)
-        split = splitters[arguments.split](events)
+        if not events.query_texts:
+            logger.warning("The log holds no queries, so there is nothing to learn search from; recommendation works.")
+        split = SPLITTERS[arguments.split](events)
         log.save(folder)
         split.save(folder)
         return {
@@ -82,13 +98,10 @@ def run(sections: dict[str, dict]) -> StageReport:
             "test requests": {task: len(requests) for task, requests in split.test.items()},
         }
 
-    inputs = [arguments, *(Path(path) for path in (arguments.items, arguments.interactions) if path)]
-    return run_stage(Path(sections[""]["output_dir"]), DATA, inputs, work)
-
-
-def _tables(sections: dict[str, dict]) -> dict:
-    return {name: sections[""][name] for name in ("items", "interactions") if name in sections[""]}
+    files = (settings.run.items, settings.run.interactions, arguments.dataset_dir)
+    inputs = [arguments, *(Path(path) for path in files if path)]
+    return run_stage(settings.run_dir, DATA, inputs, work)
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, [SECTION])

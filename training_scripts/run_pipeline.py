@@ -7,54 +7,42 @@ A finished stage is skipped when the command is given again; a killed training g
 setting of a section can be overridden: --model.learning_rate 1e-3 --data.split chronological.
 """
 
-import os
-from pathlib import Path
-
 import encode_items
 import evaluate
 import prepare_data
 import train_generator
 import train_rqvae
 import train_sasrec
+from console import main
 from rich.console import Console
+from settings import Settings
 from showcase import show_answers
 from stage_table import stage_table
-from stages import COLLABORATIVE, DATA, MODEL, RESULTS, RQVAE, SEMANTIC, StageReport, main
+from stages import RESULTS, StageReport, process_rank
 
-from gensar_hf.artifacts import DataError, read_json
+from gensar_hf.artifacts import read_json
 from gensar_hf.evaluation.report import terminal_table
 
-STAGES = {
-    DATA: prepare_data.run,
-    SEMANTIC: encode_items.run,
-    COLLABORATIVE: train_sasrec.run,
-    RQVAE: train_rqvae.run,
-    MODEL: train_generator.run,
-    RESULTS: evaluate.run,
-}
+SCRIPTS = (prepare_data, encode_items, train_sasrec, train_rqvae, train_generator, evaluate)
 
 
-def run(sections: dict[str, dict]) -> None:
+def run(settings: Settings) -> None:
     """Run what is not finished, then print the stages, the figures and one user's answers."""
-    if "output_dir" not in sections[""]:
-        raise DataError("Name the folder of the run with --output_dir, such as runs/mine.")
-    unknown = set(sections) - set(STAGES) - {""}
-    if unknown:
-        raise DataError(f"Unknown section '{sorted(unknown)[0]}'; sections are {', '.join(STAGES)}.")
-    console = Console(width=min(120, Console().width) if Console().is_terminal else 120)
+    console = Console(width=min(120, Console().width) if Console().is_terminal else 120, quiet=process_rank() != 0)
     reports: list[StageReport] = []
-    for number, (stage, run_one) in enumerate(STAGES.items(), start=1):
-        console.print(f"[bold]{number}/{len(STAGES)} {stage}[/bold]")
-        report = run_one(sections)
+    for number, script in enumerate(SCRIPTS, start=1):
+        console.print(f"[bold]{number}/{len(SCRIPTS)} {script.SECTION.name}[/bold]")
+        report = script.run(settings)
         state = "already finished" if report.skipped else f"{report.seconds:.1f} s"
         console.print(f"    {state}")
         reports.append(report)
-    run_dir = Path(sections[""]["output_dir"])
+    if process_rank() != 0:
+        return
+    run_dir = settings.run_dir
     console.print(stage_table(reports))
     console.print(terminal_table(read_json(run_dir / RESULTS / "metrics.json")))
     show_answers(console, run_dir)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main(run, __doc__)
+    main(run, __doc__, [script.SECTION for script in SCRIPTS])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.panel import Panel
-from stages import DATA, MODEL, load_data
+from stages import DATA, MODEL, damage_reported, load_data
 
 from gensar_hf.data import RECOMMENDATION, SEARCH
 from gensar_hf.evaluation.generator_scorer import request_history
@@ -16,7 +16,8 @@ NUM_EVENTS_SHOWN = 8
 def show_answers(console: Console, run_dir: Path) -> None:
     """Print a test user's last events, recommendations, results for the user's own next query, suggested queries."""
     _, events, split = load_data(run_dir)
-    pipe = GenSARPipeline.from_pretrained(run_dir / MODEL)
+    with damage_reported(run_dir / MODEL):
+        pipe = GenSARPipeline.from_pretrained(run_dir / MODEL)
     table = pipe.tokenizer.identifiers
     task = SEARCH if len(split.test[SEARCH]) else RECOMMENDATION
     if len(split.test[task]) == 0:

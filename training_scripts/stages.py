@@ -1,34 +1,44 @@
-"""What the scripts share: a run's folders, skipping finished stages, reading arguments, errors as exit status 2."""
+"""A run's stages: their folders, skipping finished ones, going on in killed ones, several processes."""
 
-import argparse
 import dataclasses
+import json
 import logging
+import math
+import os
 import shutil
-import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-from transformers import HfArgumentParser, TrainingArguments
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from sections import dataclass_values, training_defaults
+from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from gensar_hf.artifacts import DataError, fingerprint, finish_stage, is_finished, read_json, written_aside
+from gensar_hf.artifacts import STAGE_FILE, DataError, fingerprint, finish_stage, is_finished, read_json, written_aside
 from gensar_hf.data import EventLog, InteractionLog, Split, events_from_log
-from gensar_hf.precision import bf16_is_faster
 
-DATA, SEMANTIC, COLLABORATIVE, RQVAE, MODEL, RESULTS = "data", "semantic", "collaborative", "rqvae", "model", "results"
+STAGES = DATA, SEMANTIC, COLLABORATIVE, RQVAE, MODEL, RESULTS = (
+    "data", "semantic", "collaborative", "rqvae", "model", "results",
+)  # fmt: skip
+CHECKPOINTS = "checkpoints"
 
-# Where a run is trained and how it reports does not change what comes out of it.
+# How a stage is trained, watched and saved does not change what comes out of it.
 _NOT_AN_INPUT = {
-    "output_dir",
-    "logging_strategy",
-    "logging_steps",
-    "disable_tqdm",
-    "save_steps",
-    "dataloader_num_workers",
-}
+    "output_dir", "run_name", "report_to", "disable_tqdm", "log_level", "log_level_replica", "logging_strategy",
+    "logging_steps", "logging_first_step", "save_strategy", "save_steps", "save_total_limit", "use_cpu",
+    "ddp_backend", "ddp_timeout", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
+    "dataloader_persistent_workers",
+}  # fmt: skip
+
+logger = logging.getLogger("gensar_hf.training_scripts")
+
+Work = Callable[[Path, Path], dict[str, Any]]
 
 
 @dataclasses.dataclass
@@ -41,50 +51,98 @@ class StageReport:
     details: dict[str, Any]
 
 
-def run_stage(
-    run_dir: Path, stage: str, inputs: list[Any], work: Callable[[Path, Path], dict[str, Any]]
-) -> StageReport:
+def run_stage(run_dir: Path, stage: str, inputs: list[Any], work: Work, is_distributed: bool = False) -> StageReport:
     """Run one stage into `run_dir/stage`, or skip it when it is finished and was made from the same inputs.
+
+    Under `torchrun` the first process alone writes; the others join in where the work is distributed, and wait for it
+    in any case, so that all of them see the same finished stages.
 
     Args:
         run_dir: the run's folder.
         stage: name of the stage and of its folder.
-        inputs: all that the result depends on: arguments, paths of files and folders.
+        inputs: all that the result depends on: arguments, paths of files and folders. The number of processes is none
+            of them: it is part of the checkpoints' name only.
         work: called with the folder to fill and a folder for checkpoints; returns details for `stage.json`.
+        is_distributed: whether the work needs all processes (a `Trainer`).
+
+    Raises:
+        DataError: an input is missing, or a figure in the details is not finite, as after a training that diverged.
     """
     folder, inputs_fingerprint = run_dir / stage, fingerprint(*[_as_input(value) for value in inputs])
-    if is_finished(folder, stage, inputs_fingerprint):
-        record = read_json(folder / "stage.json")
-        return StageReport(stage, record["seconds"], True, record["details"])
-    run_dir.mkdir(parents=True, exist_ok=True)
-    # Checkpoints carry the fingerprint, so that a run with other settings never resumes from them.
-    checkpoints = run_dir / "checkpoints" / f"{stage}-{inputs_fingerprint[:12]}"
+    skipped = _is_complete(folder, stage, inputs_fingerprint)
+    if not skipped and process_rank() == 0:
+        _run(folder, stage, inputs_fingerprint, work, is_distributed)
+    elif not skipped and is_distributed:
+        with tempfile.TemporaryDirectory() as unused:
+            work(Path(unused), _checkpoints(folder, inputs_fingerprint))
+        _wait_for_all()  # the first process, in `_run`
+    _wait_for_all()
+    record = read_json(folder / STAGE_FILE)
+    return StageReport(stage, record["seconds"], skipped, record["details"])
+
+
+def _run(folder: Path, stage: str, inputs_fingerprint: str, work: Work, is_distributed: bool) -> None:
+    checkpoints = _checkpoints(folder, inputs_fingerprint)
     start = time.perf_counter()
     with written_aside(folder) as aside:
         aside.mkdir(parents=True, exist_ok=True)
         details = work(aside, checkpoints)
-        seconds = time.perf_counter() - start
-        finish_stage(aside, stage, inputs_fingerprint, seconds, details)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return StageReport(stage, seconds, False, details)
+        if is_distributed:
+            _wait_for_all()  # others may still be busy with the last checkpoint, which is deleted below
+        _refuse_divergence(stage, details)
+        details["files"] = sorted(path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file())
+        finish_stage(aside, stage, inputs_fingerprint, time.perf_counter() - start, details)
+    # Checkpoints of other settings, too, and what a killed process had begun to write: of no use any more.
+    for leftover in [*checkpoints.parent.glob(f"{stage}-*"), *folder.parent.glob(f".{stage}.aside-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_complete(folder: Path, stage: str, inputs_fingerprint: str) -> bool:
+    """Finished, and none of its files has been deleted since."""
+    if not is_finished(folder, stage, inputs_fingerprint):
+        return False
+    return all((folder / name).is_file() for name in read_json(folder / STAGE_FILE)["details"].get("files", []))
+
+
+def _checkpoints(folder: Path, inputs_fingerprint: str) -> Path:
+    """Where a stage saves while it trains: never shared by other settings, or by another number of processes."""
+    return folder.parent / CHECKPOINTS / f"{folder.name}-{inputs_fingerprint[:12]}-{process_count()}"
 
 
 def _as_input(value: Any) -> Any:
+    """A value as `fingerprint` takes it; of `TrainingArguments` what differs from the defaults of this machine."""
     if isinstance(value, TrainingArguments):
-        value = {name: field for name, field in value.to_dict().items() if name not in _NOT_AN_INPUT}
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {name: field for name, field in value.items() if name not in _NOT_AN_INPUT}
+        given, usual = value.to_dict(), TrainingArguments(**training_defaults()).to_dict()
+        return {name: field for name, field in given.items() if field != usual[name] and name not in _NOT_AN_INPUT}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclass_values(value)
     return value
 
 
+def _refuse_divergence(stage: str, details: dict[str, Any]) -> None:
+    for name, value in details.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise DataError(f"Stage {stage} diverged: its {name} is {value}; lower --{stage}.learning_rate.")
+
+
 def last_checkpoint(checkpoints: Path) -> str | None:
-    """The newest complete checkpoint. The Trainer writes `trainer_state.json` last; a killed write lacks it."""
+    """The newest complete checkpoint. The Trainer writes `trainer_state.json` last; a killed write leaves none."""
     complete = [
-        path for path in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (path / "trainer_state.json").is_file()
+        path for path in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_json(path / "trainer_state.json")
     ]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+    if not complete:
+        return None
+    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]))
+    logger.info("Going on from %s.", newest)
+    return str(newest)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def load_data(run_dir: Path) -> tuple[InteractionLog, EventLog, Split]:
@@ -94,76 +152,28 @@ def load_data(run_dir: Path) -> tuple[InteractionLog, EventLog, Split]:
     return log, events, Split.load(run_dir / DATA, events)
 
 
-def training_arguments(section: dict[str, Any], **defaults: Any) -> TrainingArguments:
-    """`TrainingArguments` from a section's values and a stage's defaults; bf16 where it is the faster one."""
-    names = {field.name for field in dataclasses.fields(TrainingArguments)}
-    values = {"bf16": bf16_is_faster(), "report_to": "none", "save_total_limit": 1, "output_dir": "."}
-    values |= defaults | {name: value for name, value in section.items() if name in names}
-    (arguments,) = HfArgumentParser(TrainingArguments).parse_dict(values)
-    return arguments
-
-
-def section_arguments(section: dict[str, Any], argument_class: type, stage: str) -> Any:
-    """A stage's own dataclass from its section; a name that neither it nor `TrainingArguments` knows is an error."""
-    own = {field.name for field in dataclasses.fields(argument_class)}
-    unknown = set(section) - own - {field.name for field in dataclasses.fields(TrainingArguments)}
-    if unknown:
-        raise DataError(
-            f"The section '{stage}' has the unknown setting '{sorted(unknown)[0]}'; it takes {', '.join(sorted(own))} "
-            "and, where something is trained, the fields of TrainingArguments."
-        )
-    (arguments,) = HfArgumentParser(argument_class).parse_dict(
-        {name: value for name, value in section.items() if name in own}
-    )
-    return arguments
-
-
-def parse_command_line(description: str, argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Sections of settings from an optional YAML file and `--section.name value` or `--name value` overrides.
-
-    Returns:
-        section → name → value; what stands outside every section is under `""`.
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", nargs="?", help="YAML file with one section a stage, see training_scripts/configs")
-    known, rest = parser.parse_known_args(argv)
-    sections: dict[str, dict[str, Any]] = {"": {}}
-    if known.config:
-        sections |= _read_config(Path(known.config))
-    if len(rest) % 2:
-        rest.append("true")
-    for option, value in zip(rest[::2], rest[1::2], strict=True):
-        if not option.startswith("--"):
-            raise DataError(f"'{option}' is not an option; options look like --output_dir runs/mine or --model.seed 1.")
-        section, _, name = option[2:].rpartition(".")
-        sections.setdefault(section, {})[name.replace("-", "_")] = yaml.safe_load(value)
-    return sections
-
-
-def _read_config(path: Path) -> dict[str, dict[str, Any]]:
+@contextmanager
+def damage_reported(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong while a stage's model is loaded into one sentence."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise DataError(f"The configuration {path} does not exist; see training_scripts/configs.") from None
-    except yaml.YAMLError as error:
-        raise DataError(f"The configuration {path} is not YAML: {error}".replace("\n", " ")) from None
-    if not isinstance(content, dict):
-        raise DataError(f"The configuration {path} must hold sections such as 'model:'; got {content!r}.")
-    sections: dict[str, dict[str, Any]] = {"": {}}
-    for name, value in content.items():
-        if isinstance(value, dict):
-            sections[name] = value
-        else:
-            sections[""][name] = value
-    return sections
+        yield
+    except DataError:
+        raise
+    except (SafetensorError, StrictDataclassError, OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{folder} cannot be loaded ({reason}); delete it and run its stage again.") from error
 
 
-def main(run: Callable[[dict[str, dict[str, Any]]], Any], description: str, argv: list[str] | None = None) -> None:
-    """Run a script: arguments in, errors out as one sentence and exit status 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("gensar_hf").setLevel(logging.INFO)
-    try:
-        run(parse_command_line(description, argv))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+def process_rank() -> int:
+    """This process's number under `torchrun`; 0 without."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def process_count() -> int:
+    """How many processes `torchrun` has started; 1 without."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _wait_for_all() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()

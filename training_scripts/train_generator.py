@@ -7,8 +7,12 @@ torchrun --nproc_per_node 2 training_scripts/train_generator.py --output_dir run
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from console import main, metrics_unprinted, show_training_bar
+from sections import Section
+from settings import Settings
 from stages import (
     DATA,
     MODEL,
@@ -16,10 +20,7 @@ from stages import (
     StageReport,
     last_checkpoint,
     load_data,
-    main,
     run_stage,
-    section_arguments,
-    training_arguments,
 )
 from transformers import AutoTokenizer, Trainer, set_seed
 
@@ -56,9 +57,11 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "T5 weights to start from, such as google-t5/t5-small; None: from scratch."}
     )
-    history_encoding: str = field(default="events", metadata={"help": "events or tokens."})
+    history_encoding: Literal["events", "tokens"] = field(
+        default="events", metadata={"help": "one position an event, or, as in the paper, one a token."}
+    )
     max_history_events: int = field(default=50, metadata={"help": "events of a history that are read."})
-    max_targets: int = field(default=24, metadata={"help": "targets of one history (events only)."})
+    max_target_tokens: int = field(default=120, metadata={"help": "response tokens packed into one row (events only)."})
     text_vocab_size: int = field(default=2000, metadata={"help": "word pieces, when trained from scratch."})
     d_model: int = field(default=128, metadata={"help": "width."})
     d_kv: int = field(default=32, metadata={"help": "width of a head."})
@@ -71,6 +74,15 @@ class ModelArguments:
         default=8.0, metadata={"help": "passes over the training events, where max_steps is not given."}
     )
     task_weights: dict | None = field(default=None, metadata={"help": "task → weight; 0 switches a task off."})
+
+    def __post_init__(self) -> None:
+        unknown = set(self.task_weights or {}) - {task.value for task in Task}
+        if unknown:
+            tasks = ", ".join(task.value for task in Task)
+            raise ValueError(f"`task_weights` names the unknown task '{min(unknown)}'; tasks are {tasks}.")
+
+
+SECTION = Section(MODEL, ModelArguments, lambda: TUNED)
 
 
 def make_tokenizer(
@@ -91,15 +103,13 @@ def make_tokenizer(
 def make_sampler(arguments: ModelArguments, log: TrainingLog, seed: int) -> ExampleSampler:
     """Draws the training examples."""
     weights = {Task(task): weight for task, weight in (arguments.task_weights or DEFAULT_TASK_WEIGHTS).items()}
-    max_targets = arguments.max_targets if arguments.history_encoding == "events" else 1
-    return ExampleSampler(log, weights, arguments.max_history_events, max_targets, seed)
+    max_target_tokens = arguments.max_target_tokens if arguments.history_encoding == "events" else 0
+    return ExampleSampler(log, weights, arguments.max_history_events, max_target_tokens, seed)
 
 
-def run(sections: dict[str, dict]) -> StageReport:
+def run(settings: Settings) -> StageReport:
     """Build the tokenizer, train the generator, save both."""
-    run_dir, section = Path(sections[""]["output_dir"]), sections.get(MODEL, {})
-    arguments = section_arguments(section, ModelArguments, MODEL)
-    training = training_arguments(section, **TUNED)
+    run_dir, (arguments, training) = settings.run_dir, settings[MODEL]
 
     def work(folder: Path, checkpoints: Path) -> dict:
         log, events, split = load_data(run_dir)
@@ -115,21 +125,25 @@ def run(sections: dict[str, dict]) -> StageReport:
         training_log = TrainingLog(tokenizer, events, split.train_ends, log.item_texts())
         sampler = make_sampler(arguments, training_log, training.seed)
         rows_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+        is_packed = arguments.history_encoding == "events"
         if training.max_steps <= 0:
-            per_row = arguments.max_targets if arguments.history_encoding == "events" else 1
-            num_events = int(training_mask(split).sum())
-            training.max_steps = max(300, round(arguments.target_epochs * num_events / (per_row * rows_per_step)))
-        max_positions = arguments.max_history_events if arguments.history_encoding == "events" else 0
-        rows = ExampleRows(sampler, training.max_steps * rows_per_step, max_positions, arguments.max_targets)
+            targets_per_row = arguments.max_target_tokens / (1 + identifiers.num_levels) if is_packed else 1
+            num_targets = arguments.target_epochs * training_mask(split).sum()
+            training.max_steps = max(300, round(num_targets / (targets_per_row * rows_per_step)))
+        # Room for a whole history and its instruction, or for many small examples side by side.
+        max_positions = 1 + arguments.max_history_events if is_packed else 0
+        rows = ExampleRows(sampler, training.max_steps * rows_per_step, max_positions)
         training.output_dir = str(checkpoints)
         trainer = Trainer(model=model, args=training, train_dataset=rows, data_collator=ExampleCollator(tokenizer))
-        output = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+        show_training_bar(trainer)
+        with metrics_unprinted():
+            output = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return {"parameters": model.num_parameters(), "steps": output.global_step, "loss": output.training_loss}
 
-    return run_stage(run_dir, MODEL, [arguments, training, run_dir / DATA, run_dir / RQVAE], work)
+    return run_stage(run_dir, MODEL, [arguments, training, run_dir / DATA, run_dir / RQVAE], work, is_distributed=True)
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, [SECTION])

@@ -5,21 +5,13 @@ python training_scripts/train_rqvae.py --output_dir runs/mine --rqvae.codebook_s
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from console import main, metrics_unprinted
 from encode_items import EMBEDDINGS_FILE
-from stages import (
-    COLLABORATIVE,
-    DATA,
-    RQVAE,
-    SEMANTIC,
-    StageReport,
-    last_checkpoint,
-    load_data,
-    main,
-    run_stage,
-    section_arguments,
-    training_arguments,
-)
+from sections import Section, dataclass_values
+from settings import Settings
+from stages import COLLABORATIVE, DATA, RQVAE, SEMANTIC, StageReport, load_data, run_stage
 from transformers import set_seed
 
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
@@ -28,38 +20,74 @@ from gensar_hf.identifiers.identifier_table import build_identifier_table
 from gensar_hf.identifiers.joint_rqvae_training import train_joint_rqvae
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
-TUNED = {"num_train_epochs": 500, "per_device_train_batch_size": 1024, "learning_rate": 1e-3, "save_strategy": "no"}
-
 
 @dataclass
 class RQVAEArguments:
-    """Sizes of the joint RQ-VAE; None: the configuration's default (the paper's)."""
+    """Sizes and losses of the joint RQ-VAE, the paper's by default."""
 
-    codebook_size: int | None = field(default=None, metadata={"help": "K, codes of a level."})
-    num_shared_levels: int | None = field(default=None, metadata={"help": "L_m."})
-    num_specific_levels: int | None = field(default=None, metadata={"help": "L_n."})
-    latent_dim: int | None = field(default=None, metadata={"help": "d."})
-    quantizer: str | None = field(default=None, metadata={"help": "rq-vae or rq-kmeans."})
-    initialization: str | None = field(default=None, metadata={"help": "kmeans or random."})
-    sinkhorn_epsilon: float | None = field(default=None, metadata={"help": "0 switches Sinkhorn off."})
+    codebook_size: int = field(default=JointRQVAEConfig.codebook_size, metadata={"help": "K, codes of a level."})
+    num_shared_levels: int = field(
+        default=JointRQVAEConfig.num_shared_levels, metadata={"help": "L_m, levels that both identifiers share."}
+    )
+    num_specific_levels: int = field(
+        default=JointRQVAEConfig.num_specific_levels, metadata={"help": "L_n, levels of either identifier alone."}
+    )
+    latent_dim: int = field(default=JointRQVAEConfig.latent_dim, metadata={"help": "d, width of a latent."})
+    hidden_sizes: list[int] = field(
+        default_factory=lambda: list(JointRQVAEConfig.hidden_sizes),
+        metadata={"help": "hidden layers of the encoders, outermost first."},
+    )
+    commitment_weight: float = field(
+        default=JointRQVAEConfig.commitment_weight, metadata={"help": "α, weight of the commitment loss."}
+    )
+    quantizer: Literal["rq-vae", "rq-kmeans"] = field(
+        default=JointRQVAEConfig.quantizer, metadata={"help": "learnt by gradient, or fitted without one."}
+    )
+    initialization: Literal["kmeans", "random"] = field(
+        default=JointRQVAEConfig.initialization, metadata={"help": "of encoders and codebooks."}
+    )
+    sinkhorn_epsilon: float = field(
+        default=JointRQVAEConfig.sinkhorn_epsilon,
+        metadata={"help": "of the balanced assignment on the last level; 0 switches it off."},
+    )
+    dead_code_threshold: int = field(
+        default=JointRQVAEConfig.dead_code_threshold,
+        metadata={"help": "codes with fewer items are reset between epochs; 0: none."},
+    )
+
+    def __post_init__(self) -> None:
+        JointRQVAEConfig(**dataclass_values(self))  # checks the values before anything runs
 
 
-def run(sections: dict[str, dict]) -> StageReport:
+def tuned() -> dict:
+    """The paper's training. A killed one, of seconds, starts again: standardisation and k-means come before it."""
+    return {
+        "num_train_epochs": 500,
+        "per_device_train_batch_size": 1024,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+    }
+
+
+SECTION = Section(RQVAE, RQVAEArguments, tuned)
+
+
+def run(settings: Settings) -> StageReport:
     """Train, quantize, make unique, save."""
-    run_dir, section = Path(sections[""]["output_dir"]), sections.get(RQVAE, {})
-    arguments = section_arguments(section, RQVAEArguments, RQVAE)
-    training = training_arguments(section, **TUNED)
+    run_dir, (arguments, training) = settings.run_dir, settings[RQVAE]
     embedding_files = [run_dir / stage / EMBEDDINGS_FILE for stage in (SEMANTIC, COLLABORATIVE)]
 
     def work(folder: Path, checkpoints: Path) -> dict:
         log, events, _ = load_data(run_dir)
         semantic, collaborative = (load_item_embeddings(path, events.item_ids) for path in embedding_files)
         set_seed(training.seed)
-        sizes = {name: value for name, value in vars(arguments).items() if value is not None}
-        config = JointRQVAEConfig(semantic_dim=semantic.shape[1], collaborative_dim=collaborative.shape[1], **sizes)
+        dims = {"semantic_dim": semantic.shape[1], "collaborative_dim": collaborative.shape[1]}
+        config = JointRQVAEConfig(**dims, **dataclass_values(arguments))
         model = JointRQVAE(config)
         training.output_dir = str(checkpoints)
-        train_joint_rqvae(model, semantic, collaborative, training, last_checkpoint(checkpoints))
+        with metrics_unprinted():
+            train_joint_rqvae(model, semantic, collaborative, training)
         texts = log.item_texts()
         titles = log.items["title"].tolist() if "title" in log.items else texts
         table = build_identifier_table(model, semantic, collaborative, events.item_ids, titles, texts)
@@ -67,8 +95,9 @@ def run(sections: dict[str, dict]) -> StageReport:
         table.save(folder)
         return table.report()
 
-    return run_stage(run_dir, RQVAE, [arguments, training, run_dir / DATA / "items.parquet", *embedding_files], work)
+    inputs = [arguments, training, run_dir / DATA / "items.parquet", run_dir / DATA / "log.json", *embedding_files]
+    return run_stage(run_dir, RQVAE, inputs, work, is_distributed=True)
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, [SECTION])

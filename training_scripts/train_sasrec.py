@@ -7,19 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from console import main, metrics_unprinted
 from encode_items import EMBEDDINGS_FILE
-from stages import (
-    COLLABORATIVE,
-    DATA,
-    StageReport,
-    last_checkpoint,
-    load_data,
-    main,
-    run_stage,
-    section_arguments,
-    training_arguments,
-)
-from transformers import set_seed
+from sections import Section, dataclass_values
+from settings import Settings
+from stages import COLLABORATIVE, DATA, StageReport, last_checkpoint, load_data, run_stage
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from gensar_hf.data import EventLog, Split
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
@@ -30,12 +23,55 @@ from gensar_hf.embeddings.sasrec_training import sasrec_training_arguments, trai
 
 @dataclass
 class CollaborativeArguments:
-    """SASRec's sizes; None: the configuration's default."""
+    """SASRec's sizes and regularisation."""
 
-    hidden_size: int | None = field(default=None, metadata={"help": "width of the item embeddings."})
-    num_layers: int | None = field(default=None, metadata={"help": "self-attention blocks."})
-    max_length: int | None = field(default=None, metadata={"help": "clicks of a history that are read."})
-    dropout: float | None = field(default=None, metadata={"help": "on embeddings and last states."})
+    hidden_size: int = field(default=SASRecConfig.hidden_size, metadata={"help": "width of the item embeddings."})
+    num_layers: int = field(default=SASRecConfig.num_layers, metadata={"help": "self-attention blocks."})
+    num_heads: int = field(default=SASRecConfig.num_heads, metadata={"help": "attention heads."})
+    max_length: int = field(default=SASRecConfig.max_length, metadata={"help": "clicks of a history that are read."})
+    dropout: float = field(default=SASRecConfig.dropout, metadata={"help": "on embeddings and last states."})
+    event_dropout: float = field(
+        default=SASRecConfig.event_dropout, metadata={"help": "share of a window's clicks left out in training."}
+    )
+    label_smoothing: float = field(default=SASRecConfig.label_smoothing, metadata={"help": "of the cross entropy."})
+
+    def __post_init__(self) -> None:
+        SASRecConfig(**dataclass_values(self))  # checks the values before anything runs
+
+
+def tuned() -> dict:
+    """The package's tuned settings; `EpochCheckpoints` saves."""
+    values = sasrec_training_arguments(".")
+    names = (
+        "max_steps", "per_device_train_batch_size", "learning_rate", "warmup_steps", "weight_decay", "adam_beta2",
+        "train_sampling_strategy",
+    )  # fmt: skip
+    return {name: getattr(values, name) for name in names} | {
+        "save_strategy": "no",
+        "save_steps": 100,
+        "logging_strategy": "no",
+    }
+
+
+SECTION = Section(COLLABORATIVE, CollaborativeArguments, tuned)
+
+
+class EpochCheckpoints(TrainerCallback):
+    """Saves at the first end of an epoch after every `save_steps` steps.
+
+    Not in the middle of one: the order of its windows is drawn from torch's global generator when it begins, so that
+    a training resumed inside an epoch would see another order than an uninterrupted one.
+    """
+
+    def __init__(self) -> None:
+        self.last_step = 0
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Ask for a checkpoint when one is due."""
+        if state.global_step - self.last_step >= args.save_steps and state.global_step < state.max_steps:
+            control.should_save, self.last_step = True, state.global_step
 
 
 def training_clicks(events: EventLog, split: Split) -> list[np.ndarray]:
@@ -44,36 +80,26 @@ def training_clicks(events: EventLog, split: Split) -> list[np.ndarray]:
     return [items[items >= 0] for items in histories]
 
 
-def run(sections: dict[str, dict]) -> StageReport:
+def run(settings: Settings) -> StageReport:
     """Train, save the model and its item table."""
-    run_dir, section = Path(sections[""]["output_dir"]), sections.get(COLLABORATIVE, {})
-    arguments = section_arguments(section, CollaborativeArguments, COLLABORATIVE)
-    training = training_arguments(section, **_tuned())
+    run_dir, (arguments, training) = settings.run_dir, settings[COLLABORATIVE]
 
     def work(folder: Path, checkpoints: Path) -> dict:
         _, events, split = load_data(run_dir)
         set_seed(training.seed)
-        sizes = {name: value for name, value in vars(arguments).items() if value is not None}
-        model = SASRecModel(SASRecConfig(num_items=events.num_items, **sizes))
+        model = SASRecModel(SASRecConfig(num_items=events.num_items, **dataclass_values(arguments)))
         training.output_dir = str(checkpoints)
-        output = train_sasrec(model, training_clicks(events, split), training, last_checkpoint(checkpoints))
+        with metrics_unprinted():
+            output = train_sasrec(
+                model, training_clicks(events, split), training, last_checkpoint(checkpoints), [EpochCheckpoints()]
+            )
         model.save_pretrained(folder)
         embeddings = model.item_embeddings().detach().float().cpu().numpy()
         save_item_embeddings(folder / EMBEDDINGS_FILE, embeddings, events.item_ids)
         return {"parameters": model.num_parameters(), "steps": output.global_step, "loss": output.training_loss}
 
-    return run_stage(run_dir, COLLABORATIVE, [arguments, training, run_dir / DATA], work)
-
-
-def _tuned() -> dict:
-    """The tuned settings as plain values, so that a section can override them one by one."""
-    tuned = sasrec_training_arguments(".")
-    names = (
-        "max_steps", "per_device_train_batch_size", "learning_rate", "warmup_steps", "weight_decay", "adam_beta2",
-        "train_sampling_strategy",
-    )  # fmt: skip
-    return {name: getattr(tuned, name) for name in names}
+    return run_stage(run_dir, COLLABORATIVE, [arguments, training, run_dir / DATA], work, is_distributed=True)
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, [SECTION])

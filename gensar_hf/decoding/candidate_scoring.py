@@ -6,6 +6,7 @@ compute at the end of its own prefix.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +115,8 @@ def _decode_trees(
 
 def _depth_bias(model: T5ForConditionalGeneration, depths: torch.Tensor) -> torch.Tensor:
     """T5's relative position bias with depths for positions, `(batch_size, num_heads, num_nodes, num_nodes)`."""
-    attention = model.decoder.block[0].layer[0].SelfAttention
+    first_block: Any = model.decoder.block[0]
+    attention = first_block.layer[0].SelfAttention
     buckets = attention._relative_position_bucket(
         depths[:, None, :] - depths[:, :, None],
         bidirectional=False,

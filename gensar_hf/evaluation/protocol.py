@@ -241,7 +241,7 @@ def _rank_with_all(
     pairs = [(scorer, task) for scorer in scorers for task in result.requests if task in scorer.tasks]
     bar = tqdm(pairs, desc="evaluating", leave=False, delay=2)
     for scorer, task in bar:
-        bar.set_postfix_str(f"{scorer.name}, {task}")
+        bar.set_postfix_str(f"{scorer.name}, {task}", refresh=False)
         try:
             result.ranks.setdefault(scorer.name, {})[task] = rank(scorer, task)
         except Exception as error:  # whatever one system breaks on must not cost the figures of the others

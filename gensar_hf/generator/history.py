@@ -56,11 +56,9 @@ def parse_history(history: History, index_of: Callable[[str], int], on_unknown: 
     """
     if on_unknown not in ON_UNKNOWN:
         raise ValueError(f"`on_unknown` must be one of {', '.join(ON_UNKNOWN)}; got {on_unknown!r}.")
-    if isinstance(history, (str, Mapping)) or not isinstance(history, Sequence):
-        raise ValueError(f"A history must be a list of events such as {{'item_id': '242'}}; got {history!r}.")
     events: list[HistoryEvent] = []
     session_query = ""
-    for position, entry in enumerate(history):
+    for position, entry in enumerate(as_events(history)):
         item_id, query = _read_entry(entry, position)
         item = _find_item(item_id, position, index_of, on_unknown)
         if item_id is not None and item is None:
@@ -72,6 +70,17 @@ def parse_history(history: History, index_of: Callable[[str], int], on_unknown: 
             events.append(HistoryEvent(behavior, item=item, query=query))
         session_query = query
     return events
+
+
+def as_events(history: Any) -> list[Any]:
+    """One history as a list, its events still unread.
+
+    Raises:
+        ValueError: not a sequence of events.
+    """
+    if isinstance(history, (str, Mapping)) or not isinstance(history, Sequence):
+        raise ValueError(f"A history must be a list of events such as {{'item_id': '242'}}; got {history!r}.")
+    return list(history)
 
 
 def _read_entry(entry: Any, position: int) -> tuple[str | None, str]:

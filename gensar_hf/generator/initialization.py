@@ -41,15 +41,28 @@ def generator_from_t5(name_or_path: str | os.PathLike, tokenizer: GenSARTokenize
     config = GenSARConfig(**{**pretrained, "history_encoding": tokenizer.history_encoding})
     config.decoder_start_token_id = config.pad_token_id
     model = GenSARForConditionalGeneration.from_pretrained(name_or_path, config=config)
-    old_size = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > old_size:
+    # T5 v1.1 has an output table of its own, but says "tied" all the same, and resizing would then drop that table.
+    model.config.tie_word_embeddings = model.lm_head.weight is model.shared.weight
+    if len(tokenizer) > model.config.vocab_size:
         # transformers' default draws all new rows from one narrow Gaussian, near copies of one another.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        with torch.no_grad():
-            weight = model.get_input_embeddings().weight
-            weight[old_size:].normal_(std=float(weight[:old_size].std()))
+    _draw_new_rows(model, tokenizer)
     _set_generation_defaults(model, tokenizer)
     return model
+
+
+def _draw_new_rows(model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer) -> None:
+    """Rows for the behavior and code tokens, spread like those of the words.
+
+    T5's tables are larger than its vocabulary; what the new tokens find there was never trained and is drawn, too.
+    """
+    new_ids = torch.from_numpy(tokenizer.code_token_ids)
+    is_tied = model.lm_head.weight is model.shared.weight
+    with torch.no_grad():
+        for weight in [model.shared.weight] if is_tied else [model.shared.weight, model.lm_head.weight]:
+            is_word = torch.ones(len(weight), dtype=torch.bool)
+            is_word[new_ids] = False
+            weight[new_ids] = torch.randn(len(new_ids), weight.shape[1], dtype=weight.dtype) * weight[is_word].std()
 
 
 def _set_generation_defaults(model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer) -> None:

@@ -83,10 +83,24 @@ class PackedTargets:
         return (positions >= self.starts[:, :, None]) & (positions < self.ends[:, :, None])
 
 
-class GenSAREncoder(T5Stack):
+class T5Initialization:
+    """Keeps T5's own initialisation in subclasses of its models.
+
+    transformers skips modules without parameters of their own when it initialises a class that is not its own, as a
+    precaution against code that overwrites loaded weights. T5 initialises its attention and feed-forward layers from
+    just such modules, so the weights would start with a standard deviation of 1 and hardly train.
+    """
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: the weights are initialised by T5's code."""
+        return False
+
+
+class GenSAREncoder(T5Initialization, T5Stack):
     """T5's encoder; with `event_ids`, the tokens of one event share a position and positions look back only."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -124,7 +138,7 @@ class GenSAREncoder(T5Stack):
         return super().forward(inputs_embeds=pooled, attention_mask=additive_mask(allowed, pooled.dtype), **kwargs)
 
 
-class GenSARForConditionalGeneration(T5ForConditionalGeneration):
+class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneration):
     """T5 that answers a request with the identifier of an item or the words of a query."""
 
     config_class = GenSARConfig
@@ -132,14 +146,18 @@ class GenSARForConditionalGeneration(T5ForConditionalGeneration):
     accepts_loss_kwargs = True
 
     def __init__(self, config: GenSARConfig) -> None:
-        super().__init__(config)
-        encoder_config = copy.deepcopy(config)
-        encoder_config.is_decoder = False
-        encoder_config.use_cache = False
-        self.encoder = GenSAREncoder(encoder_config)
+        # Not T5ForConditionalGeneration.__init__, whose encoder would have to be replaced afterwards.
+        super(T5ForConditionalGeneration, self).__init__(config)
+        self.model_dim = config.d_model
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = GenSAREncoder(_stack_config(config, is_decoder=False, num_layers=config.num_layers))
+        self.decoder = T5Stack(
+            _stack_config(config, is_decoder=True, num_layers=config.num_decoder_layers or config.num_layers)
+        )
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -201,6 +219,8 @@ class GenSARForConditionalGeneration(T5ForConditionalGeneration):
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self._shift_right(labels)
         if decoder_target_ids is not None:
+            if decoder_starts is None or decoder_ends is None:
+                raise ValueError("`decoder_target_ids` needs `decoder_starts` and `decoder_ends` beside it.")
             targets = PackedTargets(decoder_target_ids, decoder_starts, decoder_ends)
             decoder_attention_mask = additive_mask(targets.self_attention(), hidden_states.dtype)
             encoder_mask = additive_mask(targets.cross_attention(hidden_states.shape[1]), hidden_states.dtype)
@@ -248,6 +268,13 @@ def summed_cross_entropy(
     if num_items_in_batch is None:
         num_items_in_batch = (labels != IGNORED_LABEL).sum().clamp(min=1)
     return total / num_items_in_batch
+
+
+def _stack_config(config: GenSARConfig, is_decoder: bool, num_layers: int) -> GenSARConfig:
+    stack_config = copy.deepcopy(config)
+    stack_config.is_decoder, stack_config.use_cache = is_decoder, is_decoder and config.use_cache
+    stack_config.num_layers = num_layers
+    return stack_config
 
 
 def _causal(length: int, device: torch.device) -> torch.Tensor:

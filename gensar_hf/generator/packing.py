@@ -26,15 +26,12 @@ class ExampleRows(Dataset):
         sampler: draws the examples.
         num_rows: length of the data set: steps × batch size.
         max_positions: encoder positions of a row; the first example is taken whatever its length. 0: one example a
-            row.
-        max_row_targets: decoder targets of a row.
+            row. The responses of a row are held to the sampler's `max_target_tokens` in the same way: without that
+            limit a row of item texts is three times as long as one of identifiers, and all others are padded to it.
     """
 
-    def __init__(
-        self, sampler: ExampleSampler, num_rows: int, max_positions: int = 0, max_row_targets: int = 24
-    ) -> None:
-        self.sampler, self.num_rows = sampler, num_rows
-        self.max_positions, self.max_row_targets = max_positions, max_row_targets
+    def __init__(self, sampler: ExampleSampler, num_rows: int, max_positions: int = 0) -> None:
+        self.sampler, self.num_rows, self.max_positions = sampler, num_rows, max_positions
 
     def __len__(self) -> int:
         return self.num_rows
@@ -43,16 +40,16 @@ class ExampleRows(Dataset):
         rng = np.random.default_rng((self.sampler.seed, index))
         task = self.sampler.draw_task(rng)
         row = [self.sampler.draw(task, rng)]
-        positions, targets = len(row[0].events), len(row[0].targets)
-        while True:
+        num_positions, num_tokens = row[0].num_positions, row[0].num_target_tokens
+        while num_positions < self.max_positions:
             # All examples of a row are of one task, so that the weights are shares of the work, too.
-            example = self.sampler.draw(task, rng) if positions < self.max_positions else None
-            if example is None or positions + len(example.events) > self.max_positions:
-                return row
-            if targets + len(example.targets) > self.max_row_targets:
-                return row
+            example = self.sampler.draw(task, rng)
+            num_positions += example.num_positions
+            num_tokens += example.num_target_tokens
+            if num_positions > self.max_positions or num_tokens > self.sampler.max_target_tokens:
+                break
             row.append(example)
-            positions, targets = positions + len(example.events), targets + len(example.targets)
+        return row
 
 
 @dataclass

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior, EventLog
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, Task
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
@@ -41,6 +42,16 @@ class Example:
     events: list[np.ndarray]
     targets: list[Target]
 
+    @property
+    def num_positions(self) -> int:
+        """Encoder positions, with one position an event."""
+        return len(self.events)
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Tokens of all responses together."""
+        return sum(len(target.response) for target in self.targets)
+
 
 @dataclass
 class TrainingLog:
@@ -54,6 +65,7 @@ class TrainingLog:
         query_tokens: the words of the queries that occur in training events, by query.
         item_text_tokens: the words of each item's text.
         is_target: `(num_events,)` bool, events that training may ask for.
+        described: `(num_described,)` items that have a text.
         searched: `(num_searched,)` training events that are search clicks.
     """
 
@@ -64,6 +76,7 @@ class TrainingLog:
     query_tokens: dict[int, np.ndarray] = field(init=False)
     item_text_tokens: list[np.ndarray] = field(init=False)
     is_target: np.ndarray = field(init=False)
+    described: np.ndarray = field(init=False)
     searched: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,6 +86,7 @@ class TrainingLog:
         used = np.unique(events.queries[is_train & (events.queries >= 0)])
         self.query_tokens = {int(q): self.tokenizer.text_ids(events.query_texts[q]) for q in used}
         self.item_text_tokens = [self.tokenizer.text_ids(text) for text in self.item_texts]
+        self.described = np.flatnonzero([len(tokens) > 0 for tokens in self.item_text_tokens])
         self.searched = np.flatnonzero(is_train & (events.behaviors == Behavior.SEARCHED_ITEM))
 
     def event_tokens(self, event: int) -> np.ndarray:
@@ -101,12 +115,12 @@ class ExampleSampler:
         log: what may be read.
         task_weights: share of each task's draws; 0 or missing switches a task off.
         window: number of events of a history.
-        max_targets: of one example; further ones are left out at random. 1 for the paper's way: one target an
-            example.
+        max_target_tokens: of one example's responses together; targets beyond it are left out at random. 0 for the
+            paper's way: one target an example, whatever its length.
         seed: of the draws.
 
     Raises:
-        ValueError: no task is left that the log has examples for.
+        DataError: no task is left that the log has examples for.
     """
 
     def __init__(
@@ -114,10 +128,10 @@ class ExampleSampler:
         log: TrainingLog,
         task_weights: Mapping[Task, float] | None = None,
         window: int = 50,
-        max_targets: int = 24,
+        max_target_tokens: int = 120,
         seed: int = 0,
     ) -> None:
-        self.log, self.window, self.max_targets, self.seed = log, window, max_targets, seed
+        self.log, self.window, self.max_target_tokens, self.seed = log, window, max_target_tokens, seed
         self._instructions: dict[tuple[Task, int, str], np.ndarray] = {}
         weights = {task: weight for task, weight in (task_weights or DEFAULT_TASK_WEIGHTS).items() if weight > 0}
         self.users = {task: self._users_of(task) for task in weights if task in _BEHAVIOR_OF_TASK}
@@ -127,7 +141,7 @@ class ExampleSampler:
             if (len(self.users[task]) if task in self.users else self._has_item_examples(task))
         }
         if not possible:
-            raise ValueError(
+            raise DataError(
                 f"None of the tasks {', '.join(weights)} has an example in the training events; check that users have "
                 "at least two events before their held-out ones."
             )
@@ -142,7 +156,7 @@ class ExampleSampler:
         return np.flatnonzero(counts > 0)
 
     def _has_item_examples(self, task: Task) -> bool:
-        return task is not Task.AD_HOC_SEARCH or len(self.log.searched) > 0
+        return len(self.log.searched if task is Task.AD_HOC_SEARCH else self.log.described) > 0
 
     def draw_task(self, rng: np.random.Generator) -> Task:
         """A task, by the weights."""
@@ -163,21 +177,29 @@ class ExampleSampler:
         user = rng.choice(self.users[task])
         first, end = log.events.offsets[user], log.train_ends[user]
         wanted = log.is_target[first:end] & (log.events.behaviors[first:end] == behavior)
-        # The window ends at or behind a target, so that no draw is empty.
+        # The window ends at or behind a target, so that no draw is empty; one that is asked alone ends it, or else the
+        # last targets of the histories would be asked nearly always.
         last = rng.choice(np.flatnonzero(wanted))
-        stop = min(end - first, last + 1 + rng.integers(max(1, self.window // 2)))
+        num_behind = 0 if self.max_target_tokens == 0 else rng.integers(max(1, self.window // 2))
+        stop = min(end - first, last + 1 + num_behind)
         start = max(0, stop - self.window)
         window, is_target = first + np.arange(start, stop), wanted[start:stop]
         positions = np.flatnonzero(is_target)
-        if self.max_targets == 1:
+        if self.max_target_tokens == 0:
             positions = positions[-1:]
-            window = window[: positions[-1] + 1]
-        elif len(positions) > self.max_targets:
-            positions = np.sort(rng.choice(positions, self.max_targets, replace=False))
-        instruction = self._instruction(task, template)
-        events = [instruction, *(log.event_tokens(event) for event in window[: positions[-1]])]
         targets = [Target(int(position) + 1, log.response(window[position])) for position in positions]
-        return Example(task, events, targets)
+        targets = self._within_budget(targets, rng)
+        events = [log.event_tokens(event) for event in window[: targets[-1].end - 1]]
+        return Example(task, [self._instruction(task, template), *events], targets)
+
+    def _within_budget(self, targets: list[Target], rng: np.random.Generator) -> list[Target]:
+        """As many targets as `max_target_tokens` allows, at least one, drawn at random, in their order."""
+        lengths = np.array([len(target.response) for target in targets])
+        if len(targets) == 1 or lengths.sum() <= self.max_target_tokens:
+            return targets
+        order = rng.permutation(len(targets))
+        num_kept = max(1, int((np.cumsum(lengths[order]) <= self.max_target_tokens).sum()))
+        return [targets[index] for index in np.sort(order[:num_kept])]
 
     def _ad_hoc_example(self, template: int, rng: np.random.Generator) -> Example:
         """A training query alone, and an item clicked for it."""
@@ -188,7 +210,7 @@ class ExampleSampler:
 
     def _description_example(self, task: Task, template: int, rng: np.random.Generator) -> Example:
         """An item's text and one of its identifiers, either way round."""
-        item = int(rng.integers(len(self.log.item_text_tokens)))
+        item = int(rng.choice(self.log.described))
         kind, behavior = (
             ("semantic", Behavior.SEARCHED_ITEM) if rng.random() < 0.5 else ("collaborative", Behavior.RECOMMENDED_ITEM)
         )

@@ -1,5 +1,6 @@
 """Words, behavior tokens and code tokens in one vocabulary; requests in, item ids out."""
 
+import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 IDENTIFIERS_FILE = "identifiers.parquet"
 BEHAVIOR_TOKENS = tuple(behavior.token for behavior in Behavior)
 NO_EVENT = -1
-PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
+SPECIAL_TOKENS = PAD, EOS, UNK = ("<pad>", "</s>", "<unk>")
 
 
 class GenSARTokenizer(TokenizersBackend):
@@ -67,9 +68,10 @@ class GenSARTokenizer(TokenizersBackend):
         )
         tokenizer.decoder = decoders.Metaspace()
         trainer = trainers.UnigramTrainer(
-            vocab_size=vocab_size, special_tokens=[PAD, EOS, UNK], unk_token=UNK, show_progress=False
+            vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), unk_token=UNK, show_progress=False
         )
         tokenizer.train_from_iterator([*all_instructions(), *texts], trainer)
+        tokenizer.model = _in_fixed_order(tokenizer)
         eos_id = tokenizer.token_to_id(EOS)
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, eos_id)]
@@ -95,6 +97,8 @@ class GenSARTokenizer(TokenizersBackend):
             raise ValueError(
                 f"`history_encoding` must be one of {', '.join(HISTORY_ENCODINGS)}; got {history_encoding!r}."
             )
+        if max_history_events < 1:
+            raise ValueError(f"`max_history_events` must be at least 1; got {max_history_events}.")
         tokenizer = cls(
             tokenizer_object=backend,
             pad_token=PAD,
@@ -114,21 +118,28 @@ class GenSARTokenizer(TokenizersBackend):
         """Load the vocabulary and the identifiers from a folder or a Hub repository.
 
         Raises:
-            DataError: `identifiers.parquet` is missing or does not belong to the vocabulary.
+            DataError: there is no such folder or repository, or `identifiers.parquet` is missing or does not belong
+                to the vocabulary.
         """
         hub_options = {
             name: kwargs[name]
             for name in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
             if name in kwargs
         }
-        path = cached_file(
-            pretrained_model_name_or_path,
-            IDENTIFIERS_FILE,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **hub_options,
-        )
+        try:
+            path = cached_file(
+                pretrained_model_name_or_path,
+                IDENTIFIERS_FILE,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **hub_options,
+            )
+        except OSError as error:
+            raise DataError(
+                f"{pretrained_model_name_or_path} is neither a folder nor a repository on the Hub that can be read; "
+                "give the path of a run's model folder."
+            ) from error
         if path is None:
             raise DataError(
                 f"{pretrained_model_name_or_path} holds no {IDENTIFIERS_FILE}, without which codes cannot be turned "
@@ -253,7 +264,7 @@ class GenSARTokenizer(TokenizersBackend):
                 "A query goes with <S_I>."
             )
         events = parse_history(history, self.identifiers.index_of, on_unknown)[-self.max_history_events :]
-        if query is not None:
+        if query is not None and not _is_session_of(cut_query(query), events):
             events.append(HistoryEvent(Behavior.SEARCH_QUERY, query=cut_query(query)))
         instruction = self.text_ids(PROMPTS[HISTORY_TASKS[behavior]].instruction())
         return self.assemble(instruction, [self.event_tokens(event) for event in events])
@@ -290,8 +301,12 @@ class GenSARTokenizer(TokenizersBackend):
     def text_ids(self, text: str, max_length: int = 128) -> np.ndarray:
         """`(num_tokens,)` ids of a text's words, without an end token; the first `max_length` of them.
 
-        A behavior or code token that stands in a user's text is text: the blank keeps it from being recognised.
+        A behavior, code or end token that stands in a user's text is text: the blank keeps it from being recognised.
+        Normalized first, because the normalizer makes `<` of other characters, such as the full-width one.
         """
+        normalizer = self.backend_tokenizer.normalizer
+        if normalizer is not None:
+            text = normalizer.normalize_str(text)
         ids = self.backend_tokenizer.encode(text.replace("<", "< "), add_special_tokens=False).ids
         return np.array(ids[:max_length], dtype=np.int64)
 
@@ -315,6 +330,33 @@ class GenSARTokenizer(TokenizersBackend):
         codes = table[:, 1:].long()
         ended = ((codes == self.eos_token_id) | (codes == self.pad_token_id)).cummax(dim=1).values
         return self.trie.lookup(codes.masked_fill(ended, -1)).numpy()
+
+
+def _in_fixed_order(tokenizer: Tokenizer) -> models.Unigram:
+    """The trained pieces with scores, and so with ids, that are the same in every training on the same texts.
+
+    The trainer walks hash tables: the last bits of the scores differ from one training to the next, and so does the
+    order of the rare characters that it adds below all other pieces, 0.0001 apart. A run that is resumed trains its
+    tokenizer again, and must find the ids that its weights were trained with.
+    """
+    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
+    special, pieces = pieces[: len(SPECIAL_TOKENS)], pieces[len(SPECIAL_TOKENS) :]
+    num_characters = sum(len(piece) == 1 for piece, _ in pieces)
+    lowest = min(score for _, score in pieces)
+    rare = lowest + 1e-4 * num_characters
+    fixed = [(piece, round(lowest if len(piece) == 1 and score <= rare else score, 6)) for piece, score in pieces]
+    fixed.sort(key=lambda entry: (-entry[1], entry[0]))
+    return models.Unigram([*map(tuple, special), *fixed], unk_id=SPECIAL_TOKENS.index(UNK))
+
+
+def _is_session_of(query: str, events: Sequence[HistoryEvent]) -> bool:
+    """Whether the history ends inside a search session of this query: then the query event is already there."""
+    for event in reversed(events):
+        if event.query != query:
+            return False
+        if event.behavior is Behavior.SEARCH_QUERY:
+            return True
+    return False
 
 
 def pad_right(rows: Sequence[np.ndarray], value: int) -> np.ndarray:

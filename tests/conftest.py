@@ -1,0 +1,158 @@
+"""Tiny objects that tests of the generator and of what stands on it share: built in memory, in under a second.
+
+Session-scoped objects are read only; a test that changes one works on a copy.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gensar_hf.data import Behavior, EventLog, Split
+from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.generator.configuration_gensar import GenSARConfig
+from gensar_hf.generator.initialization import generator_from_scratch
+from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.identifiers import IdentifierTable
+from gensar_hf.pipeline import GenSARPipeline
+
+TITLES = (
+    "Toy Story", "Star Wars", "Alien", "The Godfather", "Fargo", "Braveheart", "Casablanca", "Vertigo", "Jaws",
+    "Blade Runner", "Amadeus", "The Sting",
+)  # fmt: skip
+GENRES = ("comedy", "space adventure", "horror", "crime drama")
+QUERIES = ("comedy 1990s", "space adventure", "crime drama", "horror classics")
+R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
+
+# One user a row: a click (R, item), a query (Q, query) or a click for it (S, item, query).
+USERS: dict[str, list[tuple]] = {
+    "ann": [(R, 0), (Q, 0), (S, 1, 0), (S, 2, 0), (R, 3), (Q, 1), (S, 4, 1), (R, 5), (Q, 2), (S, 6, 2), (R, 7)],
+    "bob": [(Q, 1), (S, 9, 1), (R, 8), (R, 1), (Q, 2), (S, 3, 2), (R, 10), (R, 11), (Q, 3), (S, 2, 3)],
+    "cem": [(R, 4), (R, 5), (R, 6), (R, 7), (R, 9), (R, 0)],
+}
+TRAIN_LENGTHS = {"ann": 7, "bob": 6, "cem": 4}
+
+
+def build_identifiers(num_items: int = 12, codebook_size: int = 4, prefix: str = "film-") -> IdentifierTable:
+    """Two shared and two specific levels; three items under each shared prefix, told apart by the third code."""
+    rows = np.arange(num_items)
+    shared = np.stack([rows // 6, rows // 3 % 2], axis=1)
+    semantic = np.column_stack([shared, rows % 3, 2 * rows % codebook_size])
+    collaborative = np.column_stack([shared, codebook_size - 1 - rows % 3, rows % codebook_size])
+    titles = [TITLES[row % len(TITLES)] for row in rows]
+    texts = [f"{title}. {GENRES[row % len(GENRES)]}" for row, title in enumerate(titles)]
+    item_ids = [f"{prefix}{row}" for row in rows]
+    return IdentifierTable(item_ids, semantic, collaborative, 2, codebook_size, titles, texts)
+
+
+def build_events(
+    users: dict[str, list[tuple]],
+    item_ids: Sequence[str],
+    queries: Sequence[str] = QUERIES,
+    timestamps: Sequence[float] | None = None,
+) -> EventLog:
+    """An event log from rows written as in `USERS`; times count up unless given."""
+    rows = [row for user_rows in users.values() for row in user_rows]
+    return EventLog(
+        user_ids=list(users),
+        item_ids=list(item_ids),
+        query_texts=list(queries),
+        offsets=np.cumsum([0, *map(len, users.values())]),
+        behaviors=np.array([row[0] for row in rows], dtype=np.int8),
+        items=np.array([-1 if row[0] == Q else row[1] for row in rows], dtype=np.int64),
+        queries=np.array([{R: -1, Q: row[1], S: row[-1]}[row[0]] for row in rows], dtype=np.int64),
+        timestamps=np.arange(len(rows), dtype=np.float64) if timestamps is None else np.array(timestamps, float),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_identifiers() -> Callable[..., IdentifierTable]:
+    return build_identifiers
+
+
+@pytest.fixture(scope="session")
+def make_events() -> Callable[..., EventLog]:
+    return build_events
+
+
+@pytest.fixture(scope="session")
+def identifiers() -> IdentifierTable:
+    return build_identifiers()
+
+
+@pytest.fixture(scope="session")
+def tiny_events(identifiers: IdentifierTable) -> EventLog:
+    return build_events(USERS, identifiers.item_ids)
+
+
+@pytest.fixture(scope="session")
+def tiny_split(tiny_events: EventLog) -> Split:
+    """The last click of each task is held out of ann and bob, two clicks are of cem."""
+    train_ends = tiny_events.offsets[:-1] + list(TRAIN_LENGTHS.values())
+    tests = {RECOMMENDATION: np.array([10, 18, 26]), SEARCH: np.array([9, 20])}
+    test = {task: Requests(task, tiny_events, targets) for task, targets in tests.items()}
+    nothing = {task: requests.subset([]) for task, requests in test.items()}
+    return Split(tiny_events, train_ends, nothing, test)
+
+
+@pytest.fixture(scope="session")
+def tokenizers(identifiers: IdentifierTable) -> dict[str, GenSARTokenizer]:
+    """One tokenizer for each history encoding, with the same vocabulary."""
+    texts = [*(identifiers.texts or []), *QUERIES]
+    return {
+        encoding: GenSARTokenizer.train_from_texts(
+            texts, identifiers, vocab_size=120, history_encoding=encoding, max_history_events=8
+        )
+        for encoding in ("events", "tokens")
+    }
+
+
+def build_generator(tokenizer: GenSARTokenizer, seed: int = 0, **config: int) -> GenSARForConditionalGeneration:
+    """Random weights, no dropout, few position buckets, so that wrong positions show."""
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
+    buckets = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = generator_from_scratch(GenSARConfig(**{**sizes, **buckets, "dropout_rate": 0.0, **config}), tokenizer)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "relative_attention_bias" in name:
+                parameter.mul_(4)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def make_generator() -> Callable[..., GenSARForConditionalGeneration]:
+    return build_generator
+
+
+@pytest.fixture(scope="session")
+def generators(tokenizers: dict[str, GenSARTokenizer]) -> dict[str, GenSARForConditionalGeneration]:
+    return {encoding: build_generator(tokenizer) for encoding, tokenizer in tokenizers.items()}
+
+
+@pytest.fixture(scope="session")
+def pipelines(
+    generators: dict[str, GenSARForConditionalGeneration], tokenizers: dict[str, GenSARTokenizer]
+) -> dict[str, GenSARPipeline]:
+    return {encoding: GenSARPipeline(generators[encoding], tokenizers[encoding]) for encoding in generators}
+
+
+@pytest.fixture(scope="session")
+def model_dirs(pipelines: dict[str, GenSARPipeline], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The saved models: read only; copy before changing."""
+    folders = {}
+    for encoding, pipeline in pipelines.items():
+        folders[encoding] = tmp_path_factory.mktemp("saved") / encoding
+        pipeline.model.save_pretrained(folders[encoding])
+        pipeline.tokenizer.save_pretrained(folders[encoding])
+    return folders
+
+
+@pytest.fixture(params=["events", "tokens"])
+def encoding(request: pytest.FixtureRequest) -> str:
+    """Runs a test once for each history encoding."""
+    return request.param

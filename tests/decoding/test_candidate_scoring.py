@@ -1,0 +1,127 @@
+"""Scoring a tree of prefixes at once, against one forward for each candidate."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import T5Config, T5ForConditionalGeneration
+
+from gensar_hf.decoding.candidate_scoring import PrefixTree, score_candidates
+
+VOCAB_SIZE = 20
+
+
+def build_t5(num_buckets: int = 4, tied: bool = True) -> T5ForConditionalGeneration:
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=VOCAB_SIZE, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=3, num_heads=2,
+        relative_attention_num_buckets=num_buckets, relative_attention_max_distance=5, decoder_start_token_id=0,
+        dropout_rate=0.0, tie_word_embeddings=tied,
+    )  # fmt: skip
+    model = T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        model.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.mul_(8)
+    return model
+
+
+@pytest.fixture(scope="module")
+def t5() -> T5ForConditionalGeneration:
+    return build_t5()
+
+
+def one_by_one(
+    model: T5ForConditionalGeneration, states: torch.Tensor, mask: torch.Tensor, sequences: np.ndarray, num_forced: int
+) -> np.ndarray:
+    """The reference: teacher forcing of every candidate alone, its request alone, without padding."""
+    scores = np.zeros(sequences.shape[:2])
+    for row, candidate in np.ndindex(*scores.shape):
+        tokens = sequences[row, candidate].tolist()
+        with torch.no_grad():
+            logits = model(
+                encoder_outputs=(states[row : row + 1, mask[row]],),
+                decoder_input_ids=torch.tensor([[0, *tokens[:-1]]]),
+            ).logits[0]
+        log_probabilities = logits.double().log_softmax(dim=-1)
+        scores[row, candidate] = sum(
+            log_probabilities[position, token].item() for position, token in enumerate(tokens) if position >= num_forced
+        )
+    return scores
+
+
+def random_encoding(batch_size: int, num_positions: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(batch_size, num_positions, 16, generator=generator)
+    lengths = torch.arange(batch_size) % num_positions + 1
+    return states, torch.arange(num_positions) < lengths[:, None]
+
+
+@pytest.mark.parametrize("num_forced", [0, 1, 2])
+@pytest.mark.parametrize("length", [2, 5, 9])
+def test_scores_equal_those_of_each_candidate_alone(
+    t5: T5ForConditionalGeneration, length: int, num_forced: int
+) -> None:
+    rng = np.random.default_rng(length)
+    sequences = rng.integers(1, 4, (3, 8, length))  # few tokens: many prefixes are shared
+    states, mask = random_encoding(3, 4)
+    scores = score_candidates(t5, states, mask, sequences, num_forced)
+    np.testing.assert_allclose(scores.numpy(), one_by_one(t5, states, mask, sequences, num_forced), atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_scores_follow_the_model_s_scale_of_the_output(tied: bool) -> None:
+    model = build_t5(num_buckets=8, tied=tied)
+    assert model.config.scale_decoder_outputs is tied
+    sequences = np.random.default_rng(1).integers(1, VOCAB_SIZE, (2, 5, 4))
+    states, mask = random_encoding(2, 3)
+    expected = one_by_one(model, states, mask, sequences, 1)
+    np.testing.assert_allclose(score_candidates(model, states, mask, sequences).numpy(), expected, atol=2e-5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data(), seed=st.integers(0, 1000))
+def test_scores_hold_for_any_candidates(t5: T5ForConditionalGeneration, data: st.DataObject, seed: int) -> None:
+    shape = [data.draw(st.integers(1, high)) for high in (3, 5, 5)]
+    largest = data.draw(st.sampled_from([2, 4, VOCAB_SIZE]))
+    sequences = np.random.default_rng(seed).integers(0, largest, shape)
+    states, mask = random_encoding(shape[0], 3, seed)
+    expected = one_by_one(t5, states, mask, sequences, 0)
+    np.testing.assert_allclose(score_candidates(t5, states, mask, sequences, 0).numpy(), expected, atol=2e-5)
+
+
+def test_a_request_is_scored_alike_in_any_batch(t5: T5ForConditionalGeneration) -> None:
+    rng = np.random.default_rng(3)
+    # Trees of very different sizes: the smaller ones are padded.
+    sequences = np.stack([rng.integers(1, largest, (12, 4)) for largest in (2, 3, VOCAB_SIZE)])
+    states, mask = random_encoding(3, 5)
+    batch = score_candidates(t5, states, mask, sequences)
+    for row in range(3):
+        single = score_candidates(t5, states[row : row + 1], mask[row : row + 1], sequences[row : row + 1])
+        torch.testing.assert_close(batch[row], single[0], atol=1e-5, rtol=0)
+
+
+def test_all_sequences_of_a_vocabulary_have_the_probability_one(t5: T5ForConditionalGeneration) -> None:
+    sequences = np.array(list(itertools.product(range(VOCAB_SIZE), repeat=2)))[None]
+    states, mask = random_encoding(1, 3)
+    scores = score_candidates(t5, states, mask, sequences, num_forced_tokens=0)
+    assert scores.double().exp().sum().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_neither_order_nor_repetition_of_candidates_matters(t5: T5ForConditionalGeneration) -> None:
+    sequences = np.array([[[1, 2, 3], [4, 5, 6], [1, 2, 3]]])
+    states, mask = random_encoding(1, 2)
+    scores = score_candidates(t5, states, mask, sequences)[0]
+    assert scores[0] == scores[2]
+    turned = score_candidates(t5, states, mask, sequences[:, [1, 0, 2]])[0]
+    torch.testing.assert_close(turned, scores[[1, 0, 2]], atol=1e-6, rtol=0)
+
+
+def test_a_tree_holds_each_prefix_once() -> None:
+    """Sequences 5 6 7, 5 6 8, 5 9 7: the prefixes are start, 5, 5 6 and 5 9; the last tokens are only predicted."""
+    tree = PrefixTree.of_sequences(np.array([[5, 6, 7], [5, 6, 8], [5, 9, 7]]), start_token_id=0)
+    assert tree.tokens.tolist() == [0, 5, 6, 9]
+    assert tree.depths.tolist() == [0, 1, 2, 2]
+    assert tree.nodes.tolist() == [[0, 1, 2], [0, 1, 2], [0, 1, 3]]
+    assert tree.ancestors.astype(int).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]

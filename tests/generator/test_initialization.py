@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import T5Config, T5ForConditionalGeneration, TokenizersBackend
+
+from gensar_hf.generator.configuration_gensar import GenSARConfig
+from gensar_hf.generator.initialization import generator_from_scratch, generator_from_t5
+from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.identifiers import IdentifierTable
+
+NUM_WORDS = 119
+
+
+@pytest.fixture(scope="module")
+def text_tokenizer(tokenizers: dict[str, GenSARTokenizer]) -> TokenizersBackend:
+    """As the tiny tokenizers were before they took the behavior and code tokens in."""
+    backend = Tokenizer.from_str(tokenizers["tokens"].backend_tokenizer.to_str())
+    words = Tokenizer(backend.model)
+    words.normalizer, words.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    return TokenizersBackend(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(text_tokenizer: TokenizersBackend, identifiers: IdentifierTable) -> GenSARTokenizer:
+    assert len(text_tokenizer) == NUM_WORDS
+    return GenSARTokenizer.from_text_tokenizer(text_tokenizer, identifiers)
+
+
+def save_t5(folder: Path, vocab_size: int, tied: bool = True) -> T5ForConditionalGeneration:
+    """Untied as in T5 v1.1, which transformers builds tied, but loads with the output table that is in the file."""
+    config = T5Config(
+        vocab_size=vocab_size, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, tie_word_embeddings=tied,
+        relative_attention_num_buckets=8, decoder_start_token_id=0, feed_forward_proj="relu" if tied else "gated-gelu",
+    )  # fmt: skip
+    torch.manual_seed(1)
+    t5 = T5ForConditionalGeneration(config).eval()
+    t5.save_pretrained(folder)
+    if not tied:
+        weights = load_file(folder / "model.safetensors")
+        save_file(
+            {**weights, "lm_head.weight": torch.randn(vocab_size, 16)}, folder / "model.safetensors", {"format": "pt"}
+        )
+        t5 = T5ForConditionalGeneration.from_pretrained(folder).eval()
+        assert not torch.equal(t5.lm_head.weight, t5.shared.weight)
+    return t5
+
+
+def test_a_new_generator_fits_its_tokenizer(tokenizers: dict[str, GenSARTokenizer], encoding: str) -> None:
+    tokenizer = tokenizers[encoding]
+    model = generator_from_scratch(GenSARConfig(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2), tokenizer)
+    assert model.config.history_encoding == encoding
+    assert model.config.vocab_size == len(tokenizer) == model.get_input_embeddings().weight.shape[0]
+    assert (model.config.pad_token_id, model.config.eos_token_id) == (0, 1)
+    generation = model.generation_config
+    assert (generation.decoder_start_token_id, generation.pad_token_id, generation.eos_token_id) == (0, 0, 1)
+    assert (generation.num_beams, generation.max_new_tokens, generation.length_penalty) == (30, 4, 0.0)
+
+
+def test_a_new_generator_is_drawn_as_a_t5_is(tokenizers: dict[str, GenSARTokenizer]) -> None:
+    """The encoder, too, although it is not T5's own class."""
+    sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
+    torch.manual_seed(0)
+    model = generator_from_scratch(GenSARConfig(**sizes), tokenizers["events"])
+    t5 = T5ForConditionalGeneration(T5Config(**sizes, vocab_size=len(tokenizers["events"])))
+    theirs = dict(t5.named_parameters())
+    assert {name for name, _ in model.named_parameters()} == set(theirs)
+    for name, parameter in model.named_parameters():
+        if parameter.numel() > 1000:
+            assert parameter.std().item() == pytest.approx(theirs[name].std().item(), rel=0.1), name
+
+
+@pytest.mark.parametrize("vocab_size", [NUM_WORDS, NUM_WORDS + 9, NUM_WORDS + 40])
+def test_t5_keeps_its_words_and_gets_distinct_new_rows(
+    vocab_size: int, tokenizer: GenSARTokenizer, tmp_path: Path
+) -> None:
+    """T5's table has 28 rows more than its vocabulary has tokens; the new tokens take those first."""
+    t5 = save_t5(tmp_path, vocab_size)
+    model = generator_from_t5(tmp_path, tokenizer)
+    assert type(model) is GenSARForConditionalGeneration
+    weight, old = model.shared.weight.detach(), t5.shared.weight.detach()
+    assert torch.equal(weight[:NUM_WORDS], old[:NUM_WORDS])
+    new = weight[torch.from_numpy(tokenizer.code_token_ids)]
+    assert not torch.isin(new, old).any()  # drawn, not left over
+    distances = torch.cdist(new, new)[~torch.eye(len(new), dtype=torch.bool)]
+    assert distances.min() > 1
+    assert new.std().item() == pytest.approx(old.std().item(), rel=0.15)
+    assert model.lm_head.weight is model.shared.weight
+    assert len(weight) == max(vocab_size, len(tokenizer)) == model.config.vocab_size
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_t5_answers_as_before_where_only_words_are_read(tied: bool, tokenizer: GenSARTokenizer, tmp_path: Path) -> None:
+    t5 = save_t5(tmp_path, NUM_WORDS, tied)
+    model = generator_from_t5(tmp_path, tokenizer).eval()
+    assert model.config.history_encoding == "tokens"
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 1]]), "decoder_input_ids": torch.tensor([[0, 9, 11]])}
+    with torch.no_grad():
+        expected = t5(**inputs).logits
+        torch.testing.assert_close(model(**inputs).logits[..., :NUM_WORDS], expected, atol=1e-6, rtol=0)
+
+
+def test_an_untied_output_table_stays_untied_with_rows_of_its_own(tokenizer: GenSARTokenizer, tmp_path: Path) -> None:
+    """T5 v1.1 and flan: resizing would tie the two tables silently."""
+    t5 = save_t5(tmp_path / "t5", NUM_WORDS, tied=False)
+    model = generator_from_t5(tmp_path / "t5", tokenizer)
+    head = model.lm_head.weight.detach()
+    assert not torch.isclose(head, model.shared.weight).all(dim=1).any()
+    assert torch.equal(head[:NUM_WORDS], t5.lm_head.weight)
+    new = head[NUM_WORDS:]
+    assert torch.cdist(new, new)[~torch.eye(len(new), dtype=torch.bool)].min() > 1
+    model.save_pretrained(tmp_path / "saved")
+    loaded = GenSARForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    assert torch.equal(loaded.lm_head.weight, head)
+    assert torch.equal(loaded.shared.weight, model.shared.weight)
+
+
+def test_the_draw_follows_the_seed(tokenizer: GenSARTokenizer, tmp_path: Path) -> None:
+    save_t5(tmp_path, NUM_WORDS)
+    tables = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        tables.append(generator_from_t5(tmp_path, tokenizer).shared.weight)
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])

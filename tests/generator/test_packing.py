@@ -1,0 +1,238 @@
+"""Packed rows must compute what their targets compute alone; the reference runs each target by itself."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from gensar_hf.data import EventLog, Split
+from gensar_hf.generator.modeling_gensar import IGNORED_LABEL, GenSARForConditionalGeneration
+from gensar_hf.generator.packing import ExampleCollator, ExampleRows, Row
+from gensar_hf.generator.prompts import Task
+from gensar_hf.generator.tasks import Example, ExampleSampler, Target, TrainingLog
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.identifiers import IdentifierTable
+
+POSITION_BUCKETS = {
+    "exact": {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128},
+    "coarse": {"relative_attention_num_buckets": 4, "relative_attention_max_distance": 5},
+}
+
+
+def words(seed: int, *lengths: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, 140, length) for length in lengths]
+
+
+def example(seed: int, event_lengths: tuple[int, ...], targets: dict[int, int]) -> Example:
+    """Random tokens; `targets`: how many events a target sees → length of its response."""
+    responses = words(seed + 1000, *targets.values())
+    pairs = zip(targets, responses, strict=True)
+    return Example(Task.NEXT_QUERY, words(seed, *event_lengths), [Target(end, response) for end, response in pairs])
+
+
+LONG_HISTORY = example(1, (4, 5, 5, 3, 5, 2, 5, 1), {1: 5, 3: 5, 4: 2, 8: 5})
+SHORT = example(2, (2, 5), {2: 6})
+ONE_EVENT = example(3, (3,), {1: 1})
+MIDDLE = example(4, (2, 4, 4), {2: 3, 3: 4})
+
+BATCHES: dict[str, list[Row]] = {
+    "several targets of one history": [[LONG_HISTORY]],
+    "small examples in one row": [[SHORT, MIDDLE, ONE_EVENT, SHORT]],
+    "rows of different lengths": [[ONE_EVENT], [LONG_HISTORY, SHORT], [MIDDLE, MIDDLE]],
+}
+
+
+def alone(model: GenSARForConditionalGeneration, one: Example, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `(num_tokens, vocab_size)` and summed loss of one target that nothing is packed with."""
+    events = one.events[: target.end]
+    output = model(
+        input_ids=torch.from_numpy(np.concatenate(events))[None],
+        event_ids=torch.from_numpy(np.repeat(np.arange(len(events)), [len(event) for event in events]))[None],
+        decoder_input_ids=torch.tensor([[0, *target.response[:-1]]]),
+        labels=torch.from_numpy(target.response)[None],
+        num_items_in_batch=1,
+    )
+    return output.logits[0], output.loss
+
+
+@pytest.mark.parametrize("buckets", POSITION_BUCKETS)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_packed_rows_equal_each_target_computed_alone(
+    batch: str, buckets: str, tokenizers: dict[str, GenSARTokenizer], make_generator: Callable
+) -> None:
+    rows = BATCHES[batch]
+    model = make_generator(tokenizers["events"], **POSITION_BUCKETS[buckets])
+    packed = ExampleCollator(tokenizers["events"])(rows)
+    with torch.no_grad():
+        output = model(**packed)
+        expected = [alone(model, one, target) for row in rows for one in row for target in one.targets]
+    logits = torch.cat([target_logits for target_logits, _ in expected])
+    torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=0)
+    loss = sum(target_loss for _, target_loss in expected) / len(logits)
+    assert output.loss.item() == pytest.approx(loss.item(), abs=1e-5)
+
+
+def test_gradients_of_a_packed_row_equal_the_sum_of_those_of_its_targets(
+    tokenizers: dict[str, GenSARTokenizer], make_generator: Callable
+) -> None:
+    rows = BATCHES["rows of different lengths"]
+    model = make_generator(tokenizers["events"]).double()
+    packed = ExampleCollator(tokenizers["events"])(rows)
+    model(**packed, num_items_in_batch=1).loss.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    for row in rows:
+        for one in row:
+            for target in one.targets:
+                alone(model, one, target)[1].backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_without_labels_a_packed_row_gives_the_logits_of_every_token(
+    tokenizers: dict[str, GenSARTokenizer], generators: dict[str, GenSARForConditionalGeneration]
+) -> None:
+    packed = ExampleCollator(tokenizers["events"])(BATCHES["rows of different lengths"])
+    labels = packed["labels"]
+    with torch.no_grad():
+        labelled = generators["events"](**packed).logits
+        packed.pop("labels")
+        everything = generators["events"](**packed).logits
+    assert everything.shape == (*labels.shape, len(tokenizers["events"]))
+    assert torch.equal(everything[labels != IGNORED_LABEL], labelled)
+
+
+def test_a_packed_example_sees_nothing_of_its_neighbours(
+    tokenizers: dict[str, GenSARTokenizer], generators: dict[str, GenSARForConditionalGeneration]
+) -> None:
+    """And a target nothing of the events behind its end, nor of the other targets."""
+    model, collate = generators["events"], ExampleCollator(tokenizers["events"])
+    changed_history = example(5, (4, 5, 5, 3, 5, 2, 5, 1), {1: 5, 3: 5, 4: 2, 8: 5})
+    later = [*LONG_HISTORY.events[:4], *changed_history.events[4:]]
+    other_targets = [changed_history.targets[0], LONG_HISTORY.targets[1], *changed_history.targets[2:]]
+    with torch.no_grad():
+        logits = model(**collate([[MIDDLE, LONG_HISTORY, SHORT]])).logits
+        same = model(**collate([[example(6, (2, 4, 4), {2: 3, 3: 4}), LONG_HISTORY, ONE_EVENT]])).logits
+        changed = model(**collate([[MIDDLE, Example(Task.NEXT_QUERY, later, other_targets), SHORT]])).logits
+    history_tokens = slice(7, 7 + 17)
+    torch.testing.assert_close(logits[history_tokens], same[history_tokens], atol=1e-5, rtol=0)
+    third_end_target = slice(7 + 5, 7 + 10)  # sees three events, all unchanged
+    torch.testing.assert_close(logits[third_end_target], changed[third_end_target], atol=1e-5, rtol=0)
+    assert not torch.allclose(logits[7 + 13 : 7 + 17], changed[7 + 13 : 7 + 17], atol=1e-2)
+
+
+def test_the_collator_writes_a_packed_row(tokenizers: dict[str, GenSARTokenizer]) -> None:
+    first = Example(
+        Task.NEXT_QUERY,
+        [np.array([11, 12]), np.array([13])],
+        [Target(1, np.array([21, 22])), Target(2, np.array([23]))],
+    )
+    second = Example(Task.NEXT_QUERY, [np.array([14])], [Target(1, np.array([24, 25]))])
+    batch = ExampleCollator(tokenizers["events"])([[first, second], [second]])
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[11, 12, 13, 14], [14, 0, 0, 0]],
+        "attention_mask": [[1, 1, 1, 1], [1, 0, 0, 0]],
+        "event_ids": [[0, 0, 1, 2], [0, -1, -1, -1]],
+        "encoder_starts": [[0, 0, 2], [0, 0, 0]],
+        "decoder_input_ids": [[0, 21, 0, 0, 24], [0, 24, 0, 0, 0]],
+        "decoder_target_ids": [[0, 0, 1, 2, 2], [0, 0, -1, -1, -1]],
+        "decoder_starts": [[0, 0, 0, 2, 2], [0, 0, 0, 0, 0]],
+        "decoder_ends": [[1, 1, 2, 3, 3], [1, 1, 1, 1, 1]],
+        "labels": [[21, 22, 23, 24, 25], [24, 25, -100, -100, -100]],
+    }
+
+
+def test_the_collator_writes_one_target_a_row_where_tokens_are_positions(
+    tokenizers: dict[str, GenSARTokenizer],
+) -> None:
+    first = Example(Task.NEXT_QUERY, [np.array([11, 12]), np.array([13])], [Target(2, np.array([21, 22]))])
+    second = Example(Task.NEXT_QUERY, [np.array([14]), np.array([15])], [Target(1, np.array([24]))])
+    batch = ExampleCollator(tokenizers["tokens"])([[first], [second]])
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[11, 12, 13, 1], [14, 1, 0, 0]],
+        "attention_mask": [[1, 1, 1, 1], [1, 1, 0, 0]],
+        "decoder_input_ids": [[0, 21], [0, 0]],
+        "labels": [[21, 22], [24, -100]],
+    }
+
+
+def test_rows_of_tokens_compute_the_same_in_any_batch(
+    tokenizers: dict[str, GenSARTokenizer], generators: dict[str, GenSARForConditionalGeneration]
+) -> None:
+    rows = [[example(seed, (3, *range(1, length)), {length: 1 + seed})] for seed, length in enumerate((2, 6, 4))]
+    model, collate = generators["tokens"], ExampleCollator(tokenizers["tokens"])
+    with torch.no_grad():
+        logits = model(**collate(rows)).logits
+        for row, one in enumerate(rows):
+            single = model(**collate([one])).logits[0]
+            torch.testing.assert_close(logits[row, : len(single)], single, atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def sampler(
+    tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, tiny_events: EventLog, tiny_split: Split
+) -> ExampleSampler:
+    log = TrainingLog(tokenizers["events"], tiny_events, tiny_split.train_ends, identifiers.texts)
+    return ExampleSampler(log, window=6, max_target_tokens=25, seed=3)
+
+
+def test_a_row_is_filled_with_examples_of_one_task_up_to_the_limits(sampler: ExampleSampler) -> None:
+    rows = ExampleRows(sampler, num_rows=60, max_positions=12)
+    assert len(rows) == 60
+    sizes = set()
+    for index in range(len(rows)):
+        row = rows[index]
+        assert len({one.task for one in row}) == 1
+        assert sum(len(one.events) for one in row) == sum(one.num_positions for one in row) <= 12
+        num_tokens = sum(len(target.response) for one in row for target in one.targets)
+        assert num_tokens == sum(one.num_target_tokens for one in row)
+        assert num_tokens <= sampler.max_target_tokens or len(row) == 1
+        sizes.add(len(row))
+    assert max(sizes) > 1
+
+
+def test_no_limit_of_positions_means_one_example_a_row(sampler: ExampleSampler) -> None:
+    rows = ExampleRows(sampler, num_rows=20)
+    assert {len(rows[index]) for index in range(20)} == {1}
+
+
+def test_a_row_depends_on_the_seed_and_its_index_alone(sampler: ExampleSampler) -> None:
+    rows = ExampleRows(sampler, num_rows=30, max_positions=10)
+    collate = ExampleCollator(sampler.log.tokenizer)
+    forwards = [collate([rows[index]]) for index in range(30)]
+    backwards = [collate([rows[index]]) for index in reversed(range(30))][::-1]
+    for one, other in zip(forwards, backwards, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    reseeded = ExampleRows(
+        ExampleSampler(sampler.log, window=6, max_target_tokens=25, seed=4), num_rows=30, max_positions=10
+    )
+    again = [collate([reseeded[index]]) for index in range(30)]
+    assert any(not torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(forwards, again, strict=True))
+
+
+def test_a_real_batch_trains(sampler: ExampleSampler, generators: dict[str, GenSARForConditionalGeneration]) -> None:
+    """Whatever the six tasks draw has a finite loss."""
+    rows = ExampleRows(sampler, num_rows=60, max_positions=12)
+    batch = [rows[index] for index in range(60)]
+    assert {row[0].task for row in batch} == set(Task)
+    with torch.no_grad():
+        assert torch.isfinite(generators["events"](**ExampleCollator(sampler.log.tokenizer)(batch)).loss)
+
+
+def test_an_item_without_text_does_not_break_a_batch(
+    tokenizers: dict[str, GenSARTokenizer],
+    generators: dict[str, GenSARForConditionalGeneration],
+    tiny_events: EventLog,
+    tiny_split: Split,
+) -> None:
+    """Titles may be missing in a user's own table."""
+    texts = ["" if item % 2 else f"film {item}" for item in range(tiny_events.num_items)]
+    log = TrainingLog(tokenizers["events"], tiny_events, tiny_split.train_ends, texts)
+    weights = {Task.DESCRIPTION_TO_IDENTIFIER: 1.0, Task.IDENTIFIER_TO_DESCRIPTION: 1.0}
+    rows = ExampleRows(ExampleSampler(log, weights, seed=0), num_rows=20)
+    collate = ExampleCollator(tokenizers["events"])
+    with torch.no_grad():
+        for index in range(20):
+            assert torch.isfinite(generators["events"](**collate([rows[index]])).loss)

@@ -1,0 +1,89 @@
+"""`Trainer` on the generator: a batch is a batch, in however many pieces it is computed."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset, Subset
+from transformers import Trainer, TrainingArguments
+
+from gensar_hf.data import EventLog, Split
+from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
+from gensar_hf.generator.packing import ExampleCollator, ExampleRows
+from gensar_hf.generator.tasks import ExampleSampler, TrainingLog
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.identifiers import IdentifierTable
+
+
+@pytest.fixture
+def rows(
+    tokenizers: dict[str, GenSARTokenizer],
+    identifiers: IdentifierTable,
+    tiny_events: EventLog,
+    tiny_split: Split,
+    encoding: str,
+) -> ExampleRows:
+    log = TrainingLog(tokenizers[encoding], tiny_events, tiny_split.train_ends, identifiers.texts)
+    is_packed = encoding == "events"
+    sampler = ExampleSampler(log, window=8, max_target_tokens=20 if is_packed else 0, seed=5)
+    return ExampleRows(sampler, num_rows=160, max_positions=10 if is_packed else 0)
+
+
+def train(
+    model: GenSARForConditionalGeneration, rows: Dataset, tokenizer: GenSARTokenizer, folder: Path, **options: object
+) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(folder), use_cpu=True, remove_unused_columns=False, save_strategy="no", disable_tqdm=True,
+        train_sampling_strategy="sequential", **options,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=ExampleCollator(tokenizer))
+    trainer.train()
+    return trainer
+
+
+def test_accumulated_steps_equal_one_large_step(
+    rows: ExampleRows,
+    generators: dict[str, GenSARForConditionalGeneration],
+    tokenizers: dict[str, GenSARTokenizer],
+    encoding: str,
+    tmp_path: Path,
+) -> None:
+    """The rows have different numbers of labels, so that a mean of means would not do."""
+    collate = ExampleCollator(tokenizers[encoding])
+    num_labels = [int((collate([rows[row]])["labels"] != -100).sum()) for row in range(20)]
+    order = sorted(range(20), key=num_labels.__getitem__)
+    four_rows = Subset(rows, [*order[:2], *order[-2:]])
+    assert num_labels[order[1]] < num_labels[order[-2]]
+    weights, norms = [], []
+    for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        model = copy.deepcopy(generators[encoding])
+        trainer = train(
+            model, four_rows, tokenizers[encoding], tmp_path, max_steps=1, optim="sgd", learning_rate=0.1,
+            per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation, logging_steps=1,
+            lr_scheduler_type="constant", max_grad_norm=1e9,
+        )  # fmt: skip
+        weights.append(model.state_dict())
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+    moved = max((weights[0][name] - generators[encoding].state_dict()[name]).abs().max() for name in weights[0])
+    assert moved > 1e-3
+    assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-5)
+    for other in weights[1:]:
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(other[name], tensor, atol=1e-6, rtol=0, msg=name)
+
+
+def test_training_lowers_the_loss(
+    rows: ExampleRows,
+    generators: dict[str, GenSARForConditionalGeneration],
+    tokenizers: dict[str, GenSARTokenizer],
+    encoding: str,
+    tmp_path: Path,
+) -> None:
+    model = copy.deepcopy(generators[encoding])
+    trainer = train(
+        model, rows, tokenizers[encoding], tmp_path, max_steps=20, learning_rate=1e-2, per_device_train_batch_size=8,
+        logging_steps=5,
+    )  # fmt: skip
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.9 * losses[0]

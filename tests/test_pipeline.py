@@ -1,0 +1,384 @@
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration, TokenizersBackend
+
+from gensar_hf import GenSARPipeline, TrieLogitsProcessor
+from gensar_hf.artifacts import DataError
+from gensar_hf.data import Behavior
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+
+HISTORY = [{"item_id": "film-2"}, {"query": "comedy 1990s"}, {"item_id": "film-3", "query": "comedy 1990s"}]
+HISTORIES = [HISTORY, [], [{"item_id": "film-9"}, {"item_id": "film-9"}, {"query": "space"}], HISTORY[:1]]
+QUERIES = ["space adventure", "horror", "Comedy 1990s", "a film about nothing"]
+
+
+@pytest.fixture
+def pipe(pipelines: dict[str, GenSARPipeline], encoding: str) -> GenSARPipeline:
+    return pipelines[encoding]
+
+
+@pytest.fixture
+def events_pipe(pipelines: dict[str, GenSARPipeline]) -> GenSARPipeline:
+    return pipelines["events"]
+
+
+def item_ids(answers: list[dict]) -> list[str]:
+    return [answer["item_id"] for answer in answers]
+
+
+def assert_same_answers(batch: list[list[dict]], singles: list[list[dict]], key: str) -> None:
+    assert len(batch) == len(singles)
+    for one, other in zip(batch, singles, strict=True):
+        assert [answer[key] for answer in one] == [answer[key] for answer in other]
+        assert [answer["score"] for answer in one] == pytest.approx([answer["score"] for answer in other], abs=1e-4)
+
+
+# ---- answers
+
+
+def test_recommendations_are_the_best_items_with_their_titles(pipe: GenSARPipeline) -> None:
+    answers = pipe.recommend(HISTORY, top_k=5)
+    scores = pipe.score_items([HISTORY], np.arange(12)[None])[0]
+    best = np.argsort(-scores)[:5]
+    table = pipe.tokenizer.identifiers
+    assert item_ids(answers) == [table.item_ids[row] for row in best]
+    assert [answer["title"] for answer in answers] == [table.titles[row] for row in best]
+    assert [answer["score"] for answer in answers] == pytest.approx(scores[best].tolist(), abs=1e-4)
+    assert json.loads(json.dumps(answers)) == answers
+
+
+def test_search_results_are_the_best_items_for_the_query(pipe: GenSARPipeline) -> None:
+    for history in (HISTORY, []):
+        answers = pipe.search("space adventure", history, top_k=5)
+        scores = pipe.score_items([history], np.arange(12)[None], ["space adventure"])[0]
+        assert item_ids(answers) == [pipe.tokenizer.identifiers.item_ids[row] for row in np.argsort(-scores)[:5]]
+    assert pipe.search("space adventure", top_k=5) == answers  # no history is an empty one
+
+
+def test_exact_scores_equal_one_forward_for_each_candidate(pipe: GenSARPipeline) -> None:
+    """Padded batches, several chunks, a different choice of candidates for each request."""
+    model, tokenizer = pipe.model, pipe.tokenizer
+    candidates = np.stack([np.random.default_rng(row).permutation(12)[:5] for row in range(4)])
+    chunked = GenSARPipeline(model, tokenizer, batch_size=3)
+    for queries, behavior in ((None, Behavior.RECOMMENDED_ITEM), (QUERIES, Behavior.SEARCHED_ITEM)):
+        scores = chunked.score_items(HISTORIES, candidates, queries)
+        assert scores.shape == (4, 5)
+        for row, candidate in np.ndindex(4, 5):
+            codes = tokenizer.item_token_ids[behavior][candidates[row, candidate]]
+            inputs = tokenizer.encode_request(HISTORIES[row], queries and queries[row], behavior.token)
+            inputs["decoder_input_ids"] = torch.tensor([[tokenizer.pad_token_id, *codes[:-1]]])
+            with torch.no_grad():
+                log_probabilities = model(**inputs).logits[0].log_softmax(dim=-1)
+            expected = sum(log_probabilities[position, codes[position]].item() for position in range(1, 5))
+            assert scores[row, candidate] == pytest.approx(expected, abs=1e-4)
+
+
+def test_no_request_has_no_scores(events_pipe: GenSARPipeline) -> None:
+    assert events_pipe.score_items([], np.zeros((0, 7), dtype=int)).shape == (0, 7)
+
+
+def test_all_items_at_most_once(pipe: GenSARPipeline) -> None:
+    for answers in (pipe.recommend(HISTORY, top_k=50), pipe.search("horror", HISTORY, top_k=50)):
+        assert sorted(item_ids(answers)) == sorted(pipe.tokenizer.identifiers.item_ids)
+        assert [answer["score"] for answer in answers] == sorted((a["score"] for a in answers), reverse=True)
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 4])
+def test_few_beams_return_distinct_items(pipelines: dict[str, GenSARPipeline], num_beams: int) -> None:
+    pipe = GenSARPipeline(pipelines["events"].model, pipelines["events"].tokenizer, num_beams=num_beams)
+    for top_k in (1, 3, 6):
+        answers = item_ids(pipe.recommend(HISTORY, top_k=top_k))
+        assert len(set(answers)) == len(answers) == top_k
+
+
+def test_seen_items_can_be_excluded(pipe: GenSARPipeline) -> None:
+    everything = item_ids(pipe.recommend(HISTORIES, top_k=12)[0])
+    answers = pipe.recommend(HISTORIES, top_k=12, exclude_seen=True)
+    assert item_ids(answers[0]) == [item for item in everything if item not in ("film-2", "film-3")]
+    assert len(answers[1]) == 12
+    assert set(item_ids(answers[2])) == set(everything) - {"film-9"}
+    assert "film-2" not in item_ids(pipe.search("horror", HISTORY, top_k=12, exclude_seen=True))
+
+
+def test_items_seen_before_the_events_that_are_read_are_excluded_too(events_pipe: GenSARPipeline) -> None:
+    history = [{"item_id": f"film-{item}"} for item in range(11)]
+    assert item_ids(events_pipe.recommend(history, top_k=12, exclude_seen=True)) == ["film-11"]
+
+
+def test_a_user_who_has_seen_everything_gets_nothing(events_pipe: GenSARPipeline) -> None:
+    history = [{"item_id": f"film-{item}"} for item in range(12)]
+    assert events_pipe.recommend([history, []], top_k=3, exclude_seen=True)[0] == []
+    assert events_pipe.recommend(history, top_k=3, exclude_seen=True) == []
+
+
+def test_batches_answer_as_single_requests_do(pipelines: dict[str, GenSARPipeline], encoding: str) -> None:
+    pipe = GenSARPipeline(pipelines[encoding].model, pipelines[encoding].tokenizer, batch_size=3)
+    assert_same_answers(
+        pipe.recommend(HISTORIES, top_k=4), [pipe.recommend(history, top_k=4) for history in HISTORIES], "item_id"
+    )
+    singles = [pipe.search(query, history, top_k=4) for query, history in zip(QUERIES, HISTORIES, strict=True)]
+    assert_same_answers(pipe.search(QUERIES, HISTORIES, top_k=4), singles, "item_id")
+    singles = [pipe.suggest_queries(history) for history in HISTORIES]
+    assert_same_answers(pipe.suggest_queries(HISTORIES), singles, "query")
+
+
+def test_many_queries_need_no_history(events_pipe: GenSARPipeline) -> None:
+    batch = events_pipe.search(QUERIES[:2], top_k=2)
+    assert_same_answers(batch, [events_pipe.search(query, top_k=2) for query in QUERIES[:2]], "item_id")
+
+
+def test_a_batch_of_one_is_a_batch(events_pipe: GenSARPipeline) -> None:
+    assert events_pipe.recommend([HISTORY], top_k=2)[0] == events_pipe.recommend(HISTORY, top_k=2)
+    assert events_pipe.search(["horror"], [HISTORY], top_k=2)[0] == events_pipe.search("horror", HISTORY, top_k=2)
+    assert events_pipe.suggest_queries([HISTORY])[0] == events_pipe.suggest_queries(HISTORY)
+
+
+def test_an_empty_batch_has_no_answers(events_pipe: GenSARPipeline) -> None:
+    assert events_pipe.search([], top_k=2) == []
+
+
+def test_suggested_queries_are_distinct_words(pipe: GenSARPipeline) -> None:
+    for history in HISTORIES:
+        answers = pipe.suggest_queries(history, top_k=4)
+        queries = [answer["query"] for answer in answers]
+        assert 1 <= len(set(queries)) == len(queries) <= 4
+        assert all(query.strip() == query != "" for query in queries)
+        assert not any("<" in query for query in queries)
+        assert [answer["score"] for answer in answers] == sorted((a["score"] for a in answers), reverse=True)
+
+
+def test_suggestions_hold_no_code_token_however_likely(make_generator: Callable, tokenizers: dict) -> None:
+    """The output favours code tokens over every word; they would vanish from the text but not from the beam."""
+    tokenizer = tokenizers["events"]
+    model = make_generator(tokenizer)
+    pipe = GenSARPipeline(model, tokenizer)
+    seen = []
+
+    def favour_codes(module: torch.nn.Module, inputs: tuple, logits: torch.Tensor) -> torch.Tensor:
+        logits[..., torch.from_numpy(tokenizer.code_token_ids)] += 50
+        return logits
+
+    def remember(*arguments: object, **options: object) -> object:
+        seen.append(generate(*arguments, **options))
+        return seen[-1]
+
+    model.lm_head.register_forward_hook(favour_codes)
+    generate, model.generate = model.generate, remember
+    assert pipe.suggest_queries(HISTORY)
+    assert not np.isin(seen[0].sequences[:, 2:].numpy(), tokenizer.code_token_ids).any()
+
+
+# ---- what cannot be answered
+
+
+def test_an_unknown_item_is_named(pipe: GenSARPipeline) -> None:
+    history = [*HISTORY, {"item_id": "film-99"}]
+    for ask in (pipe.recommend, pipe.suggest_queries, lambda history: pipe.search("horror", history)):
+        with pytest.raises(ValueError, match=r"history\[3\]: item 'film-99' is not in the model's catalogue"):
+            ask(history)
+
+
+def test_an_unknown_item_can_be_skipped(pipe: GenSARPipeline, caplog: pytest.LogCaptureFixture) -> None:
+    history = [HISTORY[0], {"item_id": "film-99"}, *HISTORY[1:]]
+    with caplog.at_level(logging.WARNING):
+        answers = pipe.recommend(history, top_k=3, on_unknown="skip", exclude_seen=True)
+    assert answers == pipe.recommend(HISTORY, top_k=3, exclude_seen=True)
+    warnings = [record for record in caplog.records if "'film-99' is not in the catalogue" in record.getMessage()]
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("top_k", [0, -3, 2.5, "3", None])
+def test_top_k_must_be_positive(events_pipe: GenSARPipeline, top_k: object) -> None:
+    for ask in (
+        events_pipe.recommend,
+        events_pipe.suggest_queries,
+        lambda history, k: events_pipe.search("a", history, k),
+    ):
+        with pytest.raises(ValueError, match="`top_k` must be a whole number of at least 1; got"):
+            ask(HISTORY, top_k)
+
+
+def test_top_k_may_be_a_numpy_number(events_pipe: GenSARPipeline) -> None:
+    assert len(events_pipe.recommend(HISTORY, top_k=np.int64(2))) == 2
+
+
+def test_a_long_query_is_cut_with_a_warning(events_pipe: GenSARPipeline, caplog: pytest.LogCaptureFixture) -> None:
+    query = "space " * 1667
+    assert len(query) > 10_000
+    with caplog.at_level(logging.WARNING):
+        answers = events_pipe.search(query, HISTORY, top_k=2)
+    assert "was cut to the first 1000" in caplog.text
+    assert answers == events_pipe.search(query[:1000], HISTORY, top_k=2)
+
+
+@pytest.mark.parametrize("query", ["", "  ", "\n"])
+def test_an_empty_query_is_refused(events_pipe: GenSARPipeline, query: str) -> None:
+    with pytest.raises(ValueError, match="A query must be text with at least one word; got"):
+        events_pipe.search(query, HISTORY)
+    with pytest.raises(ValueError, match="A query must be text with at least one word; got"):
+        events_pipe.search(["horror", query], [HISTORY, HISTORY])
+
+
+@pytest.mark.parametrize("query", [None, 7, b"horror"])
+def test_a_query_must_be_text(events_pipe: GenSARPipeline, query: object) -> None:
+    """In a batch, too: a missing query is not taken for a request for recommendations."""
+    with pytest.raises(ValueError, match="query"):
+        events_pipe.search(query, HISTORY)
+    with pytest.raises(ValueError, match="query"):
+        events_pipe.search([query, "horror"], [HISTORY, HISTORY])
+
+
+def test_a_batch_needs_one_history_for_each_query(events_pipe: GenSARPipeline) -> None:
+    for query, histories in ((["a", "b", "c"], [HISTORY, HISTORY]), (["a", "b"], HISTORY), ("a", [HISTORY, HISTORY])):
+        with pytest.raises(ValueError, match="A batch needs one history for each query; got"):
+            events_pipe.search(query, histories)
+
+
+def test_one_bad_history_of_a_batch_is_named(events_pipe: GenSARPipeline) -> None:
+    for history in ("film-1", {"item_id": "film-1"}, [7], None):
+        with pytest.raises(ValueError, match="history"):
+            events_pipe.recommend([HISTORY, history])
+    for history in ("film-1", None, [7]):
+        with pytest.raises(ValueError, match="history"):
+            events_pipe.recommend(history)
+
+
+# ---- saving, loading, broken folders
+
+
+def test_a_copied_folder_gives_the_same_answers_to_the_last_bit(
+    pipe: GenSARPipeline, model_dirs: dict[str, Path], encoding: str, tmp_path: Path
+) -> None:
+    shutil.copytree(model_dirs[encoding], tmp_path / "copy")
+    loaded = GenSARPipeline.from_pretrained(tmp_path / "copy", device="cpu")
+    assert loaded.recommend(HISTORIES, top_k=12) == pipe.recommend(HISTORIES, top_k=12)
+    assert loaded.search(QUERIES, HISTORIES, top_k=12) == pipe.search(QUERIES, HISTORIES, top_k=12)
+    assert loaded.suggest_queries(HISTORIES) == pipe.suggest_queries(HISTORIES)
+
+
+def test_the_auto_classes_give_the_same_sequences(
+    pipe: GenSARPipeline, model_dirs: dict[str, Path], encoding: str
+) -> None:
+    model = AutoModelForSeq2SeqLM.from_pretrained(model_dirs[encoding])
+    tokenizer = AutoTokenizer.from_pretrained(model_dirs[encoding])
+    outputs = [
+        part.generate(
+            **tok.encode_request(HISTORY, "horror", "<S_I>"), logits_processor=[TrieLogitsProcessor(tok.trie)],
+            num_return_sequences=10, return_dict_in_generate=True, output_scores=True,
+        )
+        for part, tok in ((pipe.model, pipe.tokenizer), (model, tokenizer))
+    ]  # fmt: skip
+    assert torch.equal(outputs[0].sequences, outputs[1].sequences)
+    assert torch.equal(outputs[0].sequences_scores, outputs[1].sequences_scores)
+
+
+FRESH_PROCESS = """
+import json, sys
+from gensar_hf import GenSARPipeline
+pipe = GenSARPipeline.from_pretrained(sys.argv[1], device="cpu")
+history = json.loads(sys.argv[2])
+print(json.dumps([pipe.recommend(history), pipe.search("horror", history), pipe.suggest_queries(history)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_process_gives_the_same_answers_to_the_last_bit(
+    pipe: GenSARPipeline, model_dirs: dict[str, Path], encoding: str, tmp_path: Path
+) -> None:
+    shutil.copytree(model_dirs[encoding], tmp_path / "copy")
+    command = [sys.executable, "-c", FRESH_PROCESS, str(tmp_path / "copy"), json.dumps(HISTORY)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    expected = [pipe.recommend(HISTORY), pipe.search("horror", HISTORY), pipe.suggest_queries(HISTORY)]
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
+
+
+@pytest.fixture
+def folder(model_dirs: dict[str, Path], tmp_path: Path) -> Path:
+    shutil.copytree(model_dirs["events"], tmp_path / "model")
+    return tmp_path / "model"
+
+
+def refuse(folder: Path, *words: str) -> None:
+    """Loading raises one sentence, on one line, that names the folder."""
+    with pytest.raises(DataError) as error:
+        GenSARPipeline.from_pretrained(folder)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in (str(folder), *words):
+        assert word in message
+
+
+def test_a_folder_without_identifiers_is_refused(folder: Path) -> None:
+    (folder / "identifiers.parquet").unlink()
+    refuse(folder, "holds no identifiers.parquet")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, 300, -1])
+def test_truncated_weights_are_refused(folder: Path, num_bytes: int) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:num_bytes])
+    refuse(folder, "cannot be loaded", "model.safetensors")
+
+
+def test_a_folder_without_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    refuse(folder, "cannot be loaded")
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    refuse(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_a_damaged_configuration_is_refused(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    refuse(folder)
+
+
+def test_a_damaged_vocabulary_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+    refuse(folder, "cannot be loaded")
+
+
+def test_a_folder_with_another_kind_of_model_is_refused(tmp_path: Path, tokenizers: dict[str, GenSARTokenizer]) -> None:
+    T5ForConditionalGeneration(
+        T5Config(vocab_size=119, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=1)
+    ).save_pretrained(tmp_path)
+    words = tokenizers["tokens"].backend_tokenizer
+    TokenizersBackend(tokenizer_object=words, pad_token="<pad>", eos_token="</s>").save_pretrained(tmp_path)
+    refuse(tmp_path, "which cannot search or recommend")
+
+
+def test_the_tokenizer_of_a_larger_catalogue_is_refused(folder: Path, make_identifiers: Callable) -> None:
+    other = GenSARTokenizer.train_from_texts(["toy story"], make_identifiers(codebook_size=32), vocab_size=60)
+    other.save_pretrained(folder)
+    with pytest.raises(DataError, match=r"The tokenizer has \d+ tokens, the model embeddings for 146; they do not"):
+        GenSARPipeline.from_pretrained(folder)
+
+
+def test_the_identifiers_of_another_catalogue_are_refused(folder: Path, make_identifiers: Callable) -> None:
+    make_identifiers(codebook_size=5).save(folder)
+    with pytest.raises(DataError, match=r"The tokenizer lacks 6 tokens of the identifier table, first '<M1_4>'"):
+        GenSARPipeline.from_pretrained(folder)
+
+
+def test_two_ways_of_reading_histories_do_not_go_together(pipelines: dict[str, GenSARPipeline]) -> None:
+    with pytest.raises(DataError, match="The tokenizer encodes histories as tokens, the model reads events"):
+        GenSARPipeline(pipelines["events"].model, pipelines["tokens"].tokenizer)
+
+
+def test_a_catalogue_without_titles_has_none(make_generator: Callable, make_identifiers: Callable) -> None:
+    table = make_identifiers()
+    table.titles = None
+    tokenizer = GenSARTokenizer.train_from_texts(["toy story"], table, vocab_size=60)
+    answers = GenSARPipeline(make_generator(tokenizer), tokenizer).recommend([], top_k=2)
+    assert [answer["title"] for answer in answers] == [None, None]

@@ -1,0 +1,91 @@
+"""A user's own two tables through run_pipeline.py, every stage real."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from gensar_hf import GenSARPipeline
+
+STAGES = ["data", "semantic", "collaborative", "rqvae", "model", "results"]
+
+
+def write(frame, path):
+    writers = {".csv": frame.to_csv, ".parquet": frame.to_parquet}
+    if path.suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        writers[path.suffix](path, index=False)
+    return path
+
+
+def test_titles_string_ids_dates_and_queries_give_a_model_and_are_not_run_twice(
+    script, tables, encoder, tiny, tmp_path
+):
+    items, clicks = tables
+    run_dir = tmp_path / "run"
+    argv = ["--items", items, "--interactions", clicks, "--output_dir", run_dir, "--semantic.model", encoder, *tiny()]
+    status, printed, complaint = script("run_pipeline.py", *argv)
+    assert status == 0, complaint
+    for stage in STAGES:
+        assert (run_dir / stage / "stage.json").is_file()
+    assert set(json.loads((run_dir / "results" / "metrics.json").read_text())["tasks"]) == {"recommendation", "search"}
+    assert "GenSAR" in printed
+    assert "recommend(history, top_k=5, exclude_seen=True)" in printed
+    for noise in ("DEBUG", "pin_memory", "Writing model shards", "Loading weights", "train_runtime", "Traceback"):
+        assert noise not in complaint
+        assert noise not in printed
+    pickles = [path for path in run_dir.rglob("*") if path.suffix in {".pt", ".pth", ".bin", ".pkl"}]
+    assert pickles == []
+    assert not any((run_dir / "checkpoints").iterdir())
+
+    answers = GenSARPipeline.from_pretrained(run_dir / "model").recommend([{"item_id": "B004ZT0007"}], top_k=5)
+    assert len({answer["item_id"] for answer in answers}) == 5
+    assert {answer["item_id"] for answer in answers} <= set(pd.read_csv(items)["item_id"])
+
+    written = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()}
+    status, printed, complaint = script("run_pipeline.py", *argv)
+    assert status == 0, complaint
+    assert printed.count("already finished") == len(STAGES)
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()} == written
+
+    # Another setting of the fifth stage: it and the one behind it run again, the first four do not.
+    status, printed, _ = script("run_pipeline.py", *argv, "--model.seed", "1")
+    assert (status, printed.count("already finished")) == (0, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extension", [".csv", ".parquet", ".jsonl"])
+def test_without_queries_recommendation_works_and_the_rest_is_said(
+    script, tables_of, encoder, tiny, tmp_path, extension
+):
+    items, clicks = tables_of(query_share=0)
+    clicks["order"] = range(len(clicks))
+    clicks = clicks.drop(columns=["query", "timestamp"])
+    paths = write(items, tmp_path / f"items{extension}"), write(clicks, tmp_path / f"clicks{extension}")
+    argv = ["--items", paths[0], "--interactions", paths[1], "--output_dir", tmp_path / "run"]
+    status, printed, complaint = script("run_pipeline.py", *argv, "--semantic.model", encoder, *tiny())
+    assert status == 0, complaint
+    assert "nothing to learn search from" in complaint
+    assert "nothing to learn search from" in printed
+    assert set(json.loads((tmp_path / "run/results/metrics.json").read_text())["tasks"]) == {"recommendation"}
+    assert len(GenSARPipeline.from_pretrained(tmp_path / "run/model").recommend([], top_k=3)) == 3
+
+
+@pytest.mark.slow
+def test_defaults_hold_for_thousands_of_users(start_script, tables_of, encoder, tmp_path):
+    """3,000 users, 2,000 items: the default sizes, but few steps."""
+    items, clicks = tables_of(num_users=3000, num_items=2000, num_clicks=20)
+    paths = write(items, tmp_path / "items.parquet"), write(clicks, tmp_path / "clicks.parquet")
+    argv = ["--items", paths[0], "--interactions", paths[1], "--output_dir", tmp_path / "run"]
+    few = ["--collaborative.max_steps=20", "--rqvae.num_train_epochs=20", "--model.max_steps=10"]
+    process = start_script("run_pipeline.py", *argv, "--semantic.model", encoder, *few)
+    _, complaint = process.communicate(timeout=600)
+    assert process.returncode == 0, complaint
+    assert "Traceback" not in complaint
+    metrics = json.loads((tmp_path / "run/results/metrics.json").read_text())
+    assert {task: metrics["tasks"][task]["num_candidates"] for task in metrics["tasks"]} == {
+        "recommendation": 100,
+        "search": 100,
+    }
+    assert metrics["failures"] == {}

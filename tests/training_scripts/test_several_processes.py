@@ -1,0 +1,49 @@
+"""torchrun on CPU (gloo): one process writes, all of them train."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+
+from gensar_hf import GenSARPipeline
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_generator(prepared_run, start_script, tiny, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(prepared_run, run_dir)
+    argv = ["--output_dir", run_dir, *tiny("model"), "--model.use_cpu", "true"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = start_script("train_generator.py", *argv, launcher=TORCHRUN, env=environment)
+    _, complaint = process.communicate(timeout=300)
+    assert process.returncode == 0, complaint
+    record = json.loads((run_dir / "model" / "stage.json").read_text())
+    assert record["details"]["steps"] == 3
+    assert {path.name for path in run_dir.iterdir()} == {
+        "data", "semantic", "collaborative", "rqvae", "model", "checkpoints",
+    }  # fmt: skip
+    assert len(GenSARPipeline.from_pretrained(run_dir / "model").recommend([], top_k=3)) == 3
+
+    # The number of processes is no input: one process finds the stage finished.
+    written = (run_dir / "model" / "stage.json").stat().st_mtime_ns
+    process = start_script("train_generator.py", *argv)
+    _, complaint = process.communicate(timeout=300)
+    assert process.returncode == 0, complaint
+    assert (run_dir / "model" / "stage.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_two_processes_run_the_whole_pipeline(start_script, tables, encoder, tiny, tmp_path):
+    argv = ["--items", tables[0], "--interactions", tables[1], "--output_dir", tmp_path / "run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = start_script(
+        "run_pipeline.py", *argv, "--semantic.model", encoder, *tiny(), launcher=TORCHRUN, env=environment
+    )
+    printed, complaint = process.communicate(timeout=300)
+    assert process.returncode == 0, complaint
+    assert printed.count("6/6 results") == 1
+    assert (tmp_path / "run" / "results" / "stage.json").is_file()
