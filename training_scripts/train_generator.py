@@ -62,6 +62,9 @@ class ModelArguments:
     )
     max_history_events: int = field(default=50, metadata={"help": "events of a history that are read."})
     max_target_tokens: int = field(default=120, metadata={"help": "response tokens packed into one row (events only)."})
+    recent_share: float = field(
+        default=0.5, metadata={"help": "share of the training histories that end at the user's last target."}
+    )
     text_vocab_size: int = field(default=2000, metadata={"help": "word pieces, when trained from scratch."})
     d_model: int = field(default=128, metadata={"help": "width."})
     d_kv: int = field(default=32, metadata={"help": "width of a head."})
@@ -104,7 +107,7 @@ def make_sampler(arguments: ModelArguments, log: TrainingLog, seed: int) -> Exam
     """Draws the training examples."""
     weights = {Task(task): weight for task, weight in (arguments.task_weights or DEFAULT_TASK_WEIGHTS).items()}
     max_target_tokens = arguments.max_target_tokens if arguments.history_encoding == "events" else 0
-    return ExampleSampler(log, weights, arguments.max_history_events, max_target_tokens, seed)
+    return ExampleSampler(log, weights, arguments.max_history_events, max_target_tokens, arguments.recent_share, seed)
 
 
 def run(settings: Settings) -> StageReport:

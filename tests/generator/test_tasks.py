@@ -127,9 +127,19 @@ def test_targets_over_the_limit_are_left_out(make_log: Callable) -> None:
         assert len(example.events) == ends[-1]  # nothing is encoded that no target sees
 
 
+@pytest.mark.parametrize("max_target_tokens", [0, 120])
+def test_histories_may_all_end_at_the_last_target(make_log: Callable, max_target_tokens: int) -> None:
+    log = make_log({"ann": [(R, item) for item in range(12)]}, 12)
+    sampler = ExampleSampler(log, window=4, max_target_tokens=max_target_tokens, recent_share=1)
+    for example in draws(sampler, Task.NEXT_RECOMMENDED_ITEM, 50):
+        assert example.targets[-1].response.tolist() == log.event_tokens(np.array([11]))[0].tolist()
+        assert example.targets[-1].end == 4
+
+
 def test_where_one_target_is_asked_all_are_asked_alike(make_log: Callable) -> None:
     """`history_encoding="tokens"`: the middle of a history trains as much as its end."""
-    sampler = ExampleSampler(make_log({"ann": [(R, item) for item in range(12)]}, 12), window=50, max_target_tokens=0)
+    log = make_log({"ann": [(R, item) for item in range(12)]}, 12)
+    sampler = ExampleSampler(log, window=50, max_target_tokens=0, recent_share=0)
     asked = [example.targets[0].end for example in draws(sampler, Task.NEXT_RECOMMENDED_ITEM, 600)]
     assert np.bincount(asked, minlength=13)[1:] == pytest.approx(np.full(12, 50), abs=30)
 
