@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.panel import Panel
-from stages import DATA, MODEL, damage_reported, load_data
+from stages import DATA, MODEL, RESULTS, damage_reported, load_data
 
 from gensar_hf.data import RECOMMENDATION, SEARCH
 from gensar_hf.evaluation.generator_scorer import request_history
@@ -33,19 +33,26 @@ def show_answers(console: Console, run_dir: Path) -> None:
     console.print(Panel(_answer_lines(recommended), title="recommend(history, top_k=5, exclude_seen=True)"))
     if task == SEARCH:
         query = requests.query_texts[0]
-        console.print(Panel(_answer_lines(pipe.search(query, history, top_k=5)), title=f'search("{query}", history)'))
+        found = Panel(
+            _answer_lines(pipe.search(query, history, top_k=5)),
+            title=f'search("{query}", history, top_k=5)',
+            subtitle=f"clicked in truth: {titles[table.index_of(events.item_ids[requests.target_items[0]])]}",
+        )
+        console.print(found)
         suggested = pipe.suggest_queries(history, top_k=3)
         lines = [f"{answer['score']:8.2f}  {answer['query']}" for answer in suggested]
         console.print(Panel("\n".join(lines), title="suggest_queries(history, top_k=3)"))
     else:
         console.print("The log holds no searches, so there was nothing to learn search from.")
     console.print("The same in Python:")
+    asked = f', pipe.search("{requests.query_texts[0]}", history)' if task == SEARCH else ""
     for line in (
-        "from gensar_hf import GenSARPipeline",
-        f'pipe = GenSARPipeline.from_pretrained("{run_dir / MODEL}")',
-        f'pipe.recommend([{{"item_id": "{next(e["item_id"] for e in history[::-1] if "item_id" in e)}"}}], top_k=5)',
+        f'from gensar_hf import GenSARPipeline; pipe = GenSARPipeline.from_pretrained("{run_dir / MODEL}")',
+        f"history = {history[-2:]}  # oldest first",
+        f"pipe.recommend(history, top_k=5){asked}",
     ):
-        console.print("    " + line, markup=False, highlight=False)
+        console.print("    " + line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"The model is in {run_dir / MODEL}, tables and a figure in {run_dir / RESULTS}.")
 
 
 def _event_line(entry: dict, titles: list[str], table) -> str:

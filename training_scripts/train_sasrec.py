@@ -18,7 +18,7 @@ from gensar_hf.data import EventLog, Split
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.item_embeddings import save_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
-from gensar_hf.embeddings.sasrec_training import sasrec_training_arguments, train_sasrec
+from gensar_hf.embeddings.sasrec_training import HistoryWindows, sasrec_training_arguments, train_sasrec
 
 
 @dataclass
@@ -43,8 +43,8 @@ def tuned() -> dict:
     """The package's tuned settings; `EpochCheckpoints` saves."""
     values = sasrec_training_arguments(".")
     names = (
-        "max_steps", "per_device_train_batch_size", "learning_rate", "warmup_steps", "weight_decay", "adam_beta2",
-        "train_sampling_strategy",
+        "num_train_epochs", "per_device_train_batch_size", "learning_rate", "warmup_steps", "weight_decay",
+        "adam_beta2", "train_sampling_strategy",
     )  # fmt: skip
     return {name: getattr(values, name) for name in names} | {
         "save_strategy": "no",
@@ -53,6 +53,7 @@ def tuned() -> dict:
     }
 
 
+MIN_STEPS = 500
 SECTION = Section(COLLABORATIVE, CollaborativeArguments, tuned)
 
 
@@ -80,6 +81,13 @@ def training_clicks(events: EventLog, split: Split) -> list[np.ndarray]:
     return [items[items >= 0] for items in histories]
 
 
+def num_steps(histories: list[np.ndarray], training: TrainingArguments, max_length: int) -> int:
+    """Steps for `num_train_epochs` passes, and never so few that a small log trains nothing."""
+    rows_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    steps_per_epoch = -(-len(HistoryWindows(histories, max_length)) // rows_per_step)
+    return max(MIN_STEPS, round(training.num_train_epochs * steps_per_epoch))
+
+
 def run(settings: Settings) -> StageReport:
     """Train, save the model and its item table."""
     run_dir, (arguments, training) = settings.run_dir, settings[COLLABORATIVE]
@@ -89,10 +97,11 @@ def run(settings: Settings) -> StageReport:
         set_seed(training.seed)
         model = SASRecModel(SASRecConfig(num_items=events.num_items, **dataclass_values(arguments)))
         training.output_dir = str(checkpoints)
+        histories = training_clicks(events, split)
+        if training.max_steps <= 0:
+            training.max_steps = num_steps(histories, training, model.config.max_length)
         with metrics_unprinted():
-            output = train_sasrec(
-                model, training_clicks(events, split), training, last_checkpoint(checkpoints), [EpochCheckpoints()]
-            )
+            output = train_sasrec(model, histories, training, last_checkpoint(checkpoints), [EpochCheckpoints()])
         model.save_pretrained(folder)
         embeddings = model.item_embeddings().detach().float().cpu().numpy()
         save_item_embeddings(folder / EMBEDDINGS_FILE, embeddings, events.item_ids)

@@ -101,10 +101,10 @@ def sasrec_training_arguments(output_dir: str, **overrides: Any) -> TrainingArgu
         overrides: any field of `TrainingArguments`.
     """
     tuned = {
-        "max_steps": 700,
+        "num_train_epochs": 15,
         "per_device_train_batch_size": 64,
         "learning_rate": 5e-3,
-        "warmup_steps": 50,
+        "warmup_steps": 0.07,
         "weight_decay": 0.01,
         "adam_beta2": 0.98,
         "train_sampling_strategy": "group_by_length",

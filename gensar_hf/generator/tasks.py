@@ -16,11 +16,11 @@ from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, Task
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
 DEFAULT_TASK_WEIGHTS: dict[Task, float] = {
-    Task.NEXT_RECOMMENDED_ITEM: 0.35,
-    Task.NEXT_QUERY: 0.08,
-    Task.NEXT_SEARCHED_ITEM: 0.37,
-    Task.DESCRIPTION_TO_IDENTIFIER: 0.05,
-    Task.IDENTIFIER_TO_DESCRIPTION: 0.05,
+    Task.NEXT_RECOMMENDED_ITEM: 0.45,
+    Task.NEXT_QUERY: 0.06,
+    Task.NEXT_SEARCHED_ITEM: 0.34,
+    Task.DESCRIPTION_TO_IDENTIFIER: 0.03,
+    Task.IDENTIFIER_TO_DESCRIPTION: 0.02,
     Task.AD_HOC_SEARCH: 0.10,
 }
 _BEHAVIOR_OF_TASK = {task: behavior for behavior, task in HISTORY_TASKS.items()}
