@@ -3,7 +3,7 @@
 python training_scripts/evaluate.py --output_dir runs/mine
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from stages import (
     run_stage,
 )
 
-from gensar_hf.artifacts import read_json, written_aside
+from gensar_hf.artifacts import DataError, read_json, written_aside
 from gensar_hf.baselines import BM25, DenseRetrieval, Popularity, SASRecScorer
 from gensar_hf.data import RECOMMENDATION, SEARCH, EventLog, InteractionLog, Split
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
@@ -42,6 +42,9 @@ class EvaluationArguments:
         default="test", metadata={"help": "test, or validation to choose settings with."}
     )
     num_negatives: int = field(default=99, metadata={"help": "candidates beside the target."})
+    bm25_columns: list[str] | None = field(
+        default=None, metadata={"help": "columns of the items table for a second BM25 row, beside the item's text."}
+    )
     full_ranking: bool = field(default=False, metadata={"help": "rank the whole catalogue, too; takes longer."})
     seed: int = field(default=0, metadata={"help": "of the candidates and the bootstrap."})
 
@@ -53,8 +56,11 @@ class EvaluationArguments:
 SECTION = Section(RESULTS, EvaluationArguments)
 
 
-def scorers(run_dir: Path, log: InteractionLog, events: EventLog, split: Split) -> list:
+def scorers(run_dir: Path, log: InteractionLog, events: EventLog, split: Split, bm25_columns: list[str] | None) -> list:
     """GenSAR and the systems it is compared with."""
+    missing = [column for column in bm25_columns or [] if column not in log.items]
+    if missing:
+        raise DataError(f"`bm25_columns`: the items table has no column '{missing[0]}'; it has {list(log.items)}.")
     semantic = load_item_embeddings(run_dir / SEMANTIC / EMBEDDINGS_FILE, events.item_ids)
     encoder = read_json(run_dir / SEMANTIC / "config.json")["model"]
     texts = log.item_texts()
@@ -62,13 +68,17 @@ def scorers(run_dir: Path, log: InteractionLog, events: EventLog, split: Split) 
         pipeline = GenSARPipeline.from_pretrained(run_dir / MODEL)
     with damage_reported(run_dir / COLLABORATIVE):
         sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
-    return [
+    systems = [
         GeneratorScorer(pipeline),
         SASRecScorer(sasrec),
         Popularity(split),
         BM25(texts),
         DenseRetrieval(semantic, encoder),
     ]
+    if bm25_columns:
+        richer = replace(log, text_columns=(*log.text_columns, *bm25_columns))
+        systems.append(BM25(richer.item_texts(), name=f"BM25 + {', '.join(bm25_columns)}"))
+    return systems
 
 
 def run(settings: Settings) -> StageReport:
@@ -87,7 +97,7 @@ def run(settings: Settings) -> StageReport:
             candidates[SEARCH] = bm25_candidates(requests[SEARCH], texts, arguments.num_negatives, arguments.seed)
         for task, sets in candidates.items():
             sets.save(folder / f"candidates_{task}.safetensors")
-        systems = scorers(run_dir, log, events, split)
+        systems = scorers(run_dir, log, events, split, arguments.bm25_columns)
         result = evaluate(systems, requests, candidates, seed=arguments.seed)
         _save(result, folder)
         if arguments.full_ranking:

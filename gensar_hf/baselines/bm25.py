@@ -17,12 +17,13 @@ class BM25:
 
     Args:
         item_texts: one text per item in catalogue order, or an index that is there already.
+        name: the row's name in tables.
     """
 
-    name = "BM25"
     tasks = frozenset({SEARCH})
 
-    def __init__(self, item_texts: Sequence[str] | BM25Index):
+    def __init__(self, item_texts: Sequence[str] | BM25Index, name: str = "BM25"):
+        self.name = name
         self.index = item_texts if isinstance(item_texts, BM25Index) else BM25Index(item_texts)
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:

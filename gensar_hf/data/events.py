@@ -12,7 +12,7 @@ from gensar_hf.data.interactions import InteractionLog
 
 
 class Behavior(IntEnum):
-    """What a user did; `token` is the behavior token of the paper (sec. 3.1)."""
+    """What a user did; `token` is the behavior token of the paper (GenSAR, Shi et al. 2025)."""
 
     RECOMMENDED_ITEM = 0
     SEARCH_QUERY = 1

@@ -9,7 +9,7 @@ from gensar_hf.pipeline import GenSARPipeline
 
 
 class GeneratorScorer:
-    """Score = log-probability of the candidate's identifier, behavior token and history given (GenSAR, sec. 3.4).
+    """Score = log-probability of the candidate's identifier, behavior token and history given (GenSAR, inference).
 
     Differs from the paper: every candidate is scored exactly, where the paper restricts a beam search to them.
 

@@ -8,7 +8,7 @@ HISTORY_ENCODINGS = ("events", "tokens")
 
 @strict
 class GenSARConfig(T5Config):
-    """A T5 that reads a mixed history of search and recommendation (GenSAR, RecSys 2025, section 3.3).
+    """A T5 that reads a mixed history of search and recommendation (GenSAR, Shi et al., RecSys 2025).
 
     Args:
         history_encoding: `"tokens"`, the paper's: every token is a position of the encoder, which looks both ways;

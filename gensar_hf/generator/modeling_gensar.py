@@ -201,7 +201,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             **kwargs: as for T5.
 
         Returns:
-            `loss` scalar (mean next-token negative log-likelihood of the responses; GenSAR, equation 9) and `logits`:
+            `loss` scalar (mean next-token negative log-likelihood of the responses, as in GenSAR) and `logits`:
             `(batch_size, num_decoder_tokens, vocab_size)`; with packed targets and labels only those of the labelled
             tokens, `(num_labels, vocab_size)`.
         """

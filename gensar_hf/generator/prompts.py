@@ -12,7 +12,7 @@ from gensar_hf.data import Behavior
 
 
 class Task(StrEnum):
-    """What one training example asks for (GenSAR, section 3.3; the last one is from the authors' code)."""
+    """What one training example asks for (GenSAR, training tasks; the last one is from the authors' code)."""
 
     NEXT_RECOMMENDED_ITEM = "next_recommended_item"
     NEXT_QUERY = "next_query"

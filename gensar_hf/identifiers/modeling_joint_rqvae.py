@@ -1,4 +1,4 @@
-"""The joint RQ-VAE: one shared prefix, two specific suffixes of codes per item (GenSAR, Shi et al. 2025, sec. 3.2)."""
+"""The joint RQ-VAE: one shared prefix, two specific suffixes of codes per item (GenSAR, Shi et al. 2025)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
