@@ -1,5 +1,6 @@
 import logging
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,12 @@ def script(monkeypatch, capfd):
 def start(name, *argv, launcher=(sys.executable,), **options):
     """A script in a process of its own."""
     words = [*launcher, str(SCRIPTS_DIR / name), *map(str, argv)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    # A suite that a shell has started in the background ignores interrupts, and its children would, too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
