@@ -101,8 +101,7 @@ class T5Initialization:
 class EventProjection(nn.Module):
     """A feed-forward layer on top of each pooled event: what its tokens mean together, not only their sum.
 
-    It starts as the identity, so that pretrained weights see plain sums at first. On MovieLens-100k (validation clicks,
-    900 steps, one seed) recommendation NDCG@10 rises from .392 to .407, search from .501 to .505, for 5 % more time.
+    It starts as the identity, so that pretrained weights see plain sums at first.
     """
 
     def __init__(self, config: GenSARConfig) -> None:
