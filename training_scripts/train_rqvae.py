@@ -46,6 +46,16 @@ class RQVAEArguments:
     initialization: Literal["kmeans", "random"] = field(
         default=JointRQVAEConfig.initialization, metadata={"help": "of encoders and codebooks."}
     )
+    embeddings: Literal["both", "semantic", "collaborative"] = field(
+        default=JointRQVAEConfig.embeddings, metadata={"help": "one of them alone gives one identifier for both tasks."}
+    )
+    collaborative_scale: float = field(
+        default=JointRQVAEConfig.collaborative_scale,
+        metadata={"help": "of the collaborative latents at the start; below 1 the shared codes follow meaning more."},
+    )
+    ema_decay: float = field(
+        default=JointRQVAEConfig.ema_decay, metadata={"help": "codes as moving averages; 0: learnt by gradient."}
+    )
     sinkhorn_epsilon: float = field(
         default=JointRQVAEConfig.sinkhorn_epsilon,
         metadata={"help": "of the balanced assignment on the last level; 0 switches it off."},

@@ -1,6 +1,6 @@
 """Configuration of the joint RQ-VAE."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -13,6 +13,9 @@ class JointRQVAEConfig(PreTrainedConfig):
     Args:
         semantic_dim: width of the semantic embeddings.
         collaborative_dim: width of the collaborative embeddings.
+        embeddings: `"both"`; or `"semantic"` or `"collaborative"`, the paper's ablation (fig. 4): that one alone is
+            quantized, all levels are shared (`num_specific_levels` is added to `num_shared_levels`), and the one
+            identifier serves search and recommendation.
         latent_dim: d, width of each latent; specific codes have d dimensions, shared codes 2d.
         hidden_sizes: hidden layers of both encoders, outermost first (the decoders mirror them); may be empty.
         num_shared_levels: L_m, codebooks over both latents at once; 0 = nothing shared.
@@ -24,6 +27,10 @@ class JointRQVAEConfig(PreTrainedConfig):
             are PCA projections to `latent_dim`, the codebooks residual k-means (`hidden_sizes` is not used).
         initialization: `"kmeans"` starts the encoders as PCA projections, their decoders as the transposes (MLPs still,
             see `make_linear`) and the codebooks by residual k-means; `"random"` starts everything at random.
+        collaborative_scale: root mean square of the collaborative latents at the start (PCA), that of the semantic ones
+            being 1. Below 1 the shared codes follow the semantic embeddings more closely: of two items with like
+            clicks, fewer collide, because their meaning parts them; of two with like texts, more do.
+        ema_decay: 0 = codes are learned by gradient; otherwise each is a moving average, of this decay, of its latents.
         sinkhorn_epsilon: entropy of the balanced assignment on the last level while training; 0 = nearest code.
         sinkhorn_iterations: of the balanced assignment.
         dead_code_threshold: a code with fewer items than this is dead and is reset between epochs; 0 = never.
@@ -33,6 +40,7 @@ class JointRQVAEConfig(PreTrainedConfig):
 
     semantic_dim: int = 768
     collaborative_dim: int = 64
+    embeddings: Literal["both", "semantic", "collaborative"] = "both"
     latent_dim: int = 32
     hidden_sizes: list[int] | tuple[int, ...] = (512, 256, 128)
     num_shared_levels: int = 2
@@ -41,9 +49,16 @@ class JointRQVAEConfig(PreTrainedConfig):
     commitment_weight: float = 0.25
     quantizer: Literal["rq-vae", "rq-kmeans"] = "rq-vae"
     initialization: Literal["kmeans", "random"] = "kmeans"
+    collaborative_scale: float = 1.0
+    ema_decay: float = 0.0
     sinkhorn_epsilon: float = 0.003
     sinkhorn_iterations: int = 50
     dead_code_threshold: int = 1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.embeddings != "both":
+            self.num_shared_levels, self.num_specific_levels = self.num_shared_levels + self.num_specific_levels, 0
+        super().__post_init__(**kwargs)
 
     def validate_sizes(self) -> None:
         """Part of the `@strict` validation: every width and the codebook size must leave something to learn."""
@@ -71,6 +86,10 @@ class JointRQVAEConfig(PreTrainedConfig):
         for name in ("commitment_weight", "sinkhorn_epsilon", "sinkhorn_iterations", "dead_code_threshold"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative; got {getattr(self, name)}.")
+        if not self.collaborative_scale > 0:
+            raise ValueError(f"`collaborative_scale` must be above 0; got {self.collaborative_scale}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be at least 0 and below 1; got {self.ema_decay}.")
 
     @property
     def num_levels(self) -> int:

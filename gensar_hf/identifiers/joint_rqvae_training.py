@@ -82,6 +82,7 @@ def train_joint_rqvae(
     collaborative: Embeddings,
     training_args: TrainingArguments,
     resume_from_checkpoint: str | bool | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Fit standardisation and codebooks, then train in place; a `"rq-kmeans"` model is only fitted.
 
@@ -91,6 +92,7 @@ def train_joint_rqvae(
         collaborative: `(num_items, collaborative_dim)`.
         training_args: batch size, epochs, learning rate (the paper: 1024, 500, 1e-3), seed, and where to save.
         resume_from_checkpoint: as in `Trainer.train`.
+        callbacks: for the `Trainer`, beside the dead-code reset.
 
     Raises:
         DataError: embeddings that cannot be quantized; the message says what is wrong with them.
@@ -107,6 +109,6 @@ def train_joint_rqvae(
         args=training_args,
         train_dataset=EmbeddingPairs(semantic, collaborative),
         data_collator=collate_embedding_pairs,
-        callbacks=[DeadCodeReset(semantic, collaborative)],
+        callbacks=[DeadCodeReset(semantic, collaborative), *callbacks],
     )
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)

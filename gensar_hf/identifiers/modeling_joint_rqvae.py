@@ -1,8 +1,6 @@
 """The joint RQ-VAE: one shared prefix, two specific suffixes of codes per item (GenSAR, Shi et al. 2025)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from gensar_hf.artifacts import DataError
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.embedding_checks import Embeddings, checked_embeddings, require_variation
 from gensar_hf.identifiers.joint_codes import JointCodes
+from gensar_hf.identifiers.networks import ENCODE_BATCH_SIZE, Standardization, fit_projection, mlp
 from gensar_hf.identifiers.quantization import (
     ResidualVectorQuantizer,
     VectorQuantizer,
@@ -22,8 +21,6 @@ from gensar_hf.identifiers.quantization import (
     residual_quantize,
     straight_through,
 )
-
-ENCODE_BATCH_SIZE = 8192
 
 
 @dataclass
@@ -41,96 +38,6 @@ class JointRQVAEOutput(ModelOutput):
     quantization_loss: torch.Tensor | None = None
     semantic_codes: torch.Tensor | None = None
     collaborative_codes: torch.Tensor | None = None
-
-
-class Standardization(nn.Module):
-    """Zero mean and unit variance per dimension, fitted on the training items; the identity until then."""
-
-    mean: torch.Tensor
-    scale: torch.Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
-
-    def reset_buffers(self) -> None:
-        """Back to the identity; buffers that were loaded are left alone."""
-        init.zeros_(self.mean)
-        init.ones_(self.scale)
-
-    def fit(self, embeddings: torch.Tensor) -> None:
-        """Take mean and standard deviation of `(num_items, dim)`; a dimension that never varies keeps scale 1."""
-        deviation, mean = torch.std_mean(embeddings.double(), dim=0, correction=0)
-        varies = deviation > 1e-6 * mean.abs().clamp_min(1e-6)
-        self.mean.copy_(mean)
-        self.scale.copy_(torch.where(varies, deviation, torch.ones_like(deviation)))
-
-    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Standardise `(batch_size, dim)`."""
-        return (embeddings - self.mean) / self.scale
-
-    def inverse(self, standardised: torch.Tensor) -> torch.Tensor:
-        """Undo `forward`."""
-        return standardised * self.scale + self.mean
-
-
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers between the sizes, with ReLU between them and none at the end."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-@torch.no_grad()
-def fit_projection(encoder: nn.Sequential, decoder: nn.Sequential, standardised: torch.Tensor) -> None:
-    """Start the encoder as a PCA projection with latents of unit mean square, and the decoder as its transpose.
-
-    The unit mean square makes both kinds weigh the same in the shared codebooks whatever the widths of the embeddings.
-    A narrow hidden layer or embedding lowers the number of directions; the other latents are then 0.
-
-    Args:
-        encoder: `mlp([dim, ..., latent_dim])`.
-        decoder: `mlp([latent_dim, ..., dim])`.
-        standardised: `(num_items, dim)`.
-    """
-    data = standardised.double()
-    _, directions = torch.linalg.eigh(data.T @ data)  # columns, by ascending variance
-    widths = [layer.out_features for layer in linear_layers(encoder)]
-    latent_dim = widths[-1]
-    rank = min([latent_dim, data.shape[1], *(width // 2 for width in widths[:-1])])
-    directions = directions.flip(-1)[:, :rank].T  # (rank, dim)
-    root_mean_square = (data @ directions.T).square().sum().div(len(data) * latent_dim).sqrt()
-    padding = torch.eye(latent_dim, rank, dtype=torch.double, device=data.device)
-    make_linear(encoder, inner=directions / root_mean_square, outer=padding)
-    make_linear(decoder, inner=padding.T, outer=directions.T * root_mean_square)
-
-
-def make_linear(layers: nn.Sequential, inner: torch.Tensor, outer: torch.Tensor) -> None:
-    """Set an MLP with ReLU to compute `outer @ inner @ x`, while it stays free to learn what is not linear.
-
-    A value y passes a ReLU as its two parts, y = ReLU(y) − ReLU(−y), so `2 * rank` units of each hidden layer carry the
-    map; the other units keep their random weights and reach the output once the last layer has learned to use them.
-
-    Args:
-        layers: `mlp([in_dim, ..., out_dim])`, hidden layers of at least `2 * rank` units.
-        inner: `(rank, in_dim)`.
-        outer: `(out_dim, rank)`.
-    """
-    linears = linear_layers(layers)
-    identity = torch.eye(2 * len(inner), device=inner.device)
-    blocks = [torch.cat([inner, -inner]), *[identity] * (len(linears) - 2), torch.cat([outer, -outer], dim=1)]
-    for linear, block in zip(linears, blocks if len(linears) > 1 else [outer @ inner], strict=True):
-        num_rows, num_columns = block.shape
-        linear.weight[:num_rows] = 0
-        linear.bias[:num_rows] = 0
-        linear.weight[:num_rows, :num_columns] = block.float()
-
-
-def linear_layers(layers: nn.Sequential) -> list[nn.Linear]:
-    """The layers of `mlp` that have weights."""
-    return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
 
 class JointRQVAE(PreTrainedModel):
@@ -165,15 +72,22 @@ class JointRQVAE(PreTrainedModel):
             2 * config.latent_dim,
             config.commitment_weight,
             *shared_sinkhorn,
+            ema_decay=config.ema_decay,
         )
         self.semantic_quantizer, self.collaborative_quantizer = (
             ResidualVectorQuantizer(
-                config.num_specific_levels, config.codebook_size, config.latent_dim, config.commitment_weight, *sinkhorn
+                config.num_specific_levels,
+                config.codebook_size,
+                config.latent_dim,
+                config.commitment_weight,
+                *sinkhorn,
+                ema_decay=config.ema_decay,
             )
             for _ in dims
         )
         if config.quantizer == "rq-kmeans":
             self.requires_grad_(False)
+        self._unused_networks().requires_grad_(False)
         self.post_init()
 
     @torch.no_grad()
@@ -186,10 +100,29 @@ class JointRQVAE(PreTrainedModel):
         elif isinstance(module, Standardization):
             module.reset_buffers()
 
+    def _unused_networks(self) -> nn.ModuleList:
+        """Encoder and decoder of the embedding that `config.embeddings` leaves out."""
+        networks = {
+            "semantic": [self.collaborative_encoder, self.collaborative_decoder],
+            "collaborative": [self.semantic_encoder, self.semantic_decoder],
+        }
+        return nn.ModuleList(networks.get(self.config.embeddings, []))
+
     def encode_latents(self, semantic_embeddings: torch.Tensor, collaborative_embeddings: torch.Tensor) -> torch.Tensor:
-        """`[z_s; z_c]`, `(batch_size, 2 * latent_dim)` float32, of standardised embeddings (standardise them first)."""
-        latents = (self.semantic_encoder(semantic_embeddings), self.collaborative_encoder(collaborative_embeddings))
-        return torch.cat(latents, dim=-1).float()
+        """`[z_s; z_c]`, `(batch_size, 2 * latent_dim)` float32, of standardised embeddings (standardise them first).
+
+        The half of an embedding that `config.embeddings` leaves out is 0.
+        """
+        halves = [
+            encoder(embeddings).float()
+            if self.config.embeddings in ("both", kind)
+            else embeddings.new_zeros(len(embeddings), self.config.latent_dim, dtype=torch.float32)
+            for kind, encoder, embeddings in (
+                ("semantic", self.semantic_encoder, semantic_embeddings),
+                ("collaborative", self.collaborative_encoder, collaborative_embeddings),
+            )
+        ]
+        return torch.cat(halves, dim=-1)
 
     def forward(
         self,
@@ -215,10 +148,13 @@ class JointRQVAE(PreTrainedModel):
         loss = reconstruction_loss = None
         if return_loss:
             semantic_latents, collaborative_latents = straight_through(latents, quantized).chunk(2, dim=-1)
-            reconstruction_loss = mean_squared_error(semantic, self.semantic_decoder(semantic_latents).float())
-            reconstruction_loss = reconstruction_loss + mean_squared_error(
-                collaborative, self.collaborative_decoder(collaborative_latents).float()
-            )
+            reconstruction_loss = latents.new_zeros(())
+            if self.config.embeddings != "collaborative":
+                decoded = self.semantic_decoder(semantic_latents).float()
+                reconstruction_loss = reconstruction_loss + mean_squared_error(semantic, decoded)
+            if self.config.embeddings != "semantic":
+                decoded = self.collaborative_decoder(collaborative_latents).float()
+                reconstruction_loss = reconstruction_loss + mean_squared_error(collaborative, decoded)
             loss = reconstruction_loss + quantization_loss
         return JointRQVAEOutput(
             loss=loss,
@@ -266,7 +202,10 @@ class JointRQVAE(PreTrainedModel):
         semantic, collaborative = self._checked(semantic, collaborative)
         fit_projection(self.semantic_encoder, self.semantic_decoder, self.semantic_standardization(semantic))
         fit_projection(
-            self.collaborative_encoder, self.collaborative_decoder, self.collaborative_standardization(collaborative)
+            self.collaborative_encoder,
+            self.collaborative_decoder,
+            self.collaborative_standardization(collaborative),
+            self.config.collaborative_scale,
         )
         residual = self.shared_quantizer.fit(self._all_latents(semantic, collaborative), seed)
         semantic_residual, collaborative_residual = residual.chunk(2, dim=-1)
@@ -308,10 +247,10 @@ class JointRQVAE(PreTrainedModel):
             `JointCodes`, which `assign_unique_identifiers` takes.
         """
         latents = self._all_latents(*self._checked(semantic, collaborative))
-        shared_codes, shared_quantized = self._nearest(latents, self.shared_quantizer)
+        shared_codes, shared_quantized = residual_quantize(latents, self.shared_quantizer.codebooks)
         halves = (latents - shared_quantized).chunk(2, dim=-1)
-        semantic_codes, _ = self._nearest(halves[0], self.semantic_quantizer)
-        collaborative_codes, _ = self._nearest(halves[1], self.collaborative_quantizer)
+        semantic_codes, _ = residual_quantize(halves[0], self.semantic_quantizer.codebooks)
+        collaborative_codes, _ = residual_quantize(halves[1], self.collaborative_quantizer.codebooks)
         dims = (2 * self.config.latent_dim, self.config.latent_dim, self.config.latent_dim)
         quantizers = (self.shared_quantizer, self.semantic_quantizer, self.collaborative_quantizer)
         books = [
@@ -343,11 +282,17 @@ class JointRQVAE(PreTrainedModel):
         """
         semantic, collaborative = self._checked(semantic, collaborative)
         halves = torch.as_tensor(quantized_latents, device=self.device, dtype=torch.float32).chunk(2, dim=-1)
-        targets = (self.semantic_standardization(semantic), self.collaborative_standardization(collaborative))
+        standardizations = (self.semantic_standardization, self.collaborative_standardization)
         decoders = (self.semantic_decoder, self.collaborative_decoder)
         errors = [
-            float(mean_squared_error(target, decoder(half)))
-            for target, decoder, half in zip(targets, decoders, halves, strict=True)
+            sum(
+                float(mean_squared_error(standardization(rows), decoder(latents))) * len(rows)
+                for rows, latents in zip(table.split(ENCODE_BATCH_SIZE), half.split(ENCODE_BATCH_SIZE), strict=True)
+            )
+            / len(table)
+            for standardization, table, decoder, half in zip(
+                standardizations, (semantic, collaborative), decoders, halves, strict=True
+            )
         ]
         return dict(zip(("semantic", "collaborative"), errors, strict=True))
 
@@ -370,9 +315,3 @@ class JointRQVAE(PreTrainedModel):
                 for left, right in batches
             ]
         )
-
-    def _nearest(self, latents: torch.Tensor, quantizer: ResidualVectorQuantizer) -> tuple[torch.Tensor, torch.Tensor]:
-        """`residual_quantize` in batches, so that the distances to all codes fit in memory."""
-        parts = [residual_quantize(batch, quantizer.codebooks) for batch in latents.split(ENCODE_BATCH_SIZE)]
-        codes, quantized = zip(*parts, strict=True)
-        return torch.cat(codes), torch.cat(quantized)

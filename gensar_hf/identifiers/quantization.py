@@ -8,6 +8,10 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+NEAREST_BATCH_SIZE = 8192  # 8 MB of distances to 256 codes
+# k-means sees a seeded sample of the vectors where there are more than this many for each code.
+MAX_VECTORS_PER_CODE = 256
+
 
 class QuantizerOutput(NamedTuple):
     """What quantizing a batch gives.
@@ -54,6 +58,22 @@ def squared_distances(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Te
     return distances.clamp_min(0)
 
 
+@torch.no_grad()
+def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared distance to the nearest code, and that code, in batches: the distances to all codes must fit in memory.
+
+    Args:
+        vectors: `(num_vectors, codebook_dim)`.
+        codebook: `(codebook_size, codebook_dim)`.
+
+    Returns:
+        distances `(num_vectors,)` float32 and codes `(num_vectors,)` long.
+    """
+    batches = [squared_distances(batch, codebook).min(dim=-1) for batch in vectors.split(NEAREST_BATCH_SIZE)]
+    distances, codes = zip(*batches, strict=True)
+    return torch.cat(distances), torch.cat(codes)
+
+
 def residual_quantize(latents: torch.Tensor, codebooks: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize each latent greedily, one codebook at a time (RQ-VAE, Lee et al. 2022, sec. 3.1).
 
@@ -67,7 +87,7 @@ def residual_quantize(latents: torch.Tensor, codebooks: Sequence[torch.Tensor]) 
     residual = latents
     codes = torch.zeros(len(latents), len(codebooks), dtype=torch.long, device=latents.device)
     for level, codebook in enumerate(codebooks):
-        codes[:, level] = squared_distances(residual, codebook).argmin(dim=-1)
+        codes[:, level] = nearest_code(residual, codebook)[1]
         residual = residual - codebook[codes[:, level]]
     return codes, latents - residual
 
@@ -101,7 +121,7 @@ def sinkhorn_plan(distances: torch.Tensor, epsilon: float, num_iterations: int =
 
 
 def fit_codebook(vectors: torch.Tensor, codebook_size: int, seed: int) -> torch.Tensor:
-    """Codes from k-means over the vectors.
+    """Codes from k-means over the vectors, or over a sample of `MAX_VECTORS_PER_CODE` for each code.
 
     With fewer distinct vectors than codes, each distinct vector becomes a code and the spare codes lie around them, so
     that every code is finite and near the data.
@@ -109,19 +129,21 @@ def fit_codebook(vectors: torch.Tensor, codebook_size: int, seed: int) -> torch.
     Args:
         vectors: `(num_vectors, codebook_dim)`.
         codebook_size: number of codes.
-        seed: of the k-means++ start and of the spare codes.
+        seed: of the sample, the k-means++ start and the spare codes.
 
     Returns:
         `(codebook_size, codebook_dim)`, float32, on the device of `vectors`.
     """
     from sklearn.cluster import KMeans
 
+    generator = np.random.default_rng(seed)
     points = vectors.detach().float().cpu().numpy()
+    if len(points) > (max_points := MAX_VECTORS_PER_CODE * codebook_size):
+        points = points[np.sort(generator.choice(len(points), size=max_points, replace=False))]
     distinct = np.unique(points, axis=0)
     if len(distinct) > codebook_size:
         codes = KMeans(n_clusters=codebook_size, n_init=1, random_state=seed).fit(points).cluster_centers_
     else:
-        generator = np.random.default_rng(seed)
         neighbours = distinct[generator.integers(len(distinct), size=codebook_size - len(distinct))]
         spread = 0.1 * points.std() + 1e-6
         codes = np.concatenate([distinct, neighbours + spread * generator.standard_normal(neighbours.shape)])
@@ -131,8 +153,13 @@ def fit_codebook(vectors: torch.Tensor, codebook_size: int, seed: int) -> torch.
 class VectorQuantizer(nn.Module):
     """One codebook: the nearest code by squared L2 (VQ-VAE, van den Oord et al. 2017).
 
-    With `sinkhorn_epsilon > 0`, codes are assigned by the balanced transport plan instead while training.
+    With `sinkhorn_epsilon > 0`, codes are assigned by the balanced transport plan instead while training. With
+    `ema_decay > 0` a code is not learned by gradient: it is the moving average of the vectors that were given to it
+    (van den Oord et al. 2017, appendix A.1).
     """
+
+    ema_counts: torch.Tensor
+    ema_sums: torch.Tensor
 
     def __init__(
         self,
@@ -141,23 +168,56 @@ class VectorQuantizer(nn.Module):
         commitment_weight: float = 0.25,
         sinkhorn_epsilon: float = 0.0,
         sinkhorn_iterations: int = 50,
+        ema_decay: float = 0.0,
     ) -> None:
         super().__init__()
         self.commitment_weight = commitment_weight
         self.sinkhorn_epsilon = sinkhorn_epsilon
         self.sinkhorn_iterations = sinkhorn_iterations
-        self.codebook = nn.Parameter(torch.empty(codebook_size, codebook_dim))
+        self.ema_decay = ema_decay
+        self.codebook = nn.Parameter(torch.empty(codebook_size, codebook_dim), requires_grad=ema_decay == 0)
+        if ema_decay:
+            self.register_buffer("ema_counts", torch.empty(codebook_size))
+            self.register_buffer("ema_sums", torch.empty(codebook_size, codebook_dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the codes from U(−1/K, 1/K), VQ-VAE's usual start; weights that were loaded are left alone."""
         bound = 1 / len(self.codebook)
         init.uniform_(self.codebook, -bound, bound)
+        if self.ema_decay:
+            init.ones_(self.ema_counts)
+            init.copy_(self.ema_sums, self.codebook)
+
+    @torch.no_grad()
+    def set_codes(self, rows: torch.Tensor, vectors: torch.Tensor) -> None:
+        """Put `(num_rows,)` codes where `(num_rows, codebook_dim)` vectors are; their moving averages start anew."""
+        self.codebook[rows] = vectors.to(self.codebook.dtype)
+        if self.ema_decay:
+            self.ema_counts[rows] = 1
+            self.ema_sums[rows] = self.codebook[rows]
+
+    @torch.no_grad()
+    def update_averages(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
+        """Move the codes to the moving averages, with `(batch_size, codebook_dim)` vectors and their codes taken in.
+
+        Over several processes the batch is that of all of them. A code that no vector of late was given to keeps its
+        place: its count and its sum shrink alike.
+        """
+        counts = torch.bincount(codes, minlength=len(self.codebook)).to(self.ema_counts.dtype)
+        sums = torch.zeros_like(self.ema_sums).index_add_(0, codes, vectors.to(self.ema_sums.dtype))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(counts)
+            torch.distributed.all_reduce(sums)
+        self.ema_counts.lerp_(counts, 1 - self.ema_decay)
+        self.ema_sums.lerp_(sums, 1 - self.ema_decay)
+        is_used = (self.ema_counts > 1e-4)[:, None]
+        self.codebook.copy_(torch.where(is_used, self.ema_sums / self.ema_counts[:, None], self.codebook))
 
     @torch.no_grad()
     def nearest_codes(self, vectors: torch.Tensor) -> torch.Tensor:
         """Nearest code of each of `(batch_size, codebook_dim)`; `(batch_size,)`, long."""
-        return squared_distances(vectors, self.codebook).argmin(dim=-1)
+        return nearest_code(vectors, self.codebook)[1]
 
     @torch.no_grad()
     def balanced_codes(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -170,9 +230,12 @@ class VectorQuantizer(nn.Module):
         is_balanced = self.training and self.sinkhorn_epsilon > 0
         codes = self.balanced_codes(vectors) if is_balanced else self.nearest_codes(vectors)
         chosen = self.codebook[codes]
-        codebook_loss = mean_squared_error(vectors.detach(), chosen)
-        commitment_loss = mean_squared_error(vectors, chosen.detach())
-        return QuantizerOutput(codes, chosen.detach(), codebook_loss + self.commitment_weight * commitment_loss)
+        loss = self.commitment_weight * mean_squared_error(vectors, chosen.detach())
+        if not self.ema_decay:
+            loss = loss + mean_squared_error(vectors.detach(), chosen)
+        elif self.training:
+            self.update_averages(vectors.detach(), codes)
+        return QuantizerOutput(codes, chosen.detach(), loss)
 
     @torch.no_grad()
     def reset_dead_codes(self, vectors: torch.Tensor, min_items: int, generator: np.random.Generator) -> int:
@@ -188,7 +251,7 @@ class VectorQuantizer(nn.Module):
         Returns:
             how many codes were moved.
         """
-        errors, codes = squared_distances(vectors, self.codebook).min(dim=-1)
+        errors, codes = nearest_code(vectors, self.codebook)
         dead = torch.bincount(codes, minlength=len(self.codebook)) < min_items
         weights = errors.double().cpu().numpy()
         num_moved = min(int(dead.sum()), int(np.count_nonzero(weights)))
@@ -196,7 +259,7 @@ class VectorQuantizer(nn.Module):
             return 0
         rows = generator.choice(len(vectors), size=num_moved, replace=False, p=weights / weights.sum())
         dead_codes = torch.nonzero(dead).squeeze(-1)[:num_moved]
-        self.codebook[dead_codes] = vectors[torch.as_tensor(rows, device=vectors.device)].to(self.codebook.dtype)
+        self.set_codes(dead_codes, vectors[torch.as_tensor(rows, device=vectors.device)])
         return num_moved
 
 
@@ -211,12 +274,14 @@ class ResidualVectorQuantizer(nn.Module):
         commitment_weight: float = 0.25,
         sinkhorn_epsilon: float = 0.0,
         sinkhorn_iterations: int = 50,
+        ema_decay: float = 0.0,
     ) -> None:
         """As `VectorQuantizer`; Sinkhorn is used on the last level only."""
         super().__init__()
         sinkhorn = [(0.0, 0)] * (num_levels - 1) + [(sinkhorn_epsilon, sinkhorn_iterations)]
+        sizes = (codebook_size, codebook_dim, commitment_weight)
         self.levels = nn.ModuleList(
-            [VectorQuantizer(codebook_size, codebook_dim, commitment_weight, *sinkhorn[i]) for i in range(num_levels)]
+            [VectorQuantizer(*sizes, *sinkhorn[index], ema_decay=ema_decay) for index in range(num_levels)]
         )
 
     @property
@@ -259,7 +324,8 @@ class ResidualVectorQuantizer(nn.Module):
         """
         residual = latents
         for index, level in enumerate(self.quantizers):
-            level.codebook.copy_(fit_codebook(residual, len(level.codebook), seed + index))
+            codes = fit_codebook(residual, len(level.codebook), seed + index)
+            level.set_codes(torch.arange(len(codes), device=codes.device), codes)
             residual = residual - level.codebook[level.nearest_codes(residual)]
         return residual
 

@@ -4,10 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from gensar_hf.artifacts import DataError
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
-from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE, Standardization, make_linear, mlp
+from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
+from gensar_hf.identifiers.networks import Standardization, make_linear, mlp
 
 SEMANTIC_DIM, COLLABORATIVE_DIM = 6, 5
 
@@ -248,3 +250,63 @@ def test_one_new_item_can_be_encoded_after_training():
 def test_impossible_configurations_are_refused(settings: dict[str, object]):
     with pytest.raises(Exception, match=next(iter(settings))):
         small_config(**settings)
+
+
+@pytest.mark.parametrize("kind", ["semantic", "collaborative"])
+def test_one_embedding_alone_gives_one_identifier_that_the_other_has_no_say_in(kind: str):
+    model = fitted_model(embeddings=kind, num_shared_levels=1, num_specific_levels=2)
+    semantic, collaborative = embeddings()
+    codes = model.encode(semantic, collaborative)
+    assert (codes.num_shared_levels, codes.num_levels) == (3, 3)
+    assert np.array_equal(codes.semantic_codes, codes.collaborative_codes)
+    assert len(np.unique(codes.semantic_codes, axis=0)) > 10
+    shuffled = (semantic, collaborative[::-1]) if kind == "semantic" else (semantic[::-1], collaborative)
+    assert np.array_equal(model.encode(*map(np.ascontiguousarray, shuffled)).semantic_codes, codes.semantic_codes)
+
+
+def test_one_embedding_alone_trains_its_own_networks_and_counts_its_own_error():
+    model = fitted_model(embeddings="semantic").train()
+    semantic, collaborative = map(torch.from_numpy, embeddings())
+    output = model(semantic, collaborative)
+    output.loss.backward()
+    assert output.reconstruction_loss.item() < 1
+    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {"semantic_encoder", "semantic_decoder", "shared_quantizer"}
+    assert not any(parameter.requires_grad for parameter in model.collaborative_encoder.parameters())
+
+
+@pytest.mark.parametrize("settings", [{"embeddings": "semantic"}, {"ema_decay": 0.9}])
+def test_options_come_back_from_disk(settings: dict, tmp_path: Path):
+    model = fitted_model(**settings).train()
+    model(*map(torch.from_numpy, embeddings()))
+    model.save_pretrained(tmp_path)
+    again = JointRQVAE.from_pretrained(tmp_path)
+    assert again.config.num_levels == 4
+    for name, values in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], values), name
+    assert np.array_equal(again.encode(*embeddings()).semantic_codes, model.eval().encode(*embeddings()).semantic_codes)
+
+
+def test_ema_decay_is_a_share():
+    with pytest.raises(StrictDataclassError, match=r"`ema_decay` must be at least 0 and below 1; got 1.0"):
+        small_config(ema_decay=1.0)
+
+
+def test_collaborative_scale_is_that_of_the_latents_and_changes_no_decoding():
+    models = [fitted_model(collaborative_scale=scale, latent_dim=5) for scale in (1.0, 0.5)]
+    semantic, collaborative = embeddings()
+    plain, scaled = (model.encode(semantic, collaborative).latents for model in models)
+    assert np.sqrt(np.square(plain[:, 5:]).mean()) == pytest.approx(1.0, rel=1e-5)
+    assert scaled[:, :5] == pytest.approx(plain[:, :5], abs=1e-5)
+    assert scaled[:, 5:] == pytest.approx(plain[:, 5:] / 2, abs=1e-5)
+    errors = [
+        model.reconstruction_error(semantic, collaborative, latents)
+        for model, latents in zip(models, (plain, scaled), strict=True)
+    ]
+    assert errors[0] == pytest.approx(errors[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_collaborative_scale_is_positive(scale: float):
+    with pytest.raises(StrictDataclassError, match="`collaborative_scale` must be above 0"):
+        small_config(collaborative_scale=scale)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from gensar_hf.identifiers import quantization
 from gensar_hf.identifiers.quantization import (
     ResidualVectorQuantizer,
     VectorQuantizer,
@@ -163,3 +164,48 @@ def test_residual_k_means_leaves_less_at_every_level():
     ]
     assert errors == sorted(errors, reverse=True)
     assert final.square().sum().item() == pytest.approx(errors[-1], rel=1e-4)
+
+
+def test_moving_averages_by_hand():
+    quantizer = quantizer_with([[0.0], [10.0], [50.0]], ema_decay=0.5)
+    quantizer.set_codes(torch.arange(3), torch.tensor([[0.0], [10.0], [50.0]]))
+    vectors = torch.tensor([[2.0], [4.0], [9.0]], requires_grad=True)
+    output = quantizer(vectors)
+    output.loss.backward()
+    assert output.codes.tolist() == [0, 0, 1]
+    # Counts go from 1 to (1 + 2) / 2, (1 + 1) / 2 and 1 / 2; sums from 0, 10, 50 to (0 + 6) / 2, (10 + 9) / 2, 50 / 2.
+    assert quantizer.ema_counts.tolist() == [1.5, 1.0, 0.5]
+    assert quantizer.codebook.flatten().tolist() == [2.0, 9.5, 50.0]  # nobody was given to the last one: it stays
+    assert quantizer.codebook.grad is None
+    assert vectors.grad.flatten().tolist() == pytest.approx([0.25 * 2 * 2 / 3, 0.25 * 2 * 4 / 3, -0.25 * 2 * 1 / 3])
+
+
+def test_moving_averages_stand_still_in_evaluation():
+    quantizer = quantizer_with([[0.0], [10.0]], ema_decay=0.5).eval()
+    quantizer(torch.tensor([[2.0], [9.0]]))
+    assert quantizer.codebook.flatten().tolist() == [0.0, 10.0]
+
+
+def test_a_reset_code_starts_its_average_anew():
+    quantizer = quantizer_with([[0.0], [1000.0]], ema_decay=0.9)
+    quantizer.set_codes(torch.arange(2), torch.tensor([[0.0], [1000.0]]))
+    vectors = torch.tensor([[0.0], [0.0], [6.0]])
+    assert quantizer.reset_dead_codes(vectors, 1, np.random.default_rng(0)) == 1
+    quantizer(vectors)
+    assert quantizer.codebook.flatten().tolist() == [0.0, 6.0]
+
+
+def test_k_means_over_many_vectors_sees_a_sample_of_all_of_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quantization, "MAX_VECTORS_PER_CODE", 10)
+    centres = torch.tensor([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0], [8.0, 8.0]])
+    vectors = centres.repeat_interleave(500, dim=0)  # sorted by cluster: the first ones alone would show one centre
+    assert sorted(fit_codebook(vectors, 4, seed=0).tolist()) == sorted(centres.tolist())
+
+
+def test_quantizing_in_batches_equals_quantizing_at_once(monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator().manual_seed(0)
+    vectors, codebook = torch.randn(23, 3, generator=generator), torch.randn(5, 3, generator=generator)
+    at_once = residual_quantize(vectors, [codebook])[0]
+    monkeypatch.setattr(quantization, "NEAREST_BATCH_SIZE", 4)
+    assert torch.equal(residual_quantize(vectors, [codebook])[0], at_once)
+    assert at_once.flatten().tolist() == torch.cdist(vectors, codebook).argmin(dim=1).tolist()
