@@ -4,14 +4,20 @@ One rule for every level, coarse to fine: under one prefix, a code may hold at m
 that is how many identifiers begin with it. A code that holds more gives its surplus to other codes under the same
 prefix. On the last level the limit is 1, and the codes are assigned by the Hungarian algorithm. Shared levels are
 treated once, for both kinds together, so both identifiers of an item keep the same shared prefix.
+
+Identifiers given before are `taken`: they count against every limit and never change. A catalogue can therefore always
+be filled up to its last identifier, whatever it holds: what is taken under a prefix is never more than the limit.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from gensar_hf.artifacts import DataError
-from gensar_hf.identifiers.joint_codes import JointCodes
+from gensar_hf.identifiers.joint_codes import KEY_LIMIT, JointCodes, chunks, num_distinct
+
+_EQUAL_UP_TO = 1e-5  # of the largest code: batched float32 matrix products give equal items latents that differ less
 
 
 @dataclass(frozen=True)
@@ -31,19 +37,26 @@ class UniqueIdentifiers:
     report: dict
 
 
-def collision_rate(codes: np.ndarray) -> float:
-    """1 − distinct identifiers / items.
+def collision_rate(codes: np.ndarray, taken: np.ndarray | None = None) -> float:
+    """1 − distinct identifiers / items; with `taken`, the identifiers that are new to them are counted.
 
     Args:
         codes: `(num_items, num_levels)`, at least one item.
+        taken: `(num_taken, num_levels)`, identifiers given before, all different.
 
     >>> collision_rate(np.array([[0, 1], [0, 1], [2, 1], [0, 2]]))
     0.25
+    >>> collision_rate(np.array([[0, 1], [0, 1], [2, 1], [0, 2]]), taken=np.array([[2, 1], [5, 5]]))
+    0.5
     """
-    return 1 - len(np.unique(codes, axis=0)) / len(codes)
+    if taken is None:
+        return 1 - num_distinct(codes) / len(codes)
+    return 1 - (num_distinct(np.concatenate([taken, codes])) - len(taken)) / len(codes)
 
 
-def assign_unique_identifiers(codes: JointCodes) -> UniqueIdentifiers:
+def assign_unique_identifiers(
+    codes: JointCodes, taken: tuple[np.ndarray, np.ndarray] | None = None
+) -> UniqueIdentifiers:
     """Change as few codes as needed, and by as little as possible, so that each kind's identifiers are distinct.
 
     An item that collides with no other keeps its codes, unless its prefix is too full (more than K^n items with n
@@ -54,51 +67,91 @@ def assign_unique_identifiers(codes: JointCodes) -> UniqueIdentifiers:
     with two or more only the kind that needs it, until K^L_n items share one shared prefix.
 
     Args:
-        codes: from `JointRQVAE.encode`.
+        codes: of the items that need identifiers, from `JointRQVAE.encode`.
+        taken: semantic and collaborative identifiers of items that have theirs already, `(num_taken, num_levels)` each,
+            distinct, shared levels equal. They are given to no other item and do not change.
 
     Returns:
-        `UniqueIdentifiers`; the same input gives the same result.
+        `UniqueIdentifiers` of the items in `codes`, none of them taken; the same input gives the same result. The
+        report is about these items; their collision rate before counts collisions with taken identifiers, too.
 
     Raises:
         DataError: there are more items than identifiers; the message says how many levels or codes would do.
+        ValueError: `taken` has another number of levels than `codes`.
     """
-    require_capacity(codes.num_items, codes.codebook_size, codes.num_levels)
+    taken = _checked_taken(codes, taken)
+    require_capacity(codes.num_items, codes.codebook_size, codes.num_levels, len(taken[0]))
     num_shared = codes.num_shared_levels
     latent_dim = codes.latents.shape[1] // 2
-    residuals = codes.latents.astype(np.float64)
+    root = _Prefixes(np.zeros(codes.num_items, dtype=np.int64), np.zeros(len(taken[0]), dtype=np.int64))
     nothing_moved = np.zeros(codes.num_items, dtype=bool)
-    shared = _Chain(residuals, codes.semantic_codes[:, :num_shared], codes.shared_codebooks, nothing_moved)
-    shared.spread(np.zeros(codes.num_items, dtype=np.int64), len(codes.semantic_codebooks))
-    prefixes = _row_ids(shared.codes)
+    shared = _Chain(codes.latents, codes.semantic_codes[:, :num_shared], codes.shared_codebooks, nothing_moved)
+    prefixes = shared.spread(root, taken[0][:, :num_shared], len(codes.semantic_codebooks))
     unique = []
-    for kind_codes, codebooks, half in (
-        (codes.semantic_codes, codes.semantic_codebooks, slice(latent_dim)),
-        (codes.collaborative_codes, codes.collaborative_codebooks, slice(latent_dim, None)),
+    for kind_codes, kind_taken, codebooks, half in (
+        (codes.semantic_codes, taken[0], codes.semantic_codebooks, slice(latent_dim)),
+        (codes.collaborative_codes, taken[1], codes.collaborative_codebooks, slice(latent_dim, None)),
     ):
         specific = _Chain(shared.residuals[:, half], kind_codes[:, num_shared:], codebooks, shared.stale)
-        specific.spread(prefixes, 0)
+        specific.spread(prefixes, kind_taken[:, num_shared:], 0)
         unique.append(np.concatenate([shared.codes, specific.codes], axis=1))
-    return UniqueIdentifiers(unique[0], unique[1], _report(codes, unique[0], unique[1]))
+    return UniqueIdentifiers(unique[0], unique[1], _report(codes, (unique[0], unique[1]), taken))
 
 
-def require_capacity(num_items: int, codebook_size: int, num_levels: int) -> None:
+def require_capacity(num_items: int, codebook_size: int, num_levels: int, num_taken: int = 0) -> None:
     """Refuse a catalogue with more items than identifiers.
 
+    Args:
+        num_items: items that need identifiers.
+        codebook_size: K.
+        num_levels: codes per identifier.
+        num_taken: items that have theirs already.
+
     Raises:
-        DataError: `num_items > codebook_size ** num_levels`.
+        DataError: `num_items + num_taken > codebook_size ** num_levels`.
     """
-    if num_items <= codebook_size**num_levels:
+    total = num_items + num_taken
+    if total <= codebook_size**num_levels:
         return
     enough_codes, enough_levels = codebook_size, num_levels
-    while enough_codes**num_levels < num_items:
+    while enough_codes**num_levels < total:
         enough_codes += 1
-    while codebook_size**enough_levels < num_items:
+    while codebook_size**enough_levels < total:
         enough_levels += 1
+    parts = f" ({num_taken} with an identifier and {num_items} new)" if num_taken else ""
     raise DataError(
-        f"There are {num_items} items, but {num_levels} levels of {codebook_size} codes make only "
+        f"There are {total} items{parts}, but {num_levels} levels of {codebook_size} codes make only "
         f"{codebook_size**num_levels} identifiers; use at least {enough_levels} levels or codebooks of at least "
         f"{enough_codes} codes."
     )
+
+
+def _checked_taken(codes: JointCodes, taken: tuple[np.ndarray, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Both kinds' taken identifiers, `(num_taken, num_levels)` int64."""
+    nothing = np.zeros((0, codes.num_levels), dtype=np.int64)
+    semantic, collaborative = (np.asarray(kind, dtype=np.int64) for kind in taken or (nothing, nothing))
+    if semantic.shape != collaborative.shape or semantic.shape[1:] != (codes.num_levels,):
+        raise ValueError(
+            f"Taken identifiers must have {codes.num_levels} levels, like the items' codes, and both kinds the same "
+            f"number of rows; got arrays of shape {semantic.shape} and {collaborative.shape}."
+        )
+    return semantic, collaborative
+
+
+@dataclass(frozen=True)
+class _Prefixes:
+    """The prefix that each item and each taken identifier has so far, as a number; equal numbers, equal prefixes."""
+
+    items: np.ndarray  # (num_items,) int64
+    taken: np.ndarray  # (num_taken,) int64
+
+    def extended(self, codes: np.ndarray, taken_codes: np.ndarray, codebook_size: int) -> "_Prefixes":
+        """One level more: `prefix * codebook_size + code`."""
+        items, taken = self.items, self.taken
+        if max(items.max(), taken.max(initial=0)) >= KEY_LIMIT // codebook_size:
+            numbers = np.unique(np.concatenate([items, taken]), return_inverse=True)[1]
+            items, taken = np.split(numbers, [len(items)])
+        return _Prefixes(items * codebook_size + codes, taken * codebook_size + taken_codes)
 
 
 class _Chain:
@@ -110,68 +163,105 @@ class _Chain:
     def __init__(self, latents: np.ndarray, codes: np.ndarray, codebooks: np.ndarray, stale: np.ndarray) -> None:
         self.residuals = latents.copy()
         self.codes = codes.astype(np.int64)
-        self.codebooks = codebooks.astype(np.float64)
+        self.codebooks = codebooks
         self.stale = stale.copy()
 
-    def spread(self, parents: np.ndarray, levels_after: int) -> None:
+    def spread(self, prefixes: _Prefixes, taken_codes: np.ndarray, levels_after: int) -> _Prefixes:
         """Bring every code of every level down to what it may hold.
 
         Args:
-            parents: `(num_items,)` int64, number of the prefix before the first level of this chain.
+            prefixes: before the first level of this chain.
+            taken_codes: `(num_taken, levels of this chain)`.
             levels_after: levels that follow this chain.
+
+        Returns:
+            the prefixes after the last level of this chain.
         """
         num_levels, codebook_size = self.codebooks.shape[:2]
         for level, codebook in enumerate(self.codebooks):
             level_codes = self.codes[:, level]  # a view: changes go through
-            level_codes[self.stale] = _distances(self.residuals[self.stale], codebook).argmin(axis=1)
-            capacity = codebook_size ** (num_levels - level - 1 + levels_after)
+            self._quantize_stale(level_codes, codebook)
             before = level_codes.copy()
-            _relieve(self.residuals, level_codes, parents, codebook, capacity)
+            prefixes = prefixes.extended(level_codes, taken_codes[:, level], codebook_size)
+            capacity = codebook_size ** (num_levels - level - 1 + levels_after)
+            _relieve(self.residuals, level_codes, prefixes, codebook, capacity)
+            prefixes = _Prefixes(prefixes.items + (level_codes - before), prefixes.taken)
             self.stale |= level_codes != before
-            self.residuals -= codebook[level_codes]
-            parents = _row_ids(np.stack([parents, level_codes], axis=1))
+            for rows in chunks(len(level_codes)):
+                self.residuals[rows] -= codebook[level_codes[rows]]
+        return prefixes
+
+    def _quantize_stale(self, level_codes: np.ndarray, codebook: np.ndarray) -> None:
+        stale = np.flatnonzero(self.stale)
+        for rows in chunks(len(stale)):
+            level_codes[stale[rows]] = _distances(self.residuals[stale[rows]], codebook).argmin(axis=1)
 
 
 def _relieve(
-    residuals: np.ndarray, codes: np.ndarray, parents: np.ndarray, codebook: np.ndarray, capacity: int
+    residuals: np.ndarray, codes: np.ndarray, prefixes: _Prefixes, codebook: np.ndarray, capacity: int
 ) -> None:
-    """Change `codes` in place so that no (parent, code) holds more than `capacity` items."""
-    keys = parents * len(codebook) + codes
-    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    is_crowded = counts[inverse] > capacity
-    if not is_crowded.any():
-        return
-    solve = _assign_last_level if capacity == 1 else _move_surplus
-    by_parent = np.argsort(parents, kind="stable")
-    starts = np.searchsorted(parents[by_parent], np.unique(parents[is_crowded]), side="left")
-    ends = np.searchsorted(parents[by_parent], np.unique(parents[is_crowded]), side="right")
-    for start, end in zip(starts, ends, strict=True):
-        siblings = by_parent[start:end]
-        crowded = siblings[is_crowded[siblings]]
-        load = np.bincount(codes[siblings], minlength=len(codebook))
-        codes[crowded] = solve(residuals[crowded], codes[crowded], load, codebook, capacity)
+    """Change `codes` in place so that no prefix, which ends in one of them, holds more than `capacity` items.
+
+    Args:
+        residuals: `(num_items, codebook_dim)` before this level.
+        codes: `(num_items,)`.
+        prefixes: this level's codes included.
+        codebook: `(codebook_size, codebook_dim)`.
+        capacity: items that one prefix may hold.
+    """
+    size = len(codebook)
+    order = np.argsort(prefixes.items, kind="stable")
+    keys, taken_keys = prefixes.items[order], np.sort(prefixes.taken)
+    crowded_parents = _crowded_keys(keys, taken_keys, capacity) // size
+    first_keys = np.unique(crowded_parents) * size  # all prefixes with one parent lie between this and this + size
+    ranges = np.searchsorted(keys, [first_keys, first_keys + size]).T
+    taken_ranges = np.searchsorted(taken_keys, [first_keys, first_keys + size]).T
+    work = zip(first_keys, ranges, taken_ranges, strict=True)
+    for first_key, (start, end), (taken_start, taken_end) in tqdm(
+        work, desc="making identifiers unique", total=len(first_keys), leave=False, delay=2
+    ):
+        siblings = order[start:end]
+        taken_load = np.bincount(taken_keys[taken_start:taken_end] - first_key, minlength=size)
+        load = taken_load + np.bincount(codes[siblings], minlength=size)
+        crowded = siblings[load[codes[siblings]] > capacity]
+        if capacity == 1:
+            allowed = np.flatnonzero((taken_load == 0) & (load != 1))  # free, or to be given to one of its items
+            codes[crowded] = _assign_last_level(residuals[crowded], codebook, allowed)
+        else:
+            codes[crowded] = _move_surplus(residuals[crowded], codes[crowded], load, codebook, capacity)
 
 
-def _assign_last_level(
-    residuals: np.ndarray, codes: np.ndarray, load: np.ndarray, codebook: np.ndarray, capacity: int
-) -> np.ndarray:
-    """Codes for the colliding items of one prefix, all different and not used by its other items.
+def _crowded_keys(keys: np.ndarray, taken_keys: np.ndarray, capacity: int) -> np.ndarray:
+    """Those of the sorted `keys`, each once, that more than `capacity` of both sorted arrays are equal to."""
+    starts = np.flatnonzero(np.diff(keys, prepend=-1))
+    counts = np.diff(starts, append=len(keys))
+    if len(taken_keys):
+        counts += np.searchsorted(taken_keys, keys[starts], side="right") - np.searchsorted(taken_keys, keys[starts])
+    return keys[starts[counts > capacity]]
+
+
+def _assign_last_level(residuals: np.ndarray, codebook: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Codes for the colliding items of one prefix, all different, with the least sum of squared distances.
 
     Args:
         residuals: `(num_colliding, codebook_dim)`.
-        codes: `(num_colliding,)`, their present codes.
-        load: `(codebook_size,)`, items of the prefix per code.
         codebook: `(codebook_size, codebook_dim)`.
-        capacity: 1.
+        allowed: the codes that may be given, at least as many as items.
 
     Returns:
-        `(num_colliding,)` codes with the least sum of squared distances.
+        `(num_colliding,)` codes.
     """
     from scipy.optimize import linear_sum_assignment  # here, because it takes as long to import as the whole package
 
-    allowed = np.flatnonzero((load == 0) | (load > capacity))
-    _, columns = linear_sum_assignment(_distances(residuals, codebook[allowed]))
-    return allowed[columns]
+    costs = _distances(residuals, codebook[allowed])
+    num_items, num_allowed = costs.shape
+    if 5 * num_items < 4 * num_allowed:
+        return allowed[linear_sum_assignment(costs)[1]]
+    # Items of one prefix ask for the same few codes, which makes the solver's search long. If most codes will be given
+    # out anyway, let the codes ask for items, the spare codes for items that cost nothing: the sum is the same.
+    square = np.zeros((num_allowed, num_allowed))
+    square[:, :num_items] = costs.T
+    return allowed[np.argsort(linear_sum_assignment(square)[1])[:num_items]]
 
 
 def _move_surplus(
@@ -193,25 +283,46 @@ def _move_surplus(
     Returns:
         `(num_crowded,)`, the new codes.
     """
+    if np.ptp(codes) == 0 and np.ptp(residuals, axis=0).max() <= _EQUAL_UP_TO * np.abs(codebook).max():
+        return _move_equal_items(residuals[0], codes, load, codebook, capacity)
     codes, load = codes.copy(), load.copy()
-    distances = _distances(residuals, codebook)
-    preferences = distances.argsort(axis=1, kind="stable").astype(np.int32)  # one sort; rounds only step along it
-    position = np.zeros(len(codes), dtype=np.int64)
-    own_distances = np.take_along_axis(distances, codes[:, None], axis=1)[:, 0]
+    distances = np.empty((len(codes), len(codebook)), dtype=np.float32)  # half the memory if all items are in one place
+    for rows in chunks(len(codes)):
+        distances[rows] = _distances(residuals[rows], codebook)
+    own_distances = distances[np.arange(len(codes)), codes]
+    targets = codes.copy()  # without room, so the first round looks for a target for every item
     waiting = np.arange(len(codes))
     while len(waiting := waiting[load[codes[waiting]] > capacity]):
-        blocked = waiting
-        while len(blocked := blocked[load[preferences[blocked, position[blocked]]] >= capacity]):
-            position[blocked] += 1
-        targets = preferences[waiting, position[waiting]]
-        losses = distances[waiting, targets] - own_distances[waiting]
+        has_room = load < capacity
+        targetless = waiting[~has_room[targets[waiting]]]
+        for part in chunks(len(targetless)):
+            targets[targetless[part]] = np.where(has_room, distances[targetless[part]], np.inf).argmin(axis=1)
+        losses = distances[waiting, targets[waiting]] - own_distances[waiting]
         leaves = _rank_within(codes[waiting], losses) < (load - capacity)[codes[waiting]]
-        rows, targets, losses = waiting[leaves], targets[leaves], losses[leaves]
-        fits = _rank_within(targets, losses) < (capacity - load)[targets]
-        rows, targets = rows[fits], targets[fits]
-        load += np.bincount(targets, minlength=len(load)) - np.bincount(codes[rows], minlength=len(load))
-        codes[rows] = targets
+        rows, losses = waiting[leaves], losses[leaves]
+        fits = _rank_within(targets[rows], losses) < (capacity - load)[targets[rows]]
+        rows = rows[fits]
+        load += np.bincount(targets[rows], minlength=len(load)) - np.bincount(codes[rows], minlength=len(load))
+        codes[rows] = targets[rows]
     return codes
+
+
+def _move_equal_items(
+    residual: np.ndarray, codes: np.ndarray, load: np.ndarray, codebook: np.ndarray, capacity: int
+) -> np.ndarray:
+    """What `_move_surplus` comes to if all items have one residual and one code: fill the other codes, nearest first.
+
+    Args:
+        residual: `(codebook_dim,)`.
+        codes: `(num_crowded,)`, all equal.
+        load: `(codebook_size,)`.
+        codebook: `(codebook_size, codebook_dim)`.
+        capacity: items that a code may hold.
+    """
+    nearest_first = _distances(residual[None], codebook)[0].argsort(kind="stable")
+    places = np.repeat(nearest_first, (capacity - load[nearest_first]).clip(min=0))
+    surplus = load[codes[0]] - capacity
+    return np.concatenate([places[:surplus], codes[surplus:]])
 
 
 def _rank_within(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -225,39 +336,23 @@ def _rank_within(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _distances(residuals: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     """Squared distances `(n, codebook_size)` less the residuals' own norms, which change no comparison of codes."""
-    return np.square(codebook).sum(axis=1) - 2 * residuals @ codebook.T
+    codebook = codebook.astype(np.float64)
+    return np.square(codebook).sum(axis=1) - 2 * residuals.astype(np.float64) @ codebook.T
 
 
-def _row_ids(rows: np.ndarray) -> np.ndarray:
-    """Number from 0 of each distinct row of `(n, k)`, `(n,)` int64; with k = 0 all rows are equal."""
-    if rows.shape[1] == 0:
-        return np.zeros(len(rows), dtype=np.int64)
-    ids = np.unique(rows[:, 0], return_inverse=True)[1]
-    for column in rows.T[1:]:
-        ids = np.unique(ids * (int(column.max()) + 1) + column, return_inverse=True)[1]
-    return ids.astype(np.int64)
-
-
-def _report(codes: JointCodes, semantic_codes: np.ndarray, collaborative_codes: np.ndarray) -> dict:
-    pairs = {
-        "semantic": (codes.semantic_codes, semantic_codes),
-        "collaborative": (codes.collaborative_codes, collaborative_codes),
-    }
-    errors_before = np.square(codes.latents - codes.quantized(codes.semantic_codes, codes.collaborative_codes))
-    errors_after = np.square(codes.latents - codes.quantized(semantic_codes, collaborative_codes))
-    halves = dict(
-        zip(pairs, zip(np.split(errors_before, 2, 1), np.split(errors_after, 2, 1), strict=True), strict=True)
-    )
+def _report(codes: JointCodes, unique: tuple[np.ndarray, np.ndarray], taken: tuple[np.ndarray, np.ndarray]) -> dict:
+    raw = (codes.semantic_codes, codes.collaborative_codes)
+    distortion_before, distortion_after = codes.distortions(*raw), codes.distortions(*unique)
     report: dict = {
         kind: {
-            "collision_rate_before": collision_rate(before),
-            "collision_rate_after": collision_rate(after),
+            "collision_rate_before": collision_rate(before, kind_taken),
+            "collision_rate_after": collision_rate(after, kind_taken),
             "items_moved": int((before != after).any(axis=1).sum()),
-            "distortion_before": float(halves[kind][0].sum(axis=1).mean()),
-            "distortion_after": float(halves[kind][1].sum(axis=1).mean()),
+            "distortion_before": distortion_before[kind],
+            "distortion_after": distortion_after[kind],
         }
-        for kind, (before, after) in pairs.items()
+        for kind, before, after, kind_taken in zip(("semantic", "collaborative"), raw, unique, taken, strict=True)
     }
     shared = slice(codes.num_shared_levels)
-    report["prefixes_moved"] = int((codes.semantic_codes[:, shared] != semantic_codes[:, shared]).any(axis=1).sum())
+    report["prefixes_moved"] = int((raw[0][:, shared] != unique[0][:, shared]).any(axis=1).sum())
     return report

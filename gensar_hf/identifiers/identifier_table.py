@@ -1,32 +1,40 @@
 """Item id ↔ its two identifiers: the table that goes with the model, as `identifiers.parquet`."""
 
-import json
+import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gensar_hf.artifacts import DataError, written_aside
-from gensar_hf.identifiers.assignment import assign_unique_identifiers, collision_rate
+from gensar_hf.artifacts import DataError, fingerprint
+from gensar_hf.identifiers.assignment import UniqueIdentifiers, assign_unique_identifiers, collision_rate
+from gensar_hf.identifiers.joint_codes import JointCodes
+from gensar_hf.identifiers.table_checks import (
+    check_fields,
+    check_model,
+    extended_texts,
+    new_item_ids,
+    require_one_per_item,
+    rows_to_change,
+)
+from gensar_hf.identifiers.table_file import read_fields, table_path, write_fields
 
 if TYPE_CHECKING:  # torch and transformers are not needed to read a table
     from gensar_hf.identifiers.embedding_checks import Embeddings
     from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
-TABLE_FILE = "identifiers.parquet"
-FORMAT_VERSION = 1
-_METADATA_KEY = b"gensar_hf.identifiers"
 _KINDS = ("semantic", "collaborative")
 
 
 @dataclass
 class IdentifierTable:
     """The two identifiers of every item of the catalogue.
+
+    A table is not changed once it is made: `add_items`, `remove_items` and `restore_items` return new ones, so that one
+    table can answer requests while the next is prepared.
 
     Attributes:
         item_ids: one per item, distinct; an item's index is its row.
@@ -37,6 +45,12 @@ class IdentifierTable:
         titles: one per item, or None.
         texts: the text of each item, or None.
         build_report: how the identifiers came about (`build_identifier_table`), merged into `report()`.
+        available: `(num_items,)` bool, all true if None is given. False is a removed item: it is never generated, but
+            it keeps its row and its identifiers, because it may stand in histories.
+
+    Raises:
+        DataError: an item id or an identifier occurs twice, a code is out of range, or sizes do not agree; the message
+            names the row (counted from 1).
     """
 
     item_ids: list[str]
@@ -47,17 +61,24 @@ class IdentifierTable:
     titles: list[str] | None = None
     texts: list[str] | None = None
     build_report: dict = field(default_factory=dict)
+    available: np.ndarray = None  # type: ignore[assignment]  # always an array once the table is made
 
     def __post_init__(self) -> None:
         self.semantic_codes = np.asarray(self.semantic_codes, dtype=np.int64)
         self.collaborative_codes = np.asarray(self.collaborative_codes, dtype=np.int64)
-        self._validate("The identifier table")
-        self._index = {item_id: index for index, item_id in enumerate(self.item_ids)}
+        self.available = np.ones(self.num_items, bool) if self.available is None else np.asarray(self.available)
+        self._rows: dict[str, int] | None = None
+        check_fields("The identifier table", self)
 
     @property
     def num_items(self) -> int:
-        """Items of the catalogue."""
+        """Items of the catalogue, removed ones included."""
         return len(self.item_ids)
+
+    @property
+    def num_available(self) -> int:
+        """Items that may be generated."""
+        return int(self.available.sum())
 
     @property
     def num_levels(self) -> int:
@@ -65,12 +86,18 @@ class IdentifierTable:
         return self.semantic_codes.shape[1]
 
     def index_of(self, item_id: str) -> int:
-        """Row of an item.
+        """Row of an item, available or removed.
 
         Raises:
             KeyError: the item is not in the catalogue.
         """
-        return self._index[item_id]
+        return self.rows()[item_id]
+
+    def rows(self) -> dict[str, int]:
+        """Row of every item, by its id; read only."""
+        if self._rows is None:  # made when first asked for: for a million items it takes longer than reading the file
+            self._rows = dict(zip(self.item_ids, range(self.num_items), strict=True))
+        return self._rows
 
     def code_tokens(self) -> list[str]:
         """All code tokens that may occur, `<M1_0>` (shared), `<S1_0>` (semantic), `<R1_0>` (collaborative) and so on.
@@ -99,13 +126,99 @@ class IdentifierTable:
         specific = [f"<{letter}{level}_{code}>" for level, code in enumerate(codes[self.num_shared_levels :], start=1)]
         return shared + specific
 
+    def add_items(
+        self,
+        embeddings: "tuple[Embeddings, Embeddings]",
+        item_ids: Sequence[str],
+        model: "JointRQVAE",
+        titles: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> "IdentifierTable":
+        """A new table with further items, quantized with the model that the identifiers were made with.
+
+        All identifiers of this table, those of removed items included, stay what they are; the new items get free ones
+        at the least distortion, by the rules of `assign_unique_identifiers`.
+
+        Args:
+            embeddings: semantic `(num_new, semantic_dim)` and collaborative `(num_new, collaborative_dim)`.
+            item_ids: one per new item, none of them in this table.
+            model: the joint RQ-VAE that made this table, unchanged.
+            titles: one per new item; if left out although this table has titles, the texts, else empty strings.
+            texts: one per new item; if left out although this table has texts, the titles, else empty strings.
+
+        Returns:
+            the rows of this table, then the new items, available; `build_report["added"]` has one more entry, with
+            what `build_identifier_table` notes about a catalogue for the new items alone: a collision is one with any
+            item, and distortions and errors are means over the new items.
+
+        Raises:
+            DataError: an id that is no string, given twice or already in the table; unusable embeddings or not one per
+                id; a model that is not the table's; more items than identifiers; titles or texts for a table that has
+                none.
+        """
+        item_ids = new_item_ids(item_ids, self)
+        all_titles = extended_texts("titles", self.titles, titles, texts, len(item_ids))
+        all_texts = extended_texts("texts", self.texts, texts, titles, len(item_ids))
+        check_model(model, self)
+        semantic, collaborative = embeddings
+        codes = model.encode(semantic, collaborative)
+        _check_codebooks(codes, self.build_report)
+        require_one_per_item(codes.num_items, item_ids=item_ids, titles=titles, texts=texts)
+        unique = assign_unique_identifiers(codes, taken=(self.semantic_codes, self.collaborative_codes))
+        report = copy.deepcopy(self.build_report)
+        record = {"num_items": codes.num_items, **_quantization_report(model, semantic, collaborative, codes, unique)}
+        report["added"] = [*report.get("added", []), record]
+        return IdentifierTable(
+            item_ids=[*self.item_ids, *item_ids],
+            semantic_codes=np.concatenate([self.semantic_codes, unique.semantic_codes]),
+            collaborative_codes=np.concatenate([self.collaborative_codes, unique.collaborative_codes]),
+            num_shared_levels=self.num_shared_levels,
+            codebook_size=self.codebook_size,
+            titles=all_titles,
+            texts=all_texts,
+            build_report=report,
+            available=np.concatenate([self.available, np.ones(codes.num_items, dtype=bool)]),
+        )
+
+    def remove_items(self, item_ids: Sequence[str]) -> "IdentifierTable":
+        """A new table in which these items are not available: never generated, but still readable in histories.
+
+        Their identifiers stay taken, so that a model does not mistake a later item for them.
+
+        Raises:
+            DataError: an id that is unknown, given twice or removed already, or no item would be left.
+        """
+        rows = rows_to_change(item_ids, self, available=False)
+        if len(rows) == self.num_available:
+            raise DataError(
+                f"Removing these {len(rows)} items would leave no item available; a catalogue needs at least one, so "
+                "leave one out, or add other items first."
+            )
+        return self._with_availability(rows, False)
+
+    def restore_items(self, item_ids: Sequence[str]) -> "IdentifierTable":
+        """A new table in which these removed items are available again, under the identifiers that they had.
+
+        Raises:
+            DataError: an id that is unknown, given twice or not removed.
+        """
+        return self._with_availability(rows_to_change(item_ids, self, available=True), True)
+
+    def _with_availability(self, rows: np.ndarray, value: bool) -> "IdentifierTable":
+        table = copy.copy(self)  # the other fields are the same objects, and need no second check
+        table.available = self.available.copy()
+        table.available[rows] = value
+        return table
+
     def report(self) -> dict:
         """Counts, and per kind the collision rate and the use and perplexity of every level.
 
-        What `build_identifier_table` noted (collision rate before, items moved, reconstruction error, …) is merged in.
+        Removed items count in all but `num_available`, as their identifiers are taken. What `build_identifier_table`
+        and `add_items` noted (collision rate before, items moved, reconstruction error, …) is merged in.
         """
         report: dict = {
             "num_items": self.num_items,
+            "num_available": self.num_available,
             "num_levels": self.num_levels,
             "num_shared_levels": self.num_shared_levels,
             "codebook_size": self.codebook_size,
@@ -118,22 +231,8 @@ class IdentifierTable:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table, aside first, to a `.parquet` file, or to `identifiers.parquet` in a folder."""
-        columns: dict[str, pa.Array] = {"item_id": pa.array(self.item_ids, pa.string())}
-        for kind, codes in zip(_KINDS, (self.semantic_codes, self.collaborative_codes), strict=True):
-            columns[f"{kind}_codes"] = pa.array(codes.tolist(), pa.list_(pa.int32()))
-        for name, values in (("title", self.titles), ("text", self.texts)):
-            if values is not None:
-                columns[name] = pa.array(values, pa.string())
-        metadata = {
-            "format_version": FORMAT_VERSION,
-            "num_shared_levels": self.num_shared_levels,
-            "codebook_size": self.codebook_size,
-            "build_report": self.build_report,
-        }
-        table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)})
         target = table_path(path)
-        with written_aside(target) as aside:
-            pq.write_table(table, aside)
+        write_fields(target, {each.name: getattr(self, each.name) for each in fields(self)})
         return target
 
     @classmethod
@@ -145,57 +244,11 @@ class IdentifierTable:
                 twice, or a code is out of range; the message names the file and the row (counted from 1).
         """
         source = table_path(path)
-        table, metadata = _read(source)
+        values = read_fields(source)
         try:
-            return cls(
-                item_ids=table["item_id"].to_pylist(),
-                semantic_codes=_codes(table, "semantic_codes", source),
-                collaborative_codes=_codes(table, "collaborative_codes", source),
-                num_shared_levels=metadata["num_shared_levels"],
-                codebook_size=metadata["codebook_size"],
-                titles=table["title"].to_pylist() if "title" in table.column_names else None,
-                texts=table["text"].to_pylist() if "text" in table.column_names else None,
-                build_report=metadata.get("build_report", {}),
-            )
+            return cls(**values)
         except DataError as error:
             raise DataError(str(error).replace("The identifier table", str(source), 1)) from None
-
-    def _validate(self, where: str) -> None:
-        shape = (self.num_items, self.semantic_codes.shape[-1])
-        if self.num_items == 0 or self.semantic_codes.shape != shape or self.collaborative_codes.shape != shape:
-            raise DataError(
-                f"{where} must hold one row of codes of each kind per item, for at least one item; got "
-                f"{self.num_items} items, semantic codes of shape {self.semantic_codes.shape} and collaborative codes "
-                f"of shape {self.collaborative_codes.shape}."
-            )
-        for name, values in (("titles", self.titles), ("texts", self.texts)):
-            if values is not None and len(values) != self.num_items:
-                raise DataError(f"{where} has {self.num_items} items but {len(values)} {name}; give one per item.")
-        for row, item_id in enumerate(self.item_ids, start=1):
-            if not isinstance(item_id, str):
-                raise DataError(f"{where}, row {row}, column item_id: {item_id!r} is not a string.")
-        _refuse_repeats(where, "item_id", self.item_ids, "every item may occur only once")
-        for kind, codes in zip(_KINDS, (self.semantic_codes, self.collaborative_codes), strict=True):
-            outside = np.argwhere((codes < 0) | (codes >= self.codebook_size))
-            if len(outside):
-                row, level = outside[0]
-                raise DataError(
-                    f"{where}, row {row + 1}, column {kind}_codes: code {codes[row, level]} on level {level + 1} is "
-                    f"not between 0 and {self.codebook_size - 1}."
-                )
-            _refuse_repeats(where, f"{kind}_codes", list(map(tuple, codes.tolist())), "identifiers must be unique")
-        differs = (self.semantic_codes != self.collaborative_codes)[:, : self.num_shared_levels].any(axis=1)
-        if differs.any():
-            raise DataError(
-                f"{where}, row {int(differs.argmax()) + 1}: the semantic and the collaborative codes differ on the "
-                f"first {self.num_shared_levels} levels, which are shared."
-            )
-
-
-def table_path(path: str | os.PathLike[str]) -> Path:
-    """The path itself if it ends in `.parquet`, otherwise `identifiers.parquet` inside it."""
-    path = Path(path)
-    return path if path.suffix == ".parquet" else path / TABLE_FILE
 
 
 def level_usage(codes: np.ndarray, codebook_size: int) -> dict[str, list[float]]:
@@ -243,19 +296,8 @@ def build_identifier_table(
         DataError: unusable embeddings, more items than identifiers, or a repeated item id.
     """
     codes = model.encode(semantic, collaborative)
-    if len(item_ids) != codes.num_items:
-        raise DataError(
-            f"There are {codes.num_items} embeddings but {len(item_ids)} item ids; give one of each per item."
-        )
+    require_one_per_item(codes.num_items, item_ids=item_ids, titles=titles, texts=texts)
     unique = assign_unique_identifiers(codes)
-    report = {**unique.report}
-    for moment, semantic_codes, collaborative_codes in (
-        ("before", codes.semantic_codes, codes.collaborative_codes),
-        ("after", unique.semantic_codes, unique.collaborative_codes),
-    ):
-        quantized = codes.quantized(semantic_codes, collaborative_codes)
-        for kind, error in model.reconstruction_error(semantic, collaborative, quantized).items():
-            report[kind] = {**report[kind], f"reconstruction_error_{moment}": error}
     return IdentifierTable(
         item_ids=list(item_ids),
         semantic_codes=unique.semantic_codes,
@@ -264,49 +306,42 @@ def build_identifier_table(
         codebook_size=codes.codebook_size,
         titles=None if titles is None else list(titles),
         texts=None if texts is None else list(texts),
-        build_report=report,
+        build_report={
+            **_quantization_report(model, semantic, collaborative, codes, unique),
+            "codebooks_fingerprint": _codebooks_fingerprint(codes),
+        },
     )
 
 
-def _read(source: Path) -> tuple[pa.Table, dict]:
-    if not source.is_file():
+def _quantization_report(
+    model: "JointRQVAE",
+    semantic: "Embeddings",
+    collaborative: "Embeddings",
+    codes: JointCodes,
+    unique: UniqueIdentifiers,
+) -> dict:
+    """The report of the assignment, with use and perplexity before it and reconstruction errors before and after it."""
+    report = {**unique.report}
+    raw = (codes.semantic_codes, codes.collaborative_codes)
+    for kind, raw_codes in zip(_KINDS, raw, strict=True):
+        usage = {f"{name}_before": values for name, values in level_usage(raw_codes, codes.codebook_size).items()}
+        report[kind] = {**report[kind], **usage}
+    for moment, both_codes in (("before", raw), ("after", (unique.semantic_codes, unique.collaborative_codes))):
+        quantized = codes.quantized(*both_codes)
+        for kind, error in model.reconstruction_error(semantic, collaborative, quantized).items():
+            report[kind] = {**report[kind], f"reconstruction_error_{moment}": error}
+    return report
+
+
+def _codebooks_fingerprint(codes: JointCodes) -> str:
+    return fingerprint(codes.shared_codebooks, codes.semantic_codebooks, codes.collaborative_codebooks)
+
+
+def _check_codebooks(codes: JointCodes, build_report: dict) -> None:
+    """Refuse codes of another model of the same sizes: they would mean something else than the table's."""
+    noted = build_report.get("codebooks_fingerprint")
+    if noted is not None and noted != _codebooks_fingerprint(codes):
         raise DataError(
-            f"{source} does not exist; it holds the identifiers that the model's tokens stand for, so copy it from the "
-            "folder in which the model was saved, or run the identifier stage again."
+            "The model's codebooks are not those that the identifiers of the table were made with, so its codes would "
+            "mean something else; add items with the joint RQ-VAE that was saved when the table was built."
         )
-    try:
-        table = pq.read_table(source)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{source} is damaged ({error}); delete it and run the identifier stage again.") from None
-    missing = {"item_id", "semantic_codes", "collaborative_codes"} - set(table.column_names)
-    raw = (table.schema.metadata or {}).get(_METADATA_KEY)
-    if missing or raw is None:
-        what = f"the column {min(missing)}" if missing else "the metadata that `IdentifierTable.save` writes"
-        raise DataError(f"{source} is not an identifier table: {what} is missing.")
-    metadata = json.loads(raw)
-    if metadata.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{source} has format version {metadata.get('format_version')}, but this version of gensar-hf reads "
-            f"{FORMAT_VERSION}; run the identifier stage again."
-        )
-    return table, metadata
-
-
-def _codes(table: pa.Table, column: str, source: Path) -> np.ndarray:
-    """`(num_items, num_levels)` int64 of a column of lists."""
-    rows = table[column].to_pylist()
-    for row, codes in enumerate(rows, start=1):
-        is_list = isinstance(codes, list) and all(isinstance(code, int) for code in codes)
-        if not is_list or len(codes) != len(rows[0]):
-            raise DataError(
-                f"{source}, row {row}, column {column}: {codes!r} is not a list of {len(rows[0] or [])} codes."
-            )
-    return np.array(rows, dtype=np.int64).reshape(len(rows), -1)
-
-
-def _refuse_repeats(where: str, column: str, values: Sequence, rule: str) -> None:
-    first_rows: dict = {}
-    for row, value in enumerate(values, start=1):
-        first = first_rows.setdefault(value, row)
-        if first != row:
-            raise DataError(f"{where}, row {row}, column {column}: {value!r} is that of row {first}, too; {rule}.")

@@ -1,11 +1,14 @@
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gensar_hf.artifacts import DataError
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
@@ -57,12 +60,14 @@ def test_round_trip(tmp_path: Path, name: str, with_texts: bool):
     assert np.array_equal(loaded.collaborative_codes, table.collaborative_codes)
     assert (loaded.titles, loaded.texts) == (table.titles, table.texts)
     assert (loaded.num_shared_levels, loaded.codebook_size) == (1, 4)
+    assert loaded.available.tolist() == [True, True, True]
     assert loaded.report() == table.report()
     assert list(written.parent.iterdir()) == [written]  # nothing is left aside
 
 
 def test_report_by_hand():
-    report = small_table().report()
+    report = small_table(available=[True, False, True]).report()
+    assert (report["num_items"], report["num_available"]) == (3, 2)
     assert report["semantic"]["collision_rate_after"] == 0
     assert report["semantic"]["items_moved"] == 2
     assert report["prefixes_moved"] == 0
@@ -96,6 +101,10 @@ def test_perplexity_of_even_and_lonely_codes():
         ),
         ({"semantic_codes": np.array([[0, 1, 2], [0, 1, 3], [2, 0, 0]])}, r"row 3: .* differ on the first 1 levels"),
         ({"titles": ["one"]}, r"3 items but 1 titles"),
+        ({"available": np.ones(2, dtype=bool)}, r"3 items, so `available` must hold as many .* shape \(2,\)"),
+        ({"available": np.ones(3)}, r"as many truth values; .* dtype float64"),
+        ({"available": np.zeros(3, dtype=bool)}, r"no available item"),
+        ({"item_ids": [], "titles": None, "texts": None}, r"for at least one item; got 0 items"),
     ],
 )
 def test_invalid_tables_are_refused(changes: dict[str, object], message: str):
@@ -123,12 +132,26 @@ def rewritten(path: Path, **columns: list) -> Path:
         ),
         ({"semantic_codes": [[0, 1, 2], None, [3, 0, 0]]}, r"ids\.parquet, row 2, column semantic_codes: None is not"),
         ({"semantic_codes": [[0, 1, 2], [0, 1, 9], [3, 0, 0]]}, r"ids\.parquet, row 2, column semantic_codes: code 9"),
+        ({"semantic_codes": [[0, 1, 2], [0, 1, None], [3, 0, 0]]}, r"row 2, column semantic_codes: \[0, 1, None\] is"),
+        (
+            {"semantic_codes": [[0.5, 1, 2], [0, 1, 3], [3, 0, 0]]},
+            r"row 1, column semantic_codes: \[0\.5, 1\.0, 2\.0\]",
+        ),
+        ({"semantic_codes": ["ab", "cd", "ef"]}, r"row 1, column semantic_codes: 'ab' is not"),
         ({"collaborative_codes": None}, r"ids\.parquet is not an identifier table: the column collaborative_codes"),
+        ({"available": [True, None, True]}, r"ids\.parquet, row 2, column available: None is not true or false"),
+        ({"available": [1, 0, 1]}, r"ids\.parquet, row 1, column available: 1 is not true or false"),
+        ({"available": [False, False, False]}, r"ids\.parquet has no available item"),
     ],
 )
 def test_malformed_files_name_the_file_and_the_row(tmp_path: Path, columns: dict[str, list], message: str):
     with pytest.raises(DataError, match=message):
         IdentifierTable.load(rewritten(tmp_path / "ids.parquet", **columns))
+
+
+def test_a_file_without_availability_has_every_item_available(tmp_path: Path):
+    loaded = IdentifierTable.load(rewritten(tmp_path / "ids.parquet", available=None))
+    assert loaded.available.tolist() == [True, True, True]
 
 
 def test_missing_damaged_and_foreign_files(tmp_path: Path):
@@ -180,3 +203,169 @@ def test_built_table_is_unique_and_reports_before_and_after(tiny_catalogue: tupl
 def test_item_ids_must_match_the_embeddings(tiny_catalogue: tuple):
     with pytest.raises(DataError, match="50 embeddings but 2 item ids"):
         build_identifier_table(*tiny_catalogue, ["a", "b"])
+
+
+def hand_model(offset: float = 0.0, codebook_size: int = 3) -> JointRQVAE:
+    """One-dimensional embeddings, encoded as they are; shared codes (0, 0), (10, 10), (20, 20), specific 0, 1, 2."""
+    config = JointRQVAEConfig(
+        semantic_dim=1, collaborative_dim=1, latent_dim=1, hidden_sizes=[], codebook_size=codebook_size,
+        num_shared_levels=1, num_specific_levels=1, quantizer="rq-kmeans",
+    )  # fmt: skip
+    model = JointRQVAE(config)
+    codes = torch.arange(codebook_size, dtype=torch.float32)[:, None] + offset
+    with torch.no_grad():
+        for layer in (model.semantic_encoder[0], model.collaborative_encoder[0]):
+            layer.weight.fill_(1)
+            layer.bias.zero_()
+        model.shared_quantizer.codebooks[0].copy_(10 * codes.expand(-1, 2))
+        model.semantic_quantizer.codebooks[0].copy_(codes)
+        model.collaborative_quantizer.codebooks[0].copy_(codes)
+    return model
+
+
+def column(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)[:, None]
+
+
+def hand_table(**texts: list[str] | None) -> IdentifierTable:
+    """Two items, on the identifiers (0, 0) / (0, 1) and (1, 2) / (1, 0)."""
+    return build_identifier_table(hand_model(), column(0, 12), column(1, 10), ["a", "b"], **texts)
+
+
+def test_add_items_by_hand():
+    """`c` is as near to (0, 0) as `a` and has to take 1.0; `d` is alone; the prefix of `e` is new."""
+    table = hand_table()
+    assert table.semantic_codes.tolist() == [[0, 0], [1, 2]]
+    assert table.collaborative_codes.tolist() == [[0, 1], [1, 0]]
+    embeddings = (column(0.25, 10, 21), column(0, 11, 22))
+    added = table.add_items(embeddings, ["c", "d", "e"], hand_model())
+    assert added.item_ids == ["a", "b", "c", "d", "e"]
+    assert added.semantic_codes.tolist() == [[0, 0], [1, 2], [0, 1], [1, 0], [2, 1]]
+    assert added.collaborative_codes.tolist() == [[0, 1], [1, 0], [0, 0], [1, 1], [2, 2]]
+    assert added.available.all()
+    assert added.index_of("d") == 3
+    (record,) = added.report()["added"]
+    assert record["num_items"] == 3
+    assert record["semantic"]["collision_rate_before"] == pytest.approx(1 / 3)
+    assert record["semantic"]["items_moved"] == 1
+    assert record["semantic"]["distortion_before"] == pytest.approx(0.25**2 / 3)
+    assert record["semantic"]["distortion_after"] == pytest.approx(0.75**2 / 3)
+    assert record["collaborative"]["collision_rate_before"] == record["collaborative"]["items_moved"] == 0
+    assert {name: value for name, value in added.build_report.items() if name != "added"} == table.build_report
+    assert (table.num_items, table.item_ids, "added" in table.build_report) == (2, ["a", "b"], False)
+
+
+def test_added_items_avoid_removed_ones_and_every_addition_is_noted():
+    table = hand_table().remove_items(["a"])
+    table = table.add_items((column(0), column(1)), ["c"], hand_model())
+    assert table.semantic_codes[2].tolist() == [0, 1]  # (0, 0) still belongs to `a`
+    assert table.available.tolist() == [False, True, True]
+    table = table.add_items((column(0), column(1)), ["d"], hand_model())
+    assert [record["num_items"] for record in table.report()["added"]] == [1, 1]
+    assert table.restore_items(["a"]).available.all()
+
+
+@pytest.mark.parametrize(
+    ("present", "given", "titles", "texts"),
+    [
+        ({}, {}, None, None),
+        ({"titles": ["A", "B"]}, {"titles": ["C"]}, ["A", "B", "C"], None),
+        ({"titles": ["A", "B"]}, {}, ["A", "B", ""], None),
+        ({"titles": ["A", "B"], "texts": ["a.", "b."]}, {"texts": ["c."]}, ["A", "B", "c."], ["a.", "b.", "c."]),
+        ({"titles": ["A", "B"], "texts": ["a.", "b."]}, {"titles": ["C"]}, ["A", "B", "C"], ["a.", "b.", "C"]),
+    ],
+)
+def test_titles_and_texts_of_added_items(present: dict, given: dict, titles: list | None, texts: list | None):
+    table = hand_table(**present).add_items((column(5), column(5)), ["c"], hand_model(), **given)
+    assert (table.titles, table.texts) == (titles, texts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"item_ids": ["c", "c"]}, r"The item 'c' was given 2 times"),
+        ({"item_ids": ["c", 7]}, r"Item ids must be strings; got 7, which is of type int"),
+        ({"item_ids": ["c", None]}, r"Item ids must be strings; got None"),
+        ({"item_ids": "cd"}, r"must be a list of item ids; got the string 'cd'"),
+        ({"item_ids": ["c", "b"]}, r"The item 'b' is in the identifier table already; leave it out"),
+        ({"item_ids": ["c", "a"]}, r"The item 'a' is .* already, as a removed one; .*`restore_items\(\['a'\]\)`"),
+        ({"item_ids": ["c"]}, r"2 embeddings but 1 item ids"),
+        ({"titles": ["C"]}, r"2 embeddings but 1 titles"),
+        ({"texts": ["c.", "d."]}, r"table has no texts, so the 2 new items can have none"),
+        ({"embeddings": (column(1), column(1, 2))}, r"1 semantic but 2 collaborative embeddings"),
+        ({"embeddings": (np.ones((2, 3)), column(1, 2))}, r"semantic embeddings have 3 dimensions"),
+        ({"embeddings": (column(1, np.nan), column(1, 2))}, r"item 1 .* is nan"),
+        ({"embeddings": (np.ones((0, 1)), np.ones((0, 1)))}, r"one row per item"),
+        ({"model": hand_model(codebook_size=4)}, r"model has `codebook_size` 4, but .* made with 3"),
+        ({"model": hand_model(offset=0.5)}, r"codebooks are not those that the identifiers of the table were made"),
+    ],
+)
+def test_items_that_cannot_be_added(changes: dict, message: str):
+    table = hand_table(titles=["A", "B"]).remove_items(["a"])
+    arguments = {"embeddings": (column(1, 2), column(1, 2)), "item_ids": ["c", "d"], "model": hand_model(), **changes}
+    with pytest.raises(DataError, match=message):
+        table.add_items(**arguments)
+    assert table.item_ids == ["a", "b"]
+
+
+def test_a_full_catalogue_says_what_would_do():
+    many = (np.zeros((8, 1)), np.zeros((8, 1)))
+    with pytest.raises(DataError, match=r"10 items \(2 with an identifier and 8 new\).* 3 levels .* 4 codes"):
+        hand_table().add_items(many, list("cdefghij"), hand_model())
+
+
+@pytest.mark.parametrize(
+    ("method", "item_ids", "message"),
+    [
+        ("remove_items", ["c"], r"'c' cannot be removed, because it is not in the identifier table"),
+        ("remove_items", ["242"], r"'242' cannot be removed, because it is removed already"),
+        ("remove_items", ["été", "été"], r"'été' was given 2 times"),
+        ("remove_items", ["été", "B004ZT0SSG"], r"Removing these 2 items would leave no item available"),
+        ("remove_items", "été", r"list of item ids"),
+        ("restore_items", ["c"], r"'c' cannot be restored, because it is not in the identifier table"),
+        ("restore_items", ["été"], r"'été' cannot be restored, because it was not removed"),
+    ],
+)
+def test_items_that_cannot_be_removed_or_restored(method: str, item_ids: list[str], message: str):
+    table = small_table().remove_items(["242"])
+    with pytest.raises(DataError, match=message):
+        getattr(table, method)(item_ids)
+    assert table.available.tolist() == [True, False, True]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_add_remove_restore_save_load(tiny_catalogue: tuple, data: st.DataObject):
+    """Whatever is added, removed and restored: rows stay, identifiers stay distinct, and the file keeps all of it."""
+    model, semantic, collaborative = tiny_catalogue
+    num_old = data.draw(st.integers(1, 40))
+    old_ids = [f"old {row}" for row in range(num_old)]
+    table = build_identifier_table(model, semantic[:num_old], collaborative[:num_old], old_ids, texts=old_ids)
+    num_new = data.draw(st.integers(1, 10))
+    picks = data.draw(st.lists(st.integers(0, 49), min_size=num_new, max_size=num_new))  # old items' twins, often equal
+    new_ids = [f"new {row}" for row in range(num_new)]
+    added = table.add_items((semantic[picks], collaborative[picks]), new_ids, model, texts=new_ids)
+    removed_ids = data.draw(st.lists(st.sampled_from(added.item_ids), unique=True, max_size=added.num_items - 1))
+    removed = added.remove_items(removed_ids)
+    restored_ids = data.draw(st.lists(st.sampled_from(removed_ids), unique=True)) if removed_ids else []
+    final = removed.restore_items(restored_ids)
+    with TemporaryDirectory() as folder:
+        final.save(folder)
+        loaded = IdentifierTable.load(folder)
+
+    gone = set(removed_ids) - set(restored_ids)
+    for result in (added, removed, final, loaded):
+        assert result.item_ids == result.texts == old_ids + new_ids
+        for kind, before in (
+            ("semantic_codes", table.semantic_codes),
+            ("collaborative_codes", table.collaborative_codes),
+        ):
+            codes = getattr(result, kind)
+            assert np.array_equal(codes[:num_old], before)
+            assert len(np.unique(codes, axis=0)) == num_old + num_new
+    assert loaded.available.tolist() == [item_id not in gone for item_id in added.item_ids]
+    assert loaded.report() == final.report()
+    assert loaded.report()["num_available"] == loaded.num_available == num_old + num_new - len(gone)
+    assert added.available.all()
+    assert removed.num_available == num_old + num_new - len(removed_ids)
+    assert (table.num_items, table.available.tolist()) == (num_old, [True] * num_old)
