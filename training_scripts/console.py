@@ -37,9 +37,16 @@ def main(
         sections: of settings that the script has.
         argv: default: the command line.
     """
+    with reported_errors():
+        run(parse_settings(sections, STAGES, description or "", argv))
+
+
+@contextlib.contextmanager
+def reported_errors() -> Iterator[None]:
+    """Log to stderr; turn bad input into one sentence and exit status 2, an interrupt into 130."""
     _set_up_logging()
     try:
-        run(parse_settings(sections, STAGES, description or "", argv))
+        yield
     except (DataError, StrictDataclassError) as error:
         _say(f"error: {one_sentence(error) if isinstance(error, StrictDataclassError) else error}")
         raise SystemExit(INPUT_ERROR) from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from console import main
 from encode_items import EMBEDDINGS_FILE
 from sections import Section
@@ -25,7 +26,7 @@ from stages import (
 
 from gensar_hf.artifacts import DataError, read_json, written_aside
 from gensar_hf.baselines import BM25, DenseRetrieval, Popularity, SASRecScorer
-from gensar_hf.data import RECOMMENDATION, SEARCH, EventLog, InteractionLog, Split
+from gensar_hf.data import RECOMMENDATION, SEARCH, EventLog, InteractionLog, Requests, Split
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.evaluation import bm25_candidates, evaluate, evaluate_full_ranking, random_candidates
@@ -45,31 +46,55 @@ class EvaluationArguments:
     bm25_columns: list[str] | None = field(
         default=None, metadata={"help": "columns of the items table for a second BM25 row, beside the item's text."}
     )
+    max_users: int | None = field(
+        default=None, metadata={"help": "size of a seeded sample of the users to evaluate; all of them by default."}
+    )
+    baselines: bool = field(default=True, metadata={"help": "evaluate the other systems, too, and not GenSAR alone."})
     full_ranking: bool = field(default=False, metadata={"help": "rank the whole catalogue, too; takes longer."})
     seed: int = field(default=0, metadata={"help": "of the candidates and the bootstrap."})
 
     def __post_init__(self) -> None:
         if self.num_negatives < 1:
             raise ValueError(f"`num_negatives` must be at least 1; got {self.num_negatives}.")
+        if self.max_users is not None and self.max_users < 1:
+            raise ValueError(f"`max_users` must be at least 1; got {self.max_users}.")
 
 
 SECTION = Section(RESULTS, EvaluationArguments)
 
 
-def scorers(run_dir: Path, log: InteractionLog, events: EventLog, split: Split, bm25_columns: list[str] | None) -> list:
+def sampled_requests(requests: dict[str, Requests], max_users: int | None, seed: int) -> dict[str, Requests]:
+    """The requests of at most `max_users` users, the same users in every task."""
+    users = np.unique(np.concatenate([part.users for part in requests.values()]))
+    if max_users is None or len(users) <= max_users:
+        return requests
+    chosen = np.random.default_rng(seed).choice(users, size=max_users, replace=False)
+    return {task: part.subset(np.flatnonzero(np.isin(part.users, chosen))) for task, part in requests.items()}
+
+
+def scorers(
+    run_dir: Path,
+    log: InteractionLog,
+    events: EventLog,
+    split: Split,
+    bm25_columns: list[str] | None,
+    baselines: bool = True,
+) -> list:
     """GenSAR and the systems it is compared with."""
+    with damage_reported(run_dir / MODEL):
+        generator = GeneratorScorer(GenSARPipeline.from_pretrained(run_dir / MODEL))
+    if not baselines:
+        return [generator]
     missing = [column for column in bm25_columns or [] if column not in log.items]
     if missing:
         raise DataError(f"`bm25_columns`: the items table has no column '{missing[0]}'; it has {list(log.items)}.")
     semantic = load_item_embeddings(run_dir / SEMANTIC / EMBEDDINGS_FILE, events.item_ids)
     encoder = read_json(run_dir / SEMANTIC / "config.json")["model"]
     texts = log.item_texts()
-    with damage_reported(run_dir / MODEL):
-        pipeline = GenSARPipeline.from_pretrained(run_dir / MODEL)
     with damage_reported(run_dir / COLLABORATIVE):
         sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
     systems = [
-        GeneratorScorer(pipeline),
+        generator,
         SASRecScorer(sasrec),
         Popularity(split),
         BM25(texts),
@@ -87,7 +112,7 @@ def run(settings: Settings) -> StageReport:
 
     def work(folder: Path, checkpoints: Path) -> dict:
         log, events, split = load_data(run_dir)
-        requests = getattr(split, arguments.part)
+        requests = sampled_requests(getattr(split, arguments.part), arguments.max_users, arguments.seed)
         candidates = {}
         if len(requests[RECOMMENDATION]):
             drawn = random_candidates(requests[RECOMMENDATION], arguments.num_negatives, arguments.seed)
@@ -97,7 +122,7 @@ def run(settings: Settings) -> StageReport:
             candidates[SEARCH] = bm25_candidates(requests[SEARCH], texts, arguments.num_negatives, arguments.seed)
         for task, sets in candidates.items():
             sets.save(folder / f"candidates_{task}.safetensors")
-        systems = scorers(run_dir, log, events, split, arguments.bm25_columns)
+        systems = scorers(run_dir, log, events, split, arguments.bm25_columns, arguments.baselines)
         result = evaluate(systems, requests, candidates, seed=arguments.seed)
         _save(result, folder)
         if arguments.full_ranking:

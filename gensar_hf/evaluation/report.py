@@ -132,24 +132,24 @@ def _cells(systems: list[str], figures: Mapping[str, Any]) -> dict[str, list[tup
     """Per system its cells, each with whether it is the best of its column, as printed: what looks equal is equal."""
     names = [system for system in systems if system in figures["systems"]]
     best = {
-        metric: _short(max((figures["systems"][name][metric]["value"] for name in names), default=0.0))
+        metric: short_figure(max((figures["systems"][name][metric]["value"] for name in names), default=0.0))
         for metric in METRICS
     }
     cells: dict[str, list[tuple[str, bool]]] = {}
     for name in names:
         by_metric = figures["systems"][name]
         cells[name] = [
-            (_with_interval(by_metric[metric]), _short(by_metric[metric]["value"]) == best[metric])
+            (_with_interval(by_metric[metric]), short_figure(by_metric[metric]["value"]) == best[metric])
             for metric in METRICS
         ]
     return cells
 
 
 def _with_interval(figure: Mapping[str, float]) -> str:
-    return f"{_short(figure['value'])} ± {_short((figure['high'] - figure['low']) / 2)}"
+    return f"{short_figure(figure['value'])} ± {short_figure((figure['high'] - figure['low']) / 2)}"
 
 
-def _short(value: float) -> str:
+def short_figure(value: float) -> str:
     """Three digits without the leading zero, as in the paper's tables: `.575`, `1.000`."""
     return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.3f}"
 
