@@ -6,7 +6,7 @@ Importing the package registers its models with the Auto classes, so that `AutoM
 
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from gensar_hf.decoding import Trie, TrieLogitsProcessor
+from gensar_hf.decoding import Trie, TrieBeamSearch, TrieLogitsProcessor
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.generator.configuration_gensar import GenSARConfig
@@ -28,6 +28,7 @@ __all__ = [
     "SASRecConfig",
     "SASRecModel",
     "Trie",
+    "TrieBeamSearch",
     "TrieLogitsProcessor",
 ]
 

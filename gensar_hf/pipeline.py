@@ -1,6 +1,5 @@
 """Ask a trained model: recommend, search, suggest queries, rank."""
 
-import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,15 +12,17 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior
-from gensar_hf.decoding import TrieLogitsProcessor
-from gensar_hf.decoding.candidate_scoring import score_candidates
+from gensar_hf.decoding import TrieBeamSearch
+from gensar_hf.decoding.packed_linear import pack_linears
+from gensar_hf.generator.catalogue import Catalogue
 from gensar_hf.generator.history import History, as_events
+from gensar_hf.generator.item_scores import EncodedRequests, beam_scores, exact_scores, with_added_items
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration, event_positions
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.identifiers import IdentifierTable
 
 MAX_SUGGESTION_TOKENS = 32
-# A beam below this is one that the trie forbids (the processor scores it -1e9); no real identifier comes near it.
-_FORBIDDEN_SCORE = -1e6
+RANKING_METHODS = ("exact", "beam_search")
 
 Answer = dict[str, Any]
 
@@ -32,11 +33,15 @@ class GenSARPipeline:
     >>> pipe = GenSARPipeline.from_pretrained("runs/ml-100k/model")  # doctest: +SKIP
     >>> pipe.search("space adventure", [{"item_id": "242"}], top_k=3)  # doctest: +SKIP
 
+    The catalogue can be changed while requests are answered (`set_catalogue`): each request keeps to the one that it
+    began with.
+
     Args:
         model: the generator.
         tokenizer: of the same folder.
         num_beams: of the constrained beam search (paper: 30); raised to `top_k` where that is larger.
         batch_size: requests that are answered at once.
+        pack_weights: answer with a copy of the model whose weights are packed for the CPU (`pack_linears`).
 
     Raises:
         DataError: the model has fewer embeddings than the tokenizer has tokens, or reads histories in another way.
@@ -48,6 +53,7 @@ class GenSARPipeline:
         tokenizer: GenSARTokenizer,
         num_beams: int = 30,
         batch_size: int = 32,
+        pack_weights: bool = False,
     ) -> None:
         if len(tokenizer) > model.config.vocab_size:
             raise DataError(
@@ -59,7 +65,7 @@ class GenSARPipeline:
                 f"The tokenizer encodes histories as {tokenizer.history_encoding}, the model reads "
                 f"{model.config.history_encoding}; load both from one model folder."
             )
-        self.model = model.eval()
+        self.model = pack_linears(model.eval()) if pack_weights else model.eval()
         self.tokenizer = tokenizer
         self.num_beams = num_beams
         self.batch_size = batch_size
@@ -160,17 +166,22 @@ class GenSARPipeline:
             on_unknown: as for `recommend`.
         """
         histories, is_batch = _as_batch(history)
-        top_k = _checked_top_k(top_k)
+        catalogue, top_k = self.tokenizer.catalogue, _checked_top_k(top_k)
+        suppressed = self.tokenizer.code_token_ids.tolist()
         answers = []
         for chunk in _chunks(histories, self.batch_size):
-            inputs = self._encode(chunk, None, Behavior.SEARCH_QUERY, on_unknown)
+            inputs = self._inputs(chunk, None, Behavior.SEARCH_QUERY, catalogue, on_unknown)
             num_beams = max(2 * top_k, 5)  # different tokens may spell the same words
-            output = self._generate(
-                inputs,
+            output = self.model.generate(
+                **inputs,
                 num_beams=num_beams,
+                num_return_sequences=num_beams,
+                do_sample=False,
+                output_scores=True,
+                return_dict_in_generate=True,
                 max_new_tokens=MAX_SUGGESTION_TOKENS,
                 length_penalty=1.0,
-                suppress_tokens=self.tokenizer.code_token_ids.tolist(),
+                suppress_tokens=suppressed,
             )
             words = self.tokenizer.batch_decode(output.sequences[:, 2:], skip_special_tokens=True)
             scores = output.sequences_scores.tolist()
@@ -179,10 +190,67 @@ class GenSARPipeline:
                 answers.append(_distinct_queries(words[beams], scores[beams], top_k))
         return _unbatch(answers, is_batch)
 
+    def rank(
+        self,
+        history: History | Sequence[History],
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+        query: str | Sequence[str] | None = None,
+        on_unknown: str = "raise",
+        method: str = "exact",
+    ) -> list[Answer] | list[list[Answer]]:
+        """Given items, the likeliest next click first.
+
+        Args:
+            history: as for `recommend`; a list of histories makes a batch.
+            candidates: item ids; for a batch one such list for each history, of any lengths.
+            query: the items are ranked as results of this search; None: as recommendations. For a batch one query for
+                each history.
+            on_unknown: `"raise"`, or `"skip"`: unknown items of the history, and unknown or removed candidates, are
+                left out, with a warning.
+            method: `"exact"`: every candidate is scored, in one decoder forward over their prefixes. `"beam_search"`:
+                as in the paper, a beam search that only the candidates are open to; a candidate that none of the
+                `num_beams` beams has found comes last, with the score -inf, in the order given.
+
+        Returns:
+            one answer a candidate, as `recommend` gives them, equal scores in the order given; for a batch a list of
+            such lists.
+
+        Raises:
+            ValueError: an unknown item, a removed candidate, numbers that do not agree, an unknown method.
+        """
+        if method not in RANKING_METHODS:
+            raise ValueError(f"`method` must be one of {', '.join(RANKING_METHODS)}; got {method!r}.")
+        catalogue = self.tokenizer.catalogue
+        histories, is_batch = _as_batch(history)
+        candidate_lists: list[Any] = list(candidates) if is_batch else [candidates]
+        is_list = is_batch and not isinstance(query, str)
+        queries: list[Any] | None = None if query is None else list(query) if is_list else [query]
+        num_queries = len(histories) if queries is None else len(queries)
+        if not len(candidate_lists) == num_queries == len(histories):
+            raise ValueError(
+                "A batch needs one list of candidates, and one query or none at all, for each history; got "
+                f"{len(histories)} histories, {len(candidate_lists)} lists of candidates and "
+                f"{'no' if queries is None else num_queries} queries."
+            )
+        rows = [catalogue.candidate_rows(given, on_unknown) for given in candidate_lists]
+        answers = []
+        for chunk in _chunks(range(len(histories)), self.batch_size):
+            chunk_queries = None if queries is None else [queries[place] for place in chunk]
+            encoded = self._encode([histories[place] for place in chunk], chunk_queries, catalogue, on_unknown)
+            chunk_rows = [rows[place] for place in chunk]
+            if method == "exact":
+                scores = exact_scores(self.model, encoded, chunk_rows, catalogue)
+            else:
+                scores = beam_scores(self.model, encoded, chunk_rows, catalogue, self.num_beams)
+            for own_rows, own_scores in zip(chunk_rows, scores, strict=True):
+                order = np.argsort(-own_scores[: len(own_rows)], kind="stable")
+                answers.append(_answers(own_rows[order], own_scores[order], catalogue))
+        return _unbatch(answers, is_batch)
+
     def score_items(
         self,
         histories: Sequence[History],
-        candidates: np.ndarray,
+        candidates: np.ndarray | Sequence[np.ndarray],
         queries: Sequence[str] | None = None,
         on_unknown: str = "raise",
     ) -> np.ndarray:
@@ -190,26 +258,41 @@ class GenSARPipeline:
 
         Args:
             histories: one a request.
-            candidates: `(num_requests, num_candidates)` rows of the identifier table.
+            candidates: `(num_requests, num_candidates)` rows of the identifier table, or one array a request.
             queries: one a request: the items are scored as search results; None: as recommendations.
             on_unknown: as for `recommend`.
 
         Returns:
-            `(num_requests, num_candidates)` natural logarithms of the identifiers' probabilities.
+            `(num_requests, num_candidates)` natural logarithms of the identifiers' probabilities; -inf behind the
+            candidates of a request that has fewer than another.
         """
-        behavior = Behavior.RECOMMENDED_ITEM if queries is None else Behavior.SEARCHED_ITEM
-        scores = []
-        for rows in _chunks(range(len(histories)), self.batch_size):
-            chunk_queries = None if queries is None else [queries[row] for row in rows]
-            inputs = self._encode([histories[row] for row in rows], chunk_queries, behavior, on_unknown)
-            inputs.pop("decoder_input_ids")
-            with torch.inference_mode():
-                states = self.model.encoder(**inputs).last_hidden_state
-            event_ids = inputs.get("event_ids")
-            mask = inputs["attention_mask"].bool() if event_ids is None else event_positions(event_ids)
-            sequences = self.tokenizer.item_token_ids[behavior][candidates[list(rows)]]
-            scores.append(score_candidates(self.model, states, mask, sequences).cpu().numpy())
-        return np.concatenate(scores) if scores else np.zeros(candidates.shape, dtype=np.float32)
+        catalogue = self.tokenizer.catalogue
+        longest = candidates.shape[1] if isinstance(candidates, np.ndarray) else max(map(len, candidates), default=0)
+        scores = np.full((len(histories), longest), -np.inf, dtype=np.float32)
+        for chunk in _chunks(range(len(histories)), self.batch_size):
+            chunk_queries = None if queries is None else [queries[row] for row in chunk]
+            encoded = self._encode([histories[row] for row in chunk], chunk_queries, catalogue, on_unknown)
+            found = exact_scores(self.model, encoded, [candidates[row] for row in chunk], catalogue)
+            scores[chunk[0] : chunk[-1] + 1, : found.shape[1]] = found
+        return scores
+
+    # ---- the catalogue
+
+    def set_catalogue(self, identifiers: IdentifierTable) -> None:
+        """Answer from another catalogue from now on; requests that have begun end with the one they began with.
+
+        All that takes time is done before the exchange, which is one assignment.
+
+        Args:
+            identifiers: such as `pipe.tokenizer.identifiers.add_items(…)` or `.remove_items(…)`. Removed items are
+                not found any more, and still understood in histories.
+
+        Raises:
+            DataError: the vocabulary lacks one of the table's tokens.
+        """
+        catalogue = Catalogue.of_table(identifiers, self.tokenizer.get_vocab())
+        catalogue.trie  # noqa: B018 - built here, not by the first request
+        self.tokenizer.catalogue = catalogue
 
     # ---- how they are found
 
@@ -222,77 +305,62 @@ class GenSARPipeline:
         on_unknown: str,
     ) -> list[list[Answer]]:
         """Search results, or recommendations where `queries` is None."""
-        top_k = _checked_top_k(top_k)
-        behavior = Behavior.RECOMMENDED_ITEM if queries is None else Behavior.SEARCHED_ITEM
+        catalogue, top_k = self.tokenizer.catalogue, _checked_top_k(top_k)
         answers = []
         for rows in _chunks(range(len(histories)), self.batch_size):
             chunk = [histories[row] for row in rows]
             chunk_queries = None if queries is None else [queries[row] for row in rows]
-            inputs = self._encode(chunk, chunk_queries, behavior, on_unknown)
-            excluded = [self._seen(history) for history in chunk] if exclude_seen else None
-            processor = TrieLogitsProcessor(
-                self.tokenizer.trie,
-                eos_token_id=self.tokenizer.eos_token_id,
-                pad_token_id=self.tokenizer.pad_token_id,
-                excluded=excluded,
+            encoded = self._encode(chunk, chunk_queries, catalogue, on_unknown)
+            excluded = [catalogue.rows_in(history) for history in chunk] if exclude_seen else None
+            beams = TrieBeamSearch(catalogue.trie, excluded=excluded).search(
+                self.model, encoded.states, encoded.mask, encoded.prompts, max(self.num_beams, top_k)
             )
-            output = self._generate(
-                inputs,
-                logits_processor=[processor],
-                num_beams=max(self.num_beams, top_k, 2),  # a single beam would be a greedy search, without a score
-                max_new_tokens=self.tokenizer.identifiers.num_levels,
-                length_penalty=0.0,
-            )
-            answers += self._read_items(output, len(chunk), top_k)
+            found = zip(beams.values.cpu().numpy(), beams.scores.cpu().numpy(), strict=True)
+            for place, (values, scores) in enumerate(found):
+                seen = excluded[place] if excluded is not None else ()
+                items, item_scores = with_added_items(values[values >= 0], scores[values >= 0], catalogue, seen)
+                answers.append(_answers(items[:top_k], item_scores[:top_k], catalogue))
         return answers
 
+    @torch.inference_mode()
     def _encode(
-        self, histories: Sequence[History], queries: Sequence[str] | None, behavior: Behavior, on_unknown: str
+        self,
+        histories: Sequence[History],
+        queries: Sequence[str] | None,
+        catalogue: Catalogue,
+        on_unknown: str,
+    ) -> EncodedRequests:
+        """Read the histories; they are answered with searched items, or with recommended ones if there is no query."""
+        behavior = Behavior.RECOMMENDED_ITEM if queries is None else Behavior.SEARCHED_ITEM
+        inputs = self._inputs(histories, queries, behavior, catalogue, on_unknown)
+        prompts, event_ids = inputs.pop("decoder_input_ids"), inputs.get("event_ids")
+        mask = inputs["attention_mask"].bool() if event_ids is None else event_positions(event_ids)
+        return EncodedRequests(self.model.encoder(**inputs).last_hidden_state, mask, prompts, behavior)
+
+    def _inputs(
+        self,
+        histories: Sequence[History],
+        queries: Sequence[str] | None,
+        behavior: Behavior,
+        catalogue: Catalogue,
+        on_unknown: str,
     ) -> dict[str, torch.Tensor]:
         encoding = self.tokenizer.encode_request(
-            [as_events(history) for history in histories], queries, behavior.token, on_unknown=on_unknown
+            [as_events(history) for history in histories],
+            queries,
+            behavior.token,
+            on_unknown=on_unknown,
+            catalogue=catalogue,
         )
         return {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
 
-    def _generate(self, inputs: dict[str, torch.Tensor], num_beams: int, **kwargs: Any) -> Any:
-        with torch.inference_mode():
-            return self.model.generate(
-                **inputs,
-                num_beams=num_beams,
-                num_return_sequences=num_beams,
-                do_sample=False,
-                output_scores=True,
-                return_dict_in_generate=True,
-                **kwargs,
-            )
 
-    def _seen(self, history: History) -> set[int]:
-        """Rows of the history's items; unknown ones have been dealt with when the history was encoded."""
-        rows = set()
-        for event in history:
-            if event.get("item_id") is not None:
-                with contextlib.suppress(KeyError):
-                    rows.add(self.tokenizer.identifiers.index_of(str(event["item_id"])))
-        return rows
-
-    def _read_items(self, output: Any, num_requests: int, top_k: int) -> list[list[Answer]]:
-        rows = self.tokenizer.decode_item_rows(output.sequences).reshape(num_requests, -1)
-        scores = output.sequences_scores.float().cpu().numpy().reshape(num_requests, -1)
-        answers = []
-        for request_rows, request_scores in zip(rows, scores, strict=True):
-            is_item = (request_rows >= 0) & (request_scores > _FORBIDDEN_SCORE)
-            answers.append(
-                [
-                    self._answer(int(row), float(score))
-                    for row, score in zip(request_rows[is_item][:top_k], request_scores[is_item], strict=False)
-                ]
-            )
-        return answers
-
-    def _answer(self, row: int, score: float) -> Answer:
-        identifiers = self.tokenizer.identifiers
-        title = identifiers.titles[row] if identifiers.titles is not None else None
-        return {"item_id": identifiers.item_ids[row], "score": score, "title": title}
+def _answers(rows: np.ndarray, scores: np.ndarray, catalogue: Catalogue) -> list[Answer]:
+    item_ids, titles = catalogue.identifiers.item_ids, catalogue.identifiers.titles
+    return [
+        {"item_id": item_ids[row], "score": score, "title": None if titles is None else titles[row]}
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+    ]
 
 
 def _as_batch(history: Any) -> tuple[list[History], bool]:

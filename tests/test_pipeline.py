@@ -3,7 +3,9 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from gensar_hf import GenSARPipeline, TrieLogitsProcessor
 from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.identifiers import IdentifierTable
 
 HISTORY = [{"item_id": "film-2"}, {"query": "comedy 1990s"}, {"item_id": "film-3", "query": "comedy 1990s"}]
 HISTORIES = [HISTORY, [], [{"item_id": "film-9"}, {"item_id": "film-9"}, {"query": "space"}], HISTORY[:1]]
@@ -175,6 +178,193 @@ def test_suggestions_hold_no_code_token_however_likely(make_generator: Callable,
     generate, model.generate = model.generate, remember
     assert pipe.suggest_queries(HISTORY)
     assert not np.isin(seen[0].sequences[:, 2:].numpy(), tokenizer.code_token_ids).any()
+
+
+def test_packed_weights_give_the_same_answers(pipelines: dict[str, GenSARPipeline], encoding: str) -> None:
+    pipe = pipelines[encoding]
+    packed = GenSARPipeline(pipe.model, pipe.tokenizer, pack_weights=True)
+    assert_same_answers(packed.recommend(HISTORIES, top_k=4), pipe.recommend(HISTORIES, top_k=4), "item_id")
+    assert_same_answers(packed.suggest_queries(HISTORIES), pipe.suggest_queries(HISTORIES), "query")
+
+
+# ---- ranking
+
+
+def test_ranking_gives_the_candidates_by_their_exact_scores(pipe: GenSARPipeline) -> None:
+    chosen, table = [7, 2, 11, 4], pipe.tokenizer.identifiers
+    for query in (None, "space adventure"):
+        answers = pipe.rank(HISTORY, [table.item_ids[row] for row in chosen], query)
+        scores = pipe.score_items([HISTORY], np.array([chosen]), query and [query])[0]
+        best = np.argsort(-scores)
+        assert item_ids(answers) == [table.item_ids[chosen[place]] for place in best]
+        assert [answer["score"] for answer in answers] == pytest.approx(scores[best].tolist(), abs=1e-5)
+        assert [answer["title"] for answer in answers] == [table.titles[chosen[place]] for place in best]
+
+
+def test_ranking_all_items_is_recommending_or_searching_them(pipe: GenSARPipeline) -> None:
+    everything = pipe.tokenizer.identifiers.item_ids
+    assert_same_answers([pipe.rank(HISTORY, everything)], [pipe.recommend(HISTORY, top_k=12)], "item_id")
+    found = pipe.search("horror", HISTORY, top_k=12)
+    assert_same_answers([pipe.rank(HISTORY, everything, "horror")], [found], "item_id")
+
+
+@pytest.mark.parametrize("method", ["exact", "beam_search"])
+def test_a_batch_may_rank_different_numbers_of_candidates(
+    pipelines: dict[str, GenSARPipeline], encoding: str, method: str
+) -> None:
+    pipe = GenSARPipeline(pipelines[encoding].model, pipelines[encoding].tokenizer, batch_size=3)
+    candidates = [["film-3", "film-4"], [], ["film-0", "film-11", "film-5", "film-6"], ["film-8"]]
+    for queries in (None, QUERIES):
+        batch = pipe.rank(HISTORIES, candidates, queries, method=method)
+        singles = [
+            pipe.rank(history, own, queries and queries[row], method=method)
+            for row, (history, own) in enumerate(zip(HISTORIES, candidates, strict=True))
+        ]
+        assert_same_answers(batch, singles, "item_id")
+        assert list(map(len, batch)) == [2, 0, 4, 1]
+    assert pipe.rank([HISTORY], [["film-1"]], method=method) == [pipe.rank(HISTORY, ["film-1"], method=method)]
+
+
+def test_enough_beams_rank_as_the_exact_scores_do(pipe: GenSARPipeline) -> None:
+    candidates = [f"film-{item}" for item in (1, 2, 5, 8, 9, 10)]
+    exact, by_beams = (pipe.rank(HISTORY, candidates, method=method) for method in ("exact", "beam_search"))
+    assert_same_answers([by_beams], [exact], "item_id")
+
+
+def test_candidates_that_no_beam_finds_come_last_in_the_order_given(pipelines: dict[str, GenSARPipeline]) -> None:
+    pipe = GenSARPipeline(pipelines["events"].model, pipelines["events"].tokenizer, num_beams=2)
+    candidates = [f"film-{item}" for item in (10, 1, 8, 5, 2)]
+    answers = pipe.rank(HISTORY, candidates, method="beam_search")
+    found = [answer for answer in answers if answer["score"] > -np.inf]
+    assert answers[: len(found)] == found
+    assert 1 <= len(found) <= 2
+    missed = [answer["item_id"] for answer in answers[len(found) :]]
+    assert missed == [item for item in candidates if item in missed]
+    assert {*missed, *item_ids(found)} == set(candidates)
+
+
+def test_a_candidate_given_twice_is_answered_twice(events_pipe: GenSARPipeline) -> None:
+    for method in ("exact", "beam_search"):
+        answers = events_pipe.rank(HISTORY, ["film-3", "film-4", "film-3"], method=method)
+        assert sorted(item_ids(answers)) == ["film-3", "film-3", "film-4"]
+
+
+def test_unknown_candidates_are_named_or_skipped(events_pipe: GenSARPipeline, caplog: pytest.LogCaptureFixture) -> None:
+    candidates = ["film-1", "film-99", "film-2"]
+    with pytest.raises(ValueError, match=r"candidates\[1\]: item 'film-99' is not in the model's catalogue"):
+        events_pipe.rank(HISTORY, candidates)
+    answers = events_pipe.rank(HISTORY, candidates, on_unknown="skip")
+    assert answers == events_pipe.rank(HISTORY, ["film-1", "film-2"])
+    assert "candidates[1]: item 'film-99' is not in the model's catalogue and was skipped" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((HISTORY, "film-1"), r"`candidates` must be a list of item ids such as .* got 'film-1'"),
+        ((HISTORY, None), r"`candidates` must be a list of item ids such as .* got None"),
+        (([HISTORY, []], ["film-1", "film-2"]), r"`candidates` must be a list of item ids such as .* got 'film-1'"),
+        (([HISTORY, []], [["film-1"]]), r"got 2 histories, 1 lists of candidates and no queries"),
+        (([HISTORY, []], [["film-1"]] * 2, "ab"), r"got 2 histories, 2 lists of candidates and 1 queries"),
+        (([HISTORY, []], [["film-1"]] * 2, ["a"]), r"got 2 histories, 2 lists of candidates and 1 queries"),
+        (([HISTORY, []], [["film-1"]] * 2, []), r"got 2 histories, 2 lists of candidates and 0 queries"),
+        ((HISTORY, ["film-1"], ["a"]), "A query must be text"),
+        ((HISTORY, ["film-1"], None, "raise", "fast"), "`method` must be one of exact, beam_search; got 'fast'"),
+    ],
+)
+def test_what_cannot_be_ranked_is_named(events_pipe: GenSARPipeline, arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        events_pipe.rank(*arguments)
+
+
+def test_scores_of_given_items_may_be_asked_for_in_lists(events_pipe: GenSARPipeline) -> None:
+    scores = events_pipe.score_items(HISTORIES[:2], [np.array([3]), np.array([5, 1])])
+    assert scores.shape == (2, 2)
+    assert scores[0, 1] == -np.inf
+    whole = events_pipe.score_items(HISTORIES[:2], np.array([[3, 4], [5, 1]]))
+    assert scores[[0, 1, 1], [0, 0, 1]] == pytest.approx(whole[[0, 1, 1], [0, 0, 1]], abs=1e-5)
+
+
+# ---- changing the catalogue
+
+
+@pytest.fixture
+def own_pipe(pipelines: dict[str, GenSARPipeline], model_dirs: dict[str, Path]) -> GenSARPipeline:
+    """One whose catalogue may be changed."""
+    return GenSARPipeline(pipelines["events"].model, GenSARTokenizer.from_pretrained(model_dirs["events"]))
+
+
+def test_removed_items_are_not_found_but_understood(own_pipe: GenSARPipeline) -> None:
+    before = own_pipe.recommend(HISTORY, top_k=12)
+    removed = ["film-3", before[0]["item_id"]]
+    table = own_pipe.tokenizer.identifiers
+    own_pipe.set_catalogue(table.remove_items(removed))
+    kept = [answer for answer in before if answer["item_id"] not in removed]
+    assert own_pipe.recommend(HISTORY, top_k=12) == kept  # film-3 stands in the history, which is read as before
+    assert not set(removed) & set(item_ids(own_pipe.search("horror", HISTORY, top_k=12)))
+    with pytest.raises(ValueError, match=r"candidates\[0\]: item 'film-3' was removed from the catalogue"):
+        own_pipe.rank(HISTORY, ["film-3"])
+    assert item_ids(own_pipe.rank(HISTORY, ["film-3", "film-5"], on_unknown="skip")) == ["film-5"]
+    own_pipe.set_catalogue(own_pipe.tokenizer.identifiers.restore_items(removed))
+    assert own_pipe.recommend(HISTORY, top_k=12) == before
+
+
+def test_a_catalogue_with_further_items_finds_them(own_pipe: GenSARPipeline, make_identifiers: Callable) -> None:
+    assert "film-17" not in item_ids(own_pipe.recommend(HISTORY, top_k=50))
+    own_pipe.set_catalogue(make_identifiers(num_items=18))
+    assert "film-17" in item_ids(own_pipe.recommend(HISTORY, top_k=50))
+    assert "film-3" not in item_ids(own_pipe.recommend([{"item_id": "film-3"}], top_k=50, exclude_seen=True))
+
+
+def test_a_catalogue_of_other_tokens_is_refused_and_the_old_one_stays(
+    own_pipe: GenSARPipeline, make_identifiers: Callable
+) -> None:
+    before = own_pipe.recommend(HISTORY)
+    with pytest.raises(DataError, match="lacks 24 tokens"):
+        own_pipe.set_catalogue(make_identifiers(codebook_size=8))
+    assert own_pipe.recommend(HISTORY) == before
+
+
+def test_no_request_sees_a_part_of_two_catalogues(own_pipe: GenSARPipeline) -> None:
+    """The same ids in another order and other titles: a request that mixes the two finds wrong ids or titles."""
+    table = own_pipe.tokenizer.identifiers
+    order = np.arange(table.num_items)[::-1]
+    other = IdentifierTable(
+        [table.item_ids[row] for row in order], table.semantic_codes[order], table.collaborative_codes[order],
+        table.num_shared_levels, table.codebook_size, [f"Other {table.titles[row]}" for row in order],
+    )  # fmt: skip
+    asked = [f"film-{item}" for item in (1, 4, 9)]
+
+    def ask() -> tuple:
+        found = own_pipe.recommend(HISTORIES, top_k=3, exclude_seen=True)
+        return found, own_pipe.search("horror", HISTORY, top_k=2), own_pipe.rank(HISTORY, asked)
+
+    expected = []
+    for choice in (table, other):
+        own_pipe.set_catalogue(choice)
+        expected.append(ask())
+    for old, new in zip(*expected, strict=True):
+        assert old != new
+    answers: list[tuple] = []
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            answers.append(ask())
+
+    threads = [threading.Thread(target=keep_asking) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    swaps = 0
+    while len(answers) < 20:
+        own_pipe.set_catalogue((table, other)[swaps % 2])
+        swaps += 1
+    stop.set()
+    for thread in threads:
+        thread.join()
+    for answer in answers:
+        for found, *wanted in zip(answer, *expected, strict=True):
+            assert found in wanted
 
 
 # ---- what cannot be answered
@@ -382,3 +572,45 @@ def test_a_catalogue_without_titles_has_none(make_generator: Callable, make_iden
     tokenizer = GenSARTokenizer.train_from_texts(["toy story"], table, vocab_size=60)
     answers = GenSARPipeline(make_generator(tokenizer), tokenizer).recommend([], top_k=2)
     assert [answer["title"] for answer in answers] == [None, None]
+
+
+# ---- items added after training
+
+
+@pytest.fixture
+def with_added(pipe: GenSARPipeline) -> Iterator[tuple[GenSARPipeline, IdentifierTable]]:
+    """The pipeline with a catalogue whose last two items were added and borrow from two others each."""
+    table = pipe.tokenizer.identifiers
+    added = replace(table, lenders=np.array([[0, 3], [5, 1]]))
+    pipe.set_catalogue(added)
+    yield pipe, table
+    pipe.set_catalogue(table)
+
+
+def test_an_added_item_has_the_mean_probability_of_its_lenders(with_added: tuple) -> None:
+    pipe, table = with_added
+    rows, queries = np.array([[11, 2, 10, 0]] * 4), QUERIES
+    borrowed = np.exp(pipe.score_items(HISTORIES, rows, queries))
+    pipe.set_catalogue(table)
+    own = np.exp(pipe.score_items(HISTORIES, np.arange(12)[None].repeat(4, axis=0), queries))
+    expected = np.stack([own[:, [5, 1]].mean(1), own[:, 2], own[:, [0, 3]].mean(1), own[:, 0]], axis=1)
+    assert borrowed == pytest.approx(expected, rel=1e-4)
+
+
+def test_added_items_are_found_at_the_place_that_their_lenders_give_them(with_added: tuple) -> None:
+    pipe, table = with_added
+    answers = pipe.search("horror", HISTORY, top_k=12)
+    scores = pipe.score_items([HISTORY], np.arange(12)[None], ["horror"])[0]
+    assert item_ids(answers) == [table.item_ids[row] for row in np.argsort(-scores, kind="stable")]
+    assert [answer["score"] for answer in answers] == pytest.approx(np.sort(scores)[::-1].tolist(), abs=1e-4)
+    assert answers[0]["title"] is not None
+
+
+def test_added_items_that_were_seen_or_removed_are_left_out(with_added: tuple) -> None:
+    pipe, table = with_added
+    new = table.item_ids[10:]
+    seen = pipe.recommend([{"item_id": new[0]}], top_k=12, exclude_seen=True)
+    assert new[0] not in item_ids(seen)
+    assert new[1] in item_ids(seen)
+    pipe.set_catalogue(pipe.tokenizer.identifiers.remove_items([new[1]]))
+    assert item_ids(pipe.recommend(HISTORY, top_k=12)).count(new[1]) == 0

@@ -10,7 +10,8 @@ import gensar_hf
 
 PUBLIC_NAMES = {
     "GenSARConfig", "GenSARForConditionalGeneration", "GenSARPipeline", "GenSARTokenizer", "IdentifierTable",
-    "JointRQVAE", "JointRQVAEConfig", "SASRecConfig", "SASRecModel", "Trie", "TrieLogitsProcessor",
+    "JointRQVAE", "JointRQVAEConfig", "SASRecConfig", "SASRecModel", "Trie", "TrieBeamSearch",
+    "TrieLogitsProcessor",
 }  # fmt: skip
 HEAVY = ("sentence_transformers", "bm25s", "sklearn", "peft", "evaluate", "datasets")
 MODELS = [
@@ -26,7 +27,9 @@ def test_every_public_name_exists_and_is_documented() -> None:
         assert getattr(gensar_hf, name).__doc__
 
 
-@pytest.mark.parametrize("method", ["from_pretrained", "recommend", "search", "suggest_queries"])
+@pytest.mark.parametrize(
+    "method", ["from_pretrained", "recommend", "search", "suggest_queries", "rank", "set_catalogue"]
+)
 def test_the_pipeline_has_the_methods_it_is_known_for(method: str) -> None:
     assert getattr(gensar_hf.GenSARPipeline, method).__doc__
 

@@ -1,6 +1,9 @@
-"""Which token may come next: a trie of identifiers and the logits processor that enforces it."""
+"""Which token may come next, and the search over it: a trie of identifiers, what enforces it, what is fast with it."""
 
+from gensar_hf.decoding.beam_search import TrieBeamSearch
+from gensar_hf.decoding.excluded_items import AllowedItems, ExcludedItems
 from gensar_hf.decoding.logits_process import TrieLogitsProcessor
-from gensar_hf.decoding.trie import ExcludedItems, Trie
+from gensar_hf.decoding.packed_linear import pack_linears
+from gensar_hf.decoding.trie import Trie
 
-__all__ = ["ExcludedItems", "Trie", "TrieLogitsProcessor"]
+__all__ = ["AllowedItems", "ExcludedItems", "Trie", "TrieBeamSearch", "TrieLogitsProcessor", "pack_linears"]

@@ -5,12 +5,20 @@ to its ancestors only, and T5's relative positions are differences of depth, so 
 compute at the end of its own prefix.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from transformers import T5ForConditionalGeneration
+
+from gensar_hf.decoding.output_head import OutputHead
+from gensar_hf.decoding.tree_decoder import TreeDecoder
+
+# Attention grows with the square of a tree, so that many candidates are cheaper as several trees of neighbours.
+_MAX_CANDIDATES = 256
+_MAX_PAIRS = 1 << 21  # of nodes that attend to one another, over all requests of a forward: what bounds its memory
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class PrefixTree:
         num_candidates, length = sequences.shape
         tokens, depths, parents = [np.array([start_token_id])], [np.zeros(1, dtype=np.int64)], [np.array([-1])]
         nodes = np.zeros((num_candidates, length), dtype=np.int64)
-        num_nodes, token_limit = 1, int(sequences.max()) + 1
+        num_nodes, token_limit = 1, int(sequences.max(initial=0)) + 1
         for depth in range(1, length):  # the last token is predicted, never read
             keys = nodes[:, depth - 1] * token_limit + sequences[:, depth - 1]
             distinct, inverse = np.unique(keys, return_inverse=True)
@@ -57,7 +65,7 @@ def score_candidates(
     model: T5ForConditionalGeneration,
     encoder_states: torch.Tensor,
     encoder_mask: torch.Tensor,
-    sequences: np.ndarray,
+    sequences: np.ndarray | Sequence[np.ndarray],
     num_forced_tokens: int = 1,
 ) -> torch.Tensor:
     """Log-probability of each candidate's tokens, equal to teacher forcing them one by one.
@@ -66,34 +74,67 @@ def score_candidates(
         model: any T5 with a language-model head.
         encoder_states: `(batch_size, num_positions, d_model)`.
         encoder_mask: `(batch_size, num_positions)` bool.
-        sequences: `(batch_size, num_candidates, length)` token ids, the behavior token first, no decoder start.
+        sequences: `(batch_size, num_candidates, length)` token ids, the behavior token first, no decoder start; or
+            one `(num_candidates, length)` array a request, whose numbers of candidates may differ.
         num_forced_tokens: leading tokens that do not count (the behavior token is given, not predicted).
 
     Returns:
-        `(batch_size, num_candidates)` sums of natural logarithms, full-vocabulary softmax.
+        `(batch_size, num_candidates)` sums of natural logarithms, full-vocabulary softmax; -inf behind the candidates
+        of a request that has fewer than another.
     """
-    device = encoder_states.device
-    start_token_id = model.config.decoder_start_token_id
-    trees = [PrefixTree.of_sequences(rows, start_token_id) for rows in sequences]
-    states = _decode_trees(model, encoder_states, encoder_mask, trees)
-    if model.config.scale_decoder_outputs:
-        states = states * (model.config.d_model**-0.5)
-    logits = model.lm_head(states).float()  # (batch_size, num_nodes, vocab_size)
-    log_normalizers = logits.logsumexp(dim=-1)
-    nodes = torch.from_numpy(np.stack([tree.nodes for tree in trees])).to(device)[:, :, num_forced_tokens:]
-    tokens = torch.from_numpy(sequences).to(device)[:, :, num_forced_tokens:]
-    batch = torch.arange(len(trees), device=device)[:, None, None]
-    return (logits[batch, nodes, tokens] - log_normalizers[batch, nodes]).sum(dim=-1)
+    device, start_token_id = encoder_states.device, model.config.decoder_start_token_id
+    scores = torch.full((len(sequences), max(map(len, sequences), default=0)), -torch.inf, device=device)
+    head = OutputHead(model)
+    for pieces in _forwards(sequences, start_token_id):
+        rows = torch.tensor([piece.row for piece in pieces], device=device)
+        trees = [piece.tree for piece in pieces]
+        states = _decode_trees(model, encoder_states[rows], encoder_mask[rows], trees)
+        # All candidates of all trees behind one another, each with the nodes of its own tree.
+        nodes = np.concatenate([tree.nodes + place * states.shape[1] for place, tree in enumerate(trees)])
+        tokens = np.concatenate([sequences[piece.row][piece.candidates] for piece in pieces])
+        log_probabilities = head.token_log_probabilities(
+            states.flatten(0, 1),
+            torch.from_numpy(nodes[:, num_forced_tokens:]).to(device),
+            torch.from_numpy(tokens[:, num_forced_tokens:].astype(np.int64)).to(device),
+        )
+        owners = torch.repeat_interleave(rows, torch.tensor([len(piece.candidates) for piece in pieces], device=device))
+        columns = torch.from_numpy(np.concatenate([piece.candidates for piece in pieces])).to(device)
+        scores[owners, columns] = log_probabilities.sum(dim=-1)
+    return scores
+
+
+class _Piece(NamedTuple):
+    """Some candidates of one request."""
+
+    row: int
+    candidates: np.ndarray
+    tree: PrefixTree
+
+
+def _forwards(sequences: np.ndarray | Sequence[np.ndarray], start_token_id: int) -> Iterator[list[_Piece]]:
+    """Pieces that are decoded together."""
+    waiting: list[_Piece] = []
+    for row, candidates in enumerate(sequences):
+        # Neighbours share prefixes, so what is cut apart is sorted first.
+        is_cut = len(candidates) > _MAX_CANDIDATES
+        order = np.lexsort(candidates.T[::-1]) if is_cut else np.arange(len(candidates))
+        for start in range(0, len(order), _MAX_CANDIDATES):
+            chosen = order[start : start + _MAX_CANDIDATES]
+            piece = _Piece(row, chosen, PrefixTree.of_sequences(candidates[chosen], start_token_id))
+            num_nodes = max(len(other.tree.tokens) for other in [*waiting, piece])
+            if waiting and (len(waiting) + 1) * num_nodes**2 > _MAX_PAIRS:
+                yield waiting
+                waiting = []
+            waiting.append(piece)
+    if waiting:
+        yield waiting
 
 
 def _decode_trees(
-    model: T5ForConditionalGeneration,
-    encoder_states: torch.Tensor,
-    encoder_mask: torch.Tensor,
-    trees: list[PrefixTree],
+    model: T5ForConditionalGeneration, encoder_states: torch.Tensor, encoder_mask: torch.Tensor, trees: list[PrefixTree]
 ) -> torch.Tensor:
-    """`(batch_size, num_nodes, d_model)` decoder states of all nodes, padded to the largest tree."""
-    decoder, device, dtype = model.decoder, encoder_states.device, encoder_states.dtype
+    """`(num_trees, num_nodes, d_model)` decoder states of all nodes, padded to the largest tree."""
+    device = encoder_states.device
     num_nodes = max(len(tree.tokens) for tree in trees)
     tokens = np.zeros((len(trees), num_nodes), dtype=np.int64)
     depths = np.zeros((len(trees), num_nodes), dtype=np.int64)
@@ -102,25 +143,5 @@ def _decode_trees(
     for row, tree in enumerate(trees):
         size = len(tree.tokens)
         tokens[row, :size], depths[row, :size], visible[row, :size, :size] = tree.tokens, tree.depths, tree.ancestors
-    forbidden = torch.finfo(dtype).min
-    self_mask = torch.from_numpy(np.where(visible, 0.0, forbidden)[:, None]).to(device, dtype)
-    cross_mask = torch.where(encoder_mask, 0.0, forbidden).to(dtype)[:, None, None, :]
-    position_bias = _depth_bias(model, torch.from_numpy(depths).to(device))
-    cross_bias = None
-    states = decoder.embed_tokens(torch.from_numpy(tokens).to(device))
-    for block in decoder.block:
-        states, _, cross_bias = block(states, self_mask, position_bias, encoder_states, cross_mask, cross_bias)
-    return decoder.final_layer_norm(states)
-
-
-def _depth_bias(model: T5ForConditionalGeneration, depths: torch.Tensor) -> torch.Tensor:
-    """T5's relative position bias with depths for positions, `(batch_size, num_heads, num_nodes, num_nodes)`."""
-    first_block: Any = model.decoder.block[0]
-    attention = first_block.layer[0].SelfAttention
-    buckets = attention._relative_position_bucket(
-        depths[:, None, :] - depths[:, :, None],
-        bidirectional=False,
-        num_buckets=attention.relative_attention_num_buckets,
-        max_distance=attention.relative_attention_max_distance,
-    )
-    return attention.relative_attention_bias(buckets).permute(0, 3, 1, 2)
+    decoder = TreeDecoder(model, encoder_states, encoder_mask, num_nodes, int(depths.max()) + 1)
+    return decoder.read(*(torch.from_numpy(array).to(device) for array in (tokens, depths, visible)))

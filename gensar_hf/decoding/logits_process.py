@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from gensar_hf.decoding.trie import PADDING, ExcludedItems, Trie
+from gensar_hf.decoding.excluded_items import ExcludedItems
+from gensar_hf.decoding.trie import PADDING, Trie
 
 # Low enough to lose against every real sequence and finite, so that sums and softmax stay defined. transformers' own
 # beam search uses the same number for beams that do not count.
@@ -86,7 +87,7 @@ class TrieLogitsProcessor(LogitsProcessor):
 
         has_children = torch.zeros_like(has_ended)
         has_children[rows] = True
-        is_complete = self.trie.arrays(nodes.device).leaf_values[nodes] >= 0
+        is_complete = self.trie.sequences_at(nodes) >= 0
         if self.excluded is not None:
             is_complete &= ~self.excluded.contains(nodes, requests)
         constrained[:, self.eos_token_id] = _end_scores(scores[:, self.eos_token_id], is_complete, has_children)

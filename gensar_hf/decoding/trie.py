@@ -1,37 +1,49 @@
 """A trie of token sequences as sorted arrays, walked by many beams at once.
 
-Nodes are numbered level by level, and inside a level in the order of the sorted sequences. Two things follow. The
-children of a node are one sorted slice of the edge arrays (compressed sparse rows), and edge `e` leads to node `e +
-1`, so that no second array is needed. And the sequences below a node are a contiguous range of the sorted sequences,
-so that counting the excluded ones below it is a subtraction.
+Nodes are numbered level by level, and inside a level in the order of the sorted sequences. The children of a node are
+then one sorted slice of the edges (compressed sparse rows), and edge `e` leads to node `e + 1`, so that no second array
+is needed. The sequences below a node are a contiguous range of the sorted sequences; where all sequences have one
+length, sequence `s` ends at the `s`-th node of the last level, so that neither needs an array.
 """
 
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-PADDING = -1
+from gensar_hf.artifacts import written_aside
+from gensar_hf.decoding.trie_building import (
+    PADDING,
+    SortedSequences,
+    TokenSequences,
+    padded_table,
+    smallest_dtype,
+    sort_sequences,
+)
 
-TokenSequences = np.ndarray | torch.Tensor | Sequence[Any]
+__all__ = ["PADDING", "Trie", "TrieArrays"]
 
 
 class TrieArrays(NamedTuple):
-    """The arrays of a trie. The node after the last real one is the dead node: no child, no value, nothing below.
+    """The arrays of a trie, in the smallest integers that hold them; an array that is not needed is empty.
 
-    The edges of node `n` are `child_starts[n]:child_starts[n + 1]`; the sequences below it, in sorted order, are
-    `first_leaves[n]:last_leaves[n]`.
+    The edges of node `n` are `child_starts[n]:child_starts[n + 1]`; nodes from `len(child_starts) - 1` on have none.
+    The node after the last real one is the dead node: no child, no value, nothing below.
     """
 
-    child_tokens: torch.Tensor  # (num_edges,) ascending inside each node's slice
-    child_starts: torch.Tensor  # (num_nodes + 2,)
-    edge_keys: torch.Tensor  # (num_edges,) ascending, parent * token_limit + token
-    leaf_values: torch.Tensor  # (num_nodes + 1,) value of the sequence that ends at the node, or -1
-    first_leaves: torch.Tensor  # (num_nodes + 1,)
-    last_leaves: torch.Tensor  # (num_nodes + 1,)
-    sorted_values: torch.Tensor  # (num_sequences,) the values, ascending
-    leaves_by_value: torch.Tensor  # (num_sequences,) the sorted sequence that each of them belongs to
+    child_tokens: torch.Tensor  # (num_edges,) ascending inside each node's slice, less the level's smallest token
+    child_starts: torch.Tensor  # (num_inner_nodes + 1,) for all nodes above the last level
+    values: torch.Tensor  # (num_sequences,) the value of each sorted sequence; empty: its number
+    # Only where sequences differ in length, all (num_nodes + 1,):
+    sequences: torch.Tensor  # the sorted sequence that ends at the node, or -1
+    first_sequences: torch.Tensor  # those below the node: first_sequences[n]:last_sequences[n]
+    last_sequences: torch.Tensor
 
 
 class Trie:
@@ -49,6 +61,15 @@ class Trie:
             trie only carries it for `TrieLogitsProcessor`, so that the trie alone says everything that may be
             generated.
 
+    Attributes:
+        num_sequences, max_length: of the sequences.
+        num_nodes: the root and all distinct prefixes; also the number of the dead node.
+        is_uniform: whether all sequences have the same length.
+        level_starts: the first node of each level (the root is level 0), and `num_nodes`.
+        token_ranges: per level from 1, the smallest token and the largest plus 1.
+        max_children: per level from 0, the largest number of children of one node.
+        token_limit: every token is below it.
+
     Raises:
         ValueError: no sequence, an empty sequence, a hole in one, the same sequence twice, or values of the wrong
             shape.
@@ -59,21 +80,50 @@ class Trie:
     def __init__(
         self, sequences: TokenSequences, values: np.ndarray | None = None, free_text_token_id: int | None = None
     ) -> None:
-        table = _padded_table(sequences)
-        row_values = np.arange(len(table)) if values is None else np.asarray(values, dtype=np.int64)
-        if row_values.shape != (len(table),) or row_values.min() < 0:
+        table = padded_table(sequences)
+        given = None if values is None else np.asarray(values)
+        if given is not None and (given.shape != (len(table),) or given.min() < 0):
             raise ValueError(
                 f"`values` must hold one number that is not negative for each of the {len(table)} sequences; got the "
-                f"shape {row_values.shape} and the smallest value {row_values.min(initial=0)}."
+                f"shape {given.shape} and the smallest value {given.min(initial=0)}."
             )
-        order = np.lexsort(table.T[::-1])
-        self.token_limit = int(table.max()) + 1  # every token of the trie is below it
-        self.num_sequences, self.max_length = table.shape
+        ordered = sort_sequences(table)
+        sizes = [1, *(len(level.codes) for level in ordered.levels)]
+        level_starts = np.cumsum([0, *sizes]).tolist()
+        arrays = [
+            np.concatenate([level.codes for level in ordered.levels]),
+            _child_starts(ordered, level_starts),
+            _sorted_values(given, ordered.order),
+            *_ranges_below(ordered, level_starts, len(table)),
+        ]
+        token_ranges = [(level.first_token, level.first_token + int(level.codes.max()) + 1) for level in ordered.levels]
+        self._set(
+            (torch.from_numpy(array) for array in arrays), len(table), level_starts, token_ranges, free_text_token_id
+        )
+
+    def _set(
+        self,
+        arrays: Iterable[torch.Tensor],
+        num_sequences: int,
+        level_starts: list[int],
+        token_ranges: list[tuple[int, int]],
+        free_text_token_id: int | None,
+    ) -> None:
+        on_cpu = TrieArrays(*arrays)
+        self._arrays_by_device = {torch.device("cpu"): on_cpu}
+        self._rows_by_value: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._level_tokens: dict[tuple[int, torch.device], torch.Tensor] = {}
+        self.num_sequences, self.max_length = num_sequences, len(token_ranges)
+        self.level_starts, self.token_ranges = level_starts, token_ranges
+        self.num_nodes = self.dead_node = level_starts[-1]
+        self.is_uniform = len(on_cpu.sequences) == 0
+        self.token_limit = max(last for _, last in token_ranges)
         self.free_text_token_id = free_text_token_id
-        arrays = _build_arrays(table[order], row_values[order], order, self.token_limit)
-        self.num_nodes = len(arrays.leaf_values) - 1
-        self.dead_node = self.num_nodes
-        self._arrays_by_device = {torch.device("cpu"): arrays}
+        starts = on_cpu.child_starts
+        bounds = itertools.pairwise(level_starts[:-1])
+        self.max_children = [int(starts[first : last + 1].diff().max()) for first, last in bounds]
+
+    # ---- the arrays
 
     def arrays(self, device: torch.device | str = "cpu") -> TrieArrays:
         """The trie's arrays on `device`."""
@@ -82,6 +132,41 @@ class Trie:
             on_cpu = self._arrays_by_device[torch.device("cpu")]
             self._arrays_by_device[device] = TrieArrays(*(array.to(device) for array in on_cpu))
         return self._arrays_by_device[device]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the arrays on one device; asking for the values of exclusion adds two more."""
+        return sum(array.nbytes for array in self.arrays())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the arrays to a safetensors file, aside first."""
+        metadata = {
+            "num_sequences": str(self.num_sequences),
+            "level_starts": " ".join(map(str, self.level_starts)),
+            "token_ranges": " ".join(str(bound) for bounds in self.token_ranges for bound in bounds),
+            "free_text_token_id": "" if self.free_text_token_id is None else str(self.free_text_token_id),
+        }
+        with written_aside(path) as aside:
+            save_file(self.arrays()._asdict(), aside, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Trie":
+        """Read what `save` wrote: as fast as the file can be read, nothing is sorted again."""
+        with safe_open(Path(path), framework="pt") as file:
+            metadata = file.metadata()
+            arrays = [file.get_tensor(name) for name in TrieArrays._fields]
+        bounds = list(map(int, metadata["token_ranges"].split()))
+        trie = cls.__new__(cls)
+        trie._set(
+            arrays,
+            int(metadata["num_sequences"]),
+            list(map(int, metadata["level_starts"].split())),
+            list(zip(bounds[::2], bounds[1::2], strict=True)),
+            int(metadata["free_text_token_id"]) if metadata["free_text_token_id"] else None,
+        )
+        return trie
+
+    # ---- downwards
 
     def step(self, nodes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Follow one token from each node.
@@ -95,11 +180,15 @@ class Trie:
         """
         nodes, tokens = torch.as_tensor(nodes), torch.as_tensor(tokens)
         arrays = self.arrays(nodes.device)
-        keys = nodes * self.token_limit + tokens
-        edges = torch.searchsorted(arrays.edge_keys, keys).clamp_(max=len(arrays.edge_keys) - 1)
-        # A token outside 0 … token_limit - 1 would alias the key of another node's edge.
-        exists = (arrays.edge_keys[edges] == keys) & (tokens >= 0) & (tokens < self.token_limit)
-        return torch.where(exists, edges + 1, self.dead_node)
+        low, end = self._edge_range(nodes)
+        codes = tokens - self._first_tokens(nodes)
+        high, last_edge = end, len(arrays.child_tokens) - 1
+        for _ in range(max(self.max_children).bit_length()):  # bisection inside each node's slice
+            middle = (low + high) // 2
+            is_below = (arrays.child_tokens[middle.clamp(max=last_edge)] < codes) & (low < high)
+            low, high = torch.where(is_below, middle + 1, low), torch.where(is_below, high, middle)
+        exists = (low < end) & (arrays.child_tokens[low.clamp(max=last_edge)] == codes)
+        return torch.where(exists, low + 1, self.dead_node)
 
     def walk(self, prefixes: torch.Tensor) -> torch.Tensor:
         """Follow each row from the root.
@@ -131,9 +220,52 @@ class Trie:
             sorted by row, then token.
         """
         nodes = torch.as_tensor(nodes)
-        arrays = self.arrays(nodes.device)
-        rows, edges = _expand_ranges(arrays.child_starts[nodes], arrays.child_starts[nodes + 1])
-        return rows, arrays.child_tokens[edges], edges + 1
+        rows, edges = expand_ranges(*self._edge_range(nodes))
+        tokens = self.arrays(nodes.device).child_tokens[edges] + self._first_tokens(nodes)[rows]
+        return rows, tokens, edges + 1
+
+    def padded_children(self, nodes: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All children of nodes of one level, padded to the largest number there: no size depends on the nodes.
+
+        Args:
+            nodes: any shape, nodes of `level` or dead ones.
+            level: below `max_length`.
+
+        Returns:
+            the children, `(*nodes.shape, max_children[level])`, `dead_node` for padding, and their tokens less the
+            smallest token of the next level, 0 for padding.
+        """
+        starts, ends = self._edge_range(nodes)
+        edges = starts[..., None] + torch.arange(self.max_children[level], device=nodes.device)
+        exists = edges < ends[..., None]
+        codes = self.arrays(nodes.device).child_tokens[edges.masked_fill(~exists, 0)].long()
+        return torch.where(exists, edges + 1, self.dead_node), codes.masked_fill(~exists, 0)
+
+    def level_tokens(self, level: int, device: torch.device | str = "cpu") -> torch.Tensor:
+        """The tokens of a level, for each first token of the trie: the codebook behind each behavior.
+
+        Args:
+            level: from 1.
+            device: of the answer.
+
+        Returns:
+            `(num_first_tokens, num_tokens)` bool, in the order of level 1's nodes: which tokens of the level's range
+            occur in a sequence that begins with the first token.
+        """
+        device = torch.device(device)
+        if (level, device) not in self._level_tokens:
+            arrays, first_token_nodes = self.arrays(), range(1, self.level_starts[2])
+            mask = torch.zeros(
+                len(first_token_nodes), self.token_ranges[level - 1][1] - self.token_ranges[level - 1][0]
+            )
+            mask = mask.bool()
+            for row, node in enumerate(first_token_nodes):
+                first, last = node, node + 1  # nodes of one level below the first token are neighbours
+                for _ in range(level - 1):
+                    first, last = (int(arrays.child_starts[bound]) + 1 for bound in (first, last))
+                mask[row, arrays.child_tokens[first - 1 : last - 1].unique().long()] = True
+            self._level_tokens[level, device] = mask.to(device)
+        return self._level_tokens[level, device]
 
     def children_mask(self, nodes: torch.Tensor, vocab_size: int) -> torch.Tensor:
         """`(num_rows, vocab_size)` bool: the tokens that lead from each of the `(num_rows,)` nodes to a child."""
@@ -142,122 +274,122 @@ class Trie:
         mask[rows, tokens] = True
         return mask
 
+    # ---- sequences and values
+
+    def values_at(self, nodes: torch.Tensor) -> torch.Tensor:
+        """Long, the shape of `nodes`: the value of the sequence that ends at each node, or -1."""
+        arrays = self.arrays(nodes.device)
+        sequences = self.sequences_at(nodes)
+        if len(arrays.values) == 0:
+            return sequences
+        return torch.where(sequences >= 0, arrays.values[sequences.clamp(min=0)].long(), -1)
+
     def lookup(self, sequences: torch.Tensor | np.ndarray) -> torch.Tensor:
         """`(num_rows,)` long: the value of each complete sequence (rows padded with -1), or -1 for an unknown one."""
-        nodes = self.walk(torch.as_tensor(sequences))
-        return self.arrays(nodes.device).leaf_values[nodes]
+        return self.values_at(self.walk(torch.as_tensor(sequences)))
+
+    def sequences_at(self, nodes: torch.Tensor) -> torch.Tensor:
+        """Long, the shape of `nodes`: the sorted sequence that ends at each node, or -1."""
+        if not self.is_uniform:
+            return self.arrays(nodes.device).sequences[nodes].long()
+        first_leaf = self.level_starts[-2]
+        return torch.where((nodes >= first_leaf) & (nodes < self.dead_node), nodes - first_leaf, -1)
+
+    def sequences_below(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two longs, the shape of `nodes`: the sorted sequences below each node are `first:last`."""
+        arrays = self.arrays(nodes.device)
+        if not self.is_uniform:
+            return arrays.first_sequences[nodes].long(), arrays.last_sequences[nodes].long()
+        # Down along the first child, for the node and for the one after it: the children of a level lie in its order.
+        firsts, lasts = nodes, nodes + (nodes < self.dead_node)
+        first_leaf = self.level_starts[-2]
+        for _ in range(self.max_length):
+            is_inner = firsts < first_leaf
+            next_firsts = arrays.child_starts[firsts.clamp(max=first_leaf)].long() + 1
+            next_lasts = arrays.child_starts[lasts.clamp(max=first_leaf)].long() + 1
+            firsts, lasts = torch.where(is_inner, next_firsts, firsts), torch.where(is_inner, next_lasts, lasts)
+        return firsts - first_leaf, lasts - first_leaf
+
+    def sequences_of(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sorted sequences that stand for each of the `(num_values,)` values: the owner's place, the sequence."""
+        if len(self.arrays().values) == 0:
+            is_known = (values >= 0) & (values < self.num_sequences)
+            return is_known.nonzero()[:, 0], values[is_known]
+        if self._rows_by_value is None:  # only who excludes items needs it
+            ascending, rows = self.arrays().values.sort(stable=True)
+            self._rows_by_value = ascending, rows.to(ascending.dtype)
+        ascending, rows = self._rows_by_value
+        values = values.to(ascending.dtype)
+        starts, ends = torch.searchsorted(ascending, values), torch.searchsorted(ascending, values, right=True)
+        owners, positions = expand_ranges(starts, ends)
+        return owners, rows[positions].long()
+
+    # ---- inside
+
+    def _edge_range(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two longs, the shape of `nodes`: the edges of each node are `start:end`."""
+        starts = self.arrays(nodes.device).child_starts
+        last = len(starts) - 1
+        return starts[nodes.clamp(max=last)].long(), starts[(nodes + 1).clamp(max=last)].long()
+
+    def _first_tokens(self, nodes: torch.Tensor) -> torch.Tensor:
+        """Long, the shape of `nodes`: the smallest token of the level below each node."""
+        firsts = torch.tensor([first for first, _ in self.token_ranges] + [0, 0], device=nodes.device)
+        bounds = torch.tensor(self.level_starts[1:], device=nodes.device)
+        return firsts[torch.bucketize(nodes, bounds, right=True)]
 
 
-class ExcludedItems:
-    """For each request the values that must not be generated, as one sorted array of (request, sorted sequence) keys.
-
-    Args:
-        trie: the trie that is decoded with.
-        excluded: one collection of values a request; values that the trie does not hold are ignored.
-    """
-
-    def __init__(self, trie: Trie, excluded: Sequence[Collection[int] | np.ndarray]) -> None:
-        self.num_requests = len(excluded)
-        self._trie = trie
-        requests = np.repeat(np.arange(len(excluded)), [len(values) for values in excluded])
-        flat = [np.fromiter(values, dtype=np.int64, count=len(values)) for values in excluded]
-        values = torch.from_numpy(np.concatenate([*flat, np.empty(0, dtype=np.int64)]))
-        arrays = trie.arrays()
-        starts = torch.searchsorted(arrays.sorted_values, values)
-        ends = torch.searchsorted(arrays.sorted_values, values, right=True)
-        pairs, positions = _expand_ranges(starts, ends)
-        keys = torch.from_numpy(requests)[pairs] * trie.num_sequences + arrays.leaves_by_value[positions]
-        self._keys = keys.unique()  # sorted, and a value named twice counts once
-
-    def covers(self, nodes: torch.Tensor, requests: torch.Tensor) -> torch.Tensor:
-        """Bool, the shape of `nodes`: is every sequence below the node excluded for its request?"""
-        arrays = self._trie.arrays(nodes.device)
-        first, last = arrays.first_leaves[nodes], arrays.last_leaves[nodes]
-        return self._count(first, last, requests) == last - first
-
-    def contains(self, nodes: torch.Tensor, requests: torch.Tensor) -> torch.Tensor:
-        """Bool, the shape of `nodes`: is the sequence that ends at the node excluded for its request?"""
-        # A sequence sorts before its extensions, so it is the first of the sequences below its node.
-        arrays = self._trie.arrays(nodes.device)
-        first = arrays.first_leaves[nodes]
-        return (arrays.leaf_values[nodes] >= 0) & (self._count(first, first + 1, requests) == 1)
-
-    def _count(self, first: torch.Tensor, last: torch.Tensor, requests: torch.Tensor) -> torch.Tensor:
-        """How many of the sorted sequences `first` … `last - 1` are excluded for each request."""
-        self._keys = self._keys.to(first.device)
-        offsets = requests * self._trie.num_sequences
-        return torch.searchsorted(self._keys, offsets + last) - torch.searchsorted(self._keys, offsets + first)
-
-
-def _padded_table(sequences: TokenSequences) -> np.ndarray:
-    """The sequences as one `(num_sequences, max_length)` int64 table padded with -1, checked."""
-    if isinstance(sequences, torch.Tensor):
-        sequences = sequences.cpu().numpy()
-    if not isinstance(sequences, np.ndarray) or sequences.ndim != 2:
-        lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
-        table = np.full((len(lengths), lengths.max(initial=0)), PADDING, dtype=np.int64)
-        table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate([*sequences, []])
-        sequences = table
-    if sequences.size == 0 or not np.issubdtype(sequences.dtype, np.integer):
-        raise ValueError(
-            "A trie needs at least one sequence of integer tokens; got an array of shape "
-            f"{sequences.shape} and dtype {sequences.dtype}."
-        )
-    is_padding = sequences < 0
-    holed = is_padding[:, 0] | (is_padding[:, :-1] & ~is_padding[:, 1:]).any(axis=1)
-    if holed.any():
-        row = int(holed.argmax())
-        raise ValueError(
-            f"Sequence {row} of the trie is empty or has a negative token before its end: {sequences[row].tolist()}; "
-            "-1 may only pad it on the right."
-        )
-    return np.where(is_padding, PADDING, sequences).astype(np.int64)
-
-
-def _build_arrays(table: np.ndarray, values: np.ndarray, rows: np.ndarray, token_limit: int) -> TrieArrays:
-    """Number the nodes of the sorted `(num_sequences, max_length)` table; `rows`: the caller's, for messages."""
-    num_sequences = len(table)
-    differs = np.ones(table.shape, dtype=bool)  # from the sequence before, in this or an earlier token
-    differs[1:] = np.logical_or.accumulate(table[1:] != table[:-1], axis=1)
-    if not differs[:, -1].all():
-        second = int(differs[:, -1].argmin())
-        raise ValueError(
-            f"The sequences {rows[second - 1]} and {rows[second]} of the trie are the same, "
-            f"{table[second].tolist()}; each identifier must belong to one item, so make the identifiers unique "
-            "first."
-        )
-    opens_node = differs & (table >= 0)
-    nodes_before_level = 1 + np.cumsum(opens_node.sum(axis=0)) - opens_node.sum(axis=0)
-    nodes = nodes_before_level + np.cumsum(opens_node, axis=0) - 1  # node of each prefix; meaningless under padding
-    parents = np.column_stack([np.zeros(num_sequences, dtype=np.int64), nodes[:, :-1]])
-
-    levels, leaves = np.nonzero(opens_node.T)  # level by level, so edge e opens node e + 1
-    edge_parents, child_tokens = parents[leaves, levels], table[leaves, levels]
-    num_nodes = len(child_tokens) + 1
-    num_leaves_below = np.bincount(nodes[table >= 0], minlength=num_nodes + 1)
-    num_leaves_below[0] = num_sequences
-    first_leaves = np.concatenate([[0], leaves, [0]])
-    leaf_values = np.full(num_nodes + 1, -1)
-    last_levels = (table >= 0).sum(axis=1) - 1
-    leaf_values[nodes[np.arange(num_sequences), last_levels]] = values
-    leaves_by_value = np.argsort(values, kind="stable")
-    arrays = (
-        child_tokens,
-        np.searchsorted(edge_parents, np.arange(num_nodes + 2)),
-        edge_parents * token_limit + child_tokens,
-        leaf_values,
-        first_leaves,
-        first_leaves + num_leaves_below,
-        values[leaves_by_value],
-        leaves_by_value,
-    )
-    return TrieArrays(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
-
-
-def _expand_ranges(starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def expand_ranges(starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """List the ranges `starts[i]:ends[i]` one after another: the owner `i` of each element, and the element."""
     lengths = ends - starts
     owners = torch.repeat_interleave(lengths)
     before = torch.cumsum(lengths, dim=0) - lengths
     elements = torch.arange(len(owners), device=starts.device) + (starts - before)[owners]
     return owners, elements
+
+
+def _child_starts(ordered: SortedSequences, level_starts: list[int]) -> np.ndarray:
+    """The edge at which each inner node's children begin, and the number of edges."""
+    dtype = smallest_dtype(max(level_starts[-1], 1 << 16))
+    starts = [np.zeros(1, dtype)]
+    for level, child_level, first_child in zip(ordered.levels[:-1], ordered.levels[1:], level_starts[2:], strict=False):
+        if child_level.first_sequences is not None:
+            # Both are ascending: a node's first child is the first that begins no earlier than the node itself.
+            before = np.searchsorted(child_level.first_sequences, level.first_sequences)
+        elif level.first_sequences is not None:
+            before = level.first_sequences  # each child is one sequence
+        else:
+            before = np.arange(len(level.codes))
+        starts.append(before.astype(dtype) + dtype(first_child - 1))
+    return np.concatenate([*starts, np.array([level_starts[-1] - 1], dtype)])
+
+
+def _sorted_values(values: np.ndarray | None, order: np.ndarray | None) -> np.ndarray:
+    """The values in the order of the sorted sequences; empty where each is its sequence's number."""
+    if values is None:
+        values = order
+    elif order is not None:
+        values = values[order]
+    if values is None:
+        return np.empty(0, np.int32)
+    values = values.astype(smallest_dtype(max(int(values.max()) + 1, 1 << 16)))
+    return values[:0] if (values[1:] == values[:-1] + 1).all() and values[0] == 0 else values
+
+
+def _ranges_below(
+    ordered: SortedSequences, level_starts: list[int], num_sequences: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`sequences`, `first_sequences` and `last_sequences` of `TrieArrays`; empty where all have one length."""
+    if ordered.lengths is None:
+        return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int32)
+    ends, firsts = np.full(level_starts[-1] + 1, PADDING), np.zeros(level_starts[-1] + 1, np.int64)
+    counts = np.zeros_like(firsts)
+    counts[Trie.root] = num_sequences
+    for length, level in enumerate(ordered.levels, start=1):
+        longer = np.flatnonzero(ordered.lengths >= length)
+        nodes = np.searchsorted(level.first_sequences, longer, side="right") - 1 + level_starts[length]
+        counts += np.bincount(nodes, minlength=len(counts))
+        firsts[level_starts[length] : level_starts[length + 1]] = level.first_sequences
+        is_end = ordered.lengths[longer] == length
+        ends[nodes[is_end]] = longer[is_end]
+    return ends, firsts, firsts + counts

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers.utils.hub import cached_file
 from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import Trie
+from gensar_hf.generator.catalogue import BEHAVIOR_TOKENS, Catalogue, check_fingerprint, table_fingerprint
 from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS
 from gensar_hf.generator.history import History, HistoryEvent, cut_query, parse_history
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, all_instructions
@@ -24,7 +25,7 @@ from gensar_hf.identifiers import IdentifierTable
 logger = logging.getLogger(__name__)
 
 IDENTIFIERS_FILE = "identifiers.parquet"
-BEHAVIOR_TOKENS = tuple(behavior.token for behavior in Behavior)
+_FINGERPRINT = "identifiers_fingerprint"
 NO_EVENT = -1
 SPECIAL_TOKENS = PAD, EOS, UNK = ("<pad>", "</s>", "<unk>")
 
@@ -37,6 +38,9 @@ class GenSARTokenizer(TokenizersBackend):
 
     No `__init__`: a subclass that has one loses its normalizer when it is loaded again. What it must remember are
     keyword arguments, which transformers keeps in tokenizer_config.json: `history_encoding`, `max_history_events`.
+
+    `catalogue` holds all that depends on the items; it is replaced as a whole. A method that needs several parts of it
+    takes it once, at its start.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 - transformers declares it so
@@ -118,8 +122,8 @@ class GenSARTokenizer(TokenizersBackend):
         """Load the vocabulary and the identifiers from a folder or a Hub repository.
 
         Raises:
-            DataError: there is no such folder or repository, or `identifiers.parquet` is missing or does not belong
-                to the vocabulary.
+            DataError: there is no such folder or repository, or `identifiers.parquet` is missing or is not the table
+                that the tokenizer was saved with.
         """
         hub_options = {
             name: kwargs[name]
@@ -146,63 +150,47 @@ class GenSARTokenizer(TokenizersBackend):
                 "into items; save the tokenizer with `save_pretrained`, or copy the file from the run's model folder."
             )
         tokenizer = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        tokenizer.attach_identifiers(IdentifierTable.load(path))
+        identifiers = IdentifierTable.load(path)
+        tokenizer.attach_identifiers(identifiers)
+        check_fingerprint(identifiers, tokenizer.init_kwargs.get(_FINGERPRINT), str(pretrained_model_name_or_path))
         return tokenizer
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> tuple[str, ...]:  # type: ignore[override]
-        """Save the vocabulary and `identifiers.parquet`."""
+        """Save the vocabulary and `identifiers.parquet`, and in tokenizer_config.json what tells that table by."""
+        catalogue = self.catalogue
+        self.init_kwargs[_FINGERPRINT] = table_fingerprint(catalogue.identifiers)
         files = super().save_pretrained(save_directory, **kwargs)
         identifiers_path = Path(save_directory) / IDENTIFIERS_FILE
-        self.identifiers.save(identifiers_path)
+        catalogue.identifiers.save(identifiers_path)
         return (*files, str(identifiers_path))
 
     def attach_identifiers(self, identifiers: IdentifierTable) -> None:
-        """Take a catalogue's identifiers into use.
+        """Take a catalogue's identifiers into use, all at once: a request sees the old catalogue or the new one.
 
         Raises:
             DataError: the vocabulary lacks one of their code tokens.
         """
-        vocabulary = self.get_vocab()
-        missing = [token for token in (*BEHAVIOR_TOKENS, *identifiers.code_tokens()) if token not in vocabulary]
-        if missing:
-            raise DataError(
-                f"The tokenizer lacks {len(missing)} tokens of the identifier table, first '{missing[0]}'; it belongs "
-                "to another catalogue. Use the tokenizer and the identifiers.parquet of one model folder."
-            )
-        self.identifiers = identifiers
-        self.behavior_ids = {behavior: vocabulary[behavior.token] for behavior in Behavior}
-        self._trie: Trie | None = None
-        self.item_token_ids = self._identifier_ids(vocabulary)
+        self.catalogue = Catalogue.of_table(identifiers, self.get_vocab())
 
-    def _identifier_ids(self, vocabulary: dict[str, int]) -> dict[Behavior, np.ndarray]:
+    @property
+    def identifiers(self) -> IdentifierTable:
+        """Item id ↔ the two identifiers."""
+        return self.catalogue.identifiers
+
+    @property
+    def item_token_ids(self) -> Mapping[Behavior, np.ndarray]:
         """Per kind of click, `(num_items, 1 + num_levels)` token ids of each item's behavior-aware identifier."""
-        table, shared = self.identifiers, self.identifiers.num_shared_levels
-        ids = np.array([vocabulary[token] for token in table.code_tokens()]).reshape(-1, table.codebook_size)
-        semantic_levels = ids[: table.num_levels]
-        collaborative_levels = np.concatenate([ids[:shared], ids[table.num_levels :]])
-        kinds = {
-            Behavior.RECOMMENDED_ITEM: (table.collaborative_codes, collaborative_levels),
-            Behavior.SEARCHED_ITEM: (table.semantic_codes, semantic_levels),
-        }
-        levels = np.arange(table.num_levels)
-        return {
-            behavior: np.insert(level_ids[levels, codes], 0, vocabulary[behavior.token], axis=1)
-            for behavior, (codes, level_ids) in kinds.items()
-        }
+        return self.catalogue.item_token_ids
+
+    @property
+    def behavior_ids(self) -> Mapping[Behavior, int]:
+        """Token id of each behavior."""
+        return self.catalogue.behavior_ids
 
     @property
     def trie(self) -> Trie:
-        """All `[behavior token, code 1 … code L]` of the catalogue; values are rows of the identifier table."""
-        if self._trie is None:
-            recommended = self.item_token_ids[Behavior.RECOMMENDED_ITEM]
-            searched = self.item_token_ids[Behavior.SEARCHED_ITEM]
-            items = np.arange(self.identifiers.num_items)
-            self._trie = Trie(
-                np.concatenate([recommended, searched]),
-                values=np.concatenate([items, items]),
-                free_text_token_id=self.behavior_ids[Behavior.SEARCH_QUERY],
-            )
-        return self._trie
+        """All `[behavior token, code 1 … code L]` of the available items; values are rows of the identifier table."""
+        return self.catalogue.trie
 
     @property
     def code_token_ids(self) -> np.ndarray:
@@ -229,6 +217,7 @@ class GenSARTokenizer(TokenizersBackend):
         behavior: str | Sequence[str] = Behavior.RECOMMENDED_ITEM.token,
         on_unknown: str = "raise",
         return_tensors: str | None = "pt",
+        catalogue: Catalogue | None = None,
     ) -> BatchEncoding:
         """What `model.generate` needs to answer: the history read, the behavior asked for.
 
@@ -239,6 +228,7 @@ class GenSARTokenizer(TokenizersBackend):
             behavior: `<R_I>` (recommend), `<S_I>` (search) or `<S_Q>` (suggest a query); one, or one a history.
             on_unknown: what to do with an item that is not in the catalogue: `"raise"` or `"skip"`.
             return_tensors: `"pt"`, `"np"` or None (lists).
+            catalogue: in which the history's items are looked up; default: the one in use.
 
         Returns:
             `input_ids`, `attention_mask` `(batch_size, num_tokens)`, `decoder_input_ids` `(batch_size, 2)` and, with
@@ -248,14 +238,15 @@ class GenSARTokenizer(TokenizersBackend):
             ValueError: unknown behavior or item, a query missing or not wanted, lists of different lengths.
         """
         requests = _as_batch(history, query, behavior)
-        rows = [self._encode_one(*request, on_unknown=on_unknown) for request in requests]
+        catalogue = catalogue or self.catalogue
+        rows = [self._encode_one(*request, on_unknown, catalogue) for request in requests]
         encoding = self.pad_rows([tokens for tokens, _ in rows], [event_ids for _, event_ids in rows])
-        behaviors = [self.behavior_ids[_as_behavior(asked)] for _, _, asked in requests]
+        behaviors = [catalogue.behavior_ids[_as_behavior(asked)] for _, _, asked in requests]
         encoding["decoder_input_ids"] = np.array([[self.pad_token_id, token] for token in behaviors])
         return BatchEncoding(encoding, tensor_type=return_tensors)
 
     def _encode_one(
-        self, history: History, query: str | None, behavior_token: str, on_unknown: str
+        self, history: History, query: str | None, behavior_token: str, on_unknown: str, catalogue: Catalogue
     ) -> tuple[np.ndarray, np.ndarray]:
         behavior = _as_behavior(behavior_token)
         if (query is not None) != (behavior is Behavior.SEARCHED_ITEM):
@@ -263,11 +254,11 @@ class GenSARTokenizer(TokenizersBackend):
                 f"Behavior {behavior_token} {'needs a' if query is None else 'takes no'} query; got query={query!r}. "
                 "A query goes with <S_I>."
             )
-        events = parse_history(history, self.identifiers.index_of, on_unknown)[-self.max_history_events :]
+        events = parse_history(history, catalogue.identifiers.index_of, on_unknown)[-self.max_history_events :]
         if query is not None and not _is_session_of(cut_query(query), events):
             events.append(HistoryEvent(Behavior.SEARCH_QUERY, query=cut_query(query)))
         instruction = self.text_ids(PROMPTS[HISTORY_TASKS[behavior]].instruction())
-        return self.assemble(instruction, [self.event_tokens(event) for event in events])
+        return self.assemble(instruction, [self.event_tokens(event, catalogue) for event in events])
 
     def assemble(self, instruction: np.ndarray, events: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """One encoder input from an instruction and events.
@@ -292,11 +283,12 @@ class GenSARTokenizer(TokenizersBackend):
             encoding["event_ids"] = pad_right(event_id_rows, NO_EVENT)
         return encoding
 
-    def event_tokens(self, event: HistoryEvent) -> np.ndarray:
+    def event_tokens(self, event: HistoryEvent, catalogue: Catalogue | None = None) -> np.ndarray:
         """`(num_tokens,)`: the behavior token, then the identifier's codes or the query's words."""
+        catalogue = catalogue or self.catalogue
         if event.behavior is Behavior.SEARCH_QUERY:
-            return np.concatenate([[self.behavior_ids[Behavior.SEARCH_QUERY]], self.text_ids(event.query)])
-        return self.item_token_ids[event.behavior][event.item]
+            return np.concatenate([[catalogue.behavior_ids[Behavior.SEARCH_QUERY]], self.text_ids(event.query)])
+        return catalogue.item_token_ids[event.behavior][event.item]
 
     def text_ids(self, text: str, max_length: int = 128) -> np.ndarray:
         """`(num_tokens,)` ids of a text's words, without an end token; the first `max_length` of them.
@@ -322,14 +314,20 @@ class GenSARTokenizer(TokenizersBackend):
         Returns:
             one item id a sequence; None for one that is no identifier of the catalogue.
         """
-        return [None if row < 0 else self.identifiers.item_ids[row] for row in self.decode_item_rows(sequences)]
+        catalogue = self.catalogue
+        item_ids = catalogue.identifiers.item_ids
+        return [None if row < 0 else item_ids[row] for row in self.decode_item_rows(sequences, catalogue)]
 
-    def decode_item_rows(self, sequences: torch.Tensor | np.ndarray | Sequence[Sequence[int]]) -> np.ndarray:
+    def decode_item_rows(
+        self,
+        sequences: torch.Tensor | np.ndarray | Sequence[Sequence[int]],
+        catalogue: Catalogue | None = None,
+    ) -> np.ndarray:
         """As `decode_items`, but `(num_sequences,)` rows of the identifier table, -1 for none."""
         table = torch.as_tensor(np.asarray(sequences.cpu() if isinstance(sequences, torch.Tensor) else sequences))
         codes = table[:, 1:].long()
         ended = ((codes == self.eos_token_id) | (codes == self.pad_token_id)).cummax(dim=1).values
-        return self.trie.lookup(codes.masked_fill(ended, -1)).numpy()
+        return (catalogue or self.catalogue).trie.lookup(codes.masked_fill(ended, -1)).numpy()
 
 
 def _in_fixed_order(tokenizer: Tokenizer) -> models.Unigram:

@@ -12,6 +12,7 @@ import numpy as np
 from gensar_hf.artifacts import DataError, fingerprint
 from gensar_hf.identifiers.assignment import UniqueIdentifiers, assign_unique_identifiers, collision_rate
 from gensar_hf.identifiers.joint_codes import JointCodes
+from gensar_hf.identifiers.nearest_identifiers import nearest_identifiers
 from gensar_hf.identifiers.table_checks import (
     check_fields,
     check_model,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # torch and transformers are not needed to read a table
     from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
 _KINDS = ("semantic", "collaborative")
+NUM_LENDERS = 10
 
 
 @dataclass
@@ -47,6 +49,9 @@ class IdentifierTable:
         build_report: how the identifiers came about (`build_identifier_table`), merged into `report()`.
         available: `(num_items,)` bool, all true if None is given. False is a removed item: it is never generated, but
             it keeps its row and its identifiers, because it may stand in histories.
+        lenders: `(num_added, k)` int64. The last `num_added` items were added after training. A generator has learned
+            which combinations of codes exist, and gives the others next to no probability; so an added item borrows
+            those of the k trained items with the nearest semantic identifiers, whose rows these are.
 
     Raises:
         DataError: an item id or an identifier occurs twice, a code is out of range, or sizes do not agree; the message
@@ -62,11 +67,14 @@ class IdentifierTable:
     texts: list[str] | None = None
     build_report: dict = field(default_factory=dict)
     available: np.ndarray = None  # type: ignore[assignment]  # always an array once the table is made
+    lenders: np.ndarray = None  # type: ignore[assignment]  # the same
 
     def __post_init__(self) -> None:
         self.semantic_codes = np.asarray(self.semantic_codes, dtype=np.int64)
         self.collaborative_codes = np.asarray(self.collaborative_codes, dtype=np.int64)
         self.available = np.ones(self.num_items, bool) if self.available is None else np.asarray(self.available)
+        no_lenders = np.zeros((0, 0), dtype=np.int64)
+        self.lenders = no_lenders if self.lenders is None else np.asarray(self.lenders, dtype=np.int64)
         self._rows: dict[str, int] | None = None
         check_fields("The identifier table", self)
 
@@ -79,6 +87,11 @@ class IdentifierTable:
     def num_available(self) -> int:
         """Items that may be generated."""
         return int(self.available.sum())
+
+    @property
+    def num_trained(self) -> int:
+        """Items that were there when the generator was trained; the added ones stand behind them."""
+        return self.num_items - len(self.lenders)
 
     @property
     def num_levels(self) -> int:
@@ -133,6 +146,7 @@ class IdentifierTable:
         model: "JointRQVAE",
         titles: Sequence[str] | None = None,
         texts: Sequence[str] | None = None,
+        num_lenders: int = NUM_LENDERS,
     ) -> "IdentifierTable":
         """A new table with further items, quantized with the model that the identifiers were made with.
 
@@ -145,6 +159,8 @@ class IdentifierTable:
             model: the joint RQ-VAE that made this table, unchanged.
             titles: one per new item; if left out although this table has titles, the texts, else empty strings.
             texts: one per new item; if left out although this table has texts, the titles, else empty strings.
+            num_lenders: see `lenders`; fewer where there are not so many trained items; 0: the new items rely on their
+                own identifiers.
 
         Returns:
             the rows of this table, then the new items, available; `build_report["added"]` has one more entry, with
@@ -168,9 +184,10 @@ class IdentifierTable:
         report = copy.deepcopy(self.build_report)
         record = {"num_items": codes.num_items, **_quantization_report(model, semantic, collaborative, codes, unique)}
         report["added"] = [*report.get("added", []), record]
+        semantic_codes = np.concatenate([self.semantic_codes, unique.semantic_codes])
         return IdentifierTable(
             item_ids=[*self.item_ids, *item_ids],
-            semantic_codes=np.concatenate([self.semantic_codes, unique.semantic_codes]),
+            semantic_codes=semantic_codes,
             collaborative_codes=np.concatenate([self.collaborative_codes, unique.collaborative_codes]),
             num_shared_levels=self.num_shared_levels,
             codebook_size=self.codebook_size,
@@ -178,7 +195,17 @@ class IdentifierTable:
             texts=all_texts,
             build_report=report,
             available=np.concatenate([self.available, np.ones(codes.num_items, dtype=bool)]),
+            lenders=self._with_lenders(semantic_codes, model, num_lenders),
         )
+
+    def _with_lenders(self, semantic_codes: np.ndarray, model: "JointRQVAE", num_lenders: int) -> np.ndarray:
+        """Lenders of all added items, the newest of which stand at the end of `(num_items, num_levels)` codes."""
+        new_rows = np.arange(self.num_items, len(semantic_codes))
+        num_lenders = self.lenders.shape[1] if len(self.lenders) else min(num_lenders, self.num_trained)
+        if num_lenders == 0:
+            return self.lenders
+        nearest = nearest_identifiers(semantic_codes, model, new_rows, np.arange(self.num_trained), num_lenders)
+        return np.concatenate([self.lenders.reshape(-1, num_lenders), nearest])
 
     def remove_items(self, item_ids: Sequence[str]) -> "IdentifierTable":
         """A new table in which these items are not available: never generated, but still readable in histories.

@@ -55,6 +55,17 @@ def _check_sizes(where: str, table: "IdentifierTable") -> None:
             f"{where} has {table.num_items} items, so `available` must hold as many truth values; got an array of "
             f"shape {table.available.shape} and dtype {table.available.dtype}."
         )
+    lenders = table.lenders
+    if (
+        lenders.ndim != 2
+        or len(lenders) >= table.num_items
+        or (lenders < 0).any()
+        or (lenders >= table.num_trained).any()
+    ):
+        raise DataError(
+            f"{where}: `lenders` must name, for each of the last items, rows of items that come before them all; got "
+            f"an array of shape {lenders.shape} for {table.num_items} items."
+        )
     if not table.available.any():
         raise DataError(f"{where} has no available item; a catalogue needs at least one, so restore some.")
 

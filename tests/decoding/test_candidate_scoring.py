@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import T5Config, T5ForConditionalGeneration
 
+from gensar_hf.decoding import candidate_scoring
 from gensar_hf.decoding.candidate_scoring import PrefixTree, score_candidates
 
 VOCAB_SIZE = 20
@@ -125,3 +126,34 @@ def test_a_tree_holds_each_prefix_once() -> None:
     assert tree.depths.tolist() == [0, 1, 2, 2]
     assert tree.nodes.tolist() == [[0, 1, 2], [0, 1, 2], [0, 1, 3]]
     assert tree.ancestors.astype(int).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
+
+
+def test_requests_may_have_different_numbers_of_candidates(t5: T5ForConditionalGeneration) -> None:
+    rng = np.random.default_rng(5)
+    sequences = [rng.integers(1, VOCAB_SIZE, (count, 4)) for count in (3, 0, 7, 1)]
+    states, mask = random_encoding(4, 3)
+    scores = score_candidates(t5, states, mask, sequences)
+    assert scores.shape == (4, 7)
+    for row, candidates in enumerate(sequences):
+        assert (scores[row, len(candidates) :] == -torch.inf).all()
+        if len(candidates):
+            expected = one_by_one(t5, states[row : row + 1], mask[row : row + 1], candidates[None], 1)[0]
+            np.testing.assert_allclose(scores[row, : len(candidates)].numpy(), expected, atol=2e-5)
+
+
+def test_no_candidates_have_no_scores(t5: T5ForConditionalGeneration) -> None:
+    states, mask = random_encoding(2, 3)
+    assert score_candidates(t5, states, mask, np.zeros((2, 0, 4), dtype=int)).shape == (2, 0)
+
+
+@pytest.mark.parametrize(("max_candidates", "max_pairs"), [(1, 1), (7, 400), (30, 1 << 21)])
+def test_many_candidates_are_scored_alike_in_any_number_of_pieces(
+    t5: T5ForConditionalGeneration, monkeypatch: pytest.MonkeyPatch, max_candidates: int, max_pairs: int
+) -> None:
+    sequences = np.random.default_rng(6).integers(1, VOCAB_SIZE, (3, 40, 4))
+    states, mask = random_encoding(3, 5)
+    at_once = score_candidates(t5, states, mask, sequences)
+    monkeypatch.setattr(candidate_scoring, "_MAX_CANDIDATES", max_candidates)
+    monkeypatch.setattr(candidate_scoring, "_MAX_PAIRS", max_pairs)
+    in_pieces = score_candidates(t5, states, mask, sequences)
+    torch.testing.assert_close(in_pieces, at_once, atol=2e-5, rtol=0)

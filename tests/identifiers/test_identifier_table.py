@@ -369,3 +369,43 @@ def test_add_remove_restore_save_load(tiny_catalogue: tuple, data: st.DataObject
     assert added.available.all()
     assert removed.num_available == num_old + num_new - len(removed_ids)
     assert (table.num_items, table.available.tolist()) == (num_old, [True] * num_old)
+
+
+def test_added_items_come_back_from_disk_with_their_lenders(tmp_path: Path):
+    table = small_table(lenders=[[0, 1]])
+    assert table.num_trained == 2
+    table.save(tmp_path)
+    assert IdentifierTable.load(tmp_path).lenders.tolist() == [[0, 1]]
+    assert small_table().num_trained == 3
+
+
+@pytest.mark.parametrize("lenders", [[[2, 0]], [[-1]], [[0], [0], [0], [0]]])
+def test_only_trained_items_lend(lenders: list):
+    with pytest.raises(DataError, match="`lenders` must name, for each of the last items, rows"):
+        small_table(lenders=lenders)
+
+
+def test_lenders_stand_behind_trained_items_only(tmp_path: Path):
+    path = small_table(lenders=[[0, 1]]).save(tmp_path)
+    pq.write_table(pq.read_table(path).take([2, 0, 1]), path)
+    with pytest.raises(DataError, match=r"row 1, column lenders: only the last rows"):
+        IdentifierTable.load(path)
+
+
+def test_added_items_borrow_from_the_nearest_trained_ones_and_never_from_one_another():
+    rng = np.random.default_rng(0)
+    semantic, collaborative = rng.normal(size=(30, 6)), rng.normal(size=(30, 5))
+    model = JointRQVAE(
+        JointRQVAEConfig(semantic_dim=6, collaborative_dim=5, latent_dim=4, hidden_sizes=[8], codebook_size=8)
+    )
+    model.fit_standardization(semantic, collaborative)
+    model.initialize_codebooks(semantic, collaborative, seed=0)
+    table = build_identifier_table(model, semantic, collaborative, [str(row) for row in range(30)])
+    twins = (semantic[[7, 21]], collaborative[[7, 21]])
+    once = table.add_items(twins, ["a", "b"], model, num_lenders=3)
+    assert (once.num_trained, once.lenders.shape) == (30, (2, 3))
+    assert once.lenders[:, 0].tolist() == [7, 21]  # an item with the same embeddings is the nearest
+    twice = once.add_items(twins, ["c", "d"], model)
+    assert twice.num_trained == 30
+    assert twice.lenders.tolist() == [*once.lenders.tolist(), *once.lenders.tolist()]
+    assert table.add_items(twins, ["a", "b"], model, num_lenders=0).num_trained == 32

@@ -1,0 +1,51 @@
+"""Scores of identifiers that the generator has never been taught to say, from those of identifiers that it has.
+
+A generator learns which combinations of codes exist. One that did not exist in training gets next to no probability,
+however well its codes fit the request one by one, so an item that was added afterwards would never be found. It
+borrows: its probability is the mean of those of the known items that are nearest to it.
+"""
+
+import numpy as np
+
+
+def mean_probability(log_probabilities: np.ndarray) -> np.ndarray:
+    """Natural logarithm of the mean probability over the last axis.
+
+    Args:
+        log_probabilities: `(..., n)` natural logarithms; -inf for a probability of 0.
+
+    Returns:
+        `(...,)`.
+
+    >>> np.exp(mean_probability(np.log([[0.5, 0.25], [0.1, 0.1]]))).round(3).tolist()
+    [0.375, 0.1]
+    """
+    highest = log_probabilities.max(axis=-1, keepdims=True)
+    shift = np.where(np.isfinite(highest), highest, 0)
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(log_probabilities - shift).mean(axis=-1)) + shift[..., 0]
+
+
+def rank_with_borrowers(
+    rows: np.ndarray, scores: np.ndarray, borrowers: np.ndarray, lenders: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The result of a search among known items, with the new items at the places that their lenders give them.
+
+    Args:
+        rows: `(num_found,)` the known items that a search has found, best first; what it has not found counts as
+            improbable.
+        scores: `(num_found,)` natural logarithms of their probabilities.
+        borrowers: `(num_new,)` rows of the new items.
+        lenders: `(num_new, k)` rows of each one's nearest known items.
+
+    Returns:
+        rows and scores of both kinds together, best first; new items none of whose lenders was found are left out.
+    """
+    log_probabilities = np.full(1 + max(rows.max(initial=0), lenders.max(initial=0)), -np.inf)
+    log_probabilities[rows] = scores
+    borrowed = mean_probability(log_probabilities[lenders])
+    is_found = np.isfinite(borrowed)
+    all_rows = np.concatenate([rows, borrowers[is_found]])
+    all_scores = np.concatenate([scores, borrowed[is_found]])
+    order = np.argsort(-all_scores, kind="stable")
+    return all_rows[order], all_scores[order]

@@ -1,0 +1,108 @@
+"""Scores of given items for encoded requests."""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from gensar_hf.data import Behavior
+from gensar_hf.decoding import TrieBeamSearch
+from gensar_hf.decoding.borrowed_scores import mean_probability, rank_with_borrowers
+from gensar_hf.decoding.candidate_scoring import score_candidates
+from gensar_hf.generator.catalogue import Catalogue
+from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
+
+
+class EncodedRequests(NamedTuple):
+    """What the decoder starts from."""
+
+    states: torch.Tensor  # (batch_size, num_positions, d_model)
+    mask: torch.Tensor  # (batch_size, num_positions) bool
+    prompts: torch.Tensor  # (batch_size, 2) decoder start and behavior token
+    behavior: Behavior  # the kind of click that is asked for
+
+
+def exact_scores(
+    model: GenSARForConditionalGeneration, requests: EncodedRequests, rows: Sequence[np.ndarray], catalogue: Catalogue
+) -> np.ndarray:
+    """Log-probabilities of the items' identifiers; of an item added after training, what it borrows.
+
+    Args:
+        model: the generator.
+        requests: encoded by it.
+        rows: one array of rows of the identifier table a request.
+        catalogue: whose rows they are.
+
+    Returns:
+        `(batch_size, most rows)`; -inf behind the items of a request that has fewer than another.
+    """
+    asked, nums_asked = zip(*[_with_lenders(own_rows, catalogue) for own_rows in rows], strict=True)
+    sequences = [catalogue.item_token_ids[requests.behavior][own_rows] for own_rows in asked]
+    scores = score_candidates(model, requests.states, requests.mask, sequences).cpu().numpy()
+    if len(catalogue.identifiers.lenders) == 0:
+        return scores
+    merged = np.full((len(rows), max(map(len, rows), default=0)), -np.inf, dtype=np.float32)
+    for place, own_nums in enumerate(nums_asked):
+        ends = np.cumsum(own_nums)
+        for column, (start, end) in enumerate(zip(ends - own_nums, ends, strict=True)):
+            merged[place, column] = mean_probability(scores[place, start:end])
+    return merged
+
+
+def _with_lenders(rows: np.ndarray, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
+    """The rows, each added item's replaced by those of its lenders, and how many there are of each, `(num_rows,)`."""
+    table = catalogue.identifiers
+    rows, nums = np.asarray(rows), np.ones(len(rows), dtype=np.int64)
+    is_added = rows >= table.num_trained
+    if not is_added.any():
+        return rows, nums
+    nums[is_added] = table.lenders.shape[1]
+    asked = np.repeat(rows, nums)
+    asked[np.repeat(is_added, nums)] = table.lenders[rows[is_added] - table.num_trained].ravel()
+    return asked, nums
+
+
+def with_added_items(
+    rows: np.ndarray, scores: np.ndarray, catalogue: Catalogue, excluded: Collection[int] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a search has found, and the added items at the places that their lenders give them.
+
+    Args:
+        rows: `(num_found,)`, best first; what has not been found counts as improbable.
+        scores: `(num_found,)` log-probabilities.
+        catalogue: whose rows they are.
+        excluded: rows that must not be answered.
+
+    Returns:
+        rows and scores of both, best first; added items none of whose lenders was found are left out.
+    """
+    table = catalogue.identifiers
+    if len(table.lenders) == 0:
+        return rows, scores
+    is_trained = rows < table.num_trained
+    borrowers = np.flatnonzero(table.available[table.num_trained :])
+    borrowers = borrowers[~np.isin(borrowers + table.num_trained, list(excluded))]
+    return rank_with_borrowers(
+        rows[is_trained], scores[is_trained], borrowers + table.num_trained, table.lenders[borrowers]
+    )
+
+
+def beam_scores(
+    model: GenSARForConditionalGeneration,
+    requests: EncodedRequests,
+    rows: Sequence[np.ndarray],
+    catalogue: Catalogue,
+    num_beams: int,
+) -> np.ndarray:
+    """As `exact_scores`, by a beam search that only the given items are open to; -inf also for what it has not found.
+
+    This is how the paper ranks candidates.
+    """
+    search = TrieBeamSearch(catalogue.trie, allowed=rows)
+    beams = search.search(model, requests.states, requests.mask, requests.prompts, num_beams)
+    scores = np.full((len(rows), max(map(len, rows), default=0)), -np.inf, dtype=np.float32)
+    for place, (values, own_scores) in enumerate(zip(beams.values.tolist(), beams.scores.tolist(), strict=True)):
+        found = dict(zip(values, own_scores, strict=True))
+        scores[place, : len(rows[place])] = [found.get(row, -np.inf) for row in rows[place].tolist()]
+    return scores

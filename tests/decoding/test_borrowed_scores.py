@@ -1,0 +1,42 @@
+"""New items at the probabilities that their nearest known items lend them."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gensar_hf.decoding.borrowed_scores import mean_probability, rank_with_borrowers
+
+
+def test_the_mean_is_one_of_probabilities_not_of_logarithms():
+    assert mean_probability(np.log([0.5, 0.1])) == pytest.approx(np.log(0.3))
+    assert mean_probability(np.array([np.log(0.5), -np.inf])) == pytest.approx(np.log(0.25))
+    assert mean_probability(np.array([-np.inf, -np.inf])) == -np.inf
+    assert mean_probability(np.array([-1000.0, -1000.0])) == pytest.approx(-1000)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-50, 0), min_size=1, max_size=6))
+def test_the_mean_lies_between_the_least_and_the_greatest(values):
+    mean = mean_probability(np.array(values))
+    assert min(values) - 1e-9 <= mean <= max(values) + 1e-9
+
+
+def test_new_items_stand_where_their_lenders_put_them():
+    rows, scores = np.array([3, 0, 2]), np.log([0.5, 0.3, 0.1])
+    # 7 borrows (0.5 + 0.3) / 2, 8 borrows (0.1 + 0) / 2, and nobody of 9's lenders was found
+    lenders = np.array([[3, 0], [2, 1], [1, 4]])
+
+    ranked, ranked_scores = rank_with_borrowers(rows, scores, np.array([7, 8, 9]), lenders)
+
+    np.testing.assert_array_equal(ranked, [3, 7, 0, 2, 8])
+    np.testing.assert_allclose(np.exp(ranked_scores), [0.5, 0.4, 0.3, 0.1, 0.05])
+
+
+def test_without_new_items_or_without_answers_nothing_changes():
+    rows, scores = np.array([3, 0]), np.array([-1.0, -2.0])
+    ranked, ranked_scores = rank_with_borrowers(rows, scores, np.zeros(0, int), np.zeros((0, 5), int))
+    np.testing.assert_array_equal(ranked, rows)
+    np.testing.assert_array_equal(ranked_scores, scores)
+    ranked, _ = rank_with_borrowers(rows[:0], scores[:0], np.array([7]), np.array([[0, 3]]))
+    assert len(ranked) == 0
