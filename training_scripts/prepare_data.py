@@ -4,10 +4,11 @@ python training_scripts/prepare_data.py --items items.parquet --interactions int
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from console import main
 from sections import Section
 from settings import RunArguments, Settings
@@ -48,16 +49,23 @@ class DataArguments:
     split: Literal["leave_one_out", "chronological"] = field(
         default="leave_one_out", metadata={"help": "which clicks are held out."}
     )
-    seed: int = field(default=0, metadata={"help": "of the choice of search clicks."})
+    held_out_items: float = field(
+        default=0.0,
+        metadata={"help": "share of the items that every stage goes without, for evaluate_new_items.py."},
+    )
+    seed: int = field(default=0, metadata={"help": "of the choice of search clicks and of held-out items."})
 
     def __post_init__(self) -> None:
         if self.min_interactions < 0:
             raise ValueError(f"`min_interactions` must not be negative; got {self.min_interactions}.")
         if not 0 <= self.search_fraction <= 1:
             raise ValueError(f"`search_fraction` must lie between 0 and 1; got {self.search_fraction}.")
+        if not 0 <= self.held_out_items < 1:
+            raise ValueError(f"`held_out_items` is a share, at least 0 and below 1; got {self.held_out_items}.")
 
 
 SECTION = Section(DATA, DataArguments)
+HELD_OUT_ITEMS, HELD_OUT_INTERACTIONS = "held_out_items.parquet", "held_out_interactions.parquet"
 SPLITTERS = {"leave_one_out": leave_one_out, "chronological": chronological_cut}
 
 
@@ -75,21 +83,52 @@ def read_log(arguments: DataArguments, tables: RunArguments) -> InteractionLog:
     return log
 
 
+def hold_out_items(log: InteractionLog, fraction: float, seed: int) -> tuple[InteractionLog, InteractionLog]:
+    """Part a log into one without a random share of its items, and one that holds these items and their rows alone.
+
+    Args:
+        log: it is not changed.
+        fraction: of the items, rounded to a whole number of them, at least one and never all.
+        seed: of the draw.
+
+    Returns:
+        what is left, and what is held out; either keeps the order and the times of its rows.
+    """
+    num_items = len(log.items)
+    num_held_out = min(max(1, round(fraction * num_items)), num_items - 1)
+    is_held_out = np.zeros(num_items, dtype=bool)
+    # A stream of its own: the same seed also draws the search clicks.
+    is_held_out[np.random.default_rng([seed, 1]).choice(num_items, num_held_out, replace=False)] = True
+    in_row = log.interactions["item_id"].isin(log.items["item_id"][is_held_out]).to_numpy()
+    parts = [
+        replace(log, items=log.items[items].reset_index(drop=True), interactions=rows.reset_index(drop=True))
+        for items, rows in ((~is_held_out, log.interactions[~in_row]), (is_held_out, log.interactions[in_row]))
+    ]
+    return parts[0], parts[1]
+
+
 def run(settings: Settings) -> StageReport:
-    """Read, filter, split, save."""
+    """Read, filter, hold items out, split, save."""
     arguments, _ = settings[DATA]
 
     def work(folder: Path, checkpoints: Path) -> dict:
         log = read_log(arguments, settings.run)
         if arguments.min_interactions:
             log = k_core(log, arguments.min_interactions)
+        held_out = None
+        if arguments.held_out_items:
+            log, held_out = hold_out_items(log, arguments.held_out_items, arguments.seed)
+            held_out.items.to_parquet(folder / HELD_OUT_ITEMS, index=False)
+            held_out.interactions.to_parquet(folder / HELD_OUT_INTERACTIONS, index=False)
         events = events_from_log(log)
         if not events.query_texts:
             logger.warning("The log holds no queries, so there is nothing to learn search from; recommendation works.")
         split = SPLITTERS[arguments.split](events)
         log.save(folder)
         split.save(folder)
+        counts = {"held-out items": len(held_out.items)} if held_out else {}
         return {
+            **counts,
             "users": events.num_users,
             "items": events.num_items,
             "events": events.num_events,

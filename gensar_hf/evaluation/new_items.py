@@ -1,0 +1,122 @@
+"""Items that every stage of training went without: requests for them, and how many lenders they need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from gensar_hf.data.events import Behavior, EventLog, events_from_log
+from gensar_hf.data.interactions import InteractionLog
+from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests, Split
+from gensar_hf.decoding.borrowed_scores import mean_probability
+from gensar_hf.evaluation.candidates import CandidateSets
+from gensar_hf.evaluation.generator_scorer import GeneratorScorer
+from gensar_hf.evaluation.ranks import rank_of_target
+
+
+@dataclass(frozen=True, eq=False)
+class NewItemRequests(Requests):
+    """Requests whose histories hold nothing but what training has seen, strictly before the target.
+
+    Attributes:
+        readable: `(num_events,)` bool, the training events.
+    """
+
+    readable: np.ndarray
+
+    def history(self, row: int) -> np.ndarray:
+        """As in `Requests`, training events at an earlier time only: within one time the order is the file's."""
+        positions = super().history(row)
+        is_earlier = self.events.timestamps[positions] < self.events.timestamps[self.targets[row]]
+        return positions[self.readable[positions] & is_earlier]
+
+    def subset(self, rows: np.ndarray | Sequence[int]) -> NewItemRequests:
+        """The requests at `rows` (indices or a mask), in that order."""
+        return NewItemRequests(self.task, self.events, super().subset(rows).targets, self.readable)
+
+
+def new_item_requests(log: InteractionLog, split: Split, held_out: InteractionLog) -> dict[str, NewItemRequests]:
+    """Every click on an item that was held out of the log, as a request.
+
+    Args:
+        log: what training was given.
+        split: of this log.
+        held_out: the held-out items and all rows that have them.
+
+    Returns:
+        requests by task, with events over one catalogue: the log's items in their order, then the held-out ones.
+    """
+    events = events_from_log(_merged(log, held_out))
+    is_new = events.items >= len(log.items)
+    readable = (events.timestamps < _training_cutoffs(split, events)[events.event_users()]) & ~is_new
+    readable &= ~_asked_for_new_items_only(events, is_new)
+    behaviors = {RECOMMENDATION: Behavior.RECOMMENDED_ITEM, SEARCH: Behavior.SEARCHED_ITEM}
+    return {
+        task: NewItemRequests(task, events, np.flatnonzero(is_new & (events.behaviors == behavior)), readable)
+        for task, behavior in behaviors.items()
+    }
+
+
+def _merged(log: InteractionLog, held_out: InteractionLog) -> InteractionLog:
+    rows = pd.concat([log.interactions, held_out.interactions], ignore_index=True)
+    users = pd.factorize(rows["user_id"])[0]
+    order = np.lexsort((rows["timestamp"].to_numpy(), users))
+    items = pd.concat([log.items, held_out.items], ignore_index=True)
+    return InteractionLog(items, rows.iloc[order].reset_index(drop=True), log.text_columns)
+
+
+def _training_cutoffs(split: Split, events: EventLog) -> np.ndarray:
+    """The time at which each user's training events end, `(num_users,)`; -inf for users that training never saw.
+
+    Splits cut between two times, never within one, so the time says on which side an event is.
+    """
+    old = split.events
+    cutoffs = np.full(old.num_users, np.inf)
+    is_cut = split.train_ends < old.offsets[1:]
+    cutoffs[is_cut] = old.timestamps[split.train_ends[is_cut]]
+    by_user = dict(zip(old.user_ids, cutoffs.tolist(), strict=True))
+    return np.array([by_user.get(user, -np.inf) for user in events.user_ids])
+
+
+def _asked_for_new_items_only(events: EventLog, is_new: np.ndarray) -> np.ndarray:
+    """Queries after which nothing but new items was clicked: they left the log together with these clicks."""
+    starts = events.session_starts()
+    clicks = events.behaviors == Behavior.SEARCHED_ITEM
+    led_to_new, led_to_old = np.zeros((2, events.num_events), dtype=bool)
+    led_to_new[starts[clicks & is_new]] = True
+    led_to_old[starts[clicks & ~is_new]] = True
+    return led_to_new & ~led_to_old
+
+
+def ranks_as_new(
+    generator: GeneratorScorer,
+    requests: Requests,
+    candidates: CandidateSets,
+    lenders: np.ndarray,
+    nums_lenders: Sequence[int],
+) -> dict[int, np.ndarray]:
+    """Ranks of known targets if they were new: to choose the number of lenders with, without any new item.
+
+    Args:
+        generator: scores known items.
+        requests: for known items, such as `split.validation`.
+        candidates: of these requests.
+        lenders: `(num_items, k)` item indices, every item's nearest others, nearest first.
+        nums_lenders: numbers of lenders to try, at most k.
+
+    Returns:
+        number of lenders → `(num_requests,)` ranks of the targets.
+    """
+    num_candidates, columns = candidates.candidates.shape[1], candidates.target_columns
+    asked = np.concatenate([candidates.candidates, lenders[requests.target_items]], axis=1)
+    scores = np.array(generator.score(requests, asked))
+    ranks = {}
+    for num_lenders in nums_lenders:
+        among = scores[:, :num_candidates].copy()
+        lent = scores[:, num_candidates : num_candidates + num_lenders]
+        among[np.arange(len(requests)), columns] = mean_probability(lent)
+        ranks[num_lenders] = rank_of_target(among, columns)
+    return ranks
