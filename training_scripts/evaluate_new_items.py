@@ -48,7 +48,7 @@ DEFAULT_LENDERS = 10
 class NewItemsArguments:
     """How the added items are asked for."""
 
-    max_requests: int = field(default=3000, metadata={"help": "of either task; a seeded sample of more."})
+    max_requests: int = field(default=1000, metadata={"help": "of either task; a seeded sample of more."})
     max_beam_requests: int = field(default=300, metadata={"help": "of the search over the whole catalogue."})
     nums_lenders: list[int] = field(
         default_factory=lambda: [5, 10, 20, 40],

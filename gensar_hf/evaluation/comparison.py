@@ -259,6 +259,5 @@ def _draw(axes: Any, names: list[str], series: Mapping[str, tuple[list[float], l
     axes.set_yticks(np.arange(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel(label)
-    axes.set_xlim(left=0)
-    axes.margins(x=0.12)
-    axes.legend(fontsize=8)
+    axes.set_xlim(0, 1.15 * max(max(values) for values, _ in series.values()) or 1.0)  # room for the values
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), frameon=False)
