@@ -22,12 +22,13 @@ from stages import (
     load_data,
     run_stage,
 )
-from transformers import AutoTokenizer, Trainer, set_seed
+from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from gensar_hf.data import EventLog, Split, training_mask
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.initialization import generator_from_scratch, generator_from_t5
-from gensar_hf.generator.packing import ExampleCollator, ExampleRows
+from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
+from gensar_hf.generator.packing import ExampleCollator, ExampleRows, batches_per_step
 from gensar_hf.generator.prompts import Task
 from gensar_hf.generator.tasks import DEFAULT_TASK_WEIGHTS, ExampleSampler, TrainingLog
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
@@ -110,6 +111,17 @@ def make_sampler(arguments: ModelArguments, log: TrainingLog, seed: int) -> Exam
     return ExampleSampler(log, weights, arguments.max_history_events, max_target_tokens, arguments.recent_share, seed)
 
 
+def suit_processor(training: TrainingArguments, model: GenSARForConditionalGeneration, history_encoding: str) -> None:
+    """Same steps, computed the way that takes least time without a GPU."""
+    if training.device.type != "cpu":
+        return
+    # Attention with a bias that is learned has no fused kernel here, and what SDPA falls back to is slower than eager.
+    model.set_attn_implementation("eager")
+    num_batches = batches_per_step(training.train_batch_size, history_encoding)
+    training.per_device_train_batch_size //= num_batches
+    training.gradient_accumulation_steps *= num_batches
+
+
 def run(settings: Settings) -> StageReport:
     """Build the tokenizer, train the generator, save both."""
     run_dir, (arguments, training) = settings.run_dir, settings[MODEL]
@@ -135,7 +147,11 @@ def run(settings: Settings) -> StageReport:
             training.max_steps = max(300, round(num_targets / (targets_per_row * rows_per_step)))
         # Room for a whole history and its instruction, or for many small examples side by side.
         max_positions = 1 + arguments.max_history_events if is_packed else 0
-        rows = ExampleRows(sampler, training.max_steps * rows_per_step, max_positions)
+        suit_processor(training, model, arguments.history_encoding)
+        # Every process draws all rows of a step in order to sort them; one batch a step has no use for it.
+        is_sorted = training.gradient_accumulation_steps > 1 and training.train_sampling_strategy == "sequential"
+        num_sorted = rows_per_step if is_sorted else 1
+        rows = ExampleRows(sampler, training.max_steps * rows_per_step, max_positions, num_sorted)
         training.output_dir = str(checkpoints)
         trainer = Trainer(model=model, args=training, train_dataset=rows, data_collator=ExampleCollator(tokenizer))
         show_training_bar(trainer)

@@ -1,8 +1,12 @@
 """Examples → rows → batches.
 
 With `history_encoding="events"` a row packs what fits: a whole history with all its targets, or many small examples
-side by side, none of which sees another. Every row costs about the same, and nothing is spent on padding. With
-`"tokens"`, the paper's way, a row is one example with one target.
+side by side, none of which sees another. With `"tokens"`, the paper's way, a row is one example with one target.
+
+Rows differ in length all the same, and a batch is as long as its longest row. So an optimizer step is computed in
+several batches of like length (`ExampleRows.rows_per_step`, `batches_per_step`): its gradient is a sum over the step's
+rows, whatever their order and however they are grouped. Batches of like length from a larger window would save more,
+but a step would then hold one task or another, and not the mixture.
 """
 
 from collections.abc import Sequence
@@ -20,7 +24,7 @@ Row = list[Example]
 
 
 class ExampleRows(Dataset):
-    """Row `i` is a pure function of the sampler's seed and `i`.
+    """Row `i` is a pure function of the sampler's seed, `rows_per_step` and `i`.
 
     Args:
         sampler: draws the examples.
@@ -28,15 +32,35 @@ class ExampleRows(Dataset):
         max_positions: encoder positions of a row; the first example is taken whatever its length. 0: one example a
             row. The responses of a row are held to the sampler's `max_target_tokens` in the same way: without that
             limit a row of item texts is three times as long as one of identifiers, and all others are padded to it.
+        rows_per_step: rows of one optimizer step, over all its batches and processes. They come in the order of their
+            lengths; which rows make a step does not depend on it. 1: in the order drawn.
     """
 
-    def __init__(self, sampler: ExampleSampler, num_rows: int, max_positions: int = 0) -> None:
+    def __init__(self, sampler: ExampleSampler, num_rows: int, max_positions: int = 0, rows_per_step: int = 1) -> None:
         self.sampler, self.num_rows, self.max_positions = sampler, num_rows, max_positions
+        self.rows_per_step = rows_per_step
+        self._step, self._rows_of_step = -1, list[Row]()
 
     def __len__(self) -> int:
         return self.num_rows
 
     def __getitem__(self, index: int) -> Row:
+        step, place = divmod(index, self.rows_per_step)
+        if step != self._step:
+            # Rows are asked for one after another: a step is drawn once.
+            first = step * self.rows_per_step
+            rows = [self._draw(row) for row in range(first, min(first + self.rows_per_step, self.num_rows))]
+            self._step, self._rows_of_step = step, sorted(rows, key=self._length)
+        return self._rows_of_step[place]
+
+    def _length(self, row: Row) -> tuple[int, int]:
+        """What a batch is padded to, the costlier side first."""
+        num_target_tokens = sum(example.num_target_tokens for example in row)
+        if self.sampler.log.tokenizer.history_encoding == "events":
+            return num_target_tokens, sum(example.num_positions for example in row)
+        return sum(len(event) for example in row for event in example.events), num_target_tokens
+
+    def _draw(self, index: int) -> Row:
         rng = np.random.default_rng((self.sampler.seed, index))
         task = self.sampler.draw_task(rng)
         row = [self.sampler.draw(task, rng)]
@@ -50,6 +74,23 @@ class ExampleRows(Dataset):
                 break
             row.append(example)
         return row
+
+
+def batches_per_step(num_rows: int, history_encoding: str, min_rows: int = 4) -> int:
+    """In how many batches of like length a processor computes a step's rows best.
+
+    More of them are padded less, but each one costs some time of its own (`tests/benchmarks/training_throughput.py`).
+
+    Args:
+        num_rows: rows of the step, in one process.
+        history_encoding: rows of events are filled, and differ less in length than rows of tokens.
+        min_rows: of a batch.
+
+    Returns:
+        A divisor of `num_rows`.
+    """
+    most = min(2 if history_encoding == "events" else 4, max(1, num_rows // min_rows))
+    return max(number for number in range(1, most + 1) if num_rows % number == 0)
 
 
 @dataclass
@@ -69,7 +110,7 @@ class ExampleCollator:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _single(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        inputs, responses = [], []
+        inputs, responses, start = [], [], self.tokenizer.pad_token_id
         for (example,) in rows:
             (target,) = example.targets
             inputs.append(self.tokenizer.assemble(example.events[0], example.events[1 : target.end]))
@@ -77,7 +118,7 @@ class ExampleCollator:
         encoding = self.tokenizer.pad_rows([tokens for tokens, _ in inputs], [ids for _, ids in inputs])
         return {
             **encoding,
-            "decoder_input_ids": pad_right([self._decoder_input(r) for r in responses], self.tokenizer.pad_token_id),
+            "decoder_input_ids": pad_right([np.append(start, r[:-1]) for r in responses], start),
             "labels": pad_right(responses, IGNORED_LABEL),
         }
 
@@ -105,17 +146,17 @@ class ExampleCollator:
             for start, example in zip(starts, row, strict=True)
             for target in example.targets
         ]
-        lengths = [len(response) for _, _, response in targets]
+        lengths = np.array([len(response) for _, _, response in targets])
+        labels = np.concatenate([response for _, _, response in targets])
+        decoder_inputs = np.roll(labels, 1)
+        decoder_inputs[np.cumsum(lengths) - lengths] = self.tokenizer.pad_token_id
         return {
             "input_ids": np.concatenate(events),
             "event_ids": np.repeat(np.arange(len(events)), [len(event) for event in events]),
             "encoder_starts": np.repeat(starts, num_positions),
-            "decoder_input_ids": np.concatenate([self._decoder_input(response) for _, _, response in targets]),
+            "decoder_input_ids": decoder_inputs,
             "decoder_target_ids": np.repeat(np.arange(len(targets)), lengths),
             "decoder_starts": np.repeat([start for start, _, _ in targets], lengths),
             "decoder_ends": np.repeat([end for _, end, _ in targets], lengths),
-            "labels": np.concatenate([response for _, _, response in targets]),
+            "labels": labels,
         }
-
-    def _decoder_input(self, response: np.ndarray) -> np.ndarray:
-        return np.concatenate([[self.tokenizer.pad_token_id], response[:-1]])

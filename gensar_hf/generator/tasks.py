@@ -80,17 +80,22 @@ class TrainingLog:
     searched: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
+        # Looked up once: the tokenizer takes longer to find a special token's id than `response` for all the rest.
+        self._query_token = self.tokenizer.behavior_ids[Behavior.SEARCH_QUERY]
+        self._end_token = self.tokenizer.eos_token_id
         events = self.events
         is_train = np.arange(events.num_events) < self.train_ends[events.event_users()]
         self.is_target = is_train & ~_is_twin(events)
         used = np.unique(events.queries[is_train & (events.queries >= 0)])
-        asks = self.tokenizer.behavior_ids[Behavior.SEARCH_QUERY]
-        self.query_tokens = {int(q): np.insert(self.tokenizer.text_ids(events.query_texts[q]), 0, asks) for q in used}
+        self.query_tokens = {
+            int(query): np.insert(self.tokenizer.text_ids(events.query_texts[query]), 0, self._query_token)
+            for query in used
+        }
         self.item_text_tokens = [self.tokenizer.text_ids(text) for text in self.item_texts]
         self.described = np.flatnonzero([len(tokens) > 0 for tokens in self.item_text_tokens])
         self.searched = np.flatnonzero(is_train & (events.behaviors == Behavior.SEARCHED_ITEM))
 
-    def event_tokens(self, window: np.ndarray) -> list[np.ndarray]:
+    def event_tokens(self, window: np.ndarray | slice) -> list[np.ndarray]:
         """Ids of some events of the log, each `(num_tokens,)`, the behavior token first."""
         events, items = self.events, self.tokenizer.item_token_ids
         # Plain integers: this runs for every event of every example, and array scalars are slow.
@@ -102,9 +107,7 @@ class TrainingLog:
 
     def response(self, tokens: np.ndarray) -> np.ndarray:
         """What the model should answer when an event is the next one: its tokens, and an end token after words."""
-        if tokens[0] == self.tokenizer.behavior_ids[Behavior.SEARCH_QUERY]:
-            return np.append(tokens, self.tokenizer.eos_token_id)
-        return tokens
+        return np.append(tokens, self._end_token) if tokens[0] == self._query_token else tokens
 
 
 class ExampleSampler:
@@ -138,6 +141,7 @@ class ExampleSampler:
         self._instructions: dict[tuple[Task, int, str], np.ndarray] = {}
         weights = {task: weight for task, weight in (task_weights or DEFAULT_TASK_WEIGHTS).items() if weight > 0}
         self.users = {task: self._users_of(task) for task in weights if task in _BEHAVIOR_OF_TASK}
+        self._wanted = {task: np.flatnonzero(self._is_wanted(task)) for task in self.users}
         possible = {
             task: weight
             for task, weight in weights.items()
@@ -150,10 +154,15 @@ class ExampleSampler:
             )
         self.tasks = list(possible)
         self.probabilities = np.array(list(possible.values())) / sum(possible.values())
+        self._cumulative = np.cumsum(self.probabilities) / self.probabilities.sum()
+
+    def _is_wanted(self, task: Task) -> np.ndarray:
+        """`(num_events,)` bool: training events that the task can ask for."""
+        return self.log.is_target & (self.log.events.behaviors == _BEHAVIOR_OF_TASK[task])
 
     def _users_of(self, task: Task) -> np.ndarray:
         """Users with a training event that the task can ask for."""
-        wanted = self.log.is_target & (self.log.events.behaviors == _BEHAVIOR_OF_TASK[task])
+        wanted = self._is_wanted(task)
         counts = np.add.reduceat(np.append(wanted, False).astype(np.int64), self.log.events.offsets[:-1])
         counts[np.diff(self.log.events.offsets) == 0] = 0
         return np.flatnonzero(counts > 0)
@@ -163,7 +172,8 @@ class ExampleSampler:
 
     def draw_task(self, rng: np.random.Generator) -> Task:
         """A task, by the weights."""
-        return self.tasks[rng.choice(len(self.tasks), p=self.probabilities)]
+        # What `rng.choice(…, p=…)` does, without its checks, which take longer than the draw.
+        return self.tasks[self._cumulative.searchsorted(rng.random(), side="right")]
 
     def draw(self, task: Task, rng: np.random.Generator) -> Example:
         """An example of a task."""
@@ -176,23 +186,21 @@ class ExampleSampler:
 
     def _history_example(self, task: Task, template: int, rng: np.random.Generator) -> Example:
         """A window of one user's training events; those with the task's behavior are targets."""
-        log, behavior = self.log, _BEHAVIOR_OF_TASK[task]
-        user = rng.choice(self.users[task])
+        log, users = self.log, self.users[task]
+        user = users[rng.integers(len(users))]
         first, end = log.events.offsets[user], log.train_ends[user]
-        wanted = log.is_target[first:end] & (log.events.behaviors[first:end] == behavior)
+        candidates = self._wanted[task]
+        candidates = candidates[slice(*candidates.searchsorted((first, end)))]
         # The window ends at or behind a target, so that no draw is empty; one that is asked alone ends it, or else the
         # last targets of the histories would be asked nearly always.
-        candidates = np.flatnonzero(wanted)
-        last = candidates[-1] if rng.random() < self.recent_share else rng.choice(candidates)
+        is_recent = rng.random() < self.recent_share
+        last = candidates[-1 if is_recent else rng.integers(len(candidates))]
         num_behind = 0 if self.max_target_tokens == 0 else rng.integers(max(1, self.window // 2))
-        stop = min(end - first, last + 1 + num_behind)
-        start = max(0, stop - self.window)
-        window, is_target = first + np.arange(start, stop), wanted[start:stop]
-        positions = np.flatnonzero(is_target)
-        if self.max_target_tokens == 0:
-            positions = positions[-1:]
-        tokens = log.event_tokens(window)
-        targets = [Target(position + 1, log.response(tokens[position])) for position in positions.tolist()]
+        stop = int(min(end, last + 1 + num_behind))
+        start = int(max(first, stop - self.window))
+        asked = [last] if self.max_target_tokens == 0 else candidates[slice(*candidates.searchsorted((start, stop)))]
+        tokens = log.event_tokens(slice(start, stop))
+        targets = [Target(event - start + 1, log.response(tokens[event - start])) for event in map(int, asked)]
         targets = self._within_budget(targets, rng)
         return Example(task, [self._instruction(task, template), *tokens[: targets[-1].end - 1]], targets)
 
@@ -207,7 +215,7 @@ class ExampleSampler:
 
     def _ad_hoc_example(self, template: int, rng: np.random.Generator) -> Example:
         """A training query alone, and an item clicked for it."""
-        click = rng.choice(self.log.searched)
+        click = self.log.searched[rng.integers(len(self.log.searched))]
         query = self.log.query_tokens[int(self.log.events.queries[click])]
         (answer,) = self.log.event_tokens(np.array([click]))
         events = [self._instruction(Task.AD_HOC_SEARCH, template), query]
@@ -215,7 +223,7 @@ class ExampleSampler:
 
     def _description_example(self, task: Task, template: int, rng: np.random.Generator) -> Example:
         """An item's text and one of its identifiers, either way round."""
-        item = int(rng.choice(self.log.described))
+        item = int(self.log.described[rng.integers(len(self.log.described))])
         kind, behavior = (
             ("semantic", Behavior.SEARCHED_ITEM) if rng.random() < 0.5 else ("collaborative", Behavior.RECOMMENDED_ITEM)
         )

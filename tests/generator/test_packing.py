@@ -5,10 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gensar_hf.data import EventLog, Split
 from gensar_hf.generator.modeling_gensar import IGNORED_LABEL, GenSARForConditionalGeneration
-from gensar_hf.generator.packing import ExampleCollator, ExampleRows, Row
+from gensar_hf.generator.packing import ExampleCollator, ExampleRows, Row, batches_per_step
 from gensar_hf.generator.prompts import Task
 from gensar_hf.generator.tasks import Example, ExampleSampler, Target, TrainingLog
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
@@ -210,6 +212,107 @@ def test_a_row_depends_on_the_seed_and_its_index_alone(sampler: ExampleSampler) 
     )
     again = [collate([reseeded[index]]) for index in range(30)]
     assert any(not torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(forwards, again, strict=True))
+
+
+# ---- batches of like length
+
+
+@pytest.fixture(scope="module")
+def samplers(
+    tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, tiny_events: EventLog, tiny_split: Split
+) -> dict[str, ExampleSampler]:
+    """One sampler for each history encoding."""
+    return {
+        encoding: ExampleSampler(
+            TrainingLog(tokenizers[encoding], tiny_events, tiny_split.train_ends, identifiers.texts),
+            window=6, max_target_tokens=25 if encoding == "events" else 0, seed=7,
+        )
+        for encoding in tokenizers
+    }  # fmt: skip
+
+
+def as_lists(row: Row) -> list:
+    return [
+        (one.task, [event.tolist() for event in one.events], [(t.end, t.response.tolist()) for t in one.targets])
+        for one in row
+    ]
+
+
+def padded_length(row: Row, encoding: str) -> int:
+    """What a batch of such rows is as long as: target tokens of the row, or tokens of its input."""
+    if encoding == "events":
+        return sum(len(target.response) for one in row for target in one.targets)
+    return sum(len(event) for one in row for event in one.events)
+
+
+def test_a_step_holds_the_same_rows_in_the_order_of_their_lengths(
+    samplers: dict[str, ExampleSampler], encoding: str
+) -> None:
+    max_positions = 12 if encoding == "events" else 0
+    drawn = ExampleRows(samplers[encoding], num_rows=22, max_positions=max_positions)
+    by_length = ExampleRows(samplers[encoding], num_rows=22, max_positions=max_positions, rows_per_step=8)
+    for step in (range(8), range(8, 16), range(16, 22)):  # the last one is cut off by the end of the data
+        rows = [by_length[index] for index in step]
+        lengths = [padded_length(row, encoding) for row in rows]
+        assert lengths == sorted(lengths)
+        assert len(set(lengths)) > 1
+        assert sorted(map(as_lists, rows)) == sorted(as_lists(drawn[index]) for index in step)
+    with pytest.raises(IndexError):
+        by_length[22]
+
+
+def test_a_resumed_run_sees_the_rows_of_an_uninterrupted_one(samplers: dict[str, ExampleSampler]) -> None:
+    """It begins at any row; several processes each ask for a part of the rows."""
+    rows = ExampleRows(samplers["events"], num_rows=32, max_positions=12, rows_per_step=8)
+    uninterrupted = [as_lists(rows[index]) for index in range(32)]
+    for order in (range(13, 32), range(2, 32, 3), reversed(range(32))):
+        resumed = ExampleRows(samplers["events"], num_rows=32, max_positions=12, rows_per_step=8)
+        for index in order:
+            assert as_lists(resumed[index]) == uninterrupted[index]
+
+
+def test_batches_of_like_length_sum_to_the_gradient_of_the_step(
+    samplers: dict[str, ExampleSampler], make_generator: Callable, encoding: str
+) -> None:
+    collate = ExampleCollator(samplers[encoding].log.tokenizer)
+    max_positions = 12 if encoding == "events" else 0
+    gradients, num_positions = [], []
+    for rows_per_step, rows_per_batch in ((1, 8), (8, 4), (8, 2)):
+        rows = ExampleRows(samplers[encoding], num_rows=8, max_positions=max_positions, rows_per_step=rows_per_step)
+        batches = [
+            collate([rows[index] for index in range(first, first + rows_per_batch)])
+            for first in range(0, 8, rows_per_batch)
+        ]
+        num_labels = sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in batches)
+        model = make_generator(samplers[encoding].log.tokenizer).double()
+        for batch in batches:
+            model(**batch, num_items_in_batch=num_labels).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        num_positions.append(sum(batch["labels"].numel() + batch["input_ids"].numel() for batch in batches))
+    assert num_positions[0] > num_positions[1] > num_positions[2]
+    for other in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "encoding", "expected"),
+    [
+        (16, "events", 2), (8, "events", 2), (7, "events", 1), (2, "events", 1), (9, "events", 1),
+        (128, "tokens", 4), (16, "tokens", 4), (12, "tokens", 3), (10, "tokens", 2), (13, "tokens", 1),
+        (1, "tokens", 1),
+    ],
+)  # fmt: skip
+def test_batches_of_a_step_by_hand(num_rows: int, encoding: str, expected: int) -> None:
+    assert batches_per_step(num_rows, encoding) == expected
+
+
+@settings(deadline=None)
+@given(num_rows=st.integers(1, 500), encoding=st.sampled_from(["events", "tokens"]), min_rows=st.integers(1, 9))
+def test_batches_of_a_step_are_equal_and_not_too_small(num_rows: int, encoding: str, min_rows: int) -> None:
+    number = batches_per_step(num_rows, encoding, min_rows)
+    assert num_rows % number == 0
+    assert number == 1 or num_rows // number >= min_rows
 
 
 def test_a_real_batch_trains(sampler: ExampleSampler, generators: dict[str, GenSARForConditionalGeneration]) -> None:

@@ -177,6 +177,16 @@ def test_the_weights_are_the_shares_of_the_draws(make_log: Callable) -> None:
     assert tasks.count(Task.AD_HOC_SEARCH) / 2000 == pytest.approx(1 / 4, abs=0.03)
 
 
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 2**40))
+def test_a_task_is_what_numpy_would_choose(shared_sampler: ExampleSampler, seed: int) -> None:
+    """And the generator is left where numpy would leave it."""
+    ours, numpys = np.random.default_rng(seed), np.random.default_rng(seed)
+    chosen = numpys.choice(len(shared_sampler.tasks), p=shared_sampler.probabilities)
+    assert shared_sampler.draw_task(ours) == shared_sampler.tasks[chosen]
+    assert ours.random() == numpys.random()
+
+
 @pytest.mark.parametrize("task", Task)
 def test_a_weight_of_zero_switches_a_task_off(task: Task, make_log: Callable) -> None:
     log = make_log(ONE_USER, TRAIN_LENGTH)

@@ -7,8 +7,17 @@ import time
 import pytest
 
 CASES = {
-    # Dropout, so that torch's random state matters; SASRec's epochs have 5 steps, so that it stops inside of one.
-    "train_generator.py": ("model", ["--model.max_steps=60", "--model.save_steps=7", "--model.dropout_rate=0.1"]),
+    # Dropout, so that torch's random state matters; a step of two batches; SASRec's epochs have 5 steps, so that it
+    # stops inside of one.
+    "train_generator.py": (
+        "model",
+        [
+            "--model.max_steps=60",
+            "--model.save_steps=7",
+            "--model.dropout_rate=0.1",
+            "--model.per_device_train_batch_size=8",
+        ],
+    ),
     "train_sasrec.py": ("collaborative", ["--collaborative.max_steps=400", "--collaborative.save_steps=7"]),
 }
 
