@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # torch and transformers are not needed to read a table
     from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
 _KINDS = ("semantic", "collaborative")
-NUM_LENDERS = 10
+NUM_LENDERS = 5
 
 
 @dataclass

@@ -7,6 +7,7 @@ The obvious loop is what published code does: a DataLoader that hands over item 
 random start, codebooks from k-means (scikit-learn, on the CPU) over the first batch, level by level, codes turned into
 NumPy arrays in every step. It trains for `--epochs`; what it reaches, the sum of both reconstruction errors and the
 larger of both collision rates, is the goal of the package's training, which stops at the first epoch that has both.
+The package's options are those of `amazon-beauty.yaml`, the sizes are the same for both.
 The two take turns, `--repetitions` times. Clocks stand still while either is evaluated.
 """
 
@@ -229,7 +230,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict]:
     tables = read_run(arguments.run_dir) if arguments.run_dir else synthetic_embeddings(arguments.items, seed=0)
     config = JointRQVAEConfig(
         semantic_dim=tables[0].shape[1], collaborative_dim=tables[1].shape[1], latent_dim=arguments.latent_dim,
-        codebook_size=arguments.codebook_size, sinkhorn_epsilon=0.0,
+        codebook_size=arguments.codebook_size, sinkhorn_epsilon=0.0, ema_decay=0.99, collaborative_scale=0.8,
+        commitment_weight=0.1,
     )  # fmt: skip
     for seed in range(arguments.repetitions):
         seconds, goal = train_obvious(*tables, arguments.latent_dim, arguments.codebook_size, arguments.epochs, seed)
