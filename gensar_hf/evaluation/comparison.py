@@ -28,7 +28,7 @@ def compare(outcomes: Sequence[Outcome], failures: Mapping[str, str], results_di
         results_dir: of a run's folder, where `ranks.parquet` is.
 
     Returns:
-        plain values: `variants` (name → `seeds`, `seconds`, `parameters`, `identifiers`, and per task each metric's
+        plain values: `order` (of the variants), `variants` (name → `seeds`, `seconds`, `parameters`, `identifiers`, and per task each metric's
         `mean`, `sd` and `values` over the seeds, with the `difference` from the first variant: `mean`, and `low` and
         `high` of the 95 % bootstrap interval over users), `tasks` (protocol and counts) and `failures`.
     """
@@ -41,6 +41,7 @@ def compare(outcomes: Sequence[Outcome], failures: Mapping[str, str], results_di
     return {
         "format_version": 1,
         "reference": reference,
+        "order": list(by_variant),  # a JSON file sorts its keys
         "tasks": {
             task: {name: figures[name] for name in ("protocol", "num_requests", "num_users", "num_candidates")}
             for task, figures in tasks.items()
@@ -128,6 +129,11 @@ def _mean(runs: Sequence[Outcome], part: str, name: str) -> float:
     return float(np.mean([run[part][name] for run in runs]))
 
 
+def _in_order(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """The variants as they were given."""
+    return {name: comparison["variants"][name] for name in comparison["order"]}
+
+
 def comparison_tables(comparison: Mapping[str, Any]) -> str:
     """The comparison as Markdown: the identifiers, then a table a task; figures of both kinds stand as `s / c`."""
     blocks = [_identifier_table(comparison)]
@@ -150,7 +156,7 @@ def _identifier_table(comparison: Mapping[str, Any]) -> str:
         "added distortion", "codes used", "perplexity / K", "seconds",
     ]  # fmt: skip
     rows = []
-    for name, variant in comparison["variants"].items():
+    for name, variant in _in_order(comparison).items():
         figures = variant["identifiers"]
         semantic, collaborative = (figures[kind] for kind in KINDS)
 
@@ -176,7 +182,7 @@ def _identifier_table(comparison: Mapping[str, Any]) -> str:
 
 def _task_table(comparison: Mapping[str, Any], task: str) -> str:
     rows = []
-    for name, variant in comparison["variants"].items():
+    for name, variant in _in_order(comparison).items():
         figures = variant["tasks"].get(task)
         if figures is not None:
             cells = [_with_sd(figures[metric]) for metric in METRICS]
@@ -209,7 +215,7 @@ def save_figures(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = list(comparison["variants"])
+    names = comparison["order"]
     panels = {
         "collisions.png": ("raw collision rate, %", _collision_bars(comparison)),
         "ndcg.png": ("NDCG@10, whiskers: one standard deviation over the seeds", _ndcg_bars(comparison)),
@@ -226,7 +232,7 @@ def save_figures(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _collision_bars(comparison: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
-    variants = comparison["variants"].values()
+    variants = _in_order(comparison).values()
     return {
         kind: (
             [100 * variant["identifiers"][kind]["collision_rate_before"] for variant in variants],
@@ -238,7 +244,7 @@ def _collision_bars(comparison: Mapping[str, Any]) -> dict[str, tuple[list[float
 
 def _ndcg_bars(comparison: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
     figures = {
-        task: [variant["tasks"][task]["NDCG@10"] for variant in comparison["variants"].values()]
+        task: [variant["tasks"][task]["NDCG@10"] for variant in _in_order(comparison).values()]
         for task in comparison["tasks"]
     }
     return {

@@ -3,6 +3,7 @@ import copy
 import pandas as pd
 import pytest
 
+from gensar_hf.artifacts import read_json, write_json
 from gensar_hf.evaluation.comparison import compare, comparison_tables, save_figures
 
 KIND = {
@@ -61,6 +62,15 @@ def test_means_deviations_and_differences_by_hand(outcome):
     assert first["identifiers"]["semantic"]["codebook_use"] == 0.75
     assert first["identifiers"]["semantic"]["perplexity_share"] == 0.5
     assert first["identifiers"]["distortion_added"] == 0.25
+
+
+def test_variants_keep_their_order_through_a_file(outcome, tmp_path):
+    runs = [outcome(name, 0, [1, 2, 3, 4], 0.5) for name in ("zebra", "ape")]
+    comparison = compare(runs, {})
+    write_json(tmp_path / "comparison.json", comparison)
+    tables = comparison_tables(read_json(tmp_path / "comparison.json"))
+    assert tables == comparison_tables(comparison)
+    assert tables.index("| zebra |") < tables.index("| ape |")
 
 
 def test_requests_are_matched_by_user_and_target_and_not_by_their_order(outcome):
