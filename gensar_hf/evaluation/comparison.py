@@ -28,9 +28,10 @@ def compare(outcomes: Sequence[Outcome], failures: Mapping[str, str], results_di
         results_dir: of a run's folder, where `ranks.parquet` is.
 
     Returns:
-        plain values: `order` (of the variants), `variants` (name → `seeds`, `seconds`, `parameters`, `identifiers`, and per task each metric's
-        `mean`, `sd` and `values` over the seeds, with the `difference` from the first variant: `mean`, and `low` and
-        `high` of the 95 % bootstrap interval over users), `tasks` (protocol and counts) and `failures`.
+        plain values: `order` (of the variants), `variants` (name → `seeds`, `seconds`, `parameters`, `identifiers`, and
+        per task each metric's `mean`, `sd` and `values` over the seeds, with the `difference` from the first variant:
+        `mean`, and `low` and `high` of the 95 % bootstrap interval over users), `tasks` (protocol and counts) and
+        `failures`.
     """
     by_variant: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
