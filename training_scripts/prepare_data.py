@@ -1,16 +1,17 @@
 """Stage 1: raw tables → a validated, chronological log and its split.
 
 python training_scripts/prepare_data.py --items items.parquet --interactions interactions.csv --output_dir runs/mine
+python training_scripts/prepare_data.py training_scripts/configs/amazon-electronics.yaml
 """
 
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from console import main
-from sections import Section
+from sections import Section, dataclass_values
 from settings import RunArguments, Settings
 from stages import DATA, StageReport, run_stage
 
@@ -22,9 +23,11 @@ from gensar_hf.data import (
     events_from_log,
     k_core,
     leave_one_out,
+    load_amazon,
     load_log,
     load_movielens_100k,
 )
+from gensar_hf.data.amazon_files import QRELS, QUERY_TEXTS
 
 logger = logging.getLogger("gensar_hf.training_scripts")
 
@@ -33,10 +36,26 @@ logger = logging.getLogger("gensar_hf.training_scripts")
 class DataArguments:
     """Where the log comes from and how it is cut."""
 
-    dataset: Literal["ml-100k", "none"] = field(
+    dataset: Literal["ml-100k", "amazon", "none"] = field(
         default="none", metadata={"help": "ready-made, instead of --items and --interactions."}
     )
     dataset_dir: str | None = field(default=None, metadata={"help": "folder with the data set's own files."})
+    reviews: str | None = field(
+        default=None, metadata={"help": "amazon: 5-core reviews of 2014, such as reviews_Electronics_5.json.gz."}
+    )
+    metadata: str | None = field(default=None, metadata={"help": "amazon: such as meta_Electronics.json.gz."})
+    query_dir: str | None = field(
+        default=None,
+        metadata={"help": "amazon: folder of the published queries; without it they come from the categories."},
+    )
+    reviews_are: Literal["split", "both"] = field(
+        default="split",
+        metadata={"help": "amazon: clicks or, as in the paper's data, recommendations and searches at once."},
+    )
+    repository: str | None = field(
+        default=None, metadata={"help": "amazon: data set on the Hub that holds these files."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "amazon: branch, tag or commit of the repository."})
     text_columns: list[str] | None = field(
         default=None, metadata={"help": "columns that make an item's text; those with usual names."}
     )
@@ -62,8 +81,25 @@ class DataArguments:
             raise ValueError(f"`search_fraction` must lie between 0 and 1; got {self.search_fraction}.")
         if not 0 <= self.held_out_items < 1:
             raise ValueError(f"`held_out_items` is a share, at least 0 and below 1; got {self.held_out_items}.")
+        self._check_amazon()
+
+    def _check_amazon(self) -> None:
+        if self.dataset != "amazon":
+            given = [name for name in AMAZON_SETTINGS if getattr(self, name) not in (None, "split")]
+            if given:
+                raise ValueError(
+                    f"`{given[0]}` is a setting of `dataset: amazon`; name that data set, or leave it out."
+                )
+        elif self.reviews is None or self.metadata is None:
+            raise ValueError("`dataset: amazon` needs the files `reviews` and `metadata`; name both.")
+        elif self.query_dir is not None and self.reviews_are == "split" and not self.search_fraction:
+            raise ValueError(
+                "`query_dir` names queries, but no review becomes a search; set `search_fraction` above 0, or "
+                "`reviews_are` to both."
+            )
 
 
+AMAZON_SETTINGS = ("reviews", "metadata", "query_dir", "reviews_are", "repository", "revision")
 SECTION = Section(DATA, DataArguments)
 HELD_OUT_ITEMS, HELD_OUT_INTERACTIONS = "held_out_items.parquet", "held_out_interactions.parquet"
 SPLITTERS = {"leave_one_out": leave_one_out, "chronological": chronological_cut}
@@ -74,6 +110,18 @@ def read_log(arguments: DataArguments, tables: RunArguments) -> InteractionLog:
     if arguments.dataset == "ml-100k":
         return load_movielens_100k(
             arguments.dataset_dir, search_fraction=arguments.search_fraction, seed=arguments.seed
+        )
+    if arguments.dataset == "amazon":
+        return load_amazon(
+            arguments.reviews,
+            arguments.metadata,
+            arguments.query_dir,
+            repo_id=arguments.repository,
+            revision=arguments.revision,
+            reviews_are=arguments.reviews_are,
+            search_fraction=arguments.search_fraction,
+            seed=arguments.seed,
+            text_columns=arguments.text_columns,
         )
     if tables.items is None or tables.interactions is None:
         raise DataError("Name the two tables with --items and --interactions, or a ready-made set with --data.dataset.")
@@ -137,9 +185,19 @@ def run(settings: Settings) -> StageReport:
             "test requests": {task: len(requests) for task, requests in split.test.items()},
         }
 
-    files = (settings.run.items, settings.run.interactions, arguments.dataset_dir)
-    inputs = [arguments, *(Path(path) for path in files if path)]
-    return run_stage(settings.run_dir, DATA, inputs, work)
+    return run_stage(settings.run_dir, DATA, stage_inputs(arguments, settings.run), work)
+
+
+def stage_inputs(arguments: DataArguments, tables: RunArguments) -> list[Any]:
+    """What the stage's result depends on: the settings that are in force, and the files on this machine."""
+    values, files = dataclass_values(arguments), [tables.items, tables.interactions, arguments.dataset_dir]
+    if arguments.dataset != "amazon":
+        values = {name: value for name, value in values.items() if name not in AMAZON_SETTINGS}
+    elif arguments.repository is None:
+        files += [arguments.reviews, arguments.metadata]
+        if arguments.query_dir is not None:
+            files += [str(Path(arguments.query_dir) / name) for name in (QUERY_TEXTS, *QRELS)]
+    return [values, *(Path(path) for path in files if path)]
 
 
 if __name__ == "__main__":

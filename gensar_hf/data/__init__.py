@@ -1,5 +1,6 @@
 """Raw logs → one validated, chronological log, its events, and what of them may be trained on."""
 
+from gensar_hf.data.amazon import load_amazon
 from gensar_hf.data.events import Behavior, EventLog, events_from_log
 from gensar_hf.data.interactions import InteractionLog, k_core, load_log
 from gensar_hf.data.movielens import load_movielens_100k
@@ -11,6 +12,7 @@ from gensar_hf.data.splits import (
     Split,
     chronological_cut,
     leave_one_out,
+    training_events,
     training_mask,
 )
 
@@ -27,8 +29,10 @@ __all__ = [
     "events_from_log",
     "k_core",
     "leave_one_out",
+    "load_amazon",
     "load_log",
     "load_movielens_100k",
     "query_from_categories",
+    "training_events",
     "training_mask",
 ]

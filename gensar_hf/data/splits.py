@@ -271,3 +271,26 @@ def training_mask(split: Split) -> np.ndarray:
     """Which events training may read, `(num_events,)` bool."""
     users = split.events.event_users()
     return np.arange(split.events.num_events) < split.train_ends[users]
+
+
+def training_events(split: Split) -> EventLog:
+    """A log that holds what training may read and nothing else.
+
+    Users, items and queries keep their places; what a held-out event holds, its query's text included, is gone.
+
+    Returns:
+        the same users (some, perhaps, without events) and items; the text of a query that no training event has is "".
+    """
+    events, mask = split.events, training_mask(split)
+    queries = events.queries[mask]
+    used = set(queries.tolist())
+    return EventLog(
+        user_ids=events.user_ids,
+        item_ids=events.item_ids,
+        query_texts=[text if query in used else "" for query, text in enumerate(events.query_texts)],
+        offsets=np.concatenate([[0], np.cumsum(split.train_ends - events.offsets[:-1])]).astype(np.int64),
+        behaviors=events.behaviors[mask],
+        items=events.items[mask],
+        queries=queries,
+        timestamps=events.timestamps[mask],
+    )
