@@ -246,6 +246,28 @@ def _package_version() -> str:
         return "not installed"
 
 
+def last_checkpoint(checkpoints: Path) -> str | None:
+    """The newest complete checkpoint of a `Trainer`; it writes `trainer_state.json` last, a killed write leaves none.
+
+    Args:
+        checkpoints: the `output_dir` of its `TrainingArguments`.
+    """
+    complete = [path for path in checkpoints.glob("checkpoint-*") if _is_json(path / "trainer_state.json")]
+    if not complete:
+        return None
+    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]))
+    logger.info("Going on from %s.", newest)
+    return str(newest)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 

@@ -14,6 +14,7 @@ from gensar_hf.artifacts import (
     fingerprint,
     finish_stage,
     is_finished,
+    last_checkpoint,
     load_array_metadata,
     load_arrays,
     read_json,
@@ -221,3 +222,12 @@ def test_a_truncated_array_file_is_named(tmp_path, kept):
 def test_a_missing_array_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"a\.safetensors does not exist"):
         load_arrays(tmp_path / "a.safetensors")
+
+
+def test_the_newest_complete_checkpoint_counts(tmp_path):
+    assert last_checkpoint(tmp_path / "none") is None
+    for step, state in ((5, "{}"), (10, "{}"), (15, '{"glob'), (20, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")

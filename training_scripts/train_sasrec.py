@@ -11,9 +11,10 @@ from console import main, metrics_unprinted
 from encode_items import EMBEDDINGS_FILE
 from sections import Section, dataclass_values
 from settings import Settings
-from stages import COLLABORATIVE, DATA, StageReport, last_checkpoint, load_data, run_stage
+from stages import COLLABORATIVE, DATA, StageReport, load_data, run_stage
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from gensar_hf.artifacts import last_checkpoint
 from gensar_hf.data import EventLog, Split
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.item_embeddings import save_item_embeddings

@@ -94,17 +94,6 @@ def test_how_a_stage_is_watched_saved_and_spread_is_no_input(tmp_path, work, mon
         assert not run(**change).skipped, change
 
 
-def test_the_newest_complete_checkpoint_counts(tmp_path):
-    from stages import last_checkpoint
-
-    assert last_checkpoint(tmp_path / "none") is None
-    for step, state in ((5, "{}"), (10, "{}"), (15, '{"glob'), (20, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-
-
 def test_checkpoints_are_those_of_the_same_settings_and_number_of_processes(tmp_path, monkeypatch):
     from stages import run_stage
 
