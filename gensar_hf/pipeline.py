@@ -244,7 +244,7 @@ class GenSARPipeline:
                 scores = beam_scores(self.model, encoded, chunk_rows, catalogue, self.num_beams)
             for own_rows, own_scores in zip(chunk_rows, scores, strict=True):
                 order = np.argsort(-own_scores[: len(own_rows)], kind="stable")
-                answers.append(_answers(own_rows[order], own_scores[order], catalogue))
+                answers.append(as_answers(own_rows[order], own_scores[order], catalogue))
         return _unbatch(answers, is_batch)
 
     def score_items(
@@ -253,6 +253,7 @@ class GenSARPipeline:
         candidates: np.ndarray | Sequence[np.ndarray],
         queries: Sequence[str] | None = None,
         on_unknown: str = "raise",
+        catalogue: Catalogue | None = None,
     ) -> np.ndarray:
         """Exact scores of given items, without a search: for ranking and for evaluation.
 
@@ -261,12 +262,13 @@ class GenSARPipeline:
             candidates: `(num_requests, num_candidates)` rows of the identifier table, or one array a request.
             queries: one a request: the items are scored as search results; None: as recommendations.
             on_unknown: as for `recommend`.
+            catalogue: whose rows they are; default: the one in use.
 
         Returns:
             `(num_requests, num_candidates)` natural logarithms of the identifiers' probabilities; -inf behind the
             candidates of a request that has fewer than another.
         """
-        catalogue = self.tokenizer.catalogue
+        catalogue = catalogue or self.tokenizer.catalogue
         longest = candidates.shape[1] if isinstance(candidates, np.ndarray) else max(map(len, candidates), default=0)
         scores = np.full((len(histories), longest), -np.inf, dtype=np.float32)
         for chunk in _chunks(range(len(histories)), self.batch_size):
@@ -290,7 +292,7 @@ class GenSARPipeline:
         Raises:
             DataError: the vocabulary lacks one of the table's tokens.
         """
-        catalogue = Catalogue.of_table(identifiers, self.tokenizer.get_vocab())
+        catalogue = self.tokenizer.catalogue_of(identifiers)
         catalogue.trie  # noqa: B018 - built here, not by the first request
         self.tokenizer.catalogue = catalogue
 
@@ -319,7 +321,7 @@ class GenSARPipeline:
             for place, (values, scores) in enumerate(found):
                 seen = excluded[place] if excluded is not None else ()
                 items, item_scores = with_added_items(values[values >= 0], scores[values >= 0], catalogue, seen)
-                answers.append(_answers(items[:top_k], item_scores[:top_k], catalogue))
+                answers.append(as_answers(items[:top_k], item_scores[:top_k], catalogue))
         return answers
 
     @torch.inference_mode()
@@ -355,7 +357,8 @@ class GenSARPipeline:
         return {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
 
 
-def _answers(rows: np.ndarray, scores: np.ndarray, catalogue: Catalogue) -> list[Answer]:
+def as_answers(rows: np.ndarray, scores: np.ndarray, catalogue: Catalogue) -> list[Answer]:
+    """Rows of the identifier table with their scores, as callers get them."""
     item_ids, titles = catalogue.identifiers.item_ids, catalogue.identifiers.titles
     return [
         {"item_id": item_ids[row], "score": score, "title": None if titles is None else titles[row]}

@@ -11,28 +11,40 @@ from typing import Literal
 
 import numpy as np
 from console import main, metrics_unprinted, show_training_bar
+from encode_items import EMBEDDINGS_FILE
 from sections import Section
 from settings import Settings
 from stages import (
+    COLLABORATIVE,
     DATA,
     MODEL,
     RQVAE,
+    SEMANTIC,
     StageReport,
-    last_checkpoint,
+    damage_reported,
     load_data,
     run_stage,
 )
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
+from gensar_hf.artifacts import last_checkpoint
 from gensar_hf.data import EventLog, Split, training_mask
+from gensar_hf.embeddings.item_embeddings import load_item_embeddings
+from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.initialization import generator_from_scratch, generator_from_t5
+from gensar_hf.generator.initialization import (
+    generator_from_scratch,
+    generator_from_t5,
+    start_codes_near_their_items,
+)
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.packing import ExampleCollator, ExampleRows, batches_per_step
 from gensar_hf.generator.prompts import Task
 from gensar_hf.generator.tasks import DEFAULT_TASK_WEIGHTS, ExampleSampler, TrainingLog
+from gensar_hf.generator.teacher import TeacherItems, teacher_of_sasrec
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
+from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +78,18 @@ class ModelArguments:
     recent_share: float = field(
         default=0.5, metadata={"help": "share of the training histories that end at the user's last target."}
     )
+    recommend_searched: bool = field(
+        default=True, metadata={"help": "train the next recommended item on search clicks, too, their queries unseen."}
+    )
+    teacher_share: float = field(
+        default=0.5, metadata={"help": "share of the next recommended items that SASRec names in place of the log."}
+    )
+    code_start: Literal["items", "random"] = field(
+        default="items", metadata={"help": "code embeddings begin near the embeddings of their items, or at random."}
+    )
+    behavior_tokens: bool = field(
+        default=True, metadata={"help": "tell the two kinds of identifiers apart by a token (false: an ablation)."}
+    )
     text_vocab_size: int = field(default=2000, metadata={"help": "word pieces, when trained from scratch."})
     d_model: int = field(default=128, metadata={"help": "width."})
     d_kv: int = field(default=32, metadata={"help": "width of a head."})
@@ -80,6 +104,8 @@ class ModelArguments:
     task_weights: dict | None = field(default=None, metadata={"help": "task → weight; 0 switches a task off."})
 
     def __post_init__(self) -> None:
+        if not 0 <= self.teacher_share <= 1:
+            raise ValueError(f"`teacher_share` must lie between 0 and 1; got {self.teacher_share}.")
         unknown = set(self.task_weights or {}) - {task.value for task in Task}
         if unknown:
             tasks = ", ".join(task.value for task in Task)
@@ -93,7 +119,8 @@ def make_tokenizer(
     arguments: ModelArguments, identifiers: IdentifierTable, item_texts: list[str], events: EventLog, split: Split
 ) -> GenSARTokenizer:
     """A vocabulary of its own from item texts and training queries, or that of pretrained weights."""
-    options = {"history_encoding": arguments.history_encoding, "max_history_events": arguments.max_history_events}
+    names = ("history_encoding", "max_history_events", "behavior_tokens")
+    options = {name: getattr(arguments, name) for name in names}
     if arguments.model_name_or_path:
         text_tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
         return GenSARTokenizer.from_text_tokenizer(text_tokenizer, identifiers, **options)
@@ -104,11 +131,54 @@ def make_tokenizer(
     )
 
 
-def make_sampler(arguments: ModelArguments, log: TrainingLog, seed: int) -> ExampleSampler:
+def make_sampler(
+    arguments: ModelArguments, log: TrainingLog, seed: int, teacher: TeacherItems | None = None
+) -> ExampleSampler:
     """Draws the training examples."""
     weights = {Task(task): weight for task, weight in (arguments.task_weights or DEFAULT_TASK_WEIGHTS).items()}
     max_target_tokens = arguments.max_target_tokens if arguments.history_encoding == "events" else 0
-    return ExampleSampler(log, weights, arguments.max_history_events, max_target_tokens, arguments.recent_share, seed)
+    return ExampleSampler(
+        log,
+        weights,
+        arguments.max_history_events,
+        max_target_tokens,
+        arguments.recent_share,
+        seed,
+        arguments.recommend_searched,
+        teacher,
+        arguments.teacher_share,
+    )
+
+
+def make_teacher(arguments: ModelArguments, log: TrainingLog, run_dir: Path) -> TeacherItems | None:
+    """What the run's SASRec expects at each training click; None where it is not asked."""
+    weights = arguments.task_weights or DEFAULT_TASK_WEIGHTS
+    if arguments.teacher_share == 0 or not weights.get(Task.NEXT_RECOMMENDED_ITEM):
+        return None
+    with damage_reported(run_dir / COLLABORATIVE):
+        sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
+    return teacher_of_sasrec(sasrec, log.events, log.train_ends)
+
+
+def make_model(
+    arguments: ModelArguments, tokenizer: GenSARTokenizer, run_dir: Path, seed: int
+) -> GenSARForConditionalGeneration:
+    """A new generator, from scratch or from T5 weights."""
+    set_seed(seed)
+    if arguments.model_name_or_path:
+        model = generator_from_t5(arguments.model_name_or_path, tokenizer)
+    else:
+        sizes = ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "dropout_rate")
+        config = GenSARConfig(**{name: getattr(arguments, name) for name in sizes})
+        model = generator_from_scratch(config, tokenizer)
+    if arguments.code_start == "items":
+        kind = JointRQVAEConfig.from_pretrained(run_dir / RQVAE).embeddings
+        # Codes made of one kind of embedding alone, an ablation, begin with that kind alone.
+        stages = {"semantic": [SEMANTIC], "collaborative": [COLLABORATIVE], "both": [SEMANTIC, COLLABORATIVE]}[kind]
+        item_ids = tokenizer.identifiers.item_ids
+        embeddings = [load_item_embeddings(run_dir / stage / EMBEDDINGS_FILE, item_ids) for stage in stages]
+        start_codes_near_their_items(model, tokenizer, embeddings, seed=seed)
+    return model
 
 
 def suit_processor(training: TrainingArguments, model: GenSARForConditionalGeneration, history_encoding: str) -> None:
@@ -130,15 +200,10 @@ def run(settings: Settings) -> StageReport:
         log, events, split = load_data(run_dir)
         identifiers = IdentifierTable.load(run_dir / RQVAE)
         tokenizer = make_tokenizer(arguments, identifiers, log.item_texts(), events, split)
-        set_seed(training.seed)
-        if arguments.model_name_or_path:
-            model = generator_from_t5(arguments.model_name_or_path, tokenizer)
-        else:
-            sizes = ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "dropout_rate")
-            config = GenSARConfig(**{name: getattr(arguments, name) for name in sizes})
-            model = generator_from_scratch(config, tokenizer)
+        model = make_model(arguments, tokenizer, run_dir, training.seed)
         training_log = TrainingLog(tokenizer, events, split.train_ends, log.item_texts())
-        sampler = make_sampler(arguments, training_log, training.seed)
+        teacher = make_teacher(arguments, training_log, run_dir)
+        sampler = make_sampler(arguments, training_log, training.seed, teacher)
         rows_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
         is_packed = arguments.history_encoding == "events"
         if training.max_steps <= 0:
@@ -161,7 +226,10 @@ def run(settings: Settings) -> StageReport:
         tokenizer.save_pretrained(folder)
         return {"parameters": model.num_parameters(), "steps": output.global_step, "loss": output.training_loss}
 
-    return run_stage(run_dir, MODEL, [arguments, training, run_dir / DATA, run_dir / RQVAE], work, is_distributed=True)
+    inputs = [arguments, training, run_dir / DATA, run_dir / RQVAE]
+    inputs += [run_dir / stage / EMBEDDINGS_FILE for stage in (SEMANTIC, COLLABORATIVE)]
+    inputs.append(run_dir / COLLABORATIVE / "model.safetensors")
+    return run_stage(run_dir, MODEL, inputs, work, is_distributed=True)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,16 @@ class Catalogue:
     item_token_ids: Mapping[Behavior, np.ndarray]
 
     @classmethod
-    def of_table(cls, table: IdentifierTable, vocabulary: Mapping[str, int]) -> "Catalogue":
+    def of_table(
+        cls, table: IdentifierTable, vocabulary: Mapping[str, int], behavior_tokens: bool = True
+    ) -> "Catalogue":
         """Look the tokens of a table up.
 
         Args:
             table: the catalogue's identifiers.
             vocabulary: token → id, of the tokenizer.
+            behavior_tokens: False, an ablation (GenSAR, table 5): one token stands before both kinds of identifiers, so
+                that the instruction alone says which one is wanted.
 
         Raises:
             DataError: the vocabulary lacks one of the table's tokens.
@@ -55,6 +59,8 @@ class Catalogue:
                 "to another catalogue. Use the tokenizer and the identifiers.parquet of one model folder."
             )
         behavior_ids = {behavior: vocabulary[behavior.token] for behavior in Behavior}
+        if not behavior_tokens:
+            behavior_ids[Behavior.SEARCHED_ITEM] = behavior_ids[Behavior.RECOMMENDED_ITEM]
         ids = np.array([vocabulary[token] for token in code_tokens], dtype=np.int32).reshape(-1, table.codebook_size)
         shared, num_levels = table.num_shared_levels, table.num_levels
         kinds = {

@@ -72,6 +72,16 @@ def parse_history(history: History, index_of: Callable[[str], int], on_unknown: 
     return events
 
 
+def is_session_of(query: str, events: Sequence[HistoryEvent]) -> bool:
+    """Whether the history ends inside a search session of this query: then the query event is already there."""
+    for event in reversed(events):
+        if event.query != query:
+            return False
+        if event.behavior is Behavior.SEARCH_QUERY:
+            return True
+    return False
+
+
 def as_events(history: Any) -> list[Any]:
     """One history as a list, its events still unread.
 

@@ -1,10 +1,13 @@
 """New generators: from scratch, or on top of pretrained T5 weights."""
 
 import os
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from transformers import T5Config
 
+from gensar_hf.data import Behavior
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
@@ -73,3 +76,60 @@ def _set_generation_defaults(model: GenSARForConditionalGeneration, tokenizer: G
     generation.num_beams = DEFAULT_NUM_BEAMS
     generation.max_new_tokens = tokenizer.identifiers.num_levels
     generation.length_penalty = 0.0
+
+
+def start_codes_near_their_items(
+    model: GenSARForConditionalGeneration,
+    tokenizer: GenSARTokenizer,
+    item_embeddings: Sequence[np.ndarray],
+    information: float = 1.0,
+    noise: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Let the sum of an identifier's code embeddings begin near what is known of the item.
+
+    Drawn at random, codes know nothing of the items that they stand for, and a generator spends its first epochs on
+    finding out. The item vectors are the leading principal components of each kind of embedding, an equal share of the
+    model's width each, turned at random. As in residual quantization, a code's vector is the mean, over its items, of
+    what the codes of the levels before have left over.
+
+    Args:
+        model: its input table is changed in place.
+        tokenizer: with the identifiers of all items.
+        item_embeddings: `(num_items, dim)` each, in the order of the identifier table, such as the semantic and the
+            collaborative ones.
+        information: standard deviation of the code vectors.
+        noise: what is kept of the embeddings that are there.
+        seed: of the turn.
+    """
+    width = model.config.d_model
+    items = _principal_components(item_embeddings, width)
+    turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))
+    vectors: dict[int, np.ndarray] = {}
+    for behavior in (Behavior.SEARCHED_ITEM, Behavior.RECOMMENDED_ITEM):
+        residuals = items @ turn
+        for codes in tokenizer.item_token_ids[behavior][:, 1:].T:
+            tokens, places, counts = np.unique(codes, return_inverse=True, return_counts=True)
+            means = np.zeros((len(tokens), width))
+            np.add.at(means, places, residuals)
+            means /= counts[:, None]
+            residuals = residuals - means[places]
+            vectors.update(zip(tokens.tolist(), means, strict=True))
+    weight = model.shared.weight
+    rows = torch.tensor(list(vectors), device=weight.device)
+    begun = torch.from_numpy(np.stack(list(vectors.values()))).to(weight)
+    with torch.no_grad():
+        weight[rows] = noise * weight[rows] + information * begun / begun.std()
+
+
+def _principal_components(item_embeddings: Sequence[np.ndarray], width: int) -> np.ndarray:
+    """`(num_items, width)`: of each matrix the leading components, scaled to one variance; zeros where they run out."""
+    parts = []
+    for embeddings in item_embeddings:
+        centred = embeddings.astype(np.float64) - embeddings.mean(axis=0)
+        # By the covariance: a catalogue has far more items than embeddings have dimensions.
+        _, axes = np.linalg.eigh(centred.T @ centred)
+        projected = centred @ axes[:, ::-1][:, : width // len(item_embeddings)]
+        parts.append(projected / max(projected.std(), np.finfo(np.float64).tiny))
+    items = np.concatenate(parts, axis=1)
+    return np.pad(items, ((0, 0), (0, width - items.shape[1])))

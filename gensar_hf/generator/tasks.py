@@ -13,6 +13,7 @@ import numpy as np
 from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior, EventLog
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, Task
+from gensar_hf.generator.teacher import TeacherItems
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
 DEFAULT_TASK_WEIGHTS: dict[Task, float] = {
@@ -65,6 +66,7 @@ class TrainingLog:
         query_tokens: `<S_Q>` and the words of the queries that occur in training events, by query.
         item_text_tokens: the words of each item's text.
         is_target: `(num_events,)` bool, events that training may ask for.
+        session_starts: `(num_events,)` the query event that a searched item answered; of other events themselves.
         described: `(num_described,)` items that have a text.
         searched: `(num_searched,)` training events that are search clicks.
     """
@@ -76,6 +78,7 @@ class TrainingLog:
     query_tokens: dict[int, np.ndarray] = field(init=False)
     item_text_tokens: list[np.ndarray] = field(init=False)
     is_target: np.ndarray = field(init=False)
+    session_starts: np.ndarray = field(init=False)
     described: np.ndarray = field(init=False)
     searched: np.ndarray = field(init=False)
 
@@ -86,6 +89,7 @@ class TrainingLog:
         events = self.events
         is_train = np.arange(events.num_events) < self.train_ends[events.event_users()]
         self.is_target = is_train & ~_is_twin(events)
+        self.session_starts = events.session_starts()
         used = np.unique(events.queries[is_train & (events.queries >= 0)])
         self.query_tokens = {
             int(query): np.insert(self.tokenizer.text_ids(events.query_texts[query]), 0, self._query_token)
@@ -121,6 +125,10 @@ class ExampleSampler:
             paper's way: one target an example, whatever its length.
         recent_share: share of the histories that end at the user's last target of the task; the others end at a random
             one. What is asked at serving time follows the last events.
+        recommend_searched: recommend what was searched for, too: a search click is then a target of the next
+            recommended item as well, with its collaborative identifier, and without its query in sight.
+        teacher: what another recommender expects at each event; None: the log alone is the target.
+        teacher_share: of the next recommended items, drawn from the teacher's in place of the log's.
         seed: of the draws.
 
     Raises:
@@ -135,8 +143,12 @@ class ExampleSampler:
         max_target_tokens: int = 120,
         recent_share: float = 0.5,
         seed: int = 0,
+        recommend_searched: bool = False,
+        teacher: TeacherItems | None = None,
+        teacher_share: float = 0.5,
     ) -> None:
-        self.recent_share = recent_share
+        self.recent_share, self.recommend_searched = recent_share, recommend_searched
+        self.teacher, self.teacher_share = teacher, teacher_share
         self.log, self.window, self.max_target_tokens, self.seed = log, window, max_target_tokens, seed
         self._instructions: dict[tuple[Task, int, str], np.ndarray] = {}
         weights = {task: weight for task, weight in (task_weights or DEFAULT_TASK_WEIGHTS).items() if weight > 0}
@@ -158,6 +170,8 @@ class ExampleSampler:
 
     def _is_wanted(self, task: Task) -> np.ndarray:
         """`(num_events,)` bool: training events that the task can ask for."""
+        if task is Task.NEXT_RECOMMENDED_ITEM and self.recommend_searched:
+            return self.log.is_target & (self.log.events.items >= 0)
         return self.log.is_target & (self.log.events.behaviors == _BEHAVIOR_OF_TASK[task])
 
     def _users_of(self, task: Task) -> np.ndarray:
@@ -200,9 +214,23 @@ class ExampleSampler:
         start = int(max(first, stop - self.window))
         asked = [last] if self.max_target_tokens == 0 else candidates[slice(*candidates.searchsorted((start, stop)))]
         tokens = log.event_tokens(slice(start, stop))
-        targets = [Target(event - start + 1, log.response(tokens[event - start])) for event in map(int, asked)]
+        if task is Task.NEXT_RECOMMENDED_ITEM:
+            targets = [self._recommended(event, start, rng) for event in map(int, asked)]
+        else:
+            targets = [Target(event - start + 1, log.response(tokens[event - start])) for event in map(int, asked)]
         targets = self._within_budget(targets, rng)
-        return Example(task, [self._instruction(task, template), *tokens[: targets[-1].end - 1]], targets)
+        num_read = max(target.end for target in targets) - 1
+        return Example(task, [self._instruction(task, template), *tokens[:num_read]], targets)
+
+    def _recommended(self, event: int, start: int, rng: np.random.Generator) -> Target:
+        """A click as the next recommended item of a window that begins at event `start`."""
+        # What a user typed would give the item away: its session is out of sight.
+        end = max(int(self.log.session_starts[event]), start) - start + 1
+        item = int(self.log.events.items[event])
+        if self.teacher is not None and rng.random() < self.teacher_share:
+            expected = self.teacher.draw(event, rng)
+            item = item if expected is None else expected
+        return Target(end, self.log.tokenizer.item_token_ids[Behavior.RECOMMENDED_ITEM][item])
 
     def _within_budget(self, targets: list[Target], rng: np.random.Generator) -> list[Target]:
         """As many targets as `max_target_tokens` allows, at least one, drawn at random, in their order."""

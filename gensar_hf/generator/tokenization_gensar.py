@@ -18,7 +18,7 @@ from gensar_hf.data import Behavior
 from gensar_hf.decoding import Trie
 from gensar_hf.generator.catalogue import BEHAVIOR_TOKENS, Catalogue, check_fingerprint, table_fingerprint
 from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS
-from gensar_hf.generator.history import History, HistoryEvent, cut_query, parse_history
+from gensar_hf.generator.history import History, HistoryEvent, cut_query, is_session_of, parse_history
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, all_instructions
 from gensar_hf.identifiers import IdentifierTable
 
@@ -37,7 +37,8 @@ class GenSARTokenizer(TokenizersBackend):
     `from_pretrained`, which reads `identifiers.parquet` from the same folder or Hub repository.
 
     No `__init__`: a subclass that has one loses its normalizer when it is loaded again. What it must remember are
-    keyword arguments, which transformers keeps in tokenizer_config.json: `history_encoding`, `max_history_events`.
+    keyword arguments, which transformers keeps in tokenizer_config.json: `history_encoding`, `max_history_events`,
+    `behavior_tokens`.
 
     `catalogue` holds all that depends on the items; it is replaced as a whole. A method that needs several parts of it
     takes it once, at its start.
@@ -55,6 +56,7 @@ class GenSARTokenizer(TokenizersBackend):
         vocab_size: int = 2000,
         history_encoding: str = "events",
         max_history_events: int = 50,
+        behavior_tokens: bool = True,
     ) -> "GenSARTokenizer":
         """Train a lower-cased Unigram vocabulary on the catalogue's text and add the behavior and code tokens.
 
@@ -64,6 +66,7 @@ class GenSARTokenizer(TokenizersBackend):
             vocab_size: of the words' part; fewer pieces where the texts do not hold so many.
             history_encoding: see `GenSARConfig`.
             max_history_events: longer histories are cut to their last events.
+            behavior_tokens: see `Catalogue.of_table`.
         """
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -80,7 +83,7 @@ class GenSARTokenizer(TokenizersBackend):
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, eos_id)]
         )
-        return cls._with_identifiers(tokenizer, identifiers, history_encoding, max_history_events)
+        return cls._with_identifiers(tokenizer, identifiers, history_encoding, max_history_events, behavior_tokens)
 
     @classmethod
     def from_text_tokenizer(
@@ -89,13 +92,21 @@ class GenSARTokenizer(TokenizersBackend):
         identifiers: IdentifierTable,
         history_encoding: str = "tokens",
         max_history_events: int = 20,
+        behavior_tokens: bool = True,
     ) -> "GenSARTokenizer":
         """Take over a text tokenizer, such as T5's, and add the behavior and code tokens."""
-        return cls._with_identifiers(tokenizer.backend_tokenizer, identifiers, history_encoding, max_history_events)
+        return cls._with_identifiers(
+            tokenizer.backend_tokenizer, identifiers, history_encoding, max_history_events, behavior_tokens
+        )
 
     @classmethod
     def _with_identifiers(
-        cls, backend: Tokenizer, identifiers: IdentifierTable, history_encoding: str, max_history_events: int
+        cls,
+        backend: Tokenizer,
+        identifiers: IdentifierTable,
+        history_encoding: str,
+        max_history_events: int,
+        behavior_tokens: bool,
     ) -> "GenSARTokenizer":
         if history_encoding not in HISTORY_ENCODINGS:
             raise ValueError(
@@ -110,6 +121,7 @@ class GenSARTokenizer(TokenizersBackend):
             unk_token=UNK,
             history_encoding=history_encoding,
             max_history_events=max_history_events,
+            behavior_tokens=behavior_tokens,
         )
         # Not `normalized`: a lower-casing normalizer would turn <R_I> into <r_i>, which is no token.
         new_tokens = [*BEHAVIOR_TOKENS, *identifiers.code_tokens()]
@@ -170,7 +182,12 @@ class GenSARTokenizer(TokenizersBackend):
         Raises:
             DataError: the vocabulary lacks one of their code tokens.
         """
-        self.catalogue = Catalogue.of_table(identifiers, self.get_vocab())
+        self.catalogue = self.catalogue_of(identifiers)
+
+    def catalogue_of(self, identifiers: IdentifierTable) -> Catalogue:
+        """A catalogue in this tokenizer's tokens, not in use yet; errors as for `attach_identifiers`."""
+        behavior_tokens = self.init_kwargs.get("behavior_tokens", True)  # models saved by earlier versions have them
+        return Catalogue.of_table(identifiers, self.get_vocab(), behavior_tokens)
 
     @property
     def identifiers(self) -> IdentifierTable:
@@ -255,7 +272,7 @@ class GenSARTokenizer(TokenizersBackend):
                 "A query goes with <S_I>."
             )
         events = parse_history(history, catalogue.identifiers.index_of, on_unknown)[-self.max_history_events :]
-        if query is not None and not _is_session_of(cut_query(query), events):
+        if query is not None and not is_session_of(cut_query(query), events):
             events.append(HistoryEvent(Behavior.SEARCH_QUERY, query=cut_query(query)))
         instruction = self.text_ids(PROMPTS[HISTORY_TASKS[behavior]].instruction())
         return self.assemble(instruction, [self.event_tokens(event, catalogue) for event in events])
@@ -345,16 +362,6 @@ def _in_fixed_order(tokenizer: Tokenizer) -> models.Unigram:
     fixed = [(piece, round(lowest if len(piece) == 1 and score <= rare else score, 6)) for piece, score in pieces]
     fixed.sort(key=lambda entry: (-entry[1], entry[0]))
     return models.Unigram([*map(tuple, special), *fixed], unk_id=SPECIAL_TOKENS.index(UNK))
-
-
-def _is_session_of(query: str, events: Sequence[HistoryEvent]) -> bool:
-    """Whether the history ends inside a search session of this query: then the query event is already there."""
-    for event in reversed(events):
-        if event.query != query:
-            return False
-        if event.behavior is Behavior.SEARCH_QUERY:
-            return True
-    return False
 
 
 def pad_right(rows: Sequence[np.ndarray], value: int) -> np.ndarray:

@@ -44,6 +44,23 @@ def test_the_trie_holds_the_available_items_only(
         assert rows.tolist() == [row if row not in (2, 7) else -1 for row in range(12)]
 
 
+def test_without_behavior_tokens_one_token_stands_before_both_kinds(
+    tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, tmp_path: Path
+) -> None:
+    plain = GenSARTokenizer.train_from_texts(["red films"], identifiers, vocab_size=60, behavior_tokens=False)
+    first = {int(ids[0]) for kind in (R, S) for ids in plain.item_token_ids[kind]}
+    assert first == {plain.behavior_ids[R]} == {plain.behavior_ids[S]}
+    assert plain.trie.num_sequences == 2 * identifiers.num_items
+    for kind in (R, S):
+        assert plain.trie.lookup(plain.item_token_ids[kind]).tolist() == list(range(identifiers.num_items))
+    prompts = plain.encode_request([[], []], [None, "red"], ["<R_I>", "<S_I>"])["decoder_input_ids"]
+    assert prompts[0].tolist() == prompts[1].tolist()
+    plain.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.behavior_ids == plain.behavior_ids
+    assert tokenizers["events"].behavior_ids[R] != tokenizers["events"].behavior_ids[S]
+
+
 def test_removed_items_keep_their_tokens(
     tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, catalogue: Catalogue
 ) -> None:

@@ -1,13 +1,19 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import T5Config, T5ForConditionalGeneration, TokenizersBackend
 
+from gensar_hf.data import Behavior
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.initialization import generator_from_scratch, generator_from_t5
+from gensar_hf.generator.initialization import (
+    generator_from_scratch,
+    generator_from_t5,
+    start_codes_near_their_items,
+)
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
@@ -138,3 +144,41 @@ def test_the_draw_follows_the_seed(tokenizer: GenSARTokenizer, tmp_path: Path) -
         tables.append(generator_from_t5(tmp_path, tokenizer).shared.weight)
     assert torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[0], tables[2])
+
+
+def item_sums(model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer, behavior: Behavior) -> np.ndarray:
+    """`(num_items, d_model)`: the code embeddings of each item's identifier, summed."""
+    codes = torch.from_numpy(tokenizer.item_token_ids[behavior][:, 1:])
+    return model.shared.weight.detach()[codes].sum(dim=1).numpy()
+
+
+def test_codes_begin_near_their_items(tokenizers: dict[str, GenSARTokenizer]) -> None:
+    tokenizer = tokenizers["events"]
+    rng = np.random.default_rng(0)
+    kinds = (Behavior.SEARCHED_ITEM, Behavior.RECOMMENDED_ITEM)
+    # Items that are like one another have codes in common, as an RQ-VAE gives them.
+    embeddings = [
+        3 + 7 * rng.normal(size=(len(tokenizer), dim))[tokenizer.item_token_ids[kind][:, 1:]].sum(axis=1)
+        for kind, dim in zip(kinds, (6, 20), strict=True)
+    ]
+    items = [(matrix - matrix.mean(axis=0)) / matrix.std() for matrix in embeddings]
+    products = sum(matrix @ matrix.T / matrix.shape[1] for matrix in items)
+    sizes = GenSARConfig(d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    torch.manual_seed(0)
+    model = generator_from_scratch(sizes, tokenizer)
+    before = model.shared.weight.detach().clone()
+    words = [row for row in range(len(tokenizer)) if row not in set(tokenizer.code_token_ids.tolist())]
+    pairs = np.triu_indices(len(products), k=1)
+
+    def agreement(behavior: Behavior) -> float:
+        sums = item_sums(model, tokenizer, behavior)
+        return float(np.corrcoef((sums @ sums.T)[pairs], products[pairs])[0, 1])
+
+    start_codes_near_their_items(model, tokenizer, embeddings, noise=0.0)
+    assert min(agreement(kind) for kind in kinds) > 0.5
+    assert torch.equal(model.shared.weight[words], before[words])
+    again = model.shared.weight.detach().clone()
+    start_codes_near_their_items(model, tokenizer, embeddings, noise=0.0)
+    assert torch.equal(model.shared.weight, again)
+    start_codes_near_their_items(model, tokenizer, embeddings, information=0.0, noise=1.0)
+    assert torch.equal(model.shared.weight, again)

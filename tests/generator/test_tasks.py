@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gensar_hf.data import Behavior, EventLog, Split
 from gensar_hf.generator.prompts import PROMPTS, Task
 from gensar_hf.generator.tasks import DEFAULT_TASK_WEIGHTS, Example, ExampleSampler, TrainingLog
+from gensar_hf.generator.teacher import TeacherItems
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 
@@ -71,6 +72,42 @@ QUERY = "<S_Q> comedy 1990s"
 def test_tasks_of_the_log(task: Task, expected: set, max_target_tokens: int, make_log: Callable) -> None:
     sampler = ExampleSampler(make_log(ONE_USER, TRAIN_LENGTH), max_target_tokens=max_target_tokens)
     assert all_of(sampler, task) == expected
+
+
+@pytest.mark.parametrize("max_target_tokens", [0, 120])
+def test_what_was_searched_is_recommended_with_its_query_out_of_sight(
+    max_target_tokens: int, make_log: Callable
+) -> None:
+    sampler = ExampleSampler(
+        make_log(ONE_USER, TRAIN_LENGTH), max_target_tokens=max_target_tokens, recommend_searched=True
+    )
+    expected = {("R0",), ("R0", "R1"), ("R0", "R2"), ("R0", QUERY, "S1", "S2", "R3")}
+    assert all_of(sampler, Task.NEXT_RECOMMENDED_ITEM) == expected
+    assert all_of(sampler, Task.NEXT_SEARCHED_ITEM) == {("R0", QUERY, "S1"), ("R0", QUERY, "S1", "S2")}
+
+
+def test_a_teacher_names_its_share_of_the_recommended_items(make_log: Callable) -> None:
+    log = make_log(ONE_USER, TRAIN_LENGTH)
+    items, cumulative = np.full((7, 1), 9, dtype=np.int32), np.ones((7, 1), dtype=np.float32)
+    cumulative[0] = 0  # the first click: the teacher has nothing to say
+    teacher = TeacherItems(items, cumulative)
+    options = {"recommend_searched": True, "teacher": teacher}
+    from_log, from_teacher = {("R0",), ("R0", "R1")}, {("R0",), ("R0", "R9")}
+    assert from_log | from_teacher <= all_of(ExampleSampler(log, **options), Task.NEXT_RECOMMENDED_ITEM)
+    alone = all_of(ExampleSampler(log, teacher_share=1.0, **options), Task.NEXT_RECOMMENDED_ITEM)
+    assert alone == {("R0",), ("R0", "R9"), ("R0", QUERY, "S1", "S2", "R9")}
+    assert all_of(ExampleSampler(log, teacher_share=1.0, **options), Task.NEXT_SEARCHED_ITEM) == {
+        ("R0", QUERY, "S1"),
+        ("R0", QUERY, "S1", "S2"),
+    }
+
+
+def test_a_session_longer_than_the_window_leaves_nothing_to_see(make_log: Callable) -> None:
+    users = {"ann": [(R, 0), (Q, 0), (S, 1, 0), (S, 2, 0), (S, 3, 0), (S, 4, 0)]}
+    sampler = ExampleSampler(make_log(users, 6), window=2, recommend_searched=True)
+    seen = all_of(sampler, Task.NEXT_RECOMMENDED_ITEM)
+    assert ("R4",) in seen
+    assert not any(QUERY in example or "S" in "".join(example) for example in seen)
 
 
 def test_tasks_of_the_items_know_both_identifiers(make_log: Callable, identifiers: IdentifierTable) -> None:
