@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoToken
 import gensar_hf
 
 PUBLIC_NAMES = {
-    "GenSARConfig", "GenSARForConditionalGeneration", "GenSARPipeline", "GenSARTokenizer", "IdentifierTable",
+    "GenSARConfig", "GenSARForConditionalGeneration", "GenSARPipeline", "GenSARTokenizer", "HybridPipeline",
+    "IdentifierTable",
     "JointRQVAE", "JointRQVAEConfig", "SASRecConfig", "SASRecModel", "Trie", "TrieBeamSearch",
     "TrieLogitsProcessor",
 }  # fmt: skip
