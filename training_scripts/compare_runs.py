@@ -1,12 +1,13 @@
-"""Runs that differ in a few settings, side by side: comparisons and ablations.
+"""Runs that differ in a few settings, and baselines beside them: comparisons and ablations.
 
     python training_scripts/compare_runs.py training_scripts/configs/ml-100k-identifiers.yaml
     python training_scripts/compare_runs.py CONFIG.yaml --items items.parquet --model.max_steps 300
 
 The file names a `base` configuration, settings for all runs, `seeds`, and `variants`: name → what differs. Each run has
 a folder of its own, with its `config.yaml`, which `run_pipeline.py` takes as well. Stages that have the same settings
-up to their own are run once and linked. A killed comparison goes on where it stopped; a run that fails is reported and
-the others go on.
+up to their own are run once and linked. `baselines` (settings of `evaluate_baselines.py`) adds those systems, on the
+first run's data and candidates and with the same seeds. A killed comparison goes on where it stopped; a run that fails
+is reported and the others go on (the exit status is then 1).
 """
 
 import json
@@ -21,18 +22,21 @@ from typing import Any
 
 import yaml
 from console import reported_errors
+from evaluate_baselines import BaselineArguments, baseline_outcomes
 from rich.console import Console
 from run_pipeline import SCRIPTS
-from settings import parse_settings
-from stages import RESULTS, RQVAE, STAGES, StageReport
+from settings import Settings, parse_settings
+from stages import BASELINES, DATA, MODEL, RESULTS, RQVAE, SECTIONS, STAGES, StageReport
 
-from gensar_hf.artifacts import DataError, read_json, write_json, written_aside
-from gensar_hf.evaluation.comparison import compare, comparison_tables, save_figures
+from gensar_hf.artifacts import DataError, write_json, written_aside
+from gensar_hf.evaluation.comparison import Outcome, compare
+from gensar_hf.evaluation.comparison_report import comparison_tables, save_figures
 
 logger = logging.getLogger("gensar_hf.training_scripts")
 
-KEYS = {"base", "output_dir", "seeds", "settings", "variants"}
-SEEDED = (RQVAE, "model")
+KEYS = {"base", "baselines", "output_dir", "seeds", "settings", "variants"}
+SEEDED = (RQVAE, MODEL)
+FULL_RANKING = "full_ranking"
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,17 @@ class Run:
         return Path(self.config["output_dir"])
 
 
-def read_comparison(path: Path) -> tuple[Path, list[Run]]:
-    """The comparison's folder and its runs, seed by seed.
+@dataclass(frozen=True)
+class Comparison:
+    """What a file asks for: the folder, the runs seed by seed, and the baselines' settings (None: no baselines)."""
+
+    folder: Path
+    runs: list[Run]
+    baselines: BaselineArguments | None
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Read a comparison's file.
 
     Raises:
         DataError: the file cannot be read, or holds something else than a comparison.
@@ -63,14 +76,19 @@ def read_comparison(path: Path) -> tuple[Path, list[Run]]:
         )
         raise DataError(f"{path} has {what}; a comparison has {', '.join(sorted(KEYS))}.")
     base = _read_yaml(path.parent / content["base"]) if "base" in content else {}
-    folder = Path(content["output_dir"])
+    folder, seeds = Path(content["output_dir"]), content.get("seeds", [0])
     runs = []
-    for seed in content.get("seeds", [0]):  # the outer loop: a comparison that is broken off has all variants of a seed
+    for seed in seeds:  # the outer loop: a comparison that is broken off has all variants of a seed
         for variant, differences in content["variants"].items():
             config = merged(base, content.get("settings"), {section: {"seed": seed} for section in SEEDED}, differences)
             config["output_dir"] = str(folder / f"{slug(variant)}-seed-{seed}")
             runs.append(Run(variant, seed, config))
-    return folder, runs
+    if BASELINES not in content:
+        return Comparison(folder, runs, None)
+    try:
+        return Comparison(folder, runs, BaselineArguments(**{"seeds": seeds, **(content[BASELINES] or {})}))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: the section 'baselines': {error}") from None
 
 
 def merged(*configs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -108,16 +126,13 @@ def link_shared_stages(run: Run, first_folders: dict[str, Path]) -> None:
             link.symlink_to(os.path.relpath(first / stage, run.folder), target_is_directory=True)
 
 
-def execute(run: Run, options: Sequence[str], first_folders: dict[str, Path]) -> list[StageReport]:
-    """Run all stages that are not finished."""
+def run_settings(run: Run, options: Sequence[str]) -> Settings:
+    """The run's settings from its `config.yaml`, which is written first."""
     run.folder.mkdir(parents=True, exist_ok=True)
     config_path = run.folder / "config.yaml"
     with written_aside(config_path) as aside:
         aside.write_text(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    link_shared_stages(run, first_folders)
-    sections = [script.SECTION for script in SCRIPTS]
-    settings = parse_settings(sections, STAGES, "", [str(config_path), *options])
-    return [script.run(settings) for script in SCRIPTS]
+    return parse_settings([script.SECTION for script in SCRIPTS], SECTIONS, "", [str(config_path), *options])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -125,33 +140,48 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0].startswith("-"):
         print((__doc__ or "").strip(), file=sys.stderr if argv[:1] != ["--help"] else sys.stdout)
         return 0 if argv[:1] == ["--help"] else 2
-    folder, runs = read_comparison(Path(argv[0]))
-    console, failures, reports = Console(width=140), {}, []
+    comparison, console = read_comparison(Path(argv[0])), Console(width=140)
+    failures: dict[str, str] = {}
+    outcomes: list[Outcome] = []
     first_folders: dict[str, Path] = {}
-    for number, run in enumerate(runs, start=1):
-        console.print(f"[bold]{number}/{len(runs)} {run.variant}, seed {run.seed}[/bold] ({run.folder})")
+    for number, run in enumerate(comparison.runs, start=1):
+        console.print(f"[bold]{number}/{len(comparison.runs)} {run.variant}, seed {run.seed}[/bold] ({run.folder})")
         try:
-            stages = execute(run, argv[1:], first_folders)
+            settings = run_settings(run, argv[1:])
+            link_shared_stages(run, first_folders)
+            outcomes.append(_outcome(run, [script.run(settings) for script in SCRIPTS]))
         except DataError as error:
             failures[f"{run.variant}, seed {run.seed}"] = str(error)
             console.print(f"    [red]failed: {error}[/red]")
-            continue
-        reports.append(_outcome(run, stages))
-    if reports:
-        _save(compare(reports, failures), folder / RESULTS, console)
+    if comparison.baselines and outcomes:
+        evaluation, _ = run_settings(comparison.runs[0], argv[1:])[RESULTS]
+        run_dir = outcomes[0].results.parent
+        found, failed = baseline_outcomes(run_dir, comparison.baselines, evaluation, console)
+        outcomes, failures = outcomes + found, failures | failed
+    if outcomes:
+        outcomes.sort(key=lambda outcome: _place(outcome.system, comparison.runs))  # baselines last, in their order
+        _save(compare(outcomes, failures), comparison.folder / RESULTS, console)
+        if all((outcome.results / FULL_RANKING).is_dir() for outcome in outcomes):
+            _save(compare(outcomes, failures, full_ranking=True), comparison.folder / RESULTS / FULL_RANKING, console)
     return 1 if failures else 0
 
 
-def _outcome(run: Run, stages: Sequence[StageReport]) -> dict[str, Any]:
+def _place(system: str, runs: Sequence[Run]) -> int:
+    variants = list(dict.fromkeys(run.variant for run in runs))
+    return variants.index(system) if system in variants else len(variants)
+
+
+def _outcome(run: Run, stages: Sequence[StageReport]) -> Outcome:
     """What the comparison needs of a finished run."""
-    return {
-        "variant": run.variant,
-        "seed": run.seed,
-        "folder": str(run.folder),
-        "seconds": {report.stage: report.seconds for report in stages},
-        "details": {report.stage: report.details for report in stages},
-        "metrics": read_json(run.folder / RESULTS / "metrics.json"),
-    }
+    details = {report.stage: report.details for report in stages}
+    return Outcome(
+        system=run.variant,
+        seed=run.seed,
+        results=run.folder / RESULTS,
+        seconds={report.stage: report.seconds for report in stages if report.stage not in (DATA, RESULTS)},
+        parameters=details[MODEL]["parameters"],
+        identifiers=details[RQVAE],
+    )
 
 
 def _save(comparison: dict[str, Any], folder: Path, console: Console) -> None:

@@ -16,7 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from huggingface_hub.errors import StrictDataclassError
 from sections import Section, one_sentence
 from settings import Settings, parse_settings
-from stages import STAGES, process_rank
+from stages import SECTIONS, process_rank
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils.logging import disable_progress_bar
@@ -38,7 +38,7 @@ def main(
         argv: default: the command line.
     """
     with reported_errors():
-        run(parse_settings(sections, STAGES, description or "", argv))
+        run(parse_settings(sections, SECTIONS, description or "", argv))
 
 
 @contextlib.contextmanager

@@ -26,12 +26,16 @@ from stages import (
 
 from gensar_hf.artifacts import DataError, read_json, written_aside
 from gensar_hf.baselines import BM25, DenseRetrieval, Popularity, SASRecScorer
-from gensar_hf.data import RECOMMENDATION, SEARCH, EventLog, InteractionLog, Requests, Split
+from gensar_hf.data import RECOMMENDATION, SEARCH, EventLog, InteractionLog, Requests, Split, training_events
+from gensar_hf.data.splits import TASKS
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.evaluation import bm25_candidates, evaluate, evaluate_full_ranking, random_candidates
+from gensar_hf.evaluation.candidates import CandidateSets
 from gensar_hf.evaluation.generator_scorer import GeneratorScorer
+from gensar_hf.evaluation.protocol import EvaluationResult
 from gensar_hf.evaluation.report import markdown_report, save_figure
+from gensar_hf.hybrid import HybridPipeline
 from gensar_hf.pipeline import GenSARPipeline
 
 
@@ -42,6 +46,7 @@ class EvaluationArguments:
     part: Literal["test", "validation"] = field(
         default="test", metadata={"help": "test, or validation to choose settings with."}
     )
+    tasks: list[str] = field(default_factory=lambda: list(TASKS), metadata={"help": "recommendation, search, or both."})
     num_negatives: int = field(default=99, metadata={"help": "candidates beside the target."})
     bm25_columns: list[str] | None = field(
         default=None, metadata={"help": "columns of the items table for a second BM25 row, beside the item's text."}
@@ -50,12 +55,21 @@ class EvaluationArguments:
         default=None, metadata={"help": "size of a seeded sample of the users to evaluate; all of them by default."}
     )
     baselines: bool = field(default=True, metadata={"help": "evaluate the other systems, too, and not GenSAR alone."})
+    recommender_weight: float = field(
+        default=0.0,
+        metadata={"help": "of SASRec's log-probability beside GenSAR's in recommendation; 0: GenSAR alone."},
+    )
     full_ranking: bool = field(default=False, metadata={"help": "rank the whole catalogue, too; takes longer."})
     seed: int = field(default=0, metadata={"help": "of the candidates and the bootstrap."})
 
     def __post_init__(self) -> None:
+        unknown = set(self.tasks) - set(TASKS)
+        if unknown or not self.tasks:
+            raise ValueError(f"`tasks` must be some of {', '.join(TASKS)}; got {', '.join(self.tasks) or 'none'}.")
         if self.num_negatives < 1:
             raise ValueError(f"`num_negatives` must be at least 1; got {self.num_negatives}.")
+        if not self.recommender_weight >= 0:
+            raise ValueError(f"`recommender_weight` must not be negative; got {self.recommender_weight}.")
         if self.max_users is not None and self.max_users < 1:
             raise ValueError(f"`max_users` must be at least 1; got {self.max_users}.")
 
@@ -72,31 +86,49 @@ def sampled_requests(requests: dict[str, Requests], max_users: int | None, seed:
     return {task: part.subset(np.flatnonzero(np.isin(part.users, chosen))) for task, part in requests.items()}
 
 
+def evaluation_requests(
+    log: InteractionLog, split: Split, part: str, arguments: EvaluationArguments
+) -> tuple[dict[str, Requests], dict[str, CandidateSets]]:
+    """The requests of a part, and the candidates that every system ranks for them; tasks without requests have none."""
+    requests = sampled_requests(getattr(split, part), arguments.max_users, arguments.seed)
+    requests = {task: requests[task] for task in TASKS if task in arguments.tasks}
+    num_negatives, seed = arguments.num_negatives, arguments.seed
+    candidates = {}
+    if len(requests.get(RECOMMENDATION, ())):
+        candidates[RECOMMENDATION] = random_candidates(requests[RECOMMENDATION], num_negatives, seed)
+    if len(requests.get(SEARCH, ())):
+        candidates[SEARCH] = bm25_candidates(requests[SEARCH], log.item_texts(), num_negatives, seed)
+    return requests, candidates
+
+
 def scorers(
     run_dir: Path,
     log: InteractionLog,
     events: EventLog,
     split: Split,
-    bm25_columns: list[str] | None,
-    baselines: bool = True,
+    arguments: EvaluationArguments,
 ) -> list:
     """GenSAR and the systems it is compared with."""
     with damage_reported(run_dir / MODEL):
-        generator = GeneratorScorer(GenSARPipeline.from_pretrained(run_dir / MODEL))
-    if not baselines:
+        pipeline = GenSARPipeline.from_pretrained(run_dir / MODEL)
+    with damage_reported(run_dir / COLLABORATIVE):
+        sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
+    if arguments.recommender_weight > 0:
+        pipeline = HybridPipeline(pipeline.model, pipeline.tokenizer, sasrec, arguments.recommender_weight)
+    generator = GeneratorScorer(pipeline)
+    if not arguments.baselines:
         return [generator]
+    bm25_columns = arguments.bm25_columns
     missing = [column for column in bm25_columns or [] if column not in log.items]
     if missing:
         raise DataError(f"`bm25_columns`: the items table has no column '{missing[0]}'; it has {list(log.items)}.")
     semantic = load_item_embeddings(run_dir / SEMANTIC / EMBEDDINGS_FILE, events.item_ids)
     encoder = read_json(run_dir / SEMANTIC / "config.json")["model"]
     texts = log.item_texts()
-    with damage_reported(run_dir / COLLABORATIVE):
-        sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
     systems = [
         generator,
         SASRecScorer(sasrec),
-        Popularity(split),
+        Popularity(training_events(split)),
         BM25(texts),
         DenseRetrieval(semantic, encoder),
     ]
@@ -112,21 +144,14 @@ def run(settings: Settings) -> StageReport:
 
     def work(folder: Path, checkpoints: Path) -> dict:
         log, events, split = load_data(run_dir)
-        requests = sampled_requests(getattr(split, arguments.part), arguments.max_users, arguments.seed)
-        candidates = {}
-        if len(requests[RECOMMENDATION]):
-            drawn = random_candidates(requests[RECOMMENDATION], arguments.num_negatives, arguments.seed)
-            candidates[RECOMMENDATION] = drawn
-        if len(requests[SEARCH]):
-            texts = log.item_texts()
-            candidates[SEARCH] = bm25_candidates(requests[SEARCH], texts, arguments.num_negatives, arguments.seed)
+        requests, candidates = evaluation_requests(log, split, arguments.part, arguments)
         for task, sets in candidates.items():
             sets.save(folder / f"candidates_{task}.safetensors")
-        systems = scorers(run_dir, log, events, split, arguments.bm25_columns, arguments.baselines)
+        systems = scorers(run_dir, log, events, split, arguments)
         result = evaluate(systems, requests, candidates, seed=arguments.seed)
-        _save(result, folder)
+        save_result(result, folder)
         if arguments.full_ranking:
-            _save(evaluate_full_ranking(systems, requests, seed=arguments.seed), folder / "full_ranking")
+            save_result(evaluate_full_ranking(systems, requests, seed=arguments.seed), folder / "full_ranking")
         counts = {f"{task} requests": len(requests[task]) for task in requests}
         return {**counts, "failures": result.failures}
 
@@ -135,7 +160,8 @@ def run(settings: Settings) -> StageReport:
     return run_stage(run_dir, RESULTS, inputs, work)
 
 
-def _save(result, folder: Path) -> None:
+def save_result(result: EvaluationResult, folder: Path) -> None:
+    """Write `metrics.json`, `ranks.parquet`, the tables and the figure."""
     folder.mkdir(parents=True, exist_ok=True)
     result.save(folder)
     metrics = result.metrics()

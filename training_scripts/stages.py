@@ -1,7 +1,6 @@
 """A run's stages: their folders, skipping finished ones, going on in killed ones, several processes."""
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -18,7 +17,6 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from sections import dataclass_values, training_defaults
 from transformers import TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gensar_hf.artifacts import STAGE_FILE, DataError, fingerprint, finish_stage, is_finished, read_json, written_aside
 from gensar_hf.data import EventLog, InteractionLog, Split, events_from_log
@@ -26,6 +24,8 @@ from gensar_hf.data import EventLog, InteractionLog, Split, events_from_log
 STAGES = DATA, SEMANTIC, COLLABORATIVE, RQVAE, MODEL, RESULTS = (
     "data", "semantic", "collaborative", "rqvae", "model", "results",
 )  # fmt: skip
+BASELINES = "baselines"
+SECTIONS = (*STAGES, BASELINES)  # of a configuration file
 CHECKPOINTS = "checkpoints"
 
 # How a stage is trained, watched and saved does not change what comes out of it.
@@ -123,26 +123,6 @@ def _refuse_divergence(stage: str, details: dict[str, Any]) -> None:
     for name, value in details.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise DataError(f"Stage {stage} diverged: its {name} is {value}; lower --{stage}.learning_rate.")
-
-
-def last_checkpoint(checkpoints: Path) -> str | None:
-    """The newest complete checkpoint. The Trainer writes `trainer_state.json` last; a killed write leaves none."""
-    complete = [
-        path for path in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_json(path / "trainer_state.json")
-    ]
-    if not complete:
-        return None
-    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]))
-    logger.info("Going on from %s.", newest)
-    return str(newest)
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def load_data(run_dir: Path) -> tuple[InteractionLog, EventLog, Split]:

@@ -1,75 +1,120 @@
-"""Several trained runs side by side: their identifiers, their metrics over seeds, their differences from the first."""
+"""Several systems, each with one or more seeds, on the same requests: means, spreads, differences, tests."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from gensar_hf.artifacts import written_aside
+from gensar_hf.artifacts import read_json
 from gensar_hf.evaluation.metrics import METRICS, contributions
-from gensar_hf.evaluation.protocol import RANKS_FILE
-from gensar_hf.evaluation.report import describe_protocol, short_figure
-from gensar_hf.evaluation.significance import bootstrap_interval
+from gensar_hf.evaluation.protocol import METRICS_FILE, RANKS_FILE
+from gensar_hf.evaluation.significance import bootstrap_interval, paired_t_test
 
-SYSTEM = "GenSAR"
 KINDS = ("semantic", "collaborative")
-Outcome = Mapping[str, Any]
+TASK_FACTS = ("protocol", "num_requests", "num_users", "num_candidates")
 
 
-def compare(outcomes: Sequence[Outcome], failures: Mapping[str, str], results_dir: str = "results") -> dict[str, Any]:
-    """Bring finished runs together, variant by variant; differences are those from the first variant.
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run of one system with one seed.
+
+    Attributes:
+        system: name of the system (or of the variant), its row in the tables.
+        seed: of its training.
+        results: folder with the run's `metrics.json` and `ranks.parquet`.
+        row: the system's name in these two files.
+        seconds: what was done → how long it took.
+        parameters: numbers that scoring needs; None where nobody counted.
+        identifiers: the identifier stage's report, of systems that have identifiers.
+        settings: chosen for this system.
+    """
+
+    system: str
+    seed: int
+    results: Path
+    row: str = "GenSAR"
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+    identifiers: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def compare(outcomes: Sequence[Outcome], failures: Mapping[str, str], full_ranking: bool = False) -> dict[str, Any]:
+    """Bring finished runs together, system by system; differences are those from the first system.
 
     Args:
-        outcomes: one a run: `variant`, `seed`, `folder`, `seconds` (stage → seconds), `details` (stage → what its
-            `stage.json` says), `metrics` (the content of its `metrics.json`).
+        outcomes: every run; at least one.
         failures: run → why it has no outcome.
-        results_dir: of a run's folder, where `ranks.parquet` is.
+        full_ranking: compare the ranks in the whole catalogue, in the folder `full_ranking` of the results; systems
+            without it are left out.
 
     Returns:
-        plain values: `order` (of the variants), `variants` (name → `seeds`, `seconds`, `parameters`, `identifiers`, and
-        per task each metric's `mean`, `sd` and `values` over the seeds, with the `difference` from the first variant:
-        `mean`, and `low` and `high` of the 95 % bootstrap interval over users), `tasks` (protocol and counts) and
-        `failures`.
+        plain values: `reference`, `order` (of the systems), `tasks` (protocol and counts), `failures`, `variants` (name
+        → `seeds`, `seconds`, `parameters`, `settings`, `identifiers`, and per task each metric's `mean`, `sd` and
+        `values` over the seeds, with the `difference` from the first system: `mean`, `low` and `high` of the 95 %
+        bootstrap interval over users, and `p_value` of the paired t-test over requests), and `tests`: that test for any
+        two systems. Several seeds of a system count as one: each request's share in a metric is their mean.
     """
-    by_variant: dict[str, list[Outcome]] = {}
+    by_system: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        by_variant.setdefault(outcome["variant"], []).append(outcome)
-    reference = next(iter(by_variant))
-    shares = {name: _shares(runs, results_dir) for name, runs in by_variant.items()}
-    tasks = by_variant[reference][0]["metrics"]["tasks"]
+        folder = outcome.results / "full_ranking" if full_ranking else outcome.results
+        if not full_ranking or folder.is_dir():
+            by_system.setdefault(outcome.system, []).append(Outcome(**{**outcome.__dict__, "results": folder}))
+    metrics = {name: [read_json(run.results / METRICS_FILE) for run in runs] for name, runs in by_system.items()}
+    shares = {name: _shares(runs) for name, runs in by_system.items()}
+    reference = next(iter(by_system))
+    tasks = {
+        task: {name: figures[name] for name in TASK_FACTS}
+        for reports in metrics.values()
+        for task, figures in reports[0]["tasks"].items()
+        if figures["systems"]
+    }
     return {
         "format_version": 1,
         "reference": reference,
-        "order": list(by_variant),  # a JSON file sorts its keys
-        "tasks": {
-            task: {name: figures[name] for name in ("protocol", "num_requests", "num_users", "num_candidates")}
-            for task, figures in tasks.items()
-        },
+        "order": list(by_system),  # a JSON file sorts its keys
+        "tasks": tasks,
         "variants": {
-            name: {
-                "seeds": [run["seed"] for run in runs],
-                "seconds": {stage: _mean(runs, "seconds", stage) for stage in runs[0]["seconds"]},
-                "parameters": runs[0]["details"]["model"].get("parameters"),
-                "identifiers": _identifiers(runs),
-                "tasks": {
-                    task: _task_figures(runs, task, shares[name][task], shares[reference].get(task))
-                    for task in shares[name]
-                },
-            }
-            for name, runs in by_variant.items()
+            name: _figures(runs, metrics[name], shares[name], shares[reference]) for name, runs in by_system.items()
         },
+        "tests": _tests(shares),
         "failures": dict(failures),
     }
 
 
-def _shares(runs: Sequence[Outcome], results_dir: str) -> dict[str, pd.DataFrame]:
+def _figures(
+    runs: Sequence[Outcome],
+    metrics: Sequence[Mapping[str, Any]],
+    shares: Mapping[str, pd.DataFrame],
+    reference: Mapping[str, pd.DataFrame],
+) -> dict[str, Any]:
+    return {
+        "seeds": [run.seed for run in runs],
+        "seconds": {part: float(np.mean([run.seconds[part] for run in runs])) for part in runs[0].seconds},
+        "parameters": runs[0].parameters,
+        "settings": dict(runs[0].settings),
+        "identifiers": None if runs[0].identifiers is None else _identifiers([run.identifiers for run in runs]),
+        "tasks": {
+            task: _task_figures(
+                [report["tasks"][task]["systems"][run.row] for run, report in zip(runs, metrics, strict=True)],
+                task_shares,
+                reference.get(task),
+            )
+            for task, task_shares in shares.items()
+        },
+    }
+
+
+def _shares(runs: Sequence[Outcome]) -> dict[str, pd.DataFrame]:
     """Per task every request's share in every metric, mean over the seeds; rows are named by user and target."""
     parts = []
     for run in runs:
-        ranks = pd.read_parquet(Path(run["folder"]) / results_dir / RANKS_FILE)
-        ranks = ranks[ranks["system"] == SYSTEM]
+        ranks = pd.read_parquet(run.results / RANKS_FILE)
+        ranks = ranks[ranks["system"] == run.row]
         shares = pd.DataFrame(contributions(ranks["rank"].to_numpy()), index=ranks.index)
         parts.append(pd.concat([ranks[["task", "user_id", "item_id"]], shares], axis=1))
     mean = pd.concat(parts).groupby(["task", "user_id", "item_id"], sort=True)[list(METRICS)].mean()
@@ -77,31 +122,41 @@ def _shares(runs: Sequence[Outcome], results_dir: str) -> dict[str, pd.DataFrame
 
 
 def _task_figures(
-    runs: Sequence[Outcome], task: str, shares: pd.DataFrame, reference: pd.DataFrame | None
+    by_seed: Sequence[Mapping[str, Mapping[str, float]]], shares: pd.DataFrame, reference: pd.DataFrame | None
 ) -> dict[str, Any]:
-    by_seed = {
-        metric: [run["metrics"]["tasks"][task]["systems"][SYSTEM][metric]["value"] for run in runs]
-        for metric in METRICS
-    }
-    figures: dict[str, Any] = {
-        metric: {
-            "mean": float(np.mean(values)),
-            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-            "values": values,
-        }
-        for metric, values in by_seed.items()
-    }
+    figures: dict[str, Any] = {}
+    for metric in METRICS:
+        values = [figure[metric]["value"] for figure in by_seed]
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        figures[metric] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
     if reference is not None and reference is not shares and reference.index.equals(shares.index):
         differences = (shares - reference).to_numpy()
         low, high = bootstrap_interval(differences, groups=shares.index.get_level_values("user_id").to_numpy())
         for metric, mean, lower, upper in zip(METRICS, differences.mean(axis=0), low, high, strict=True):
-            figures[metric]["difference"] = {"mean": float(mean), "low": float(lower), "high": float(upper)}
+            p_value = paired_t_test(shares[metric].to_numpy(), reference[metric].to_numpy()).p_value
+            interval = {"mean": float(mean), "low": float(lower), "high": float(upper)}
+            figures[metric]["difference"] = {**interval, "p_value": p_value}
     return figures
 
 
-def _identifiers(runs: Sequence[Outcome]) -> dict[str, Any]:
+def _tests(shares: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[dict[str, Any]]:
+    """The paired t-test of any two systems that answered the same requests, metric by metric."""
+    tests = []
+    for (first, left), (second, right) in combinations(shares.items(), 2):
+        for task in left:
+            if task not in right or not left[task].index.equals(right[task].index) or len(left[task]) < 2:
+                continue
+            for metric in METRICS:
+                test = paired_t_test(left[task][metric].to_numpy(), right[task][metric].to_numpy())
+                names = {"task": task, "metric": metric, "first": first, "second": second}
+                # An infinite t is no JSON number; it comes with p = 0.
+                statistic = test.statistic if np.isfinite(test.statistic) else None
+                tests.append({**names, "difference": test.mean_difference, "t": statistic, "p_value": test.p_value})
+    return tests
+
+
+def _identifiers(reports: Sequence[Any]) -> dict[str, Any]:
     """Means over the seeds of what the identifier stage reports; use and perplexity of the worst level."""
-    reports = [run["details"]["rqvae"] for run in runs]
     size = reports[0]["codebook_size"]
 
     def mean(kind: str, name: str) -> float:
@@ -124,147 +179,3 @@ def _identifiers(runs: Sequence[Outcome]) -> dict[str, Any]:
     before, after = (sum(mean(kind, f"distortion_{moment}") for kind in KINDS) for moment in ("before", "after"))
     figures["distortion_added"] = after / before - 1
     return figures
-
-
-def _mean(runs: Sequence[Outcome], part: str, name: str) -> float:
-    return float(np.mean([run[part][name] for run in runs]))
-
-
-def _in_order(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """The variants as they were given."""
-    return {name: comparison["variants"][name] for name in comparison["order"]}
-
-
-def comparison_tables(comparison: Mapping[str, Any]) -> str:
-    """The comparison as Markdown: the identifiers, then a table a task; figures of both kinds stand as `s / c`."""
-    blocks = [_identifier_table(comparison)]
-    for task, facts in comparison["tasks"].items():
-        caption = f"{task.capitalize()}: {describe_protocol(facts['protocol'])} ({facts['num_requests']:,} requests)"
-        blocks.append(f"**{caption}**\n\n{_task_table(comparison, task)}")
-    num_seeds = max(len(variant["seeds"]) for variant in comparison["variants"].values())
-    spread = f"± the standard deviation over {num_seeds} seeds. " if num_seeds > 1 else "One seed. "
-    blocks.append(
-        f"{spread}Δ: difference in NDCG@10 from {comparison['reference']}, with its 95 % bootstrap interval over users "
-        "(means over the seeds)."
-    )
-    blocks += [f"{run} failed: {reason}" for run, reason in comparison["failures"].items()]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _identifier_table(comparison: Mapping[str, Any]) -> str:
-    header = [
-        "Identifiers", "levels (shared)", "reconstruction error s / c", "raw collisions s / c", "after assignment",
-        "added distortion", "codes used", "perplexity / K", "seconds",
-    ]  # fmt: skip
-    rows = []
-    for name, variant in _in_order(comparison).items():
-        figures = variant["identifiers"]
-        semantic, collaborative = (figures[kind] for kind in KINDS)
-
-        def both(column: str, form: str, left: dict = semantic, right: dict = collaborative) -> str:
-            return f"{left[column]:{form}} / {right[column]:{form}}"
-
-        rows.append(
-            [
-                name,
-                f"{figures['num_levels']} ({figures['num_shared_levels']})",
-                both("reconstruction_error", ".3f"),
-                both("collision_rate_before", ".2%"),
-                f"{max(semantic['collision_rate_after'], collaborative['collision_rate_after']):.0%}",
-                f"{figures['distortion_added']:.2%}",
-                f"{min(semantic['codebook_use'], collaborative['codebook_use']):.0%}",
-                f"{min(semantic['perplexity_share'], collaborative['perplexity_share']):.0%}",
-                f"{variant['seconds']['rqvae']:.1f}",
-            ]
-        )
-    note = "Reconstruction error: share of the variance that is lost. Codes used and perplexity: of the worst level."
-    return f"{_markdown(header, rows)}\n\n{note}"
-
-
-def _task_table(comparison: Mapping[str, Any], task: str) -> str:
-    rows = []
-    for name, variant in _in_order(comparison).items():
-        figures = variant["tasks"].get(task)
-        if figures is not None:
-            cells = [_with_sd(figures[metric]) for metric in METRICS]
-            rows.append([name, *cells, _difference(figures["NDCG@10"].get("difference"))])
-    return _markdown(["Identifiers", *METRICS, "Δ NDCG@10"], rows)
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _with_sd(figure: Mapping[str, Any]) -> str:
-    sd = "" if figure["sd"] is None else f" ± {short_figure(figure['sd'])}"
-    return short_figure(figure["mean"]) + sd
-
-
-def _difference(difference: Mapping[str, float] | None) -> str:
-    if difference is None:
-        return ""
-    return f"{difference['mean']:+.3f} ({difference['low']:+.3f} … {difference['high']:+.3f})"
-
-
-def save_figures(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw `collisions.png` (raw collision rates, cf. the paper's fig. 5) and `ndcg.png` (both tasks, cf. fig. 6, 7).
-
-    Returns:
-        the files written.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    names = comparison["order"]
-    panels = {
-        "collisions.png": ("raw collision rate, %", _collision_bars(comparison)),
-        "ndcg.png": ("NDCG@10, whiskers: one standard deviation over the seeds", _ndcg_bars(comparison)),
-    }
-    paths = []
-    for file_name, (label, series) in panels.items():
-        figure = Figure(figsize=(8, 1.2 + 0.55 * len(names)), layout="constrained")
-        FigureCanvasAgg(figure)
-        _draw(figure.add_subplot(), names, series, label)
-        with written_aside(folder / file_name) as aside:
-            figure.savefig(aside, format="png", dpi=150)
-        paths.append(folder / file_name)
-    return paths
-
-
-def _collision_bars(comparison: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
-    variants = _in_order(comparison).values()
-    return {
-        kind: (
-            [100 * variant["identifiers"][kind]["collision_rate_before"] for variant in variants],
-            [0.0] * len(variants),
-        )
-        for kind in KINDS
-    }
-
-
-def _ndcg_bars(comparison: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
-    figures = {
-        task: [variant["tasks"][task]["NDCG@10"] for variant in _in_order(comparison).values()]
-        for task in comparison["tasks"]
-    }
-    return {
-        task: ([figure["mean"] for figure in column], [figure["sd"] or 0.0 for figure in column])
-        for task, column in figures.items()
-    }
-
-
-def _draw(axes: Any, names: list[str], series: Mapping[str, tuple[list[float], list[float]]], label: str) -> None:
-    """Horizontal bars, the series beside one another for each name, each with its value at the end."""
-    height = 0.8 / len(series)
-    for index, (title, (values, deviations)) in enumerate(series.items()):
-        positions = np.arange(len(names)) + (index - (len(series) - 1) / 2) * height
-        bars = axes.barh(
-            positions, values, height, xerr=deviations, label=title, color=("#4c78a8", "#f58518")[index % 2]
-        )
-        axes.bar_label(bars, fmt="%.2f" if max(values) > 1 else "%.3f", fontsize=7, padding=3)
-    axes.set_yticks(np.arange(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlabel(label)
-    axes.set_xlim(0, 1.15 * max(max(values) for values, _ in series.values()) or 1.0)  # room for the values
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), frameon=False)

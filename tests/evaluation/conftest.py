@@ -1,12 +1,31 @@
 """Small event logs built by hand, independent of the loaders."""
 
+import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from gensar_hf.artifacts import write_json
 from gensar_hf.data.events import Behavior, EventLog
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.evaluation.comparison import Outcome
+
+KIND = {
+    "reconstruction_error_before": 0.5, "collision_rate_before": 0.01, "collision_rate_after": 0.0,
+    "codebook_use_before": [1.0, 0.75], "perplexity_before": [3.0, 2.0], "distortion_before": 2.0,
+    "distortion_after": 2.5,
+}  # fmt: skip
+REPORT = {
+    "num_items": 9,
+    "codebook_size": 4,
+    "num_levels": 2,
+    "num_shared_levels": 1,
+    "semantic": KIND,
+    "collaborative": KIND,
+}
+METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10")
 
 
 def build_requests(
@@ -65,3 +84,21 @@ class TableScorer:
 @pytest.fixture(scope="session")
 def make_scorer() -> type[TableScorer]:
     return TableScorer
+
+
+@pytest.fixture
+def outcome(tmp_path):
+    """Makes a finished run from the ranks of four requests of three users; every metric's value is `value`."""
+
+    def make(system, seed, ranks, value, task="search", row="GenSAR", **facts):
+        folder = tmp_path / f"{system}-{seed}"
+        folder.mkdir(parents=True)
+        table = {"system": row, "task": task, "user_id": ["a", "a", "b", "c"], "item_id": ["1", "2", "1", "3"]}
+        pd.DataFrame({**table, "rank": ranks}).to_parquet(folder / "ranks.parquet")
+        figures = {metric: {"value": value, "low": value, "high": value} for metric in METRICS}
+        counts = {"protocol": "bm25-hard-99", "num_requests": 4, "num_users": 3, "num_candidates": 100}
+        write_json(folder / "metrics.json", {"tasks": {task: {**counts, "systems": {row: figures}}}})
+        facts = {"seconds": {"rqvae": 2.0 + 2 * seed}, "parameters": 7, "identifiers": copy.deepcopy(REPORT), **facts}
+        return Outcome(system, seed, folder, row, **facts)
+
+    return make

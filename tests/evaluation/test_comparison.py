@@ -1,48 +1,14 @@
-import copy
+import dataclasses
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from gensar_hf.artifacts import read_json, write_json
-from gensar_hf.evaluation.comparison import compare, comparison_tables, save_figures
-
-KIND = {
-    "reconstruction_error_before": 0.5, "collision_rate_before": 0.01, "collision_rate_after": 0.0,
-    "codebook_use_before": [1.0, 0.75], "perplexity_before": [3.0, 2.0], "distortion_before": 2.0,
-    "distortion_after": 2.5,
-}  # fmt: skip
-REPORT = {
-    "num_items": 9,
-    "codebook_size": 4,
-    "num_levels": 2,
-    "num_shared_levels": 1,
-    "semantic": KIND,
-    "collaborative": KIND,
-}
-METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10")
-
-
-@pytest.fixture
-def outcome(tmp_path):
-    """Makes a finished run from the ranks of four requests of three users; every metric's value is `value`."""
-
-    def make(variant, seed, ranks, value):
-        folder = tmp_path / f"{variant}-{seed}"
-        (folder / "results").mkdir(parents=True)
-        table = {"system": "GenSAR", "task": "search", "user_id": ["a", "a", "b", "c"], "item_id": ["1", "2", "1", "3"]}
-        pd.DataFrame({**table, "rank": ranks}).to_parquet(folder / "results" / "ranks.parquet")
-        figures = {metric: {"value": value, "low": value, "high": value} for metric in METRICS}
-        task = {"protocol": "bm25-hard-99", "num_requests": 4, "num_users": 3, "num_candidates": 100}
-        return {
-            "variant": variant,
-            "seed": seed,
-            "folder": str(folder),
-            "seconds": {"rqvae": 2.0 + 2 * seed},
-            "details": {"rqvae": copy.deepcopy(REPORT), "model": {"parameters": 7}},
-            "metrics": {"tasks": {"search": {**task, "systems": {"GenSAR": figures}}}},
-        }
-
-    return make
+from gensar_hf.evaluation.comparison import compare
+from gensar_hf.evaluation.comparison_report import comparison_tables
+from gensar_hf.evaluation.metrics import ndcg_per_request
 
 
 def test_means_deviations_and_differences_by_hand(outcome):
@@ -75,7 +41,7 @@ def test_variants_keep_their_order_through_a_file(outcome, tmp_path):
 
 def test_requests_are_matched_by_user_and_target_and_not_by_their_order(outcome):
     first, second = outcome("first", 0, [1, 2, 3, 4], 0.5), outcome("second", 0, [1, 2, 3, 4], 0.5)
-    path = f"{second['folder']}/results/ranks.parquet"
+    path = second.results / "ranks.parquet"
     pd.read_parquet(path).iloc[::-1].to_parquet(path)
     difference = compare([first, second], {})["variants"]["second"]["tasks"]["search"]["NDCG@10"]["difference"]
     assert (difference["mean"], difference["low"], difference["high"]) == (0, 0, 0)
@@ -83,17 +49,39 @@ def test_requests_are_matched_by_user_and_target_and_not_by_their_order(outcome)
 
 def test_other_requests_give_no_difference(outcome):
     first, second = outcome("first", 0, [1, 2, 3, 4], 0.5), outcome("second", 0, [1, 2, 3, 4], 0.5)
-    path = f"{second['folder']}/results/ranks.parquet"
+    path = second.results / "ranks.parquet"
     pd.read_parquet(path).assign(item_id="other").drop_duplicates("user_id").to_parquet(path)
     assert "difference" not in compare([first, second], {})["variants"]["second"]["tasks"]["search"]["NDCG@10"]
 
 
-def test_tables_and_figures_show_every_variant_and_every_failure(outcome, tmp_path):
-    comparison = compare([outcome("plain", 0, [1, 2, 3, 4], 0.5)], {"broken, seed 0": "no codes."})
-    tables = comparison_tables(comparison)
-    assert "| plain | 2 (1) | 0.500 / 0.500 | 1.00% / 1.00% | 0% | 25.00% | 75% | 50% | 2.0 |" in tables
-    assert "| plain | .500 | .500 | .500 | .500 | .500 |  |" in tables
-    assert "broken, seed 0 failed: no codes." in tables
-    paths = save_figures(comparison, tmp_path / "figures")
-    assert [path.name for path in paths] == ["collisions.png", "ndcg.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+def test_p_values_are_those_of_scipy_for_any_two_systems(outcome):
+    ranks = {"first": [1, 2, 3, 4], "second": [2, 9, 1, 30], "third": [5, 5, 5, 7]}
+    comparison = compare([outcome(name, 0, given, 0.5) for name, given in ranks.items()], {})
+    tests = {(test["first"], test["second"]): test for test in comparison["tests"] if test["metric"] == "NDCG@5"}
+    assert set(tests) == {("first", "second"), ("first", "third"), ("second", "third")}
+    for (left, right), test in tests.items():
+        shares = [ndcg_per_request(np.array(ranks[name]), 5) for name in (left, right)]
+        expected = stats.ttest_rel(*shares)
+        assert test["p_value"] == pytest.approx(expected.pvalue)
+        assert test["t"] == pytest.approx(expected.statistic)
+    figures = comparison["variants"]["second"]["tasks"]["search"]["NDCG@5"]["difference"]
+    assert figures["p_value"] == pytest.approx(tests["first", "second"]["p_value"])
+
+
+def test_a_system_of_one_task_stands_in_that_tasks_table_alone(outcome):
+    joint = outcome("GenSAR", 0, [1, 2, 3, 4], 0.5)
+    other = outcome("SASRec", 0, [4, 3, 2, 1], 0.4, task="recommendation", row="SASRec", identifiers=None)
+    comparison = compare([joint, other], {})
+    assert list(comparison["variants"]["SASRec"]["tasks"]) == ["recommendation"]
+    assert comparison["variants"]["SASRec"]["identifiers"] is None
+    assert comparison["tests"] == []  # they have no task in common
+    assert sorted(comparison["tasks"]) == ["recommendation", "search"]
+
+
+def test_full_ranking_compares_the_folder_inside_the_results(outcome):
+    run, without = outcome("first", 0, [1, 2, 3, 4], 0.5), outcome("second", 0, [1, 2, 3, 4], 0.5)
+    inner = dataclasses.replace(outcome("inner", 0, [9, 9, 9, 9], 0.25), system="first")
+    inner.results.rename(run.results / "full_ranking")
+    comparison = compare([run, without], {}, full_ranking=True)
+    assert comparison["order"] == ["first"]
+    assert comparison["variants"]["first"]["tasks"]["search"]["HR@1"]["mean"] == 0.25
