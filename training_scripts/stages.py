@@ -112,7 +112,9 @@ def _checkpoints(folder: Path, inputs_fingerprint: str) -> Path:
 def _as_input(value: Any) -> Any:
     """A value as `fingerprint` takes it; of `TrainingArguments` what differs from the defaults of this machine."""
     if isinstance(value, TrainingArguments):
-        given, usual = value.to_dict(), TrainingArguments(**training_defaults()).to_dict()
+        # With another `use_cpu` the second one would set accelerate's processes up anew, each of them alone.
+        usual = TrainingArguments(**{**training_defaults(), "use_cpu": value.use_cpu}).to_dict()
+        given = value.to_dict()
         return {name: field for name, field in given.items() if field != usual[name] and name not in _NOT_AN_INPUT}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclass_values(value)

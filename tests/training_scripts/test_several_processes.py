@@ -6,6 +6,8 @@ import shutil
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from gensar_hf import GenSARPipeline
 
@@ -34,6 +36,24 @@ def test_two_processes_train_one_generator(prepared_run, start_script, tiny, tmp
     _, complaint = process.communicate(timeout=300)
     assert process.returncode == 0, complaint
     assert (run_dir / "model" / "stage.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one_with_the_same_global_batch(prepared_run, start_script, tiny, tmp_path):
+    weights = []
+    for name, launcher, batch_size in (("two", TORCHRUN, 2), ("one", (sys.executable,), 4)):
+        shutil.copytree(prepared_run, tmp_path / name)
+        process = start_script(
+            "train_generator.py", "--output_dir", tmp_path / name, *tiny("model"), "--model.use_cpu", "true",
+            f"--model.per_device_train_batch_size={batch_size}", "--model.bf16=false",
+            "--model.optim=sgd", "--model.learning_rate=0.3", "--model.warmup_steps=0",
+            launcher=launcher, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        _, complaint = process.communicate(timeout=300)
+        assert process.returncode == 0, complaint
+        weights.append(load_file(tmp_path / name / "model" / "model.safetensors"))
+    for parameter, values in weights[0].items():
+        assert torch.allclose(values, weights[1][parameter], atol=1e-4), parameter
 
 
 @pytest.mark.slow
