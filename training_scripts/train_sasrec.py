@@ -12,14 +12,19 @@ from encode_items import EMBEDDINGS_FILE
 from sections import Section, dataclass_values
 from settings import Settings
 from stages import COLLABORATIVE, DATA, StageReport, load_data, run_stage
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import set_seed
 
 from gensar_hf.artifacts import last_checkpoint
 from gensar_hf.data import EventLog, Split
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.item_embeddings import save_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
-from gensar_hf.embeddings.sasrec_training import HistoryWindows, sasrec_training_arguments, train_sasrec
+from gensar_hf.embeddings.sasrec_training import (
+    EpochCheckpoints,
+    num_training_steps,
+    sasrec_training_arguments,
+    train_sasrec,
+)
 
 
 @dataclass
@@ -54,39 +59,13 @@ def tuned() -> dict:
     }
 
 
-MIN_STEPS = 500
 SECTION = Section(COLLABORATIVE, CollaborativeArguments, tuned)
-
-
-class EpochCheckpoints(TrainerCallback):
-    """Saves at the first end of an epoch after every `save_steps` steps.
-
-    Not in the middle of one: the order of its windows is drawn from torch's global generator when it begins, so that
-    a training resumed inside an epoch would see another order than an uninterrupted one.
-    """
-
-    def __init__(self) -> None:
-        self.last_step = 0
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Ask for a checkpoint when one is due."""
-        if state.global_step - self.last_step >= args.save_steps and state.global_step < state.max_steps:
-            control.should_save, self.last_step = True, state.global_step
 
 
 def training_clicks(events: EventLog, split: Split) -> list[np.ndarray]:
     """Each user's clicked items in training events, oldest first; queries are left out."""
     histories = [events.items[start:end] for start, end in zip(events.offsets[:-1], split.train_ends, strict=True)]
     return [items[items >= 0] for items in histories]
-
-
-def num_steps(histories: list[np.ndarray], training: TrainingArguments, max_length: int) -> int:
-    """Steps for `num_train_epochs` passes, and never so few that a small log trains nothing."""
-    rows_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    steps_per_epoch = -(-len(HistoryWindows(histories, max_length)) // rows_per_step)
-    return max(MIN_STEPS, round(training.num_train_epochs * steps_per_epoch))
 
 
 def run(settings: Settings) -> StageReport:
@@ -100,7 +79,7 @@ def run(settings: Settings) -> StageReport:
         training.output_dir = str(checkpoints)
         histories = training_clicks(events, split)
         if training.max_steps <= 0:
-            training.max_steps = num_steps(histories, training, model.config.max_length)
+            training.max_steps = num_training_steps(histories, training, model.config.max_length)
         with metrics_unprinted():
             output = train_sasrec(model, histories, training, last_checkpoint(checkpoints), [EpochCheckpoints()])
         model.save_pretrained(folder)

@@ -1,15 +1,18 @@
-"""Histories to training windows, and SASRec's training with `Trainer`."""
+"""Histories to training windows, and the training of SASRec and other next-item models with `Trainer`."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from gensar_hf.artifacts import DataError
 from gensar_hf.embeddings.modeling_sasrec import IGNORED_LABEL, PADDING, SASRecModel
+
+MIN_STEPS = 500  # fewer leave a model untrained, however small the log
 
 
 class HistoryWindows(torch.utils.data.Dataset):
@@ -37,8 +40,8 @@ class HistoryWindows(torch.utils.data.Dataset):
         self.histories = [np.asarray(history, dtype=np.int64) for history in histories if len(history) >= 2]
         if not self.histories:
             raise DataError(
-                f"SASRec cannot be trained: none of the {len(histories)} users has two clicks before the held-out "
-                "ones; give it longer histories."
+                f"What follows what cannot be learnt: none of the {len(histories)} users has two clicks before the "
+                "held-out ones; give longer histories."
             )
         self.max_length, self.seed, self.event_dropout = max_length, seed, event_dropout
         num_predictions = np.array([len(history) - 1 for history in self.histories])
@@ -114,6 +117,80 @@ def sasrec_training_arguments(output_dir: str, **overrides: Any) -> TrainingArgu
     return TrainingArguments(output_dir=output_dir, **{**tuned, **overrides})
 
 
+class EpochCheckpoints(TrainerCallback):
+    """Saves at the first end of an epoch after every `save_steps` steps; for `save_strategy="no"`.
+
+    Not in the middle of one: the order of its windows is drawn from torch's global generator when it begins, so that
+    a training resumed inside an epoch would see another order than an uninterrupted one.
+    """
+
+    def __init__(self) -> None:
+        self.last_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Count from the step at which a training is taken up."""
+        self.last_step = state.global_step
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Ask for a checkpoint when one is due."""
+        if state.global_step - self.last_step >= args.save_steps and state.global_step < state.max_steps:
+            control.should_save, self.last_step = True, state.global_step
+
+
+class QuietProgress(ProgressCallback):
+    """The Trainer's bar without the dictionaries that it prints between and after the steps."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Print nothing."""
+
+
+def next_item_trainer(
+    model: PreTrainedModel,
+    histories: Sequence[np.ndarray],
+    training_args: TrainingArguments,
+    callbacks: list[TrainerCallback] | None = None,
+) -> Trainer:
+    """A `Trainer` that teaches a model what follows what, at every position of every history.
+
+    Args:
+        model: with SASRec's `forward`; its config has `num_items`, `max_length` and `event_dropout`.
+        histories: item indices of each user, oldest first, TRAINING events only.
+        training_args: `data_seed` (or `seed`) draws the windows.
+        callbacks: for `Trainer`.
+
+    Raises:
+        DataError: no history has two items.
+        ValueError: an item index outside the catalogue.
+    """
+    config: Any = model.config
+    for user, history in enumerate(histories):
+        if len(history) and not 0 <= np.min(history) <= np.max(history) < config.num_items:
+            raise ValueError(
+                f"The history of user {user} holds an item outside 0 … {config.num_items - 1}: smallest "
+                f"{np.min(history)}, largest {np.max(history)}; `num_items` must be the size of the catalogue."
+            )
+    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+    windows = HistoryWindows(histories, config.max_length, seed, config.event_dropout)
+    return Trainer(
+        model=model, args=training_args, train_dataset=windows, data_collator=collate_windows, callbacks=callbacks
+    )
+
+
+def num_training_steps(histories: Sequence[np.ndarray], training_args: TrainingArguments, max_length: int) -> int:
+    """Steps for `num_train_epochs` passes over the windows, and never so few that a small log trains nothing."""
+    rows_per_step = (
+        training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+    )
+    steps_per_epoch = -(-len(HistoryWindows(histories, max_length)) // rows_per_step)
+    return max(MIN_STEPS, round(training_args.num_train_epochs * steps_per_epoch))
+
+
 def train_sasrec(
     model: SASRecModel,
     histories: Sequence[np.ndarray],
@@ -137,15 +214,5 @@ def train_sasrec(
         DataError: no history has two items.
         ValueError: an item index outside the catalogue.
     """
-    for user, history in enumerate(histories):
-        if len(history) and not 0 <= np.min(history) <= np.max(history) < model.config.num_items:
-            raise ValueError(
-                f"The history of user {user} holds an item outside 0 … {model.config.num_items - 1}: smallest "
-                f"{np.min(history)}, largest {np.max(history)}; `num_items` must be the size of the catalogue."
-            )
-    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-    windows = HistoryWindows(histories, model.config.max_length, seed, model.config.event_dropout)
-    trainer = Trainer(
-        model=model, args=training_args, train_dataset=windows, data_collator=collate_windows, callbacks=callbacks
-    )
+    trainer = next_item_trainer(model, histories, training_args, callbacks)
     return trainer.train(resume_from_checkpoint=resume_from_checkpoint)

@@ -17,6 +17,7 @@ from gensar_hf.data import (
     events_from_log,
     leave_one_out,
     load_log,
+    training_events,
     training_mask,
 )
 
@@ -275,6 +276,22 @@ def test_nothing_at_or_after_a_held_out_event_is_training_material(rows, kind, m
         if kind == "leave one out":  # and no event is given away without need
             assert len(trained) == (events.timestamps[start:end] < first).sum()
             assert not own or len(trained) >= min_train_events
+
+
+@settings(max_examples=40, deadline=None)
+@given(ROWS, st.sampled_from(["leave one out", "chronological"]), st.integers(0, 3))
+def test_training_events_are_a_log_without_a_trace_of_what_is_held_out(rows, kind, min_train_events):
+    events = events_from_log(sorted_log(rows))
+    split = cut_or_none(events, kind, min_train_events)
+    if split is None:
+        return
+    training, mask = training_events(split), training_mask(split)
+    assert (training.user_ids, training.item_ids) == (events.user_ids, events.item_ids)
+    assert training.event_users().tolist() == events.event_users()[mask].tolist()
+    for name in ("behaviors", "items", "queries", "timestamps"):
+        assert np.array_equal(getattr(training, name), getattr(events, name)[mask])
+    typed = {events.query_texts[query] for query in events.queries[mask] if query >= 0}
+    assert set(training.query_texts) - {""} == typed
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,0 +1,125 @@
+"""The Markov chain against fractions worked out by hand, a naive count, and the rules of probability."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+
+from gensar_hf.artifacts import DataError, load_arrays
+from gensar_hf.baselines.baseline import TrainingData, fit_by_name
+from gensar_hf.baselines.markov import MarkovChain, Settings, transition_counts
+from gensar_hf.data import Behavior, EventLog
+from gensar_hf.data.splits import RECOMMENDATION, Requests
+
+NUM_ITEMS = 5
+R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
+HISTORIES = st.lists(st.lists(st.integers(0, NUM_ITEMS - 1), max_size=8), min_size=1, max_size=4)
+# The clicks are 0 1 2 and 0 1 0; the query does not come between them.
+USERS = {"ann": [(R, 0), (Q, 0), (S, 1, 0), (R, 2)], "bob": [(R, 0), (R, 1), (R, 0)]}
+
+
+@pytest.fixture
+def events(make_events) -> EventLog:
+    return make_events(USERS, [f"film-{item}" for item in range(NUM_ITEMS)])
+
+
+def log_of(histories: list[list[int]]) -> EventLog:
+    items = np.array([item for history in histories for item in history], dtype=np.int64)
+    return EventLog(
+        user_ids=[f"user-{user}" for user in range(len(histories))],
+        item_ids=[f"film-{item}" for item in range(NUM_ITEMS)],
+        query_texts=[],
+        offsets=np.cumsum([0, *map(len, histories)]),
+        behaviors=np.zeros(len(items), dtype=np.int8),
+        items=items,
+        queries=np.full(len(items), -1),
+        timestamps=np.arange(len(items), dtype=np.float64),
+    )
+
+
+def test_probabilities_are_the_smoothed_shares(events):
+    chain = MarkovChain(events, Settings(smoothing=4.0))
+
+    # Of six clicks three are of film 0, two of film 1, one of film 2; 0 → 1 twice, 1 → 2 and 1 → 0 once.
+    after = chain.probabilities(np.array([0, 1, 2, NUM_ITEMS]))
+    shares = np.array([3 / 6, 2 / 6, 1 / 6, 0, 0])
+    np.testing.assert_allclose(after[0], (np.array([0, 2, 0, 0, 0]) + 4 * shares) / (2 + 4), rtol=1e-6)
+    np.testing.assert_allclose(after[1], (np.array([1, 0, 1, 0, 0]) + 4 * shares) / (2 + 4), rtol=1e-6)
+    np.testing.assert_allclose(after[2:], [shares, shares], rtol=1e-6)  # never followed by anything, and no click
+
+
+def test_a_skipped_click_counts_less(events):
+    counts = transition_counts(events, max_skip=1, skip_weight=0.25).toarray()
+
+    expected = np.zeros((NUM_ITEMS + 1, NUM_ITEMS))
+    expected[0, 1], expected[1, 2], expected[1, 0] = 2, 1, 1
+    expected[0, 2], expected[0, 0] = 0.25, 0.25
+    np.testing.assert_array_equal(counts, expected)
+
+
+@given(HISTORIES, st.integers(0, 9), st.sampled_from([0.5, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_counts_are_those_of_a_naive_loop(histories, max_skip, skip_weight):
+    expected: Counter = Counter()
+    for history in histories:
+        for i, earlier in enumerate(history):
+            for skipped, later in enumerate(history[i + 1 : i + 2 + max_skip]):
+                expected[earlier, later] += skip_weight**skipped
+
+    counts = transition_counts(log_of(histories), max_skip, skip_weight)
+
+    assert counts.nnz == len(expected)  # nothing is stored for pairs that never occurred
+    for (earlier, later), count in expected.items():
+        assert counts[earlier, later] == pytest.approx(count)
+
+
+@given(HISTORIES.filter(any), st.floats(0.01, 100))
+@settings(max_examples=25, deadline=None)
+def test_the_whole_catalogue_has_probability_one(histories, smoothing):
+    chain = MarkovChain(log_of(histories), Settings(max_skip=2, smoothing=smoothing))
+
+    np.testing.assert_allclose(chain.probabilities(np.arange(NUM_ITEMS + 1)).sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 256])
+def test_requests_are_scored_by_their_latest_click(events, monkeypatch, chunk_size):
+    monkeypatch.setattr("gensar_hf.baselines.markov._CHUNK_SIZE", chunk_size)
+    chain = MarkovChain(events, Settings(smoothing=1.0))
+    requests = Requests(RECOMMENDATION, events, np.array([3, 4, 6]))  # after film 1, after nothing, after film 1
+    candidates = np.array([[4, 2, 0], [0, 1, 2], [0, 1, 2]])
+
+    scores = chain.score(requests, candidates)
+
+    every_item = chain.probabilities(np.array([1, NUM_ITEMS, 1]))
+    np.testing.assert_array_equal(scores, np.take_along_axis(every_item, candidates, axis=1))
+    np.testing.assert_allclose(scores[1], [3 / 6, 2 / 6, 1 / 6], rtol=1e-6)
+
+
+def test_it_is_fitted_by_its_name_and_saved(events, tmp_path):
+    data = TrainingData(events, [""] * NUM_ITEMS, np.zeros((NUM_ITEMS, 1)), "none")
+
+    chain = fit_by_name("markov", data, {"max_skip": 1}, 0, tmp_path, tmp_path)
+
+    assert chain.tasks == {RECOMMENDATION}
+    assert chain.num_parameters == 0
+    saved = load_arrays(tmp_path / "transitions.safetensors")
+    counts = csr_array((saved["data"], saved["indices"], saved["indptr"]), shape=(NUM_ITEMS + 1, NUM_ITEMS))
+    np.testing.assert_array_equal(counts.toarray(), chain.counts.toarray())
+    np.testing.assert_array_equal(saved["popularity"], chain.popularity)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_skip": -1}, "`max_skip` is a number of clicks from 0; got -1"),
+        ({"skip_weight": 0.0}, "`skip_weight` must be above 0 and at most 1; got 0.0"),
+        ({"smoothing": 0}, "`smoothing` must be above 0"),
+    ],
+)
+def test_impossible_settings_are_refused(events, tmp_path, values, message):
+    data = TrainingData(events, [""] * NUM_ITEMS, np.zeros((NUM_ITEMS, 1)), "none")
+    with pytest.raises(DataError, match=f"First-order Markov: {message}"):
+        fit_by_name("markov", data, values, 0, tmp_path, tmp_path)
