@@ -236,11 +236,11 @@ def floor_of(
 
 
 def cost_table(costs: dict[int, dict[str, Cost]], reference: str, title: str) -> str:
-    """Milliseconds, ratios and memory of every variant at every batch size."""
+    """Milliseconds, ratios (of processor time) and memory of every variant at every batch size."""
     header = [title, "batch", "ms", "processor ms", "faster", "peak memory"]
     rows = [
         [name, f"{batch_size}", f"{1000 * cost.seconds:,.0f}", f"{1000 * cost.cpu_seconds:,.0f}",
-         f"{own[reference].seconds / cost.seconds:.1f} ×", megabytes(cost.peak_bytes)]
+         f"{busy_seconds(own[reference]) / busy_seconds(cost):.1f} ×", megabytes(cost.peak_bytes)]
         for batch_size, own in costs.items()
         for name, cost in own.items()
     ]  # fmt: skip
