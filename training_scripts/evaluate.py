@@ -55,6 +55,10 @@ class EvaluationArguments:
         default=None, metadata={"help": "size of a seeded sample of the users to evaluate; all of them by default."}
     )
     baselines: bool = field(default=True, metadata={"help": "evaluate the other systems, too, and not GenSAR alone."})
+    skip_clicked: bool = field(
+        default=False,
+        metadata={"help": "all systems put candidates behind the others that the user has clicked before."},
+    )
     recommender_weight: float = field(
         default=0.0,
         metadata={"help": "of SASRec's log-probability beside GenSAR's in recommendation; 0: GenSAR alone."},
@@ -148,7 +152,8 @@ def run(settings: Settings) -> StageReport:
         for task, sets in candidates.items():
             sets.save(folder / f"candidates_{task}.safetensors")
         systems = scorers(run_dir, log, events, split, arguments)
-        result = evaluate(systems, requests, candidates, seed=arguments.seed)
+        options = {"seed": arguments.seed, "skip_clicked": arguments.skip_clicked}
+        result = evaluate(systems, requests, candidates, **options)
         save_result(result, folder)
         if arguments.full_ranking:
             save_result(evaluate_full_ranking(systems, requests, seed=arguments.seed), folder / "full_ranking")

@@ -199,7 +199,8 @@ class BaselineRun:
         requests, candidates = evaluation_requests(self.log, self.split, part, self.evaluation)
         for task, sets in candidates.items():
             sets.save(folder / f"candidates_{task}.safetensors")
-        result = evaluate([system], requests, candidates, seed=self.evaluation.seed)
+        options = {"seed": self.evaluation.seed, "skip_clicked": self.evaluation.skip_clicked}
+        result = evaluate([system], requests, candidates, **options)
         for task, message in result.failures.get(system.name, {}).items():
             raise DataError(f"{system.name} failed in {task}: {message}")
         save_result(result, folder)

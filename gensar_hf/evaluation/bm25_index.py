@@ -10,20 +10,23 @@ class BM25Index:
     """The catalogue's texts in a `bm25s` index (Lù 2024, "BM25S: Orders of magnitude faster lexical search").
 
     Texts and queries are lower-cased, cut into words of two or more letters or digits, and stripped of `bm25s`' English
-    stop words; no stemming. Scores are those of `bm25s`' defaults (Lucene's variant, k1 = 1.5, b = 0.75).
+    stop words; no stemming. Scores are those of Lucene's variant, by default with `bm25s`' k1 and b, from which the
+    candidates of the protocol are made.
 
     Args:
         item_texts: one text per item, in catalogue order.
+        k1: how much a word that a text repeats counts more than once.
+        b: how far scores are divided by the text's length beside the mean: 0 = not at all, 1 = fully.
     """
 
-    def __init__(self, item_texts: Sequence[str]):
+    def __init__(self, item_texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
         import bm25s  # 0.4 s to import, and not needed by whoever only reads metrics
 
         self.num_items = len(item_texts)
         tokens = _words(item_texts)
         self._index: Any = None
         if any(tokens):  # bm25s divides by zero when no text holds a word
-            self._index = bm25s.BM25()
+            self._index = bm25s.BM25(k1=k1, b=b)
             self._index.index(tokens, show_progress=False)
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:

@@ -32,6 +32,8 @@ def describe_protocol(protocol: str) -> str:
         return "the target among all items"
     if protocol == FULL_RANKING_UNSEEN:
         return "the target among all items that its user's history does not hold"
+    if protocol.endswith("-unseen"):
+        return f"{describe_protocol(protocol.removesuffix('-unseen'))}, those clicked before by the user last"
     kind, _, num_negatives = protocol.rpartition("-")
     return _PROTOCOLS.get(kind, f"protocol {protocol}").format(num_negatives)
 

@@ -9,6 +9,7 @@ import pytest
 from gensar_hf.artifacts import read_json
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.evaluation import METRICS, bm25_candidates, evaluate, evaluate_full_ranking, random_candidates
+from gensar_hf.evaluation.report import describe_protocol
 
 TEXTS = [f"film {item} {'comedy' if item % 2 else 'drama'}" for item in range(12)]
 
@@ -176,3 +177,16 @@ def test_intervals_are_over_users_not_requests(make_requests, make_scorer):
     assert (figures["num_requests"], figures["num_users"]) == (4, 2)
     # Items 0 to 2 tie for user 0's first three places, so HR@5 is 3/4; a quarter of the resamples is user 1 twice.
     assert figures["systems"]["One user's"]["HR@5"] == {"value": 0.75, "low": 0.0, "high": 1.0}
+
+
+def test_candidates_clicked_before_stand_behind_all_others(make_scorer, make_requests):
+    """Users 0 and 1 clicked 5 and 6 before; user 2 clicks an item a second time, which must not cost its rank."""
+    requests = {SEARCH: make_requests([[5, 3], [6, 5, 3], [4, 4]], 12, SEARCH, ["comedy", "comedy", "drama"])}
+    sets = {SEARCH: bm25_candidates(requests[SEARCH], TEXTS, num_negatives=11)}
+    scorer = make_scorer("By number", np.arange(12), [SEARCH])
+    plain = evaluate([scorer], requests, sets)
+    skipping = evaluate([scorer], requests, sets, skip_clicked=True)
+    assert plain.ranks["By number"][SEARCH].tolist() == [9, 9, 8]  # nine items, or eight, have higher numbers
+    assert skipping.ranks["By number"][SEARCH].tolist() == [8, 7, 8]
+    assert skipping.protocols[SEARCH] == "bm25-hard-11-unseen"
+    assert "those clicked before by the user last" in describe_protocol(skipping.protocols[SEARCH])
