@@ -3,7 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from gensar_hf.baselines import DenseRetrieval
+from gensar_hf.artifacts import load_arrays, read_json
+from gensar_hf.baselines import DenseRetrieval, dense_retrieval
+from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.data.splits import SEARCH
 
 ITEMS = np.array([[1, 0], [5, 0], [0, 2], [1, 1], [-3, 0], [0, 0]], dtype=np.float32)
@@ -39,3 +41,73 @@ def test_unusable_item_embeddings_are_refused(embeddings):
 def test_name_and_tasks():
     assert DenseRetrieval(ITEMS, "some-model", name="MiniLM").name == "MiniLM"
     assert DenseRetrieval.tasks == {SEARCH}
+
+
+def test_the_prefix_stands_before_every_query(split, catalogue):
+    asked = []
+
+    def encoder(queries):
+        asked.extend(queries)
+        return np.ones((len(queries), 2))
+
+    DenseRetrieval(ITEMS, encoder, query_prefix="query: ").score(split.test[SEARCH], catalogue)
+    assert asked == ["query: space comedy", "query: war drama"]
+
+
+class FakeEncoder:
+    """Encodes a text as its length and its number of words; notes what it was asked."""
+
+    def __init__(self, monkeypatch):
+        self.asked = []
+        monkeypatch.setattr("gensar_hf.embeddings.semantic.encode_texts", self)
+        monkeypatch.setattr("gensar_hf.baselines.dense_retrieval._num_parameters", lambda encoder: 7)
+
+    def __call__(self, texts, model):
+        self.asked.append((list(texts), model))
+        return np.array([[len(text), len(text.split())] for text in texts], dtype=np.float32).reshape(-1, 2)
+
+
+TEXTS = ["Space comedy", "war", "a comedy", "drama of war", "x", "space"]
+
+
+def test_fit_takes_the_embeddings_that_are_there(split, catalogue, tmp_path, monkeypatch):
+    encoder = FakeEncoder(monkeypatch)
+    data = TrainingData(split.events, TEXTS, ITEMS, "run's encoder")
+    scorer = dense_retrieval.fit(data, dense_retrieval.Settings(query_prefix="q: "), 0, tmp_path, tmp_path)
+    scores = scorer.score(split.test[SEARCH], catalogue)
+
+    assert encoder.asked == [(["q: space comedy", "q: war drama"], "run's encoder")]
+    expected = DenseRetrieval(ITEMS, lambda queries: np.array([[15, 3], [12, 3]]))
+    np.testing.assert_allclose(scores, expected.score(split.test[SEARCH], catalogue), rtol=1e-6)
+    assert (scorer.name, scorer.num_parameters) == ("Dense retrieval", 7)
+    assert not (tmp_path / "item_embeddings.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "prefix", "encoder_name", "name"),
+    [
+        (
+            {"model": "intfloat/e5-base-v2", "passage_prefix": "passage: "},
+            "passage: ",
+            "intfloat/e5-base-v2",
+            "(e5-base-v2)",
+        ),
+        ({"model": "folder/bge/"}, "", "folder/bge/", "(bge)"),
+        ({"passage_prefix": "p: "}, "p: ", "run's encoder", ""),
+    ],
+)
+def test_fit_encodes_the_items_anew(split, tmp_path, monkeypatch, values, prefix, encoder_name, name):
+    encoder = FakeEncoder(monkeypatch)
+    data = TrainingData(split.events, TEXTS, ITEMS, "run's encoder")
+    scorer = dense_retrieval.fit(data, dense_retrieval.Settings(**values), 0, tmp_path, tmp_path)
+
+    assert encoder.asked == [([prefix + text for text in TEXTS], encoder_name)]
+    assert scorer.name == f"Dense retrieval {name}".strip()
+    lengths = [[len(prefix + text), len((prefix + text).split())] for text in TEXTS]
+    np.testing.assert_array_equal(load_arrays(tmp_path / "item_embeddings.safetensors")["embeddings"], lengths)
+    assert read_json(tmp_path / "settings.json")["model"] == encoder_name
+
+
+def test_an_empty_model_is_refused():
+    with pytest.raises(ValueError, match="`model` is empty"):
+        dense_retrieval.Settings(model=" ")
