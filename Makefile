@@ -10,8 +10,9 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: .venv/.demo
 	$(BIN)/python training_scripts/run_pipeline.py training_scripts/configs/ml-100k.yaml
 
+# A process a core, one thread each: the models of the tests are too small for several.
 test: .venv/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: .venv/.dev .venv/.demo
 	$(BIN)/python -m pytest -m slow
