@@ -10,11 +10,12 @@ import torch
 from gensar_hf.artifacts import DataError
 from gensar_hf.decoding.borrowed_scores import mean_probability
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel, pad_histories
+from gensar_hf.generator.answers import Answer, as_batch, checked_top_k, ranked_answers, unbatch
 from gensar_hf.generator.catalogue import Catalogue
 from gensar_hf.generator.history import History, parse_history
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
-from gensar_hf.pipeline import Answer, GenSARPipeline, as_answers
+from gensar_hf.pipeline import GenSARPipeline
 
 
 class HybridPipeline(GenSARPipeline):
@@ -89,10 +90,9 @@ class HybridPipeline(GenSARPipeline):
         exclude_seen: bool = False,
         on_unknown: str = "raise",
     ) -> list[Answer] | list[list[Answer]]:
-        """As `GenSARPipeline.recommend`; `score` is the weighted sum of both log-probabilities."""
-        is_batch = len(history) > 0 and isinstance(history[0], (list, tuple))
-        histories: list[Any] = list(history) if is_batch else [history]
-        catalogue = self.tokenizer.catalogue
+        """As `GenSARPipeline.recommend`; `score` is the weighted sum of both log-probabilities, natural logarithms."""
+        histories, is_batch = as_batch(history)
+        catalogue, top_k = self.tokenizer.catalogue, checked_top_k(top_k)
         num_proposed = max(top_k, self.num_beams)
         generated: list[Any] = super().recommend(histories, num_proposed, exclude_seen, on_unknown)
         expected = self._best_of_recommender(histories, num_proposed, exclude_seen, catalogue)
@@ -100,9 +100,8 @@ class HybridPipeline(GenSARPipeline):
             np.union1d(catalogue.candidate_rows([answer["item_id"] for answer in own], "skip"), best)
             for own, best in zip(generated, expected, strict=True)
         ]
-        ranked = self._ranked(histories, proposals, catalogue, on_unknown)
-        answers = [own[:top_k] for own in ranked]
-        return answers if is_batch else answers[0]
+        scores = self.score_items(histories, proposals, None, on_unknown, catalogue)
+        return unbatch([own[:top_k] for own in ranked_answers(proposals, scores, catalogue)], is_batch)
 
     def score_items(
         self,
@@ -136,28 +135,7 @@ class HybridPipeline(GenSARPipeline):
             return super().rank(history, candidates, query, on_unknown, method)
         if method != "exact":
             raise ValueError(f"Two models rank by exact scores only; got method={method!r}.")
-        is_batch = len(history) > 0 and isinstance(history[0], (list, tuple))
-        histories: list[Any] = list(history) if is_batch else [history]
-        lists: list[Any] = list(candidates) if is_batch else [candidates]
-        if len(lists) != len(histories):
-            raise ValueError(
-                f"A batch needs one list of candidates for each history; got {len(lists)} and {len(histories)}."
-            )
-        catalogue = self.tokenizer.catalogue
-        rows = [catalogue.candidate_rows(given, on_unknown) for given in lists]
-        answers = self._ranked(histories, rows, catalogue, on_unknown)
-        return answers if is_batch else answers[0]
-
-    def _ranked(
-        self, histories: Sequence[History], rows: Sequence[np.ndarray], catalogue: Catalogue, on_unknown: str
-    ) -> list[list[Answer]]:
-        """Rows of each request as answers, the best first."""
-        scores = self.score_items(histories, rows, on_unknown=on_unknown, catalogue=catalogue)
-        ranked = []
-        for own_rows, own_scores in zip(rows, scores, strict=True):
-            order = np.argsort(-own_scores[: len(own_rows)], kind="stable")
-            ranked.append(as_answers(own_rows[order], own_scores[order], catalogue))
-        return ranked
+        return super().rank(history, candidates, None, on_unknown)
 
     def _best_of_recommender(
         self, histories: Sequence[History], num_proposed: int, exclude_seen: bool, catalogue: Catalogue

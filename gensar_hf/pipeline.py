@@ -1,7 +1,8 @@
 """Ask a trained model: recommend, search, suggest queries, rank."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,16 @@ from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import TrieBeamSearch
 from gensar_hf.decoding.packed_linear import pack_linears
+from gensar_hf.generator.answers import (
+    Answer,
+    answers_of,
+    as_batch,
+    checked_top_k,
+    chunks,
+    distinct_queries,
+    ranked_answers,
+    unbatch,
+)
 from gensar_hf.generator.catalogue import Catalogue
 from gensar_hf.generator.history import History, as_events
 from gensar_hf.generator.item_scores import EncodedRequests, beam_scores, exact_scores, with_added_items
@@ -23,8 +34,6 @@ from gensar_hf.identifiers import IdentifierTable
 
 MAX_SUGGESTION_TOKENS = 32
 RANKING_METHODS = ("exact", "beam_search")
-
-Answer = dict[str, Any]
 
 
 class GenSARPipeline:
@@ -128,8 +137,8 @@ class GenSARPipeline:
         Raises:
             ValueError: an item of the history is unknown, or `top_k` is not positive.
         """
-        histories, is_batch = _as_batch(history)
-        return _unbatch(self._items(histories, None, top_k, exclude_seen, on_unknown), is_batch)
+        histories, is_batch = as_batch(history)
+        return unbatch(self._items(histories, None, top_k, exclude_seen, on_unknown), is_batch)
 
     def search(
         self,
@@ -150,10 +159,10 @@ class GenSARPipeline:
         """
         is_batch = isinstance(query, Iterable) and not isinstance(query, str)
         queries: list[Any] = list(query) if is_batch else [query]
-        histories = _as_batch(history)[0] if len(history) else [[] for _ in queries]
+        histories = as_batch(history)[0] if len(history) else [[] for _ in queries]
         if len(histories) != len(queries):
             raise ValueError(f"A batch needs one history for each query; got {len(histories)} and {len(queries)}.")
-        return _unbatch(self._items(histories, queries, top_k, exclude_seen, on_unknown), is_batch)
+        return unbatch(self._items(histories, queries, top_k, exclude_seen, on_unknown), is_batch)
 
     def suggest_queries(
         self, history: History | Sequence[History], top_k: int = 3, on_unknown: str = "raise"
@@ -165,11 +174,11 @@ class GenSARPipeline:
             top_k: number of queries.
             on_unknown: as for `recommend`.
         """
-        histories, is_batch = _as_batch(history)
-        catalogue, top_k = self.tokenizer.catalogue, _checked_top_k(top_k)
+        histories, is_batch = as_batch(history)
+        catalogue, top_k = self.tokenizer.catalogue, checked_top_k(top_k)
         suppressed = self.tokenizer.code_token_ids.tolist()
         answers = []
-        for chunk in _chunks(histories, self.batch_size):
+        for chunk in chunks(histories, self.batch_size):
             inputs = self._inputs(chunk, None, Behavior.SEARCH_QUERY, catalogue, on_unknown)
             num_beams = max(2 * top_k, 5)  # different tokens may spell the same words
             output = self.model.generate(
@@ -187,8 +196,8 @@ class GenSARPipeline:
             scores = output.sequences_scores.tolist()
             for row in range(len(chunk)):
                 beams = slice(row * num_beams, (row + 1) * num_beams)
-                answers.append(_distinct_queries(words[beams], scores[beams], top_k))
-        return _unbatch(answers, is_batch)
+                answers.append(distinct_queries(words[beams], scores[beams], top_k))
+        return unbatch(answers, is_batch)
 
     def rank(
         self,
@@ -221,7 +230,7 @@ class GenSARPipeline:
         if method not in RANKING_METHODS:
             raise ValueError(f"`method` must be one of {', '.join(RANKING_METHODS)}; got {method!r}.")
         catalogue = self.tokenizer.catalogue
-        histories, is_batch = _as_batch(history)
+        histories, is_batch = as_batch(history)
         candidate_lists: list[Any] = list(candidates) if is_batch else [candidates]
         is_list = is_batch and not isinstance(query, str)
         queries: list[Any] | None = None if query is None else list(query) if is_list else [query]
@@ -233,19 +242,9 @@ class GenSARPipeline:
                 f"{'no' if queries is None else num_queries} queries."
             )
         rows = [catalogue.candidate_rows(given, on_unknown) for given in candidate_lists]
-        answers = []
-        for chunk in _chunks(range(len(histories)), self.batch_size):
-            chunk_queries = None if queries is None else [queries[place] for place in chunk]
-            encoded = self._encode([histories[place] for place in chunk], chunk_queries, catalogue, on_unknown)
-            chunk_rows = [rows[place] for place in chunk]
-            if method == "exact":
-                scores = exact_scores(self.model, encoded, chunk_rows, catalogue)
-            else:
-                scores = beam_scores(self.model, encoded, chunk_rows, catalogue, self.num_beams)
-            for own_rows, own_scores in zip(chunk_rows, scores, strict=True):
-                order = np.argsort(-own_scores[: len(own_rows)], kind="stable")
-                answers.append(as_answers(own_rows[order], own_scores[order], catalogue))
-        return _unbatch(answers, is_batch)
+        score = self.score_items if method == "exact" else self._beam_scores
+        scores = score(histories, rows, queries, on_unknown, catalogue)
+        return unbatch(ranked_answers(rows, scores, catalogue), is_batch)
 
     def score_items(
         self,
@@ -268,13 +267,28 @@ class GenSARPipeline:
             `(num_requests, num_candidates)` natural logarithms of the identifiers' probabilities; -inf behind the
             candidates of a request that has fewer than another.
         """
+        return self._scores(exact_scores, histories, candidates, queries, on_unknown, catalogue)
+
+    def _beam_scores(self, *request: Any) -> np.ndarray:
+        """As `score_items`, by a beam search that only the candidates are open to."""
+        return self._scores(partial(beam_scores, num_beams=self.num_beams), *request)
+
+    def _scores(
+        self,
+        score: Callable[..., np.ndarray],
+        histories: Sequence[History],
+        candidates: np.ndarray | Sequence[np.ndarray],
+        queries: Sequence[str] | None,
+        on_unknown: str,
+        catalogue: Catalogue | None,
+    ) -> np.ndarray:
         catalogue = catalogue or self.tokenizer.catalogue
         longest = candidates.shape[1] if isinstance(candidates, np.ndarray) else max(map(len, candidates), default=0)
         scores = np.full((len(histories), longest), -np.inf, dtype=np.float32)
-        for chunk in _chunks(range(len(histories)), self.batch_size):
+        for chunk in chunks(range(len(histories)), self.batch_size):
             chunk_queries = None if queries is None else [queries[row] for row in chunk]
             encoded = self._encode([histories[row] for row in chunk], chunk_queries, catalogue, on_unknown)
-            found = exact_scores(self.model, encoded, [candidates[row] for row in chunk], catalogue)
+            found = score(self.model, encoded, [candidates[row] for row in chunk], catalogue)
             scores[chunk[0] : chunk[-1] + 1, : found.shape[1]] = found
         return scores
 
@@ -307,9 +321,9 @@ class GenSARPipeline:
         on_unknown: str,
     ) -> list[list[Answer]]:
         """Search results, or recommendations where `queries` is None."""
-        catalogue, top_k = self.tokenizer.catalogue, _checked_top_k(top_k)
+        catalogue, top_k = self.tokenizer.catalogue, checked_top_k(top_k)
         answers = []
-        for rows in _chunks(range(len(histories)), self.batch_size):
+        for rows in chunks(range(len(histories)), self.batch_size):
             chunk = [histories[row] for row in rows]
             chunk_queries = None if queries is None else [queries[row] for row in rows]
             encoded = self._encode(chunk, chunk_queries, catalogue, on_unknown)
@@ -321,7 +335,7 @@ class GenSARPipeline:
             for place, (values, scores) in enumerate(found):
                 seen = excluded[place] if excluded is not None else ()
                 items, item_scores = with_added_items(values[values >= 0], scores[values >= 0], catalogue, seen)
-                answers.append(as_answers(items[:top_k], item_scores[:top_k], catalogue))
+                answers.append(answers_of(items[:top_k], item_scores[:top_k], catalogue))
         return answers
 
     @torch.inference_mode()
@@ -355,43 +369,6 @@ class GenSARPipeline:
             catalogue=catalogue,
         )
         return {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
-
-
-def as_answers(rows: np.ndarray, scores: np.ndarray, catalogue: Catalogue) -> list[Answer]:
-    """Rows of the identifier table with their scores, as callers get them."""
-    item_ids, titles = catalogue.identifiers.item_ids, catalogue.identifiers.titles
-    return [
-        {"item_id": item_ids[row], "score": score, "title": None if titles is None else titles[row]}
-        for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
-    ]
-
-
-def _as_batch(history: Any) -> tuple[list[History], bool]:
-    is_batch = isinstance(history, Sequence) and len(history) > 0 and isinstance(history[0], (list, tuple))
-    return (list(history) if is_batch else [history]), is_batch
-
-
-def _unbatch(answers: list[list[Answer]], is_batch: bool) -> list[Answer] | list[list[Answer]]:
-    return answers if is_batch else answers[0]
-
-
-def _chunks(rows: Sequence, size: int) -> Iterator[Sequence]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
-
-
-def _checked_top_k(top_k: Any) -> int:
-    if not isinstance(top_k, (int, np.integer)) or top_k < 1:
-        raise ValueError(f"`top_k` must be a whole number of at least 1; got {top_k!r}.")
-    return int(top_k)
-
-
-def _distinct_queries(words: list[str], scores: list[float], top_k: int) -> list[Answer]:
-    best: dict[str, float] = {}
-    for text, score in zip(words, scores, strict=True):
-        if text.strip():
-            best.setdefault(text.strip(), score)
-    return [{"query": text, "score": score} for text, score in list(best.items())[:top_k]]
 
 
 def _first_line(error: Exception) -> str:

@@ -125,5 +125,7 @@ def test_what_does_not_belong_together_is_refused(alone: GenSARPipeline, model_d
     hybrid = HybridPipeline(alone.model, alone.tokenizer, sasrec())
     with pytest.raises(ValueError, match="exact scores only"):
         hybrid.rank(HISTORY, ["film-1"], method="beam_search")
-    with pytest.raises(ValueError, match="one list of candidates for each history"):
+    with pytest.raises(ValueError, match="`top_k` must be a whole number of at least 1; got 0"):
+        hybrid.recommend(HISTORY, top_k=0)
+    with pytest.raises(ValueError, match="one list of candidates, and one query or none at all, for each history"):
         hybrid.rank([HISTORY, HISTORY], [["film-1"]])
