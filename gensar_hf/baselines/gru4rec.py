@@ -13,14 +13,13 @@ from transformers.utils import ModelOutput
 
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.baselines.sequential import (
-    PADDING,
     NextItemScorer,
     TrainingSettings,
     checked_config,
     fit_sequential,
     new_model,
-    next_item_loss,
 )
+from gensar_hf.embeddings.next_item import PADDING, last_states, next_item_loss
 
 NAME = "GRU4Rec"
 REFERENCE = (
@@ -166,11 +165,7 @@ class GRU4RecModel(PreTrainedModel):
         Returns:
             `(batch_size, num_items)` logits.
         """
-        hidden = self._encode(input_ids)
-        lengths = (input_ids != PADDING).sum(dim=1)
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        last = hidden[rows, (lengths - 1).clamp(min=0)] * (lengths > 0)[:, None]
-        return F.linear(last, self.item_embeddings())
+        return F.linear(last_states(self._encode(input_ids), input_ids), self.item_embeddings())
 
 
 @dataclass

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 
 from gensar_hf.artifacts import last_checkpoint
@@ -20,7 +19,6 @@ from gensar_hf.precision import bf16_is_faster
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-PADDING = 0
 _SAVE_STEPS = 300  # at least so many between two checkpoints
 
 Config = TypeVar("Config", bound="PreTrainedConfig")
@@ -128,32 +126,6 @@ def fit_sequential(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(QuietProgress())
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-
-
-def next_item_loss(
-    hidden: torch.Tensor,
-    item_embeddings: torch.Tensor,
-    labels: torch.Tensor,
-    label_smoothing: float = 0.0,
-    num_items_in_batch: torch.Tensor | int | None = None,
-) -> torch.Tensor:
-    """Cross entropy over the whole catalogue at the labelled positions.
-
-    Args:
-        hidden: `(batch_size, length, dim)`.
-        item_embeddings: `(num_items, dim)`.
-        labels: `(batch_size, length)` item index + 1; 0 and -100 are ignored.
-        label_smoothing: share of the target's probability that all items divide.
-        num_items_in_batch: labels in the whole batch, as Trainer counts them; default: those given here.
-
-    Returns:
-        scalar: the sum divided by that number.
-    """
-    # The catalogue's logits are the largest tensor by far, so only labelled positions get any.
-    is_labelled = labels > PADDING
-    logits = F.linear(hidden[is_labelled], item_embeddings)  # (num_labels, num_items)
-    loss_sum = F.cross_entropy(logits, labels[is_labelled] - 1, reduction="sum", label_smoothing=label_smoothing)
-    return loss_sum / (is_labelled.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
 
 class NextItemScorer:

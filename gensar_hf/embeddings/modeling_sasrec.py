@@ -11,9 +11,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
-
-PADDING = 0
-IGNORED_LABEL = -100
+from gensar_hf.embeddings.next_item import PADDING, last_states, next_item_loss
 
 
 @dataclass
@@ -114,17 +112,9 @@ class SASRecModel(PreTrainedModel):
         hidden = self._encode(input_ids)
         if labels is None:
             return SASRecOutput(logits=self._logits(hidden), last_hidden_state=hidden)
-        # The catalogue's logits are the largest tensor by far, so only labelled positions get any.
-        is_labelled = labels > PADDING
-        logits = self._logits(hidden[is_labelled])  # (num_labels, num_items)
-        loss_sum = F.cross_entropy(
-            logits,
-            labels[is_labelled] - 1,
-            reduction="sum",
-            label_smoothing=self.config.label_smoothing * self.training,
-        )
-        num_labels = is_labelled.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        return SASRecOutput(loss=loss_sum / num_labels, last_hidden_state=hidden)
+        smoothing = self.config.label_smoothing * self.training
+        loss = next_item_loss(hidden, self.item_embeddings(), labels, smoothing, num_items_in_batch)
+        return SASRecOutput(loss=loss, last_hidden_state=hidden)
 
     def _encode(self, input_ids: torch.Tensor) -> torch.Tensor:
         length = input_ids.shape[1]
@@ -156,11 +146,7 @@ class SASRecModel(PreTrainedModel):
         Returns:
             `(batch_size, num_items)` logits.
         """
-        hidden = self._encode(input_ids)
-        lengths = (input_ids != PADDING).sum(dim=1)
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        last = hidden[rows, (lengths - 1).clamp(min=0)] * (lengths > 0)[:, None]
-        return self._logits(last)
+        return self._logits(last_states(self._encode(input_ids), input_ids))
 
 
 def pad_histories(histories: list[np.ndarray], max_length: int) -> torch.Tensor:

@@ -10,7 +10,8 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from gensar_hf.artifacts import DataError
-from gensar_hf.embeddings.modeling_sasrec import IGNORED_LABEL, PADDING, SASRecModel
+from gensar_hf.embeddings.modeling_sasrec import SASRecModel
+from gensar_hf.embeddings.next_item import IGNORED_LABEL, PADDING
 
 MIN_STEPS = 500  # fewer leave a model untrained, however small the log
 

@@ -16,13 +16,13 @@ from gensar_hf.baselines.sequential import (
     checked_config,
     fit_sequential,
     new_model,
-    next_item_loss,
     user_clicks,
 )
 from gensar_hf.data import Behavior
 from gensar_hf.data.splits import RECOMMENDATION, Requests
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
+from gensar_hf.embeddings.next_item import next_item_loss
 from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_training_arguments
 
 R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
