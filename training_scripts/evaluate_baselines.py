@@ -14,7 +14,7 @@ import itertools
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,9 @@ class BaselineRun:
             seconds = time.perf_counter() - start
             return {**self._score(system, part, folder), "training seconds": seconds, "settings": settings}
 
-        inputs = [config.module, settings, seed, part, self.evaluation, self.run_dir / DATA, self.run_dir / SEMANTIC]
+        # What concerns the run's own model alone does not change what a baseline does.
+        evaluation = replace(self.evaluation, baselines=True, bm25_columns=None, recommender_weight=0.0)
+        inputs = [config.module, settings, seed, part, evaluation, self.run_dir / DATA, self.run_dir / SEMANTIC]
         return run_stage(self._folder(config), stage, inputs, work).details
 
     def _score(self, system: FittedBaseline, part: str, folder: Path) -> dict[str, Any]:

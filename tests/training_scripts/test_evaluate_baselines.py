@@ -53,6 +53,10 @@ def test_baselines_are_tuned_evaluated_and_not_run_twice(script, run_dir, config
     assert status == 0
     assert again == printed
     assert made == {path: path.stat().st_mtime_ns for path in folder.glob("*/*/stage.json")}
+    # How the run's own model is evaluated beside them makes no difference to them.
+    other = ["--results.baselines=false", "--results.recommender_weight=2"]
+    assert script("evaluate_baselines.py", *options, *other, "--baselines.names", *files)[0] == 0
+    assert made == {path: path.stat().st_mtime_ns for path in folder.glob("*/*/stage.json")}
 
 
 def test_all_systems_rank_the_same_candidates_for_the_same_requests(script, run_dir, config):
