@@ -229,11 +229,21 @@ def _trade_off(comparison: Mapping[str, Any], metric: str) -> dict[str, tuple[fl
 
 def _draw_trade_off(axes: Any, points: Mapping[str, tuple[float | None, float | None]], metric: str) -> None:
     """Systems of both tasks as points, those of one task as lines that a joint system has to cross."""
+    known = [search for search, _ in points.values() if search is not None]
+    middle = (min(known) + max(known)) / 2  # labels run towards it, and so stay inside
     for index, (name, (search, recommendation)) in enumerate(points.items()):
         color = f"C{index % 10}"
         if search is not None and recommendation is not None:
             axes.scatter([search], [recommendation], color=color, zorder=3, s=60)
-            axes.annotate(name, (search, recommendation), xytext=(6, 5), textcoords="offset points", fontsize=9)
+            is_right = search > middle
+            axes.annotate(
+                name,
+                (search, recommendation),
+                xytext=(-6 if is_right else 6, 5),
+                textcoords="offset points",
+                ha="right" if is_right else "left",
+                fontsize=9,
+            )
         elif search is not None:
             axes.axvline(search, color=color, linestyle="--", linewidth=1, label=f"{name} (search only)")
         elif recommendation is not None:
@@ -242,4 +252,4 @@ def _draw_trade_off(axes: Any, points: Mapping[str, tuple[float | None, float | 
     axes.set_ylabel(f"recommendation, {metric}")
     axes.margins(0.15)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
