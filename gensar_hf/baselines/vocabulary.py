@@ -31,8 +31,8 @@ class Vocabulary:
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> "Vocabulary":
-        """The texts' words, in the order in which they first come."""
-        return cls(list(dict.fromkeys(word for text in texts for word in split_words(text))))
+        """The texts' words, in the order of the alphabet: that of the log would tell where held-out queries stand."""
+        return cls(sorted({word for text in texts for word in split_words(text)}))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """The first `MAX_WORDS` known words of each text; unknown ones are passed over.

@@ -7,10 +7,11 @@ from gensar_hf.baselines.vocabulary import MAX_WORDS, Vocabulary, split_words
 WORDS = ["space", "war", "1990s", "émile"]
 
 
-def test_words_are_lower_cased_and_numbered_as_they_come():
-    vocabulary = Vocabulary.from_texts(["Space war", "", "war, ÉMILE's space"])
-    assert vocabulary.words == ["space", "war", "émile", "s"]
-    assert len(vocabulary) == 4
+def test_words_are_lower_cased_and_numbered_in_one_order_whatever_that_of_the_texts():
+    texts = ["Space war", "", "war, ÉMILE's space"]
+    for vocabulary in (Vocabulary.from_texts(texts), Vocabulary.from_texts(texts[::-1])):
+        assert vocabulary.words == ["s", "space", "war", "émile"]
+        assert len(vocabulary) == 4
 
 
 @given(st.lists(st.lists(st.sampled_from([*WORDS, "unknown", "other"]), max_size=80), max_size=4))
@@ -30,7 +31,7 @@ def test_round_trip(tmp_path):
     vocabulary.save(tmp_path)
     loaded = Vocabulary.load(tmp_path)
     assert loaded.words == vocabulary.words
-    np.testing.assert_array_equal(loaded.encode(["war ünlü"]), [[3, 1]])
+    np.testing.assert_array_equal(loaded.encode(["war ünlü"]), [[2, 3]])
 
 
 def test_no_text_has_no_words():
