@@ -12,7 +12,6 @@ from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
-from gensar_hf.hybrid import HybridPipeline
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.identifier_table import IdentifierTable
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
@@ -23,7 +22,6 @@ __all__ = [
     "GenSARForConditionalGeneration",
     "GenSARPipeline",
     "GenSARTokenizer",
-    "HybridPipeline",
     "IdentifierTable",
     "JointRQVAE",
     "JointRQVAEConfig",

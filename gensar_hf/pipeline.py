@@ -13,7 +13,6 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior
-from gensar_hf.decoding import TrieBeamSearch
 from gensar_hf.decoding.packed_linear import pack_linears
 from gensar_hf.generator.answers import (
     Answer,
@@ -27,7 +26,7 @@ from gensar_hf.generator.answers import (
 )
 from gensar_hf.generator.catalogue import Catalogue
 from gensar_hf.generator.history import History, as_events
-from gensar_hf.generator.item_scores import EncodedRequests, beam_scores, exact_scores, with_added_items
+from gensar_hf.generator.item_scores import EncodedRequests, beam_scores, best_items, exact_scores
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration, event_positions
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
@@ -53,7 +52,8 @@ class GenSARPipeline:
         pack_weights: answer with a copy of the model whose weights are packed for the CPU (`pack_linears`).
 
     Raises:
-        DataError: the model has fewer embeddings than the tokenizer has tokens, or reads histories in another way.
+        DataError: the model has fewer embeddings than the tokenizer has tokens, item vectors for another number of
+            items, or reads histories in another way.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class GenSARPipeline:
                 f"The tokenizer encodes histories as {tokenizer.history_encoding}, the model reads "
                 f"{model.config.history_encoding}; load both from one model folder."
             )
+        _check_item_vectors(model, tokenizer.catalogue)
         self.model = pack_linears(model.eval()) if pack_weights else model.eval()
         self.tokenizer = tokenizer
         self.num_beams = num_beams
@@ -132,7 +133,8 @@ class GenSARPipeline:
 
         Returns:
             the best item first: `{"item_id", "score", "title"}`, `score` being the natural logarithm of the
-            identifier's probability; for a batch a list of such lists.
+            identifier's probability, and `config.item_weight` times that of the item by its vector if the model has
+            item vectors; for a batch a list of such lists.
 
         Raises:
             ValueError: an item of the history is unknown, or `top_k` is not positive.
@@ -217,8 +219,8 @@ class GenSARPipeline:
             on_unknown: `"raise"`, or `"skip"`: unknown items of the history, and unknown or removed candidates, are
                 left out, with a warning.
             method: `"exact"`: every candidate is scored, in one decoder forward over their prefixes. `"beam_search"`:
-                as in the paper, a beam search that only the candidates are open to; a candidate that none of the
-                `num_beams` beams has found comes last, with the score -inf, in the order given.
+                as in the paper, a beam search that only the candidates are open to, by identifiers alone; a candidate
+                that none of the `num_beams` beams has found comes last, with the score -inf, in the order given.
 
         Returns:
             one answer a candidate, as `recommend` gives them, equal scores in the order given; for a batch a list of
@@ -264,8 +266,8 @@ class GenSARPipeline:
             catalogue: whose rows they are; default: the one in use.
 
         Returns:
-            `(num_requests, num_candidates)` natural logarithms of the identifiers' probabilities; -inf behind the
-            candidates of a request that has fewer than another.
+            `(num_requests, num_candidates)` scores as in `recommend`; -inf behind the candidates of a request that has
+            fewer than another.
         """
         return self._scores(exact_scores, histories, candidates, queries, on_unknown, catalogue)
 
@@ -304,9 +306,11 @@ class GenSARPipeline:
                 not found any more, and still understood in histories.
 
         Raises:
-            DataError: the vocabulary lacks one of the table's tokens.
+            DataError: the vocabulary lacks one of the table's tokens, or the model's item vectors are of another number
+                of items.
         """
         catalogue = self.tokenizer.catalogue_of(identifiers)
+        _check_item_vectors(self.model, catalogue)
         catalogue.trie  # noqa: B018 - built here, not by the first request
         self.tokenizer.catalogue = catalogue
 
@@ -328,14 +332,8 @@ class GenSARPipeline:
             chunk_queries = None if queries is None else [queries[row] for row in rows]
             encoded = self._encode(chunk, chunk_queries, catalogue, on_unknown)
             excluded = [catalogue.rows_in(history) for history in chunk] if exclude_seen else None
-            beams = TrieBeamSearch(catalogue.trie, excluded=excluded).search(
-                self.model, encoded.states, encoded.mask, encoded.prompts, max(self.num_beams, top_k)
-            )
-            found = zip(beams.values.cpu().numpy(), beams.scores.cpu().numpy(), strict=True)
-            for place, (values, scores) in enumerate(found):
-                seen = excluded[place] if excluded is not None else ()
-                items, item_scores = with_added_items(values[values >= 0], scores[values >= 0], catalogue, seen)
-                answers.append(answers_of(items[:top_k], item_scores[:top_k], catalogue))
+            found = best_items(self.model, encoded, catalogue, max(self.num_beams, top_k), excluded)
+            answers += [answers_of(items[:top_k], scores[:top_k], catalogue) for items, scores in found]
         return answers
 
     @torch.inference_mode()
@@ -369,6 +367,15 @@ class GenSARPipeline:
             catalogue=catalogue,
         )
         return {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
+
+
+def _check_item_vectors(model: GenSARForConditionalGeneration, catalogue: Catalogue) -> None:
+    num_vectors, num_trained = model.config.num_items, catalogue.identifiers.num_trained
+    if num_vectors not in (0, num_trained):
+        raise DataError(
+            f"The model has vectors of {num_vectors} items, the identifier table {num_trained} items that it was "
+            "trained on; take the table from the model's folder, and change it with `add_items` and `remove_items`."
+        )
 
 
 def _first_line(error: Exception) -> str:

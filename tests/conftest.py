@@ -138,7 +138,13 @@ def generators(tokenizers: dict[str, GenSARTokenizer]) -> dict[str, GenSARForCon
 def pipelines(
     generators: dict[str, GenSARForConditionalGeneration], tokenizers: dict[str, GenSARTokenizer]
 ) -> dict[str, GenSARPipeline]:
-    return {encoding: GenSARPipeline(generators[encoding], tokenizers[encoding]) for encoding in generators}
+    """One for each history encoding, and one whose model has item vectors."""
+    pipelines = {encoding: GenSARPipeline(generators[encoding], tokenizers[encoding]) for encoding in generators}
+    with_vectors = build_generator(tokenizers["events"], num_items=12)
+    with torch.no_grad():
+        for parameter in with_vectors.encoder.items.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+    return {**pipelines, "vectors": GenSARPipeline(with_vectors, tokenizers["events"])}
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,14 @@ from gensar_hf.identifiers import IdentifierTable
 
 HISTORY = [{"item_id": "film-2"}, {"query": "comedy 1990s"}, {"item_id": "film-3", "query": "comedy 1990s"}]
 HISTORIES = [HISTORY, [], [{"item_id": "film-9"}, {"item_id": "film-9"}, {"query": "space"}], HISTORY[:1]]
+TEXTS = ["a horror film", "comedy 1990s", "space adventure and a crime drama"]
 QUERIES = ["space adventure", "horror", "Comedy 1990s", "a film about nothing"]
+
+
+@pytest.fixture(params=["events", "tokens", "vectors"])
+def encoding(request: pytest.FixtureRequest) -> str:
+    """Runs a test once for each history encoding, and once for a model with item vectors."""
+    return request.param
 
 
 @pytest.fixture
@@ -43,6 +50,20 @@ def assert_same_answers(batch: list[list[dict]], singles: list[list[dict]], key:
     for one, other in zip(batch, singles, strict=True):
         assert [answer[key] for answer in one] == [answer[key] for answer in other]
         assert [answer["score"] for answer in one] == pytest.approx([answer["score"] for answer in other], abs=1e-4)
+
+
+def weighted_by_vector(pipe: GenSARPipeline, history: list, query: str | None) -> np.ndarray:
+    """What a model's item vectors add to the score of each item; zeros of a model without."""
+    items, tokenizer = getattr(pipe.model.encoder, "items", None), pipe.tokenizer
+    if items is None:
+        return np.zeros(12)
+    behavior = Behavior.SEARCHED_ITEM if query else Behavior.RECOMMENDED_ITEM
+    inputs = tokenizer.encode_request(history, query, behavior.token)
+    del inputs["decoder_input_ids"]
+    with torch.no_grad():
+        last = pipe.model.encoder(**inputs).last_hidden_state[:, -1]
+        logits = items.logits(last, torch.tensor([1 if query else 0]))[0]
+    return pipe.model.config.item_weight * logits.log_softmax(dim=-1).numpy()
 
 
 # ---- answers
@@ -82,6 +103,7 @@ def test_exact_scores_equal_one_forward_for_each_candidate(pipe: GenSARPipeline)
             with torch.no_grad():
                 log_probabilities = model(**inputs).logits[0].log_softmax(dim=-1)
             expected = sum(log_probabilities[position, codes[position]].item() for position in range(1, 5))
+            expected += weighted_by_vector(pipe, HISTORIES[row], queries and queries[row])[candidates[row, candidate]]
             assert scores[row, candidate] == pytest.approx(expected, abs=1e-4)
 
 
@@ -225,6 +247,7 @@ def test_a_batch_may_rank_different_numbers_of_candidates(
     assert pipe.rank([HISTORY], [["film-1"]], method=method) == [pipe.rank(HISTORY, ["film-1"], method=method)]
 
 
+@pytest.mark.parametrize("encoding", ["events", "tokens"])  # the search knows identifiers alone
 def test_enough_beams_rank_as_the_exact_scores_do(pipe: GenSARPipeline) -> None:
     candidates = [f"film-{item}" for item in (1, 2, 5, 8, 9, 10)]
     exact, by_beams = (pipe.rank(HISTORY, candidates, method=method) for method in ("exact", "beam_search"))
@@ -581,6 +604,8 @@ def test_a_catalogue_without_titles_has_none(make_generator: Callable, make_iden
 def with_added(pipe: GenSARPipeline) -> Iterator[tuple[GenSARPipeline, IdentifierTable]]:
     """The pipeline with a catalogue whose last two items were added and borrow from two others each."""
     table = pipe.tokenizer.identifiers
+    if pipe.model.encoder.items is not None:
+        pytest.skip("its vectors are of all twelve items")
     added = replace(table, lenders=np.array([[0, 3], [5, 1]]))
     pipe.set_catalogue(added)
     yield pipe, table
@@ -614,3 +639,75 @@ def test_added_items_that_were_seen_or_removed_are_left_out(with_added: tuple) -
     assert new[1] in item_ids(seen)
     pipe.set_catalogue(pipe.tokenizer.identifiers.remove_items([new[1]]))
     assert item_ids(pipe.recommend(HISTORY, top_k=12)).count(new[1]) == 0
+
+
+# ---- item vectors
+
+
+@pytest.fixture
+def vectors_pipe(pipelines: dict[str, GenSARPipeline]) -> GenSARPipeline:
+    return pipelines["vectors"]
+
+
+def test_vectors_propose_items_that_few_beams_do_not_find(vectors_pipe: GenSARPipeline) -> None:
+    few = GenSARPipeline(vectors_pipe.model, vectors_pipe.tokenizer, num_beams=1)
+    by_vector = int(weighted_by_vector(vectors_pipe, HISTORY, None).argmax())
+    identifiers = item_ids(vectors_pipe.rank(HISTORY, [f"film-{row}" for row in range(12)], method="beam_search"))
+    assert f"film-{by_vector}" != identifiers[0]
+    scores = vectors_pipe.score_items([HISTORY], np.arange(12)[None])[0]
+    (best,) = few.recommend(HISTORY, top_k=1)
+    assert best["item_id"] == max(identifiers[0], f"film-{by_vector}", key=lambda name: scores[int(name[5:])])
+    assert best["score"] == pytest.approx(scores[int(best["item_id"][5:])], abs=1e-4)
+
+
+def test_a_weight_of_zero_leaves_the_identifiers_alone(
+    vectors_pipe: GenSARPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors_pipe.model.config, "item_weight", 0.0)
+    everything = [f"film-{row}" for row in range(12)]
+    exact = vectors_pipe.rank(HISTORY, everything, "horror")
+    assert_same_answers([exact], [vectors_pipe.rank(HISTORY, everything, "horror", method="beam_search")], "item_id")
+
+
+def test_an_added_item_borrows_vectors_too_and_is_read_as_its_nearest(
+    make_generator: Callable, make_identifiers: Callable
+) -> None:
+    table = make_identifiers(12)
+    trained = replace(
+        table,
+        item_ids=table.item_ids[:10],
+        semantic_codes=table.semantic_codes[:10],
+        collaborative_codes=table.collaborative_codes[:10],
+        titles=None,
+        texts=None,
+        available=table.available[:10],
+    )
+    tokenizer = GenSARTokenizer.train_from_texts(TEXTS, trained, vocab_size=100, history_encoding="events")
+    pipe = GenSARPipeline(make_generator(tokenizer, num_items=10), tokenizer)
+    own = np.exp(pipe.score_items([HISTORY], np.arange(10)[None], ["horror"]))[0]
+    nearest = pipe.model.encoder(**_encoder_inputs(tokenizer, [{"item_id": "film-5"}]))[0]
+    pipe.set_catalogue(replace(table, titles=None, texts=None, lenders=np.array([[0, 3], [5, 1]])))
+    scores = np.exp(pipe.score_items([HISTORY], np.arange(12)[None], ["horror"]))[0]
+    assert scores[:10] == pytest.approx(own, rel=1e-4)
+    assert scores[10:] == pytest.approx([own[[0, 3]].mean(), own[[5, 1]].mean()], rel=1e-4)
+    found = pipe.search("horror", HISTORY, top_k=12)
+    assert sorted(item_ids(found)) == sorted(table.item_ids)
+    inputs = _encoder_inputs(tokenizer, [{"item_id": "film-11"}])
+    assert inputs["event_items"].tolist() == [[-1, 5]]
+    assert not torch.equal(pipe.model.encoder(**inputs)[0], nearest)  # its own identifier, the nearest one's vector
+
+
+def test_vectors_of_another_number_of_items_are_refused(
+    vectors_pipe: GenSARPipeline, make_generator: Callable, make_identifiers: Callable
+) -> None:
+    with pytest.raises(DataError, match="vectors of 5 items, the identifier table 12 items"):
+        GenSARPipeline(make_generator(vectors_pipe.tokenizer, num_items=5), vectors_pipe.tokenizer)
+    before = vectors_pipe.tokenizer.catalogue
+    with pytest.raises(DataError, match="vectors of 12 items"):
+        vectors_pipe.set_catalogue(make_identifiers(11))
+    assert vectors_pipe.tokenizer.catalogue is before
+
+
+def _encoder_inputs(tokenizer: GenSARTokenizer, history: list) -> dict[str, torch.Tensor]:
+    inputs = tokenizer.encode_request(history)
+    return {name: tensor for name, tensor in inputs.items() if name != "decoder_input_ids"}

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoToken
 import gensar_hf
 
 PUBLIC_NAMES = {
-    "GenSARConfig", "GenSARForConditionalGeneration", "GenSARPipeline", "GenSARTokenizer", "HybridPipeline",
+    "GenSARConfig", "GenSARForConditionalGeneration", "GenSARPipeline", "GenSARTokenizer",
     "IdentifierTable",
     "JointRQVAE", "JointRQVAEConfig", "SASRecConfig", "SASRecModel", "Trie", "TrieBeamSearch",
     "TrieLogitsProcessor",

@@ -26,7 +26,7 @@ from evaluate_baselines import BaselineArguments, baseline_outcomes
 from rich.console import Console
 from run_pipeline import SCRIPTS
 from settings import Settings, parse_settings
-from stages import BASELINES, COLLABORATIVE, DATA, MODEL, RESULTS, RQVAE, SECTIONS, STAGES, StageReport
+from stages import BASELINES, DATA, MODEL, RESULTS, RQVAE, SECTIONS, STAGES, StageReport
 
 from gensar_hf.artifacts import DataError, write_json, written_aside
 from gensar_hf.evaluation.comparison import Outcome, compare
@@ -174,14 +174,12 @@ def _place(system: str, runs: Sequence[Run]) -> int:
 def _outcome(run: Run, stages: Sequence[StageReport]) -> Outcome:
     """What the comparison needs of a finished run."""
     details = {report.stage: report.details for report in stages}
-    is_hybrid = float(run.config.get(RESULTS, {}).get("recommender_weight", 0)) > 0
-    ranking = (MODEL, COLLABORATIVE) if is_hybrid else (MODEL,)  # the models that rank
     return Outcome(
         system=run.variant,
         seed=run.seed,
         results=run.folder / RESULTS,
         seconds={report.stage: report.seconds for report in stages if report.stage not in (DATA, RESULTS)},
-        parameters=sum(details[stage]["parameters"] for stage in ranking),
+        parameters=details[MODEL]["parameters"],
         identifiers=details[RQVAE],
     )
 

@@ -35,7 +35,6 @@ from gensar_hf.evaluation.candidates import CandidateSets
 from gensar_hf.evaluation.generator_scorer import GeneratorScorer
 from gensar_hf.evaluation.protocol import EvaluationResult
 from gensar_hf.evaluation.report import markdown_report, save_figure
-from gensar_hf.hybrid import HybridPipeline
 from gensar_hf.pipeline import GenSARPipeline
 
 
@@ -59,10 +58,6 @@ class EvaluationArguments:
         default=False,
         metadata={"help": "all systems put candidates behind the others that the user has clicked before."},
     )
-    recommender_weight: float = field(
-        default=0.0,
-        metadata={"help": "of SASRec's log-probability beside GenSAR's in recommendation; 0: GenSAR alone."},
-    )
     full_ranking: bool = field(default=False, metadata={"help": "rank the whole catalogue, too; takes longer."})
     seed: int = field(default=0, metadata={"help": "of the candidates and the bootstrap."})
 
@@ -72,8 +67,6 @@ class EvaluationArguments:
             raise ValueError(f"`tasks` must be some of {', '.join(TASKS)}; got {', '.join(self.tasks) or 'none'}.")
         if self.num_negatives < 1:
             raise ValueError(f"`num_negatives` must be at least 1; got {self.num_negatives}.")
-        if not self.recommender_weight >= 0:
-            raise ValueError(f"`recommender_weight` must not be negative; got {self.recommender_weight}.")
         if self.max_users is not None and self.max_users < 1:
             raise ValueError(f"`max_users` must be at least 1; got {self.max_users}.")
 
@@ -117,8 +110,6 @@ def scorers(
         pipeline = GenSARPipeline.from_pretrained(run_dir / MODEL)
     with damage_reported(run_dir / COLLABORATIVE):
         sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
-    if arguments.recommender_weight > 0:
-        pipeline = HybridPipeline(pipeline.model, pipeline.tokenizer, sasrec, arguments.recommender_weight)
     generator = GeneratorScorer(pipeline)
     if not arguments.baselines:
         return [generator]

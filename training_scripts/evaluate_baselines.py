@@ -192,7 +192,7 @@ class BaselineRun:
             return {**self._score(system, part, folder), "training seconds": seconds, "settings": settings}
 
         # What concerns the run's own model alone does not change what a baseline does.
-        evaluation = replace(self.evaluation, baselines=True, bm25_columns=None, recommender_weight=0.0)
+        evaluation = replace(self.evaluation, baselines=True, bm25_columns=None)
         inputs = [config.module, settings, seed, part, evaluation, self.run_dir / DATA, self.run_dir / SEMANTIC]
         return run_stage(self._folder(config), stage, inputs, work).details
 

@@ -7,7 +7,7 @@ torchrun --nproc_per_node 2 training_scripts/train_generator.py --output_dir run
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from console import main, metrics_unprinted, show_training_bar
@@ -36,6 +36,7 @@ from gensar_hf.generator.initialization import (
     generator_from_scratch,
     generator_from_t5,
     start_codes_near_their_items,
+    start_item_vectors,
 )
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.packing import ExampleCollator, ExampleRows, batches_per_step
@@ -87,6 +88,14 @@ class ModelArguments:
     code_start: Literal["items", "random"] = field(
         default="items", metadata={"help": "code embeddings begin near the embeddings of their items, or at random."}
     )
+    item_vectors: bool = field(
+        default=True,
+        metadata={"help": "a vector for each item beside its identifiers; false, the paper's: identifiers alone."},
+    )
+    item_dropout: float = field(default=0.2, metadata={"help": "on item vectors."})
+    item_weight: float = field(
+        default=1.0, metadata={"help": "of the log-probability by item vectors, where items are scored."}
+    )
     behavior_tokens: bool = field(
         default=True, metadata={"help": "tell the two kinds of identifiers apart by a token (false: an ablation)."}
     )
@@ -106,10 +115,20 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if not 0 <= self.teacher_share <= 1:
             raise ValueError(f"`teacher_share` must lie between 0 and 1; got {self.teacher_share}.")
+        if not 0 <= self.item_dropout < 1 or not self.item_weight >= 0:
+            raise ValueError(
+                "`item_dropout` must be at least 0 and below 1, and `item_weight` not negative; got "
+                f"{self.item_dropout} and {self.item_weight}."
+            )
         unknown = set(self.task_weights or {}) - {task.value for task in Task}
         if unknown:
             tasks = ", ".join(task.value for task in Task)
             raise ValueError(f"`task_weights` names the unknown task '{min(unknown)}'; tasks are {tasks}.")
+
+    @property
+    def has_item_vectors(self) -> bool:
+        """The paper's encoder, where every token is a position, has no place for them."""
+        return self.item_vectors and self.history_encoding == "events"
 
 
 SECTION = Section(MODEL, ModelArguments, lambda: TUNED)
@@ -147,6 +166,7 @@ def make_sampler(
         arguments.recommend_searched,
         teacher,
         arguments.teacher_share,
+        arguments.has_item_vectors,
     )
 
 
@@ -161,23 +181,30 @@ def make_teacher(arguments: ModelArguments, log: TrainingLog, run_dir: Path) -> 
 
 
 def make_model(
-    arguments: ModelArguments, tokenizer: GenSARTokenizer, run_dir: Path, seed: int
+    arguments: ModelArguments, tokenizer: GenSARTokenizer, run_dir: Path, seed: int, num_clicks: np.ndarray
 ) -> GenSARForConditionalGeneration:
-    """A new generator, from scratch or from T5 weights."""
+    """A new generator, from scratch or from T5 weights; `num_clicks` `(num_items,)` are those of training."""
     set_seed(seed)
+    options: dict[str, Any] = {
+        "num_items": tokenizer.identifiers.num_trained if arguments.has_item_vectors else 0,
+        "item_dropout": arguments.item_dropout,
+        "item_weight": arguments.item_weight,
+    }
     if arguments.model_name_or_path:
-        model = generator_from_t5(arguments.model_name_or_path, tokenizer)
+        model = generator_from_t5(arguments.model_name_or_path, tokenizer, **options)
     else:
         sizes = ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "dropout_rate")
-        config = GenSARConfig(**{name: getattr(arguments, name) for name in sizes})
+        config = GenSARConfig(**options, **{name: getattr(arguments, name) for name in sizes})
         model = generator_from_scratch(config, tokenizer)
+    kind = JointRQVAEConfig.from_pretrained(run_dir / RQVAE).embeddings
+    # Codes made of one kind of embedding alone, an ablation, begin with that kind alone.
+    stages = {"semantic": [SEMANTIC], "collaborative": [COLLABORATIVE], "both": [SEMANTIC, COLLABORATIVE]}[kind]
+    item_ids = tokenizer.identifiers.item_ids
+    embeddings = [load_item_embeddings(run_dir / stage / EMBEDDINGS_FILE, item_ids) for stage in stages]
     if arguments.code_start == "items":
-        kind = JointRQVAEConfig.from_pretrained(run_dir / RQVAE).embeddings
-        # Codes made of one kind of embedding alone, an ablation, begin with that kind alone.
-        stages = {"semantic": [SEMANTIC], "collaborative": [COLLABORATIVE], "both": [SEMANTIC, COLLABORATIVE]}[kind]
-        item_ids = tokenizer.identifiers.item_ids
-        embeddings = [load_item_embeddings(run_dir / stage / EMBEDDINGS_FILE, item_ids) for stage in stages]
         start_codes_near_their_items(model, tokenizer, embeddings, seed=seed)
+    if arguments.has_item_vectors:
+        start_item_vectors(model, embeddings, num_clicks, seed)
     return model
 
 
@@ -200,8 +227,8 @@ def run(settings: Settings) -> StageReport:
         log, events, split = load_data(run_dir)
         identifiers = IdentifierTable.load(run_dir / RQVAE)
         tokenizer = make_tokenizer(arguments, identifiers, log.item_texts(), events, split)
-        model = make_model(arguments, tokenizer, run_dir, training.seed)
         training_log = TrainingLog(tokenizer, events, split.train_ends, log.item_texts())
+        model = make_model(arguments, tokenizer, run_dir, training.seed, training_log.num_clicks())
         teacher = make_teacher(arguments, training_log, run_dir)
         sampler = make_sampler(arguments, training_log, training.seed, teacher)
         rows_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size

@@ -91,6 +91,13 @@ class Catalogue:
         item_ids = {str(event["item_id"]) for event in history if event.get("item_id") is not None}
         return {rows[item_id] for item_id in item_ids if item_id in rows}
 
+    def trained_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The rows, of each item that was added after training that of the nearest trained one in its place."""
+        table = self.identifiers
+        if len(table.lenders) == 0:
+            return rows
+        return np.where(rows < table.num_trained, rows, table.lenders[np.maximum(rows - table.num_trained, 0), 0])
+
     def candidate_rows(self, item_ids: Any, on_unknown: str = "raise") -> np.ndarray:
         """`(num_candidates,)` rows of items that are to be ranked.
 

@@ -14,6 +14,10 @@ class GenSARConfig(T5Config):
         history_encoding: `"tokens"`, the paper's: every token is a position of the encoder, which looks both ways;
             right for pretrained T5 weights. `"events"`, ours: the embeddings of one event's tokens are pooled into
             one position, and the encoder is causal, so that one history trains as many targets as it has events.
+        num_items: items that have a vector of their own beside their identifiers (`ItemVectors`); 0: identifiers
+            alone, as in the paper. Only with `"events"`.
+        item_dropout: on those vectors, and on what is compared with them.
+        item_weight: of the log-probability by vectors beside the identifier's, where items are scored.
 
     All other arguments are those of `T5Config`.
     """
@@ -21,6 +25,9 @@ class GenSARConfig(T5Config):
     model_type = "gensar"
 
     history_encoding: str = "events"
+    num_items: int = 0
+    item_dropout: float = 0.2
+    item_weight: float = 1.0
     decoder_start_token_id: int | None = 0
 
     def validate_history_encoding(self) -> None:
@@ -29,3 +36,15 @@ class GenSARConfig(T5Config):
             raise ValueError(
                 f"`history_encoding` must be one of {', '.join(HISTORY_ENCODINGS)}; got {self.history_encoding!r}."
             )
+
+    def validate_items(self) -> None:
+        """Called by `@strict` after every change."""
+        if self.num_items < 0 or (self.num_items and self.history_encoding != "events"):
+            raise ValueError(
+                f"`num_items` must be 0, or the number of items with history_encoding='events'; got {self.num_items} "
+                f"with {self.history_encoding!r}."
+            )
+        if not 0 <= self.item_dropout < 1:
+            raise ValueError(f"`item_dropout` must be at least 0 and below 1; got {self.item_dropout}.")
+        if not self.item_weight >= 0:
+            raise ValueError(f"`item_weight` must not be negative; got {self.item_weight}.")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from transformers import T5Config
 
 from gensar_hf.data import Behavior
 from gensar_hf.generator.configuration_gensar import GenSARConfig
+from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
@@ -31,17 +33,20 @@ def generator_from_scratch(config: GenSARConfig, tokenizer: GenSARTokenizer) -> 
     return model
 
 
-def generator_from_t5(name_or_path: str | os.PathLike, tokenizer: GenSARTokenizer) -> GenSARForConditionalGeneration:
+def generator_from_t5(
+    name_or_path: str | os.PathLike, tokenizer: GenSARTokenizer, **options: Any
+) -> GenSARForConditionalGeneration:
     """A generator that starts from T5 weights; the new tokens' embeddings are drawn anew.
 
     Args:
         name_or_path: a T5 checkpoint, a folder or a name on the Hub.
         tokenizer: made from the checkpoint's own by `GenSARTokenizer.from_text_tokenizer`.
+        options: of `GenSARConfig` that T5 does not have.
     """
     pretrained = T5Config.from_pretrained(name_or_path).to_dict()
     for name in ("model_type", "architectures", "transformers_version"):
         pretrained.pop(name, None)
-    config = GenSARConfig(**{**pretrained, "history_encoding": tokenizer.history_encoding})
+    config = GenSARConfig(**{**pretrained, "history_encoding": tokenizer.history_encoding, **options})
     config.decoder_start_token_id = config.pad_token_id
     model = GenSARForConditionalGeneration.from_pretrained(name_or_path, config=config)
     # T5 v1.1 has an output table of its own, but says "tied" all the same, and resizing would then drop that table.
@@ -120,6 +125,34 @@ def start_codes_near_their_items(
     begun = torch.from_numpy(np.stack(list(vectors.values()))).to(weight)
     with torch.no_grad():
         weight[rows] = noise * weight[rows] + information * begun / begun.std()
+
+
+def start_item_vectors(
+    model: GenSARForConditionalGeneration,
+    item_embeddings: Sequence[np.ndarray],
+    num_clicks: np.ndarray,
+    seed: int = 0,
+) -> None:
+    """Let the item vectors begin as what is known of the items, and their biases as the items' popularity.
+
+    Args:
+        model: with item vectors, which are changed in place.
+        item_embeddings: as for `start_codes_near_their_items`.
+        num_clicks: `(num_items,)` in training.
+        seed: of the turn.
+
+    Raises:
+        ValueError: the model has no item vectors.
+    """
+    items, width = model.encoder.items, model.config.d_model
+    if items is None:
+        raise ValueError("The model has no item vectors; give it `num_items`.")
+    turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))
+    vectors = _principal_components(item_embeddings, width) @ turn
+    popularity = np.log1p(num_clicks)
+    with torch.no_grad():
+        items.table.weight.copy_(torch.from_numpy(ITEM_VECTOR_STD * vectors / vectors.std()))
+        items.bias.copy_(torch.from_numpy(popularity - popularity.mean()))
 
 
 def _principal_components(item_embeddings: Sequence[np.ndarray], width: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from gensar_hf.decoding import TrieBeamSearch
 from gensar_hf.decoding.borrowed_scores import mean_probability, rank_with_borrowers
 from gensar_hf.decoding.candidate_scoring import score_candidates
 from gensar_hf.generator.catalogue import Catalogue
+from gensar_hf.generator.item_vectors import ItemVectors
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 
 
@@ -28,6 +29,8 @@ def exact_scores(
 ) -> np.ndarray:
     """Log-probabilities of the items' identifiers; of an item added after training, what it borrows.
 
+    A model that has item vectors, too, adds their log-probability, `config.item_weight` times.
+
     Args:
         model: the generator.
         requests: encoded by it.
@@ -40,6 +43,10 @@ def exact_scores(
     asked, nums_asked = zip(*[_with_lenders(own_rows, catalogue) for own_rows in rows], strict=True)
     sequences = [catalogue.item_token_ids[requests.behavior][own_rows] for own_rows in asked]
     scores = score_candidates(model, requests.states, requests.mask, sequences).cpu().numpy()
+    if model.encoder.items is not None:
+        by_vector = _scores_by_vector(model.encoder.items, requests, catalogue)
+        for own_scores, own_by_vector, own_rows in zip(scores, by_vector, asked, strict=True):
+            own_scores[: len(own_rows)] += model.config.item_weight * own_by_vector[own_rows]
     if len(catalogue.identifiers.lenders) == 0:
         return scores
     merged = np.full((len(rows), max(map(len, rows), default=0)), -np.inf, dtype=np.float32)
@@ -48,6 +55,19 @@ def exact_scores(
         for column, (start, end) in enumerate(zip(ends - own_nums, ends, strict=True)):
             merged[place, column] = mean_probability(scores[place, start:end])
     return merged
+
+
+@torch.inference_mode()
+def _scores_by_vector(items: ItemVectors, requests: EncodedRequests, catalogue: Catalogue) -> np.ndarray:
+    """`(batch_size, num_items)` log-probabilities by the item vectors; of an added item, what it borrows."""
+    last = requests.mask.sum(dim=1) - 1  # positions are filled from the left
+    states = requests.states[torch.arange(len(last), device=last.device), last]
+    is_searched = torch.full_like(last, requests.behavior is Behavior.SEARCHED_ITEM)
+    scores = items.logits(states, is_searched).float().log_softmax(dim=-1).cpu().numpy()
+    lenders = catalogue.identifiers.lenders
+    if len(lenders) == 0:
+        return scores
+    return np.concatenate([scores, mean_probability(scores[:, lenders])], axis=1)
 
 
 def _with_lenders(rows: np.ndarray, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +81,51 @@ def _with_lenders(rows: np.ndarray, catalogue: Catalogue) -> tuple[np.ndarray, n
     asked = np.repeat(rows, nums)
     asked[np.repeat(is_added, nums)] = table.lenders[rows[is_added] - table.num_trained].ravel()
     return asked, nums
+
+
+def best_items(
+    model: GenSARForConditionalGeneration,
+    requests: EncodedRequests,
+    catalogue: Catalogue,
+    num_beams: int,
+    excluded: Sequence[Collection[int]] | None = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The items that answer each request best: rows of the identifier table and their scores, the best first.
+
+    Identifiers are found by a beam search. A model that has item vectors, too, proposes as many items by them, and
+    what either has proposed is scored exactly.
+
+    Args:
+        model: the generator.
+        requests: encoded by it.
+        catalogue: to search in.
+        num_beams: of the search, and items proposed by vectors.
+        excluded: for each request rows that must not be answered.
+    """
+    excluded = excluded or [()] * len(requests.states)
+    search = TrieBeamSearch(catalogue.trie, excluded=excluded if any(excluded) else None)
+    beams = search.search(model, requests.states, requests.mask, requests.prompts, num_beams)
+    found = [
+        with_added_items(values[values >= 0], scores[values >= 0], catalogue, own_excluded)
+        for values, scores, own_excluded in zip(
+            beams.values.cpu().numpy(), beams.scores.cpu().numpy(), excluded, strict=True
+        )
+    ]
+    if model.encoder.items is None:
+        return found
+    by_vector = _scores_by_vector(model.encoder.items, requests, catalogue)
+    proposals = []
+    for (rows, _), own_by_vector, own_excluded in zip(found, by_vector, excluded, strict=True):
+        own_by_vector[~catalogue.identifiers.available] = -np.inf
+        own_by_vector[list(own_excluded)] = -np.inf
+        best = np.argsort(-own_by_vector, kind="stable")[:num_beams]
+        proposals.append(np.union1d(rows, best[np.isfinite(own_by_vector[best])]))
+    scores = exact_scores(model, requests, proposals, catalogue)
+    ranked = []
+    for rows, own_scores in zip(proposals, scores, strict=True):
+        order = np.argsort(-own_scores[: len(rows)], kind="stable")
+        ranked.append((rows[order], own_scores[order]))
+    return ranked
 
 
 def with_added_items(

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 
 from gensar_hf.generator.configuration_gensar import GenSARConfig
+from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, ItemVectors
 
 IGNORED_LABEL = -100
 
@@ -118,9 +119,12 @@ class EventProjection(nn.Module):
 class GenSAREncoder(T5Initialization, T5Stack):
     """T5's encoder; with `event_ids`, the tokens of one event share a position and positions look back only."""
 
+    items: ItemVectors | None
+
     def __init__(self, config: GenSARConfig) -> None:
         super().__init__(config)
         self.event_projection = EventProjection(config) if config.history_encoding == "events" else None
+        self.items = ItemVectors(config) if config.num_items and not config.is_decoder else None
         self.post_init()
 
     @torch.no_grad()
@@ -129,12 +133,18 @@ class GenSAREncoder(T5Initialization, T5Stack):
         if isinstance(module, EventProjection):
             init.normal_(module.wi.weight, mean=0.0, std=self.config.d_model**-0.5)
             init.zeros_(module.wo.weight)
+        elif isinstance(module, ItemVectors):
+            init.normal_(module.table.weight, mean=0.0, std=ITEM_VECTOR_STD)
+            init.zeros_(module.bias)
+            for projection in (module.read, module.request):
+                init.normal_(projection.weight, mean=0.0, std=self.config.d_model**-0.5)
 
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         event_ids: torch.Tensor | None = None,
+        event_items: torch.Tensor | None = None,
         encoder_starts: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
@@ -146,6 +156,8 @@ class GenSAREncoder(T5Initialization, T5Stack):
             attention_mask: `(batch_size, num_tokens)`, 0 for padding.
             event_ids: `(batch_size, num_tokens)` long, the position of each token, -1 for padding; None: every token
                 is a position of its own and sees all others.
+            event_items: `(batch_size, num_positions)` long, the item (row of the identifier table) that each position
+                is a click on, -1 for none; read by a model with `num_items`.
             encoder_starts: `(batch_size, num_positions)` long, the first position that each position may see, when
                 several examples are packed into one row; default 0.
             inputs_embeds: `(batch_size, num_tokens, d_model)` instead of `input_ids`.
@@ -163,6 +175,8 @@ class GenSAREncoder(T5Initialization, T5Stack):
         pooled, is_event = pool_events(inputs_embeds, event_ids)
         if self.event_projection is not None:
             pooled = self.event_projection(pooled)
+        if self.items is not None and event_items is not None:
+            pooled = pooled + self.items.event_vectors(event_items)
         allowed = is_event[:, None, :] & _causal(pooled.shape[1], pooled.device)
         if encoder_starts is not None:
             positions = torch.arange(pooled.shape[1], device=pooled.device)
@@ -174,6 +188,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
     """T5 that answers a request with the identifier of an item or the words of a query."""
 
     config_class = GenSARConfig
+    encoder: GenSAREncoder
     # `forward` divides by `num_items_in_batch` itself, so gradient accumulation is exact.
     accepts_loss_kwargs = True
 
@@ -194,6 +209,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         event_ids: torch.Tensor | None = None,
+        event_items: torch.Tensor | None = None,
         encoder_starts: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
@@ -205,6 +221,9 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        item_positions: torch.Tensor | None = None,
+        item_is_searched: torch.Tensor | None = None,
+        item_labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -215,6 +234,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             input_ids: `(batch_size, num_tokens)`.
             attention_mask: `(batch_size, num_tokens)`, 0 for padding.
             event_ids: `(batch_size, num_tokens)` long, the encoder position of each token, -1 for padding.
+            event_items: `(batch_size, num_positions)` long, the item clicked at each position, -1 for none.
             encoder_starts: `(batch_size, num_positions)` long, the first position each position may see.
             decoder_input_ids: `(batch_size, num_decoder_tokens)`.
             decoder_attention_mask: `(batch_size, num_decoder_tokens)`.
@@ -227,6 +247,10 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             inputs_embeds: `(batch_size, num_tokens, d_model)` instead of `input_ids`.
             decoder_inputs_embeds: the same for the decoder.
             labels: `(batch_size, num_decoder_tokens)`, -100 is ignored.
+            item_positions: `(batch_size, num_items)` long, encoder positions behind which items were clicked.
+            item_is_searched: 1 where the click answered a query, 0 where it is a recommendation.
+            item_labels: those items, -100 is ignored; the cross entropy over all items by their vectors is added to
+                the loss, an item counting as much as one token.
             num_items_in_batch: number of labels in the whole batch over all accumulation steps and processes; the
                 summed loss is divided by it. Default: the labels at hand.
             use_cache: keep the decoder's keys and values.
@@ -242,6 +266,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 event_ids=event_ids,
+                event_items=event_items,
                 encoder_starts=encoder_starts,
                 inputs_embeds=inputs_embeds,
                 **kwargs,
@@ -274,7 +299,16 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             states, labels = states[is_labelled], labels[is_labelled]
         logits = self.output_logits(states)
         if labels is not None:
+            if num_items_in_batch is None:
+                num_items_in_batch = (labels != IGNORED_LABEL).sum().clamp(min=1)
             loss = summed_cross_entropy(logits, labels, num_items_in_batch)
+            if item_labels is not None and self.encoder.items is not None:
+                if item_positions is None or item_is_searched is None:
+                    raise ValueError("`item_labels` needs `item_positions` and `item_is_searched` beside it.")
+                rows, places = torch.nonzero(item_labels != IGNORED_LABEL, as_tuple=True)
+                asked = hidden_states[rows, item_positions[rows, places]]
+                item_logits = self.encoder.items.logits(asked, item_is_searched[rows, places])
+                loss = loss + summed_cross_entropy(item_logits, item_labels[rows, places], num_items_in_batch)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
@@ -290,15 +324,13 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
 
 
 def summed_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
 ) -> torch.Tensor:
     """Cross entropy summed over the labels, divided by the number of labels of the whole (accumulated) batch."""
     labels = labels.to(logits.device).flatten()
     total = nn.functional.cross_entropy(
         logits.flatten(0, -2).float(), labels, ignore_index=IGNORED_LABEL, reduction="sum"
     )
-    if num_items_in_batch is None:
-        num_items_in_batch = (labels != IGNORED_LABEL).sum().clamp(min=1)
     return total / num_items_in_batch
 
 

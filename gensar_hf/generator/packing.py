@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from gensar_hf.data import Behavior
+from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.modeling_gensar import IGNORED_LABEL
 from gensar_hf.generator.tasks import Example, ExampleSampler
 from gensar_hf.generator.tokenization_gensar import NO_EVENT, GenSARTokenizer, pad_right
@@ -127,6 +129,10 @@ class ExampleCollator:
         encoding = self.tokenizer.pad_rows([row["input_ids"] for row in packed], [row["event_ids"] for row in packed])
         padding = {
             "encoder_starts": 0,
+            "event_items": NO_ITEM,
+            "item_positions": 0,
+            "item_is_searched": 0,
+            "item_labels": IGNORED_LABEL,
             "decoder_input_ids": self.tokenizer.pad_token_id,
             "decoder_target_ids": NO_EVENT,
             "decoder_starts": 0,
@@ -146,6 +152,9 @@ class ExampleCollator:
             for start, example in zip(starts, row, strict=True)
             for target in example.targets
         ]
+        item_targets = [
+            (start, target) for start, example in zip(starts, row, strict=True) for target in example.item_targets
+        ]
         lengths = np.array([len(response) for _, _, response in targets])
         labels = np.concatenate([response for _, _, response in targets])
         decoder_inputs = np.roll(labels, 1)
@@ -154,9 +163,19 @@ class ExampleCollator:
             "input_ids": np.concatenate(events),
             "event_ids": np.repeat(np.arange(len(events)), [len(event) for event in events]),
             "encoder_starts": np.repeat(starts, num_positions),
+            "event_items": np.concatenate([_event_items(example) for example in row]),
+            "item_positions": np.array([start + target.end - 1 for start, target in item_targets], dtype=np.int64),
+            "item_is_searched": np.array(
+                [target.behavior is Behavior.SEARCHED_ITEM for _, target in item_targets], dtype=np.int64
+            ),
+            "item_labels": np.array([target.item for _, target in item_targets], dtype=np.int64),
             "decoder_input_ids": decoder_inputs,
             "decoder_target_ids": np.repeat(np.arange(len(targets)), lengths),
             "decoder_starts": np.repeat([start for start, _, _ in targets], lengths),
             "decoder_ends": np.repeat([end for _, end, _ in targets], lengths),
             "labels": labels,
         }
+
+
+def _event_items(example: Example) -> np.ndarray:
+    return np.full(len(example.events), NO_ITEM) if example.event_items is None else example.event_items

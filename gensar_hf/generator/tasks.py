@@ -12,6 +12,7 @@ import numpy as np
 
 from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior, EventLog
+from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, Task
 from gensar_hf.generator.teacher import TeacherItems
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
@@ -36,12 +37,32 @@ class Target:
 
 
 @dataclass(frozen=True)
+class ItemTarget:
+    """The item that was clicked, and how, after what an encoder saw up to, and without, position `end`."""
+
+    end: int
+    item: int
+    behavior: Behavior
+
+
+@dataclass(frozen=True)
 class Example:
-    """`events[0]` is the instruction; every event is `(num_tokens,)` token ids."""
+    """What an encoder sees, and what it is asked.
+
+    Attributes:
+        task: that it is an example of.
+        events: `events[0]` is the instruction; every event is `(num_tokens,)` token ids.
+        targets: answered by the decoder.
+        event_items: `(num_events,)` the item that each event is a click on, -1 for none; None: none is.
+        item_targets: answered by the item vectors. They cost one product each, so whatever the task is, all clicks of
+            the window are asked.
+    """
 
     task: Task
     events: list[np.ndarray]
     targets: list[Target]
+    event_items: np.ndarray | None = None
+    item_targets: Sequence[ItemTarget] = ()
 
     @property
     def num_positions(self) -> int:
@@ -109,6 +130,11 @@ class TrainingLog:
             for behavior, item, query in zip(*columns, strict=True)
         ]
 
+    def num_clicks(self) -> np.ndarray:
+        """`(num_items,)` how often training events click each item."""
+        clicked = self.events.items[self.is_target & (self.events.items >= 0)]
+        return np.bincount(clicked, minlength=self.events.num_items)
+
     def response(self, tokens: np.ndarray) -> np.ndarray:
         """What the model should answer when an event is the next one: its tokens, and an end token after words."""
         return np.append(tokens, self._end_token) if tokens[0] == self._query_token else tokens
@@ -130,6 +156,7 @@ class ExampleSampler:
         teacher: what another recommender expects at each event; None: the log alone is the target.
         teacher_share: of the next recommended items, drawn from the teacher's in place of the log's.
         seed: of the draws.
+        item_vectors: the examples are for a model with item vectors, which is asked for items, too.
 
     Raises:
         DataError: no task is left that the log has examples for.
@@ -146,7 +173,9 @@ class ExampleSampler:
         recommend_searched: bool = False,
         teacher: TeacherItems | None = None,
         teacher_share: float = 0.5,
+        item_vectors: bool = False,
     ) -> None:
+        self.item_vectors = item_vectors
         self.recent_share, self.recommend_searched = recent_share, recommend_searched
         self.teacher, self.teacher_share = teacher, teacher_share
         self.log, self.window, self.max_target_tokens, self.seed = log, window, max_target_tokens, seed
@@ -214,15 +243,33 @@ class ExampleSampler:
         start = int(max(first, stop - self.window))
         asked = [last] if self.max_target_tokens == 0 else candidates[slice(*candidates.searchsorted((start, stop)))]
         tokens = log.event_tokens(slice(start, stop))
+        item_targets = self._item_targets(start, stop, rng) if self.item_vectors else []
         if task is Task.NEXT_RECOMMENDED_ITEM:
-            targets = [self._recommended(event, start, rng) for event in map(int, asked)]
+            identifiers = log.tokenizer.item_token_ids[Behavior.RECOMMENDED_ITEM]
+            recommended = [self._recommended(event, start, rng) for event in map(int, asked)]
+            targets = [Target(target.end, identifiers[target.item]) for target in recommended]
         else:
             targets = [Target(event - start + 1, log.response(tokens[event - start])) for event in map(int, asked)]
         targets = self._within_budget(targets, rng)
-        num_read = max(target.end for target in targets) - 1
-        return Example(task, [self._instruction(task, template), *tokens[:num_read]], targets)
+        num_read = max([target.end for target in targets] + [target.end for target in item_targets]) - 1
+        event_items = np.append(NO_ITEM, log.events.items[start : start + num_read])
+        instruction = self._instruction(task, template)
+        return Example(task, [instruction, *tokens[:num_read]], targets, event_items, item_targets)
 
-    def _recommended(self, event: int, start: int, rng: np.random.Generator) -> Target:
+    def _item_targets(self, start: int, stop: int, rng: np.random.Generator) -> list[ItemTarget]:
+        """All clicks of a window as recommendations, and those after a query as search results."""
+        is_click = self.log.is_target[start:stop] & (self.log.events.items[start:stop] >= 0)
+        targets = []
+        for event in (np.flatnonzero(is_click) + start).tolist():
+            is_searched = self.log.events.behaviors[event] == Behavior.SEARCHED_ITEM
+            if is_searched:
+                item = int(self.log.events.items[event])
+                targets.append(ItemTarget(event - start + 1, item, Behavior.SEARCHED_ITEM))
+            if self.recommend_searched or not is_searched:
+                targets.append(self._recommended(event, start, rng))
+        return targets
+
+    def _recommended(self, event: int, start: int, rng: np.random.Generator) -> ItemTarget:
         """A click as the next recommended item of a window that begins at event `start`."""
         # What a user typed would give the item away: its session is out of sight.
         end = max(int(self.log.session_starts[event]), start) - start + 1
@@ -230,7 +277,7 @@ class ExampleSampler:
         if self.teacher is not None and rng.random() < self.teacher_share:
             expected = self.teacher.draw(event, rng)
             item = item if expected is None else expected
-        return Target(end, self.log.tokenizer.item_token_ids[Behavior.RECOMMENDED_ITEM][item])
+        return ItemTarget(end, item, Behavior.RECOMMENDED_ITEM)
 
     def _within_budget(self, targets: list[Target], rng: np.random.Generator) -> list[Target]:
         """As many targets as `max_target_tokens` allows, at least one, drawn at random, in their order."""
@@ -247,7 +294,8 @@ class ExampleSampler:
         query = self.log.query_tokens[int(self.log.events.queries[click])]
         (answer,) = self.log.event_tokens(np.array([click]))
         events = [self._instruction(Task.AD_HOC_SEARCH, template), query]
-        return Example(Task.AD_HOC_SEARCH, events, [Target(2, answer)])
+        item = ItemTarget(2, int(self.log.events.items[click]), Behavior.SEARCHED_ITEM)
+        return Example(Task.AD_HOC_SEARCH, events, [Target(2, answer)], item_targets=[item] * self.item_vectors)
 
     def _description_example(self, task: Task, template: int, rng: np.random.Generator) -> Example:
         """An item's text and one of its identifiers, either way round."""
@@ -259,7 +307,9 @@ class ExampleSampler:
         text = self.log.item_text_tokens[item]
         instruction = self._instruction(task, template, kind)
         if task is Task.DESCRIPTION_TO_IDENTIFIER:
-            return Example(task, [instruction, text], [Target(2, identifier)])
+            described = ItemTarget(2, item, Behavior.SEARCHED_ITEM)  # a text asks for its item as a query does
+            item_targets = [described] * self.item_vectors
+            return Example(task, [instruction, text], [Target(2, identifier)], item_targets=item_targets)
         response = np.append(text, self.log.tokenizer.eos_token_id)
         return Example(task, [instruction, identifier], [Target(2, response)])
 

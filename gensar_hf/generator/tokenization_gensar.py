@@ -19,6 +19,7 @@ from gensar_hf.decoding import Trie
 from gensar_hf.generator.catalogue import BEHAVIOR_TOKENS, Catalogue, check_fingerprint, table_fingerprint
 from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS
 from gensar_hf.generator.history import History, HistoryEvent, cut_query, is_session_of, parse_history
+from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, all_instructions
 from gensar_hf.identifiers import IdentifierTable
 
@@ -257,14 +258,17 @@ class GenSARTokenizer(TokenizersBackend):
         requests = _as_batch(history, query, behavior)
         catalogue = catalogue or self.catalogue
         rows = [self._encode_one(*request, on_unknown, catalogue) for request in requests]
-        encoding = self.pad_rows([tokens for tokens, _ in rows], [event_ids for _, event_ids in rows])
+        encoding = self.pad_rows([tokens for tokens, _, _ in rows], [event_ids for _, event_ids, _ in rows])
+        if self.history_encoding == "events":
+            encoding["event_items"] = pad_right([event_items for _, _, event_items in rows], NO_ITEM)
         behaviors = [catalogue.behavior_ids[_as_behavior(asked)] for _, _, asked in requests]
         encoding["decoder_input_ids"] = np.array([[self.pad_token_id, token] for token in behaviors])
         return BatchEncoding(encoding, tensor_type=return_tensors)
 
     def _encode_one(
         self, history: History, query: str | None, behavior_token: str, on_unknown: str, catalogue: Catalogue
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Token ids, event ids, and the item of each position."""
         behavior = _as_behavior(behavior_token)
         if (query is not None) != (behavior is Behavior.SEARCHED_ITEM):
             raise ValueError(
@@ -275,7 +279,8 @@ class GenSARTokenizer(TokenizersBackend):
         if query is not None and not is_session_of(cut_query(query), events):
             events.append(HistoryEvent(Behavior.SEARCH_QUERY, query=cut_query(query)))
         instruction = self.text_ids(PROMPTS[HISTORY_TASKS[behavior]].instruction())
-        return self.assemble(instruction, [self.event_tokens(event, catalogue) for event in events])
+        items = catalogue.trained_rows(np.array([NO_ITEM, *(event.item for event in events)]))
+        return *self.assemble(instruction, [self.event_tokens(event, catalogue) for event in events]), items
 
     def assemble(self, instruction: np.ndarray, events: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """One encoder input from an instruction and events.

@@ -1,6 +1,7 @@
 """Packed rows must compute what their targets compute alone; the reference runs each target by itself."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.data import EventLog, Split
+from gensar_hf.data import Behavior, EventLog, Split
 from gensar_hf.generator.modeling_gensar import IGNORED_LABEL, GenSARForConditionalGeneration
 from gensar_hf.generator.packing import ExampleCollator, ExampleRows, Row, batches_per_step
 from gensar_hf.generator.prompts import Task
-from gensar_hf.generator.tasks import Example, ExampleSampler, Target, TrainingLog
+from gensar_hf.generator.tasks import Example, ExampleSampler, ItemTarget, Target, TrainingLog
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 
@@ -20,6 +21,9 @@ POSITION_BUCKETS = {
     "exact": {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128},
     "coarse": {"relative_attention_num_buckets": 4, "relative_attention_max_distance": 5},
 }
+
+
+ITEM_COLUMNS = ("event_items", "item_positions", "item_is_searched", "item_labels")
 
 
 def words(seed: int, *lengths: int) -> list[np.ndarray]:
@@ -74,6 +78,38 @@ def test_packed_rows_equal_each_target_computed_alone(
     torch.testing.assert_close(output.logits, logits, atol=1e-5, rtol=0)
     loss = sum(target_loss for _, target_loss in expected) / len(logits)
     assert output.loss.item() == pytest.approx(loss.item(), abs=1e-5)
+
+
+def test_item_targets_of_packed_rows_equal_each_one_computed_alone(
+    tokenizers: dict[str, GenSARTokenizer], make_generator: Callable
+) -> None:
+    """Which see the items clicked before, and those of their own example only."""
+    model = make_generator(tokenizers["events"], num_items=12)
+    rng = np.random.default_rng(0)
+    clicks = [
+        replace(
+            one,
+            event_items=rng.integers(-1, 12, len(one.events)),
+            item_targets=[ItemTarget(end, int(rng.integers(12)), Behavior(2 * (end % 2))) for end in (1, 2, 2)],
+        )
+        for one in (LONG_HISTORY, SHORT, MIDDLE)
+    ]
+    rows = [clicks[:2], clicks[2:]]
+    packed = ExampleCollator(tokenizers["events"])(rows)
+    expected = []
+    with torch.no_grad():
+        loss = model(**packed, num_items_in_batch=1).loss
+        words_alone = model(**{**packed, "item_labels": None}, num_items_in_batch=1).loss
+        for one in clicks:
+            for target in one.item_targets:
+                alone = ExampleCollator(tokenizers["events"])([[replace(one, events=one.events[: target.end])]])
+                states = model.encoder(
+                    alone["input_ids"], event_ids=alone["event_ids"], event_items=alone["event_items"][:, : target.end]
+                )[0]
+                is_searched = torch.tensor([int(target.behavior is Behavior.SEARCHED_ITEM)])
+                logits = model.encoder.items.logits(states[:, -1], is_searched)[0]
+                expected.append(-logits.log_softmax(dim=-1)[target.item].item())
+    assert (loss - words_alone).item() == pytest.approx(sum(expected), abs=1e-4)
 
 
 def test_gradients_of_a_packed_row_equal_the_sum_of_those_of_its_targets(
@@ -131,8 +167,22 @@ def test_the_collator_writes_a_packed_row(tokenizers: dict[str, GenSARTokenizer]
         [np.array([11, 12]), np.array([13])],
         [Target(1, np.array([21, 22])), Target(2, np.array([23]))],
     )
+    clicks = replace(
+        first,
+        event_items=np.array([-1, 6]),
+        item_targets=[ItemTarget(1, 6, Behavior.SEARCHED_ITEM), ItemTarget(2, 7, Behavior.RECOMMENDED_ITEM)],
+    )
     second = Example(Task.NEXT_QUERY, [np.array([14])], [Target(1, np.array([24, 25]))])
+    batch = ExampleCollator(tokenizers["events"])([[second, clicks], [second]])
+    assert {name: batch.pop(name).tolist() for name in ITEM_COLUMNS} == {
+        "event_items": [[-1, -1, 6], [-1, -1, -1]],
+        "item_positions": [[1, 2], [0, 0]],
+        "item_is_searched": [[1, 0], [0, 0]],
+        "item_labels": [[6, 7], [-100, -100]],
+    }
     batch = ExampleCollator(tokenizers["events"])([[first, second], [second]])
+    for name in ITEM_COLUMNS:
+        del batch[name]
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[11, 12, 13, 14], [14, 0, 0, 0]],
         "attention_mask": [[1, 1, 1, 1], [1, 0, 0, 0]],

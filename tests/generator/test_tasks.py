@@ -86,6 +86,41 @@ def test_what_was_searched_is_recommended_with_its_query_out_of_sight(
     assert all_of(sampler, Task.NEXT_SEARCHED_ITEM) == {("R0", QUERY, "S1"), ("R0", QUERY, "S1", "S2")}
 
 
+def item_targets(sampler: ExampleSampler, task: Task) -> set[tuple[str, ...]]:
+    """Every (event, …, clicked item) that the item vectors are asked for, without the instruction."""
+    log, found = sampler.log, set()
+    for example in draws(sampler, task):
+        events = [read(log, event) for event in example.events[1:]]
+        for target in example.item_targets:
+            found.add((*events[: target.end - 1], f"{'S' if target.behavior == S else 'R'}{target.item}"))
+    return found
+
+
+def test_item_vectors_are_asked_for_every_click_whatever_the_task(make_log: Callable) -> None:
+    """Even where few response tokens are allowed; and know the item of every click they see."""
+    log = make_log(ONE_USER, TRAIN_LENGTH)
+    sampler = ExampleSampler(log, max_target_tokens=5, recommend_searched=True, item_vectors=True)
+    searched = {("R0", QUERY, "S1"), ("R0", QUERY, "S1", "S2")}
+    expected = searched | {("R0",), ("R0", "R1"), ("R0", "R2"), ("R0", QUERY, "S1", "S2", "R3")}
+    for task in (Task.NEXT_RECOMMENDED_ITEM, Task.NEXT_SEARCHED_ITEM):
+        assert item_targets(sampler, task) == expected
+        for example in draws(sampler, task):
+            names = [read(log, event) for event in example.events[1:]]
+            clicked = [-1 if name == QUERY else int(name[1:]) for name in names]
+            assert example.event_items.tolist() == [-1, *clicked]
+    assert item_targets(ExampleSampler(log, item_vectors=True), Task.NEXT_QUERY) == searched | {
+        ("R0",),
+        ("R0", QUERY, "S1", "S2", "R3"),
+    }
+    assert item_targets(sampler, Task.AD_HOC_SEARCH) == {(QUERY, "S1"), (QUERY, "S2")}
+    assert {target[-1] for target in item_targets(sampler, Task.DESCRIPTION_TO_IDENTIFIER)} == {
+        f"S{item}" for item in range(12)
+    }
+    assert item_targets(sampler, Task.IDENTIFIER_TO_DESCRIPTION) == set()
+    without = ExampleSampler(log)
+    assert not any(example.item_targets for task in without.tasks for example in draws(without, task, 10))
+
+
 def test_a_teacher_names_its_share_of_the_recommended_items(make_log: Callable) -> None:
     log = make_log(ONE_USER, TRAIN_LENGTH)
     items, cumulative = np.full((7, 1), 9, dtype=np.int32), np.ones((7, 1), dtype=np.float32)
@@ -324,7 +359,8 @@ def test_nothing_held_out_is_ever_drawn(
     log = TrainingLog(tokenizers["events"], events, events.offsets[:-1] + lengths, identifiers.titles)
     marks = {tuple(ids) for behavior in (R, S) for ids in log.tokenizer.item_token_ids[behavior][8:]}
     marks.add((log.tokenizer.behavior_ids[Q], *log.tokenizer.text_ids(queries[2])))
-    sampler = ExampleSampler(log, window=5, max_target_tokens=data.draw(st.sampled_from([0, 12])), seed=seed)
+    max_target_tokens = data.draw(st.sampled_from([0, 12]))
+    sampler = ExampleSampler(log, window=5, max_target_tokens=max_target_tokens, seed=seed, item_vectors=True)
     rng = np.random.default_rng(seed)
     of_the_log = set(sampler.tasks) - {Task.DESCRIPTION_TO_IDENTIFIER, Task.IDENTIFIER_TO_DESCRIPTION}
     for task in sorted(of_the_log) * 10:
@@ -332,6 +368,8 @@ def test_nothing_held_out_is_ever_drawn(
         pieces = [*example.events, *(target.response for target in example.targets)]
         read_tokens = {tuple(piece[piece != log.tokenizer.eos_token_id]) for piece in pieces}
         assert not read_tokens & marks
+        assert all(target.item < 8 for target in example.item_targets)
+        assert example.event_items is None or (example.event_items < 8).all()
 
 
 def test_held_out_queries_are_not_even_tokenized(make_log: Callable) -> None:

@@ -54,7 +54,7 @@ def test_baselines_are_tuned_evaluated_and_not_run_twice(script, run_dir, config
     assert again == printed
     assert made == {path: path.stat().st_mtime_ns for path in folder.glob("*/*/stage.json")}
     # How the run's own model is evaluated beside them makes no difference to them.
-    other = ["--results.baselines=false", "--results.recommender_weight=2"]
+    other = ["--results.baselines=false"]
     assert script("evaluate_baselines.py", *options, *other, "--baselines.names", *files)[0] == 0
     assert made == {path: path.stat().st_mtime_ns for path in folder.glob("*/*/stage.json")}
 
