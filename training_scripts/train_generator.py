@@ -54,7 +54,7 @@ TUNED = {
     "learning_rate": 2e-3,
     "lr_scheduler_type": "linear",
     "warmup_steps": 100,
-    "weight_decay": 0.01,
+    "weight_decay": 0.1,
     "adam_beta2": 0.98,
     "optim": "adamw_torch_fused",
     "logging_steps": 50,
@@ -92,9 +92,9 @@ class ModelArguments:
         default=True,
         metadata={"help": "a vector for each item beside its identifiers; false, the paper's: identifiers alone."},
     )
-    item_dropout: float = field(default=0.2, metadata={"help": "on item vectors."})
+    item_dropout: float = field(default=0.35, metadata={"help": "on item vectors."})
     item_weight: float = field(
-        default=1.0, metadata={"help": "of the log-probability by item vectors, where items are scored."}
+        default=2.0, metadata={"help": "of the log-probability by item vectors, where items are scored."}
     )
     behavior_tokens: bool = field(
         default=True, metadata={"help": "tell the two kinds of identifiers apart by a token (false: an ablation)."}
