@@ -1,6 +1,8 @@
 """Ask a trained model: recommend, search, suggest queries, rank."""
 
+import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.artifacts import DataError, written_aside
 from gensar_hf.data import Behavior
 from gensar_hf.decoding.packed_linear import pack_linears
 from gensar_hf.generator.answers import (
@@ -29,9 +32,13 @@ from gensar_hf.generator.history import History, as_events
 from gensar_hf.generator.item_scores import EncodedRequests, beam_scores, best_items, exact_scores
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration, event_positions
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.hub import hub_trouble, optional_file
 from gensar_hf.identifiers import IdentifierTable
 
 MAX_SUGGESTION_TOKENS = 32
+CARD_FILE = "README.md"
+
+logger = logging.getLogger(__name__)
 RANKING_METHODS = ("exact", "beam_search")
 
 
@@ -50,6 +57,7 @@ class GenSARPipeline:
         num_beams: of the constrained beam search (paper: 30); raised to `top_k` where that is larger.
         batch_size: requests that are answered at once.
         pack_weights: answer with a copy of the model whose weights are packed for the CPU (`pack_linears`).
+        card: the model card, which goes with the model where it is saved or pushed to.
 
     Raises:
         DataError: the model has fewer embeddings than the tokenizer has tokens, item vectors for another number of
@@ -63,6 +71,7 @@ class GenSARPipeline:
         num_beams: int = 30,
         batch_size: int = 32,
         pack_weights: bool = False,
+        card: str | None = None,
     ) -> None:
         if len(tokenizer) > model.config.vocab_size:
             raise DataError(
@@ -76,6 +85,7 @@ class GenSARPipeline:
             )
         _check_item_vectors(model, tokenizer.catalogue)
         self.model = pack_linears(model.eval()) if pack_weights else model.eval()
+        self._unpacked, self.card = model, card
         self.tokenizer = tokenizer
         self.num_beams = num_beams
         self.batch_size = batch_size
@@ -103,7 +113,7 @@ class GenSARPipeline:
                 "file again, or train the model again."
             ) from error
         except (OSError, RuntimeError, ValueError) as error:
-            reason = _first_line(error) if Path(path).is_dir() else "no such folder, nor such a repository on the Hub."
+            reason = _first_line(error) if Path(path).is_dir() else hub_trouble(path, error)
             raise DataError(f"The model in {path} cannot be loaded: {reason}") from error
         if not isinstance(tokenizer, GenSARTokenizer) or not isinstance(model, GenSARForConditionalGeneration):
             raise DataError(
@@ -111,7 +121,60 @@ class GenSARPipeline:
                 "recommend; give the model folder of a run."
             )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(device), tokenizer)  # type: ignore[arg-type]
+        commit = getattr(model.config, "_commit_hash", None)  # so that the card is the model's, should `main` move on
+        try:
+            card_path = optional_file(path, CARD_FILE, **({**kwargs, "revision": commit} if commit else kwargs))
+        except OSError:  # offline, and the rest is in the cache
+            card_path = None
+        card = None if card_path is None else card_path.read_text(encoding="utf-8")
+        return cls(model.to(device), tokenizer, card=card)  # type: ignore[arg-type]
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write all that `from_pretrained` reads: model, tokenizer, identifiers, and the model card if there is one."""
+        self._unpacked.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if self.card is not None:
+            with written_aside(Path(folder) / CARD_FILE) as aside:
+                aside.write_text(self.card, encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload GenSAR",
+        create_pr: bool = False,
+    ) -> str:
+        """Upload model, tokenizer, identifiers and card in one commit.
+
+        Args:
+            repo_id: such as `"me/films"`; created if it is not there.
+            revision: a branch, made from `main` if it is not there.
+            private: whether a new repository is private.
+            token: of an account that may write; default: the one that is logged in.
+            commit_message: of the commit.
+            create_pr: propose the commit as a pull request.
+
+        Returns:
+            the address of the commit.
+        """
+        if self.card is None:
+            logger.warning("The model has no model card (%s); training_scripts/write_cards.py fills one in.", CARD_FILE)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api = HfApi(token=token)
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not create_pr:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+                create_pr=create_pr,
+            ).commit_url
 
     # ---- answers
 

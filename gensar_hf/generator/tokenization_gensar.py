@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BatchEncoding, TokenizersBackend
-from transformers.utils.hub import cached_file
 
 from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior
@@ -21,6 +20,7 @@ from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS
 from gensar_hf.generator.history import History, HistoryEvent, cut_query, is_session_of, parse_history
 from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, all_instructions
+from gensar_hf.hub import hub_trouble, optional_file
 from gensar_hf.identifiers import IdentifierTable
 
 logger = logging.getLogger(__name__)
@@ -138,24 +138,11 @@ class GenSARTokenizer(TokenizersBackend):
             DataError: there is no such folder or repository, or `identifiers.parquet` is missing or is not the table
                 that the tokenizer was saved with.
         """
-        hub_options = {
-            name: kwargs[name]
-            for name in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-            if name in kwargs
-        }
         try:
-            path = cached_file(
-                pretrained_model_name_or_path,
-                IDENTIFIERS_FILE,
-                _raise_exceptions_for_gated_repo=False,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-                **hub_options,
-            )
+            path = optional_file(pretrained_model_name_or_path, IDENTIFIERS_FILE, **kwargs)
         except OSError as error:
             raise DataError(
-                f"{pretrained_model_name_or_path} is neither a folder nor a repository on the Hub that can be read; "
-                "give the path of a run's model folder."
+                "The model's tokenizer cannot be loaded: " + hub_trouble(pretrained_model_name_or_path, error)
             ) from error
         if path is None:
             raise DataError(
