@@ -28,6 +28,7 @@ from safetensors.numpy import load_file, save_file
 logger = logging.getLogger(__name__)
 
 STAGE_FILE = "stage.json"
+CARD_FILE = "README.md"
 _CHUNK_BYTES = 1 << 20
 _ASIDE_MARK = ".aside-"  # part of every temporary name, so that fingerprints can pass over leftovers of a killed run
 
@@ -112,7 +113,8 @@ def fingerprint(*inputs: Any) -> str:
     """SHA-256 over everything a stage depends on, in order.
 
     A `Path` stands for its content: a file's bytes, or a folder's relative file names and bytes. `stage.json` and
-    leftovers of a killed run do not count (the first holds durations, so it differs when the same stage runs twice).
+    leftovers of a killed run do not count (the first holds durations, so it differs when the same stage runs twice),
+    nor does the card (`README.md`), which is written last and describes the rest.
     Where a file lies does not count either. A `str` is just a string. Mappings are read in the order of their keys.
 
     Args:
@@ -196,7 +198,8 @@ def _add_path(digest: hashlib._Hash, path: Path) -> None:
 
 
 def _counts(relative_path: Path) -> bool:
-    return relative_path.name != STAGE_FILE and not any(_ASIDE_MARK in part for part in relative_path.parts)
+    is_leftover = any(_ASIDE_MARK in part for part in relative_path.parts)
+    return relative_path.name not in (STAGE_FILE, CARD_FILE) and not is_leftover
 
 
 def finish_stage(

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from gensar_hf.artifacts import DataError, written_aside
+from gensar_hf.artifacts import CARD_FILE, DataError, written_aside
 from gensar_hf.data import Behavior
 from gensar_hf.decoding.packed_linear import pack_linears
 from gensar_hf.generator.answers import (
@@ -36,7 +36,6 @@ from gensar_hf.hub import hub_trouble, optional_file
 from gensar_hf.identifiers import IdentifierTable
 
 MAX_SUGGESTION_TOKENS = 32
-CARD_FILE = "README.md"
 
 logger = logging.getLogger(__name__)
 RANKING_METHODS = ("exact", "beam_search")

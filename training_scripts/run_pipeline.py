@@ -7,23 +7,16 @@ A finished stage is skipped when the command is given again; a killed training g
 setting of a section can be overridden: --model.learning_rate 1e-3 --data.split chronological.
 """
 
-import encode_items
-import evaluate
-import prepare_data
-import train_generator
-import train_rqvae
-import train_sasrec
 from console import main
 from rich.console import Console
 from settings import Settings
 from showcase import show_answers
 from stage_table import stage_table
 from stages import RESULTS, StageReport, process_rank
+from write_cards import SCRIPTS, write_cards
 
 from gensar_hf.artifacts import read_json
 from gensar_hf.evaluation.report import terminal_table
-
-SCRIPTS = (prepare_data, encode_items, train_sasrec, train_rqvae, train_generator, evaluate)
 
 
 def run(settings: Settings) -> None:
@@ -39,6 +32,8 @@ def run(settings: Settings) -> None:
     if process_rank() != 0:
         return
     run_dir = settings.run_dir
+    if not all(report.skipped for report in reports):  # a card that somebody has edited stays
+        write_cards(settings)
     console.print(stage_table(reports))
     console.print(terminal_table(read_json(run_dir / RESULTS / "metrics.json")))
     show_answers(console, run_dir)

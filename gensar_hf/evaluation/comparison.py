@@ -97,7 +97,7 @@ def _figures(
         "seconds": {part: float(np.mean([run.seconds[part] for run in runs])) for part in runs[0].seconds},
         "parameters": runs[0].parameters,
         "settings": dict(runs[0].settings),
-        "identifiers": None if runs[0].identifiers is None else _identifiers([run.identifiers for run in runs]),
+        "identifiers": None if runs[0].identifiers is None else identifier_figures([run.identifiers for run in runs]),
         "tasks": {
             task: _task_figures(
                 [report["tasks"][task]["systems"][run.row] for run, report in zip(runs, metrics, strict=True)],
@@ -155,7 +155,7 @@ def _tests(shares: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[dict[str, A
     return tests
 
 
-def _identifiers(reports: Sequence[Any]) -> dict[str, Any]:
+def identifier_figures(reports: Sequence[Any]) -> dict[str, Any]:
     """Means over the seeds of what the identifier stage reports; use and perplexity of the worst level."""
     size = reports[0]["codebook_size"]
 

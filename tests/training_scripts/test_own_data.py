@@ -1,9 +1,12 @@
 """A user's own two tables through run_pipeline.py, every stage real."""
 
 import json
+import re
+import shlex
 
 import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
 
 from gensar_hf import GenSARPipeline
 
@@ -42,6 +45,19 @@ def test_titles_string_ids_dates_and_queries_give_a_model_and_are_not_run_twice(
     answers = GenSARPipeline.from_pretrained(run_dir / "model").recommend([{"item_id": "B004ZT0007"}], top_k=5)
     assert len({answer["item_id"] for answer in answers}) == 5
     assert {answer["item_id"] for answer in answers} <= set(pd.read_csv(items)["item_id"])
+
+    card = ModelCard.load(run_dir / "model" / "README.md")
+    assert GenSARPipeline.from_pretrained(run_dir / "model").card == card.content
+    metrics = json.loads((run_dir / "results" / "metrics.json").read_text())["tasks"]
+    figures = {(each.task_type, each.metric_name): each.metric_value for each in card.data.eval_results}
+    assert len(figures) == 10
+    ndcg = metrics["search"]["systems"]["GenSAR"]["NDCG@10"]["value"]
+    assert figures["search", "NDCG@10 (bm25-hard-9)"] == pytest.approx(ndcg, abs=1e-4)
+    assert "random-9, 10 candidates" in card.text
+    assert shlex.join(map(str, argv)) in card.text
+    assert not re.search(r"user \d", card.text)  # the ids of the people in the log
+    for stage in ("rqvae", "collaborative"):
+        assert ModelCard.load(run_dir / stage / "README.md").data.library_name == "gensar-hf"
 
     written = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()}
     status, printed, complaint = script("run_pipeline.py", *argv)
