@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -110,6 +111,11 @@ class GenSARPipeline:
             raise DataError(
                 f"The model in {path} cannot be loaded: model.safetensors is damaged ({_first_line(error)}); copy the "
                 "file again, or train the model again."
+            ) from error
+        except StrictDataclassError as error:
+            raise DataError(
+                f"The model in {path} cannot be loaded: its config.json is refused ({error.__cause__ or error}); copy the "
+                "file again from where the model was trained."
             ) from error
         except (OSError, RuntimeError, ValueError) as error:
             reason = _first_line(error) if Path(path).is_dir() else hub_trouble(path, error)

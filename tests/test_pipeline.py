@@ -557,6 +557,37 @@ def test_a_damaged_configuration_is_refused(folder: Path, content: str) -> None:
     refuse(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("d_model", 0), ("num_heads", -1), ("dropout_rate", 1.5), ("item_dropout", 1.0), ("item_weight", -1.0)]
+    + [("num_items", -1), ("history_encoding", "bytes"), ("d_ff", "wide")],
+)
+def test_a_configuration_out_of_range_is_refused(folder: Path, name: str, value: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, name: value}))
+    refuse(folder, name)
+
+
+def test_a_folder_s_own_code_is_never_run(folder: Path, pipelines: dict[str, GenSARPipeline], tmp_path: Path) -> None:
+    """A stranger's folder may name classes of its own; loading takes ours, and imports nothing from there."""
+    code = f"import pathlib\npathlib.Path({str(tmp_path / 'was run')!r}).touch()\nclass Evil: pass\n"
+    for module in ("modeling_evil", "configuration_evil", "tokenization_evil"):
+        (folder / f"{module}.py").write_text(code)
+    classes = {
+        "config.json": {"AutoConfig": "configuration_evil.Evil", "AutoModelForSeq2SeqLM": "modeling_evil.Evil"},
+        "tokenizer_config.json": {"AutoTokenizer": [None, "tokenization_evil.Evil"]},
+    }
+    for name, auto_map in classes.items():
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, "auto_map": auto_map}))
+    answers = GenSARPipeline.from_pretrained(folder).recommend(HISTORY)
+    assert answers == pipelines["events"].recommend(HISTORY)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "evil"}))
+    refuse(folder)
+    assert not (tmp_path / "was run").exists()
+
+
 def test_a_damaged_vocabulary_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     refuse(folder, "cannot be loaded")

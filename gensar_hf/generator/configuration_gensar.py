@@ -26,8 +26,8 @@ class GenSARConfig(T5Config):
 
     history_encoding: str = "events"
     num_items: int = 0
-    item_dropout: float = 0.2
-    item_weight: float = 1.0
+    item_dropout: float = 0.35
+    item_weight: float = 2.0
     decoder_start_token_id: int | None = 0
 
     def validate_history_encoding(self) -> None:
@@ -36,6 +36,14 @@ class GenSARConfig(T5Config):
             raise ValueError(
                 f"`history_encoding` must be one of {', '.join(HISTORY_ENCODINGS)}; got {self.history_encoding!r}."
             )
+
+    def validate_sizes(self) -> None:
+        """Called by `@strict` after every change."""
+        for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"`dropout_rate` must be at least 0 and below 1; got {self.dropout_rate}.")
 
     def validate_items(self) -> None:
         """Called by `@strict` after every change."""
