@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from gensar_hf.artifacts import CARD_FILE, DataError, written_aside
+from gensar_hf.data.hub_log import TABLES
 from gensar_hf.evaluation.metrics import METRICS
 
 LIBRARY = "gensar-hf"
@@ -58,25 +59,45 @@ def card_data(title: str, tags: list[str], results: list[EvalResult], **values: 
     return ModelCardData(library_name=LIBRARY, tags=[*TAGS, *tags], **values)
 
 
-def write_card(folder: str | os.PathLike, template: str | os.PathLike, data: ModelCardData, **values: Any) -> Path:
-    """Fill a template of `model_cards/` in and write it into a model's folder.
+def log_card_data(title: str, tags: list[str]) -> DatasetCardData:
+    """The front matter of a log's card: each table is a configuration of its own.
 
     Args:
-        folder: of the model.
+        title: shown as the dataset's name.
+        tags: for the Hub's search.
+    """
+    configs = [{"config_name": name, "data_files": f"{name}.parquet"} for name in TABLES]
+    return DatasetCardData(pretty_name=title, tags=tags, configs=configs)
+
+
+def filled_card(template: str | os.PathLike, data: ModelCardData | DatasetCardData, **values: Any) -> str:
+    """A template of `model_cards/`, filled in.
+
+    Args:
         template: Jinja, its front matter being `{{ card_data }}`.
         data: the front matter.
         **values: whatever else the template names.
-
-    Returns:
-        the card's path.
 
     Raises:
         DataError: there is no such template.
     """
     if not Path(template).is_file():
         raise DataError(f"There is no card template {template}; the package's are in model_cards/ of its repository.")
-    card = ModelCard.from_template(data, template_path=os.fspath(template), **values)
-    path = Path(folder) / CARD_FILE
+    values["template_path"] = os.fspath(template)
+    if isinstance(data, DatasetCardData):
+        return DatasetCard.from_template(data, **values).content.rstrip() + "\n"
+    return ModelCard.from_template(data, **values).content.rstrip() + "\n"
+
+
+def write_card(
+    folder: str | os.PathLike, template: str | os.PathLike, data: ModelCardData | DatasetCardData, **values: Any
+) -> Path:
+    """Fill a template in and write it into a model's folder; arguments as for `filled_card`.
+
+    Returns:
+        the card's path.
+    """
+    path, content = Path(folder) / CARD_FILE, filled_card(template, data, **values)
     with written_aside(path) as aside:
-        aside.write_text(card.content.rstrip() + "\n", encoding="utf-8")
+        aside.write_text(content, encoding="utf-8")
     return path

@@ -114,8 +114,8 @@ class GenSARPipeline:
             ) from error
         except StrictDataclassError as error:
             raise DataError(
-                f"The model in {path} cannot be loaded: its config.json is refused ({error.__cause__ or error}); copy the "
-                "file again from where the model was trained."
+                f"The model in {path} cannot be loaded: its config.json is refused ({error.__cause__ or error}); copy "
+                "the file again from where the model was trained."
             ) from error
         except (OSError, RuntimeError, ValueError) as error:
             reason = _first_line(error) if Path(path).is_dir() else hub_trouble(path, error)

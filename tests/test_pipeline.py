@@ -559,9 +559,11 @@ def test_a_damaged_configuration_is_refused(folder: Path, content: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("d_model", 0), ("num_heads", -1), ("dropout_rate", 1.5), ("item_dropout", 1.0), ("item_weight", -1.0)]
-    + [("num_items", -1), ("history_encoding", "bytes"), ("d_ff", "wide")],
-)
+    [
+        ("d_model", 0), ("num_heads", -1), ("dropout_rate", 1.5), ("item_dropout", 1.0), ("item_weight", -1.0),
+        ("num_items", -1), ("history_encoding", "bytes"), ("d_ff", "wide"),
+    ],
+)  # fmt: skip
 def test_a_configuration_out_of_range_is_refused(folder: Path, name: str, value: object) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, name: value}))

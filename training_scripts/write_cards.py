@@ -87,6 +87,11 @@ def write_cards(settings: Settings) -> list[Path]:
     return written
 
 
+def data_set_facts(data_id: str) -> dict[str, str]:
+    """What cards say of a data set; of a user's own log what its owner has to say."""
+    return DATA_SETS.get(data_id, OWN_DATA)
+
+
 def _values(settings: Settings) -> dict[str, Any]:
     """What the templates name, whichever model they are of."""
     run_dir = settings.run_dir
@@ -98,7 +103,7 @@ def _values(settings: Settings) -> dict[str, Any]:
         for stage in (SEMANTIC, COLLABORATIVE, RQVAE, MODEL, RESULTS)
     ]
     return {
-        **DATA_SETS.get(data_id, OWN_DATA),
+        **data_set_facts(data_id),
         "example": _example(run_dir),
         "part": settings[RESULTS][0].part,
         "split": settings[DATA][0].split,

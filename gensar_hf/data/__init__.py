@@ -2,6 +2,7 @@
 
 from gensar_hf.data.amazon import load_amazon
 from gensar_hf.data.events import Behavior, EventLog, events_from_log
+from gensar_hf.data.hub_log import export_log, log_from_hub, push_log
 from gensar_hf.data.interactions import InteractionLog, k_core, load_log
 from gensar_hf.data.movielens import load_movielens_100k
 from gensar_hf.data.queries import assign_search_clicks, query_from_categories
@@ -27,11 +28,14 @@ __all__ = [
     "assign_search_clicks",
     "chronological_cut",
     "events_from_log",
+    "export_log",
     "k_core",
     "leave_one_out",
     "load_amazon",
     "load_log",
     "load_movielens_100k",
+    "log_from_hub",
+    "push_log",
     "query_from_categories",
     "training_events",
     "training_mask",
