@@ -13,6 +13,7 @@ from gensar_hf.generator.initialization import (
     generator_from_scratch,
     generator_from_t5,
     start_codes_near_their_items,
+    start_item_vectors,
 )
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
@@ -182,3 +183,25 @@ def test_codes_begin_near_their_items(tokenizers: dict[str, GenSARTokenizer]) ->
     assert torch.equal(model.shared.weight, again)
     start_codes_near_their_items(model, tokenizer, embeddings, information=0.0, noise=1.0)
     assert torch.equal(model.shared.weight, again)
+
+
+def test_item_vectors_begin_as_what_is_known_and_biases_as_popularity(tokenizers: dict[str, GenSARTokenizer]) -> None:
+    rng = np.random.default_rng(0)
+    embeddings = [5 + 3 * rng.normal(size=(12, dim)) for dim in (4, 6)]
+    config = GenSARConfig(d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, num_items=12)
+    model = generator_from_scratch(config, tokenizers["events"])
+    clicks = np.arange(12) ** 2
+    start_item_vectors(model, embeddings, clicks)
+    vectors, bias = model.encoder.items.table.weight.detach().numpy(), model.encoder.items.bias.detach().numpy()
+    centred = [matrix - matrix.mean(axis=0) for matrix in embeddings]
+    products = sum(matrix @ matrix.T / (matrix**2).mean() for matrix in centred)
+    pairs = np.triu_indices(12)
+    assert np.corrcoef((vectors @ vectors.T)[pairs], products[pairs])[0, 1] == pytest.approx(1, abs=1e-5)
+    assert vectors.std() == pytest.approx(0.1, rel=1e-5)
+    assert bias == pytest.approx(np.log1p(clicks) - np.log1p(clicks).mean(), abs=1e-6)
+    with pytest.raises(ValueError, match="has no item vectors"):
+        start_item_vectors(
+            generator_from_scratch(GenSARConfig(d_model=8, d_kv=4, d_ff=8, num_layers=1), tokenizers["events"]),
+            embeddings,
+            clicks,
+        )

@@ -14,19 +14,36 @@ from gensar_hf.generator.packing import ExampleCollator, ExampleRows
 from gensar_hf.generator.tasks import ExampleSampler, TrainingLog
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
+from gensar_hf.pipeline import GenSARPipeline
+
+
+@pytest.fixture(params=["events", "tokens", "vectors"])
+def encoding(request: pytest.FixtureRequest) -> str:
+    """Each history encoding, and a model with item vectors."""
+    return request.param
+
+
+@pytest.fixture
+def tokenizer(pipelines: dict[str, GenSARPipeline], encoding: str) -> GenSARTokenizer:
+    return pipelines[encoding].tokenizer
+
+
+@pytest.fixture
+def model(pipelines: dict[str, GenSARPipeline], encoding: str) -> GenSARForConditionalGeneration:
+    """A copy, without dropout: pieces of a batch would draw theirs anew."""
+    model = copy.deepcopy(pipelines[encoding].model)
+    if model.encoder.items is not None:
+        model.encoder.items.dropout.p = 0.0
+    return model
 
 
 @pytest.fixture
 def rows(
-    tokenizers: dict[str, GenSARTokenizer],
-    identifiers: IdentifierTable,
-    tiny_events: EventLog,
-    tiny_split: Split,
-    encoding: str,
+    tokenizer: GenSARTokenizer, identifiers: IdentifierTable, tiny_events: EventLog, tiny_split: Split, encoding: str
 ) -> ExampleRows:
-    log = TrainingLog(tokenizers[encoding], tiny_events, tiny_split.train_ends, identifiers.texts)
-    is_packed = encoding == "events"
-    sampler = ExampleSampler(log, window=8, max_target_tokens=20 if is_packed else 0, seed=5)
+    log = TrainingLog(tokenizer, tiny_events, tiny_split.train_ends, identifiers.texts)
+    is_packed, item_vectors = encoding != "tokens", encoding == "vectors"
+    sampler = ExampleSampler(log, window=8, max_target_tokens=20 if is_packed else 0, seed=5, item_vectors=item_vectors)
     return ExampleRows(sampler, num_rows=160, max_positions=10 if is_packed else 0)
 
 
@@ -43,29 +60,25 @@ def train(
 
 
 def test_accumulated_steps_equal_one_large_step(
-    rows: ExampleRows,
-    generators: dict[str, GenSARForConditionalGeneration],
-    tokenizers: dict[str, GenSARTokenizer],
-    encoding: str,
-    tmp_path: Path,
+    rows: ExampleRows, model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer, tmp_path: Path
 ) -> None:
     """The rows have different numbers of labels, so that a mean of means would not do."""
-    collate = ExampleCollator(tokenizers[encoding])
+    collate, before = ExampleCollator(tokenizer), copy.deepcopy(model.state_dict())
     num_labels = [int((collate([rows[row]])["labels"] != -100).sum()) for row in range(160)]
     order = sorted(range(160), key=num_labels.__getitem__)
     four_rows = Subset(rows, [*order[:2], *order[-2:]])
     assert num_labels[order[1]] < num_labels[order[-2]]
     weights, norms = [], []
     for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):
-        model = copy.deepcopy(generators[encoding])
+        trained = copy.deepcopy(model)
         trainer = train(
-            model, four_rows, tokenizers[encoding], tmp_path, max_steps=1, optim="sgd", learning_rate=0.1,
+            trained, four_rows, tokenizer, tmp_path, max_steps=1, optim="sgd", learning_rate=0.1,
             per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation, logging_steps=1,
             lr_scheduler_type="constant", max_grad_norm=1e9,
         )  # fmt: skip
-        weights.append(model.state_dict())
+        weights.append(trained.state_dict())
         norms.append(trainer.state.log_history[0]["grad_norm"])
-    moved = max((weights[0][name] - generators[encoding].state_dict()[name]).abs().max() for name in weights[0])
+    moved = max((weights[0][name] - before[name]).abs().max() for name in weights[0])
     assert moved > 1e-3
     assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-5)
     for other in weights[1:]:
@@ -74,15 +87,10 @@ def test_accumulated_steps_equal_one_large_step(
 
 
 def test_training_lowers_the_loss(
-    rows: ExampleRows,
-    generators: dict[str, GenSARForConditionalGeneration],
-    tokenizers: dict[str, GenSARTokenizer],
-    encoding: str,
-    tmp_path: Path,
+    rows: ExampleRows, model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer, tmp_path: Path
 ) -> None:
-    model = copy.deepcopy(generators[encoding])
     trainer = train(
-        model, rows, tokenizers[encoding], tmp_path, max_steps=20, learning_rate=1e-2, per_device_train_batch_size=8,
+        model, rows, tokenizer, tmp_path, max_steps=20, learning_rate=1e-2, per_device_train_batch_size=8,
         logging_steps=5,
     )  # fmt: skip
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
