@@ -73,6 +73,7 @@ def test_a_pushed_model_answers_as_the_local_one(hub, client, pipelines, tmp_pat
     assert "was not asked (`local_files_only`)" in found["not asked"]
 
 
+@pytest.mark.slow
 def test_the_other_models_go_to_the_hub_too(hub, client, tmp_path):
     from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
     from gensar_hf.embeddings.modeling_sasrec import SASRecModel
@@ -86,6 +87,7 @@ def test_the_other_models_go_to_the_hub_too(hub, client, tmp_path):
         assert {"config.json", "model.safetensors"} <= set(hub.files(f"me/{name}"))
 
 
+@pytest.mark.slow
 def test_a_log_comes_back_as_a_log_and_as_a_dataset(hub, client, tmp_path):
     from gensar_hf.data import load_log
 
