@@ -73,6 +73,7 @@ class AddedItems:
         held_out: the held-out items and the clicks on them.
         warm: the run's items with their embeddings.
         semantic: `(num_new, semantic_dim)` of the held-out items.
+        known: the identifier table of the run's items.
         tables: identifier tables with the new items, by what stood for their collaborative embeddings.
         model: the joint RQ-VAE.
         pipeline: with the catalogue that was trained; its tokenizer is given others.
@@ -84,6 +85,7 @@ class AddedItems:
     held_out: InteractionLog
     warm: WarmItems
     semantic: np.ndarray
+    known: IdentifierTable
     tables: dict[str, IdentifierTable]
     model: JointRQVAE
     pipeline: GenSARPipeline
@@ -109,7 +111,7 @@ class AddedItems:
             kind: extended_table(known, held_out, semantic, np.array(vectors), run_dir, num_lenders=0)
             for kind, vectors in kinds.items()
         }
-        return cls(log, events, split, held_out, warm, semantic, tables, model, pipeline)
+        return cls(log, events, split, held_out, warm, semantic, known, tables, model, pipeline)
 
     @property
     def num_known(self) -> int:
@@ -133,6 +135,16 @@ class AddedItems:
         lenders = self.lenders(kind, num_lenders) if num_lenders else None
         self.pipeline.set_catalogue(replace(self.tables[kind], lenders=lenders))
         return self.pipeline
+
+    def pipeline_over_known(self) -> GenSARPipeline:
+        """The pipeline with the items that it was trained on."""
+        self.pipeline.set_catalogue(self.known)
+        return self.pipeline
+
+    @property
+    def can_rely_on_identifiers(self) -> bool:
+        """Whether new items can do without borrowing; where items have vectors, new ones have none of their own."""
+        return self.pipeline.model.encoder.items is None
 
     def scorer(self, kind: str, name: str = "GenSAR", num_lenders: int = 0) -> GeneratorScorer:
         """The generator over a table, see `pipeline_over`."""
@@ -185,7 +197,7 @@ def try_nums_lenders(added: AddedItems, task: str, arguments: NewItemsArguments,
         return {}
     texts = added.log.item_texts()
     sets = candidates_for(requests, texts, min(99, added.num_known - 1), seed)
-    generator = added.scorer("map")
+    generator = GeneratorScorer(added.pipeline_over_known())
     lenders = added.lenders("map", max(nums), of_known_items=True)
     return {num: ndcg(ranks, 10) for num, ranks in ranks_as_new(generator, requests, sets, lenders, nums).items()}
 
@@ -199,7 +211,8 @@ def candidate_figures(added: AddedItems, requests: Requests, settings: Settings,
         embeddings = np.concatenate([added.warm.semantic, added.semantic])
         systems = [BM25(added.item_texts), DenseRetrieval(embeddings, encoder)]
     ranks = ranks_of(systems, requests, sets)
-    ranks |= ranks_of([added.scorer("map", "GenSAR, own identifiers")], requests, sets)
+    if added.can_rely_on_identifiers:
+        ranks |= ranks_of([added.scorer("map", "GenSAR, own identifiers")], requests, sets)
     for kind, suffix in (("map", ""), ("mean", ", mean for map"), ("zeros", ", zeros for map")):
         ranks |= ranks_of([added.scorer(kind, f"GenSAR, borrowed{suffix}", num_lenders)], requests, sets)
     every_rank = np.arange(1, sets.candidates.shape[1] + 1)
@@ -228,9 +241,10 @@ def ranks_of(systems: Any, requests: Requests, sets: CandidateSets) -> dict[str,
 
 def beam_figures(added: AddedItems, task: str, requests: Requests, num_lenders: int) -> dict[str, Any]:
     """Answers out of the whole catalogue: are new items among the first, with and without borrowing?"""
+    variants = [("New, own identifiers", 0)] if added.can_rely_on_identifiers else []
     answers = {
         name: [rows for rows, _ in found_rows(added.pipeline_over("map", num), requests)]
-        for name, num in (("New, own identifiers", 0), ("New, borrowed", num_lenders))
+        for name, num in (*variants, ("New, borrowed", num_lenders))
     }
     shares = {name: reach(rows, requests.target_items, added.num_known) for name, rows in answers.items()}
     known = sample(added.split.test[task], len(requests), seed=0)
@@ -302,7 +316,7 @@ def known_item_figures(added: AddedItems, task: str, settings: Settings) -> dict
     if not len(requests):
         return None
     sets = candidates_for(requests, added.log.item_texts(), arguments.num_negatives, arguments.seed)
-    ranks = ranks_of([added.scorer("map")], requests, sets)["GenSAR"]
+    ranks = ranks_of([GeneratorScorer(added.pipeline_over_known())], requests, sets)["GenSAR"]
     return figures(ranks, requests.users, arguments.seed)
 
 

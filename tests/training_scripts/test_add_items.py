@@ -221,10 +221,16 @@ def test_a_run_that_dies_while_it_saves_leaves_the_old_catalogue(script, run_dir
 
 
 @pytest.mark.slow
-def test_held_out_items_are_added_and_asked_for_and_the_model_stays(script, finished_run, tmp_path):
+@pytest.mark.parametrize("item_vectors", [True, False])
+def test_held_out_items_are_added_and_asked_for_and_the_model_stays(
+    script, finished_run, run_dir, tiny, item_vectors
+):
     import evaluate_new_items
 
-    run_dir, argv = finished_run
+    argv = [str(run_dir) if each == str(finished_run[0]) else each for each in finished_run[1]]
+    if not item_vectors:
+        argv.append("--model.item_vectors=false")
+        assert script("train_generator.py", "--output_dir", run_dir, *tiny("model"), argv[-1])[0] == 0
     before = contents(run_dir)
     options = ["--new_items.max_beam_requests=4", "--new_items.nums_lenders", "2", "3", "--results.num_negatives=9"]
     status, printed, complaint = script("evaluate_new_items.py", *argv, *options)
@@ -238,7 +244,9 @@ def test_held_out_items_are_added_and_asked_for_and_the_model_stays(script, fini
     assert search["num_requests"] == (clicks["query"] != "").sum()
     assert result["tasks"]["recommendation"]["num_requests"] == (clicks["query"] == "").sum()
     assert search["systems"]["Chance"]["HR@5"]["value"] == 0.5  # the target and 9 others
-    assert set(search["systems"]) >= {"BM25", "Dense retrieval", "GenSAR, own identifiers", "GenSAR, borrowed"}
+    assert set(search["systems"]) >= {"BM25", "Dense retrieval", "GenSAR, borrowed"}
+    # Where items have vectors, a new one has none to rely on.
+    assert ("GenSAR, own identifiers" in search["systems"]) == (not item_vectors)
     assert search["num_lenders"] in (2, 3)
     for shares in search["whole_catalogue"].values():
         assert shares["requests@100"] == shares["items@100"] == 1  # more answers than items
