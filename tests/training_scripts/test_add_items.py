@@ -222,9 +222,7 @@ def test_a_run_that_dies_while_it_saves_leaves_the_old_catalogue(script, run_dir
 
 @pytest.mark.slow
 @pytest.mark.parametrize("item_vectors", [True, False])
-def test_held_out_items_are_added_and_asked_for_and_the_model_stays(
-    script, finished_run, run_dir, tiny, item_vectors
-):
+def test_held_out_items_are_added_and_asked_for_and_the_model_stays(script, finished_run, run_dir, tiny, item_vectors):
     import evaluate_new_items
 
     argv = [str(run_dir) if each == str(finished_run[0]) else each for each in finished_run[1]]
