@@ -217,7 +217,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
         decoder_starts: torch.Tensor | None = None,
         decoder_ends: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -243,7 +243,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             decoder_starts: first encoder position that a decoder token may see.
             decoder_ends: the position after the last one.
             encoder_outputs: what the encoder returned, to decode again without encoding.
-            past_key_values: decoder cache.
+            cache: keys and values of the decoder.
             inputs_embeds: `(batch_size, num_tokens, d_model)` instead of `input_ids`.
             decoder_inputs_embeds: the same for the decoder.
             labels: `(batch_size, num_decoder_tokens)`, -100 is ignored.
@@ -285,7 +285,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             inputs_embeds=decoder_inputs_embeds,
-            past_key_values=past_key_values,
+            cache=cache,
             encoder_hidden_states=hidden_states,
             encoder_attention_mask=encoder_mask,
             use_cache=use_cache,
@@ -305,14 +305,12 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             if item_labels is not None and self.encoder.items is not None:
                 if item_positions is None or item_is_searched is None:
                     raise ValueError("`item_labels` needs `item_positions` and `item_is_searched` beside it.")
-                rows, places = torch.nonzero(item_labels != IGNORED_LABEL, as_tuple=True)
-                asked = hidden_states[rows, item_positions[rows, places]]
-                item_logits = self.encoder.items.logits(asked, item_is_searched[rows, places])
-                loss = loss + summed_cross_entropy(item_logits, item_labels[rows, places], num_items_in_batch)
+                item_targets = item_positions, item_is_searched, item_labels
+                loss = loss + item_loss(self.encoder.items, hidden_states, *item_targets, num_items_in_batch)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=decoder_outputs.past_key_values,
+            cache=decoder_outputs.cache,
             encoder_last_hidden_state=hidden_states,
         )
 
@@ -332,6 +330,29 @@ def summed_cross_entropy(
         logits.flatten(0, -2).float(), labels, ignore_index=IGNORED_LABEL, reduction="sum"
     )
     return total / num_items_in_batch
+
+
+def item_loss(
+    items: ItemVectors,
+    states: torch.Tensor,
+    positions: torch.Tensor,
+    is_searched: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int,
+) -> torch.Tensor:
+    """Cross entropy of the clicked items over all items, by their vectors, divided as that of the tokens is.
+
+    Args:
+        items: of the encoder.
+        states: `(batch_size, num_positions, d_model)` of the encoder.
+        positions: `(batch_size, num_targets)` long, the encoder positions behind which items were clicked.
+        is_searched: `(batch_size, num_targets)` long, 1 for a search result, 0 for a recommendation.
+        labels: `(batch_size, num_targets)` long, the items; -100 is ignored.
+        num_items_in_batch: as for `summed_cross_entropy`.
+    """
+    rows, places = torch.nonzero(labels != IGNORED_LABEL, as_tuple=True)
+    logits = items.logits(states[rows, positions[rows, places]], is_searched[rows, places])
+    return summed_cross_entropy(logits, labels[rows, places], num_items_in_batch)
 
 
 def _stack_config(config: GenSARConfig, is_decoder: bool, num_layers: int) -> GenSARConfig:
