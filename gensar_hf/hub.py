@@ -1,11 +1,11 @@
-"""What goes wrong between a name and its files on the Hub, in one sentence."""
+"""Folders up to the Hub, files down from it, and what goes wrong between, in one sentence."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -15,7 +15,9 @@ from huggingface_hub.errors import (
 )
 from transformers.utils.hub import cached_file
 
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+from gensar_hf.artifacts import DataError
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 def optional_file(path: str | os.PathLike, name: str, **kwargs: Any) -> Path | None:
@@ -29,9 +31,60 @@ def optional_file(path: str | os.PathLike, name: str, **kwargs: Any) -> Path | N
     Raises:
         OSError: there is no such folder or repository, or it cannot be asked.
     """
-    options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
+    options = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
     found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options)
     return None if found is None else Path(found)
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    revision: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str,
+    create_pr: bool = False,
+) -> str:
+    """Upload a folder in one commit, into a repository and a branch that are made if they are not there.
+
+    Args:
+        folder: whose files are uploaded.
+        repo_id: such as `"me/films"`.
+        repo_type: `"model"` or `"dataset"`.
+        revision: a branch, made from `main`.
+        private: whether a new repository is private.
+        token: of an account that may write; default: the one that is logged in.
+        commit_message: of the commit.
+        create_pr: propose the commit as a pull request.
+
+    Returns:
+        the address of the commit.
+
+    Raises:
+        DataError: the Hub refuses, or cannot be reached.
+    """
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            repo_type=repo_type,
+            folder_path=Path(folder),
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+    except Exception as error:  # the client's transport has kinds of errors of its own
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"Nothing was pushed to '{repo_id}' ({reason}); check the name, the connection, and that the account may "
+            "write there: log in with `hf auth login`, or pass `token`."
+        ) from error
+    return commit.commit_url
 
 
 def hub_trouble(path: str | os.PathLike, error: BaseException) -> str:
@@ -61,11 +114,11 @@ def hub_trouble(path: str | os.PathLike, error: BaseException) -> str:
     if constants.HF_HUB_OFFLINE or is_a(OfflineModeIsEnabled):
         return (
             f"there is no folder '{name}', and no copy of such a repository in the cache; offline mode is on "
-            "(HF_HUB_OFFLINE), so nothing was downloaded. Switch it off once, or copy the model's folder here."
+            "(HF_HUB_OFFLINE), so nothing was downloaded. Switch it off once, or copy the folder here."
         )
     return (
         f"there is no folder '{name}', no complete copy of such a repository in the cache, and the Hub could not be "
-        "reached or was not asked (`local_files_only`); check the connection, or copy the model's folder here."
+        "reached or was not asked (`local_files_only`); check the connection, or copy the folder here."
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -33,7 +32,7 @@ from gensar_hf.generator.history import History, as_events
 from gensar_hf.generator.item_scores import EncodedRequests, beam_scores, best_items, exact_scores
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration, event_positions
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
-from gensar_hf.hub import hub_trouble, optional_file
+from gensar_hf.hub import hub_trouble, optional_file, push_folder
 from gensar_hf.identifiers import IdentifierTable
 
 MAX_SUGGESTION_TOKENS = 32
@@ -164,22 +163,23 @@ class GenSARPipeline:
 
         Returns:
             the address of the commit.
+
+        Raises:
+            DataError: the Hub refuses, or cannot be reached.
         """
         if self.card is None:
             logger.warning("The model has no model card (%s); training_scripts/write_cards.py fills one in.", CARD_FILE)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            api = HfApi(token=token)
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            if revision is not None and not create_pr:
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
+            return push_folder(
+                folder,
+                repo_id,
                 revision=revision,
+                private=private,
+                token=token,
                 commit_message=commit_message,
                 create_pr=create_pr,
-            ).commit_url
+            )
 
     # ---- answers
 

@@ -13,6 +13,7 @@ from transformers import AutoModel
 
 from gensar_hf import GenSARPipeline
 from gensar_hf.artifacts import DataError
+from gensar_hf.hub import push_folder
 
 TOKEN = "hf_secret"
 HISTORY = [{"item_id": "film-2"}, {"query": "comedy 1990s"}, {"item_id": "film-3", "query": "comedy 1990s"}]
@@ -22,13 +23,18 @@ def answers(pipe):
     return [pipe.recommend(HISTORY, top_k=3), pipe.search("space adventure", HISTORY, top_k=3)]
 
 
-def attempt(*arguments, **options):
-    """The message of what cannot be loaded."""
+def refusal(action):
+    """The message of what cannot be done."""
     try:
-        GenSARPipeline.from_pretrained(*arguments, **options)
+        action()
     except DataError as error:
         return str(error)
-    return "loaded"
+    return "done"
+
+
+def attempt(*arguments, **options):
+    """The message of what cannot be loaded."""
+    return refusal(lambda: GenSARPipeline.from_pretrained(*arguments, **options))
 
 
 def generator(folder):
@@ -57,15 +63,13 @@ def generator(folder):
         "no revision": attempt("me/films", revision="nowhere", **options),
         "no repository": attempt("me/nothing", **options),
         "no name": attempt("no/such/folder"),
+        "refused": refusal(lambda: local.push_to_hub("me/other", token="hf_wrong")),
         "not asked": attempt("me/films", local_files_only=True, cache_dir=folder / "other"),
     }
 
 
 def others(folder):
     """The joint RQ-VAE and SASRec."""
-    import gensar_hf.embeddings.modeling_sasrec
-    import gensar_hf.identifiers.modeling_joint_rqvae  # noqa: F401 - registers its class
-
     same = {}
     for name in ("rqvae", "collaborative"):
         local = AutoModel.from_pretrained(folder / name)
@@ -85,20 +89,17 @@ def log(folder):
     local = InteractionLog.load(folder / "data")
     card = (folder / "data" / "README.md").read_text()
     push_log(local, "me/log", card, token=TOKEN)
-    try:
-        log_from_hub("me/nothing", token=TOKEN)
-    except DataError as error:
-        message = str(error)
     options = {"token": TOKEN, "cache_dir": str(folder / "cache")}
     tables = [load_dataset("me/log", name, split="train", **options) for name in ("items", "interactions")]
     loaded = [log_from_hub("me/log", **options), load_log(*tables, local.text_columns)]
     same = [log.items.equals(local.items) and log.interactions.equals(local.interactions) for log in loaded]
-    return {"same": same, "no repository": message}
+    return {"same": same, "no repository": refusal(lambda: log_from_hub("me/nothing", token=TOKEN))}
 
 
 def offline(folder):
-    """What is said where nothing may be downloaded."""
-    return attempt("me/films", cache_dir=folder / "empty")
+    """What is said where nothing can be downloaded or pushed."""
+    pushed = refusal(lambda: push_folder(folder, "me/films", token=TOKEN, commit_message="First"))
+    return [attempt("me/films", cache_dir=folder / "empty"), pushed]
 
 
 if __name__ == "__main__":

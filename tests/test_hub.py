@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hub_server import Hub
 
 from gensar_hf.model_card import log_card_data
-
-sys.path.insert(0, str(Path(__file__).parent))
-from hub_server import Hub
 
 CLIENT = Path(__file__).parent / "hub_client.py"
 CARD = "---\nlicense: apache-2.0\nlibrary_name: gensar-hf\n---\n\n# Films\n"
@@ -71,6 +69,9 @@ def test_a_pushed_model_answers_as_the_local_one(hub, client, pipelines, tmp_pat
     assert "there is no folder 'me/nothing'" in found["no repository"]
     assert "no repository on the Hub can have that name" in found["no name"]
     assert "was not asked (`local_files_only`)" in found["not asked"]
+    assert found["refused"].startswith("Nothing was pushed to 'me/other'")
+    assert "hf auth login" in found["refused"]
+    assert ("models", "me/other") not in hub.repositories
 
 
 @pytest.mark.slow
@@ -106,7 +107,16 @@ def test_a_log_comes_back_as_a_log_and_as_a_dataset(hub, client, tmp_path):
 
 
 def test_offline_says_so(hub, client):
-    message = client("offline", HF_HUB_OFFLINE="1")
-    assert message.startswith("The model in me/films cannot be loaded: there is no folder 'me/films'")
-    assert "offline mode is on (HF_HUB_OFFLINE)" in message
+    loading, pushing = client("offline", HF_HUB_OFFLINE="1")
+    assert loading.startswith("The model in me/films cannot be loaded: there is no folder 'me/films'")
+    assert "offline mode is on (HF_HUB_OFFLINE)" in loading
+    assert pushing.startswith("Nothing was pushed to 'me/films'")
     assert not hub.requests
+
+
+@pytest.mark.slow
+def test_a_hub_that_does_not_answer_is_said_to_be_so(client):
+    loading, pushing = client("offline", HF_ENDPOINT="http://127.0.0.1:9")
+    assert "the Hub could not be reached" in loading
+    assert pushing.startswith("Nothing was pushed to 'me/films'")
+    assert "check the name, the connection" in pushing

@@ -4,11 +4,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 
 from gensar_hf.artifacts import CARD_FILE, DataError, written_aside
 from gensar_hf.data.interactions import InteractionLog
-from gensar_hf.hub import hub_trouble
+from gensar_hf.hub import hub_trouble, push_folder
 
 TABLES = ("items", "interactions")
 
@@ -47,15 +47,15 @@ def push_log(
 
     Returns:
         the address of the commit.
+
+    Raises:
+        DataError: the Hub refuses, or cannot be reached.
     """
     with tempfile.TemporaryDirectory() as folder:
         export_log(log, folder, card)
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-        upload = api.upload_folder(
-            repo_id=repo_id, repo_type="dataset", folder_path=folder, commit_message=commit_message
+        return push_folder(
+            folder, repo_id, repo_type="dataset", private=private, token=token, commit_message=commit_message
         )
-        return upload.commit_url
 
 
 def log_from_hub(
