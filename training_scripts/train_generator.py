@@ -159,14 +159,14 @@ def make_sampler(
     return ExampleSampler(
         log,
         weights,
-        arguments.max_history_events,
-        max_target_tokens,
-        arguments.recent_share,
-        seed,
-        arguments.recommend_searched,
-        teacher,
-        arguments.teacher_share,
-        arguments.has_item_vectors,
+        window=arguments.max_history_events,
+        max_target_tokens=max_target_tokens,
+        recent_share=arguments.recent_share,
+        seed=seed,
+        recommend_searched=arguments.recommend_searched,
+        teacher=teacher,
+        teacher_share=arguments.teacher_share,
+        item_vectors=arguments.has_item_vectors,
     )
 
 

@@ -1,5 +1,6 @@
 """Models that match a user and a query with items by a dot product: settings, training and scoring."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ class MatchingOutput(ModelOutput):
     logits: torch.Tensor | None = None
 
 
-class MatchingModel(PreTrainedModel):
+class MatchingModel(PreTrainedModel, ABC):
     """Score of an item = request's vector · item's vector + item's bias; a subclass says what the request's vector is.
 
     Users' vectors start at zero, so that a user without training clicks keeps one that says nothing.
@@ -129,11 +130,11 @@ class MatchingModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
+    @abstractmethod
     def request_vectors(
         self, user_ids: torch.Tensor, word_ids: torch.Tensor, history_ids: torch.Tensor
     ) -> torch.Tensor:
         """Vectors of requests, `(batch_size, hidden_size)`; arguments as in `forward`."""
-        raise NotImplementedError
 
     def forward(
         self,

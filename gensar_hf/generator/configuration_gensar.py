@@ -17,7 +17,8 @@ class GenSARConfig(T5Config):
         num_items: items that have a vector of their own beside their identifiers (`ItemVectors`); 0: identifiers
             alone, as in the paper. Only with `"events"`.
         item_dropout: on those vectors, and on what is compared with them.
-        item_weight: of the log-probability by vectors beside the identifier's, where items are scored.
+        item_weight: of the log-probability by vectors beside the identifier's, where items are scored; 0: identifiers
+            alone find and rank.
 
     All other arguments are those of `T5Config`.
     """

@@ -11,7 +11,6 @@ from gensar_hf.decoding import TrieBeamSearch
 from gensar_hf.decoding.borrowed_scores import mean_probability, rank_with_borrowers
 from gensar_hf.decoding.candidate_scoring import score_candidates
 from gensar_hf.generator.catalogue import Catalogue
-from gensar_hf.generator.item_vectors import ItemVectors
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 
 
@@ -40,11 +39,21 @@ def exact_scores(
     Returns:
         `(batch_size, most rows)`; -inf behind the items of a request that has fewer than another.
     """
+    return _exact_scores(model, requests, rows, catalogue, _scores_by_vector(model, requests, catalogue))
+
+
+def _exact_scores(
+    model: GenSARForConditionalGeneration,
+    requests: EncodedRequests,
+    rows: Sequence[np.ndarray],
+    catalogue: Catalogue,
+    by_vector: np.ndarray | None,
+) -> np.ndarray:
+    """As `exact_scores`; `by_vector` is what `_scores_by_vector` has said of the requests."""
     asked, nums_asked = zip(*[_with_lenders(own_rows, catalogue) for own_rows in rows], strict=True)
     sequences = [catalogue.item_token_ids[requests.behavior][own_rows] for own_rows in asked]
     scores = score_candidates(model, requests.states, requests.mask, sequences).cpu().numpy()
-    if model.encoder.items is not None:
-        by_vector = _scores_by_vector(model.encoder.items, requests, catalogue)
+    if by_vector is not None:
         for own_scores, own_by_vector, own_rows in zip(scores, by_vector, asked, strict=True):
             own_scores[: len(own_rows)] += model.config.item_weight * own_by_vector[own_rows]
     if len(catalogue.identifiers.lenders) == 0:
@@ -58,8 +67,16 @@ def exact_scores(
 
 
 @torch.inference_mode()
-def _scores_by_vector(items: ItemVectors, requests: EncodedRequests, catalogue: Catalogue) -> np.ndarray:
-    """`(batch_size, num_items)` log-probabilities by the item vectors; of an added item, what it borrows."""
+def _scores_by_vector(
+    model: GenSARForConditionalGeneration, requests: EncodedRequests, catalogue: Catalogue
+) -> np.ndarray | None:
+    """`(batch_size, num_items)` log-probabilities by the item vectors; of an added item, what it borrows.
+
+    None where vectors have no say: the model has none, or their weight is 0.
+    """
+    items = model.encoder.items
+    if items is None or model.config.item_weight == 0:
+        return None
     last = requests.mask.sum(dim=1) - 1  # positions are filled from the left
     states = requests.states[torch.arange(len(last), device=last.device), last]
     is_searched = torch.full_like(last, requests.behavior is Behavior.SEARCHED_ITEM)
@@ -111,16 +128,16 @@ def best_items(
             beams.values.cpu().numpy(), beams.scores.cpu().numpy(), excluded, strict=True
         )
     ]
-    if model.encoder.items is None:
+    by_vector = _scores_by_vector(model, requests, catalogue)
+    if by_vector is None:
         return found
-    by_vector = _scores_by_vector(model.encoder.items, requests, catalogue)
     proposals = []
-    for (rows, _), own_by_vector, own_excluded in zip(found, by_vector, excluded, strict=True):
+    for (rows, _), own_by_vector, own_excluded in zip(found, by_vector.copy(), excluded, strict=True):
         own_by_vector[~catalogue.identifiers.available] = -np.inf
         own_by_vector[list(own_excluded)] = -np.inf
         best = np.argsort(-own_by_vector, kind="stable")[:num_beams]
         proposals.append(np.union1d(rows, best[np.isfinite(own_by_vector[best])]))
-    scores = exact_scores(model, requests, proposals, catalogue)
+    scores = _exact_scores(model, requests, proposals, catalogue, by_vector)
     ranked = []
     for rows, own_scores in zip(proposals, scores, strict=True):
         order = np.argsort(-own_scores[: len(rows)], kind="stable")
