@@ -162,3 +162,19 @@ def model_dirs(pipelines: dict[str, GenSARPipeline], tmp_path_factory: pytest.Te
 def encoding(request: pytest.FixtureRequest) -> str:
     """Runs a test once for each history encoding."""
     return request.param
+
+
+@pytest.fixture(params=["events", "tokens", "vectors"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Runs a test once for each history encoding, and once for a model with item vectors."""
+    return request.param
+
+
+@pytest.fixture
+def pipe(pipelines: dict[str, GenSARPipeline], kind: str) -> GenSARPipeline:
+    return pipelines[kind]
+
+
+@pytest.fixture
+def events_pipe(pipelines: dict[str, GenSARPipeline]) -> GenSARPipeline:
+    return pipelines["events"]

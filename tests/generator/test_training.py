@@ -17,21 +17,15 @@ from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline
 
 
-@pytest.fixture(params=["events", "tokens", "vectors"])
-def encoding(request: pytest.FixtureRequest) -> str:
-    """Each history encoding, and a model with item vectors."""
-    return request.param
+@pytest.fixture
+def tokenizer(pipelines: dict[str, GenSARPipeline], kind: str) -> GenSARTokenizer:
+    return pipelines[kind].tokenizer
 
 
 @pytest.fixture
-def tokenizer(pipelines: dict[str, GenSARPipeline], encoding: str) -> GenSARTokenizer:
-    return pipelines[encoding].tokenizer
-
-
-@pytest.fixture
-def model(pipelines: dict[str, GenSARPipeline], encoding: str) -> GenSARForConditionalGeneration:
+def model(pipelines: dict[str, GenSARPipeline], kind: str) -> GenSARForConditionalGeneration:
     """A copy, without dropout: pieces of a batch would draw theirs anew."""
-    model = copy.deepcopy(pipelines[encoding].model)
+    model = copy.deepcopy(pipelines[kind].model)
     if model.encoder.items is not None:
         model.encoder.items.dropout.p = 0.0
     return model
@@ -39,10 +33,10 @@ def model(pipelines: dict[str, GenSARPipeline], encoding: str) -> GenSARForCondi
 
 @pytest.fixture
 def rows(
-    tokenizer: GenSARTokenizer, identifiers: IdentifierTable, tiny_events: EventLog, tiny_split: Split, encoding: str
+    tokenizer: GenSARTokenizer, identifiers: IdentifierTable, tiny_events: EventLog, tiny_split: Split, kind: str
 ) -> ExampleRows:
     log = TrainingLog(tokenizer, tiny_events, tiny_split.train_ends, identifiers.texts)
-    is_packed, item_vectors = encoding != "tokens", encoding == "vectors"
+    is_packed, item_vectors = kind != "tokens", kind == "vectors"
     sampler = ExampleSampler(log, window=8, max_target_tokens=20 if is_packed else 0, seed=5, item_vectors=item_vectors)
     return ExampleRows(sampler, num_rows=160, max_positions=10 if is_packed else 0)
 

@@ -1,0 +1,37 @@
+"""Requests to the tiny pipelines of conftest.py, and what is looked at in their answers."""
+
+import numpy as np
+import pytest
+import torch
+
+from gensar_hf import GenSARPipeline
+from gensar_hf.data import Behavior
+
+HISTORY = [{"item_id": "film-2"}, {"query": "comedy 1990s"}, {"item_id": "film-3", "query": "comedy 1990s"}]
+HISTORIES = [HISTORY, [], [{"item_id": "film-9"}, {"item_id": "film-9"}, {"query": "space"}], HISTORY[:1]]
+QUERIES = ["space adventure", "horror", "Comedy 1990s", "a film about nothing"]
+
+
+def item_ids(answers: list[dict]) -> list[str]:
+    return [answer["item_id"] for answer in answers]
+
+
+def assert_same_answers(batch: list[list[dict]], singles: list[list[dict]], key: str) -> None:
+    assert len(batch) == len(singles)
+    for one, other in zip(batch, singles, strict=True):
+        assert [answer[key] for answer in one] == [answer[key] for answer in other]
+        assert [answer["score"] for answer in one] == pytest.approx([answer["score"] for answer in other], abs=1e-4)
+
+
+def weighted_by_vector(pipe: GenSARPipeline, history: list, query: str | None) -> np.ndarray:
+    """What a model's item vectors add to the score of each item; zeros of a model without."""
+    items, tokenizer = getattr(pipe.model.encoder, "items", None), pipe.tokenizer
+    if items is None:
+        return np.zeros(12)
+    behavior = Behavior.SEARCHED_ITEM if query else Behavior.RECOMMENDED_ITEM
+    inputs = tokenizer.encode_request(history, query, behavior.token)
+    del inputs["decoder_input_ids"]
+    with torch.no_grad():
+        last = pipe.model.encoder(**inputs).last_hidden_state[:, -1]
+        logits = items.logits(last, torch.tensor([1 if query else 0]))[0]
+    return pipe.model.config.item_weight * logits.log_softmax(dim=-1).numpy()
