@@ -4,10 +4,10 @@
 
 Search: the exact beam search (30 beams, fp32, softmax over the vocabulary) beside a softmax over the level's codes,
 bf16, int8 (dynamic quantisation by torch) and int8 with the level's softmax. Ranking of the run's own candidates: exact
-scores beside the paper's beam search among the candidates. HR@10 and NDCG@10 of the target's place in the list of the
-best ten, or among the candidates; for each mode the difference to the exact one, with the 95 % bootstrap interval over
-users. The modes answer each batch one after another; times are processor time. Written to the output folder:
-`decoding_modes.json`, `decoding_modes.md`.
+scores beside the paper's beam search among the candidates. All by identifiers alone, as a search knows no item vectors.
+HR@10 and NDCG@10 of the target's place in the list of the best ten, or among the candidates; for each mode the
+difference to the exact one, with the 95 % bootstrap interval over users. The modes answer each batch one after another;
+times are processor time. Written to the output folder: `decoding_modes.json`, `decoding_modes.md`.
 """
 
 import argparse
@@ -163,6 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     pipe = GenSARPipeline.from_pretrained(arguments.run_dir / "model", device="cpu")
     pipe.num_beams, pipe.batch_size = arguments.num_beams, arguments.batch_size
+    pipe.model.config.item_weight = 0.0
     events = events_from_log(InteractionLog.load(arguments.run_dir / "data"))
     split = Split.load(arguments.run_dir / "data", events)
     record: dict[str, dict] = {"search": {}, "ranking": {}}
