@@ -1,11 +1,11 @@
-"""Write the tables of a Markdown file from the JSON files behind them.
+"""Write the tables of README.md and of the pages in docs/ from the JSON files behind them.
 
     python training_scripts/readme_tables.py
     python training_scripts/readme_tables.py --check README.md
 
 A table stands between `<!-- table: FILE PART … -->` and `<!-- end of table -->`. FILE is a `comparison.json` with the
 parts `identifiers`, `recommendation`, `search` and `note`, a `metrics.json` with the part `report`, or another Markdown
-file with the part `all`; its path is relative to the first. With `--check` nothing is written, and a table that differs
+file with the part `all`; its path is relative to the page. With `--check` nothing is written, and a table that differs
 is an error.
 """
 
@@ -71,7 +71,8 @@ def _part(content: Mapping[str, Any], name: str, part: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Write or check each file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="*", default=[Path("README.md")])
+    pages = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
+    parser.add_argument("files", type=Path, nargs="*", default=pages)
     parser.add_argument("--check", action="store_true", help="write nothing; complain about a table that differs")
     arguments = parser.parse_args(argv)
     for path in arguments.files:

@@ -18,7 +18,7 @@ def document(tmp_path):
     return path
 
 
-def test_the_tables_of_the_readme_are_those_of_their_files(script, monkeypatch):
+def test_the_tables_of_all_pages_are_those_of_their_files(script, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert script("readme_tables.py", "--check") == (0, "", "")
 
