@@ -143,7 +143,7 @@ def pipelines(
     with_vectors = build_generator(tokenizers["events"], num_items=12)
     with torch.no_grad():
         for parameter in with_vectors.encoder.items.parameters():
-            parameter.normal_(generator=torch.Generator().manual_seed(0))
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
     return {**pipelines, "vectors": GenSARPipeline(with_vectors, tokenizers["events"])}
 
 

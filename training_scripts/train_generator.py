@@ -92,6 +92,9 @@ class ModelArguments:
         default=True,
         metadata={"help": "a vector for each item beside its identifiers; false, the paper's: identifiers alone."},
     )
+    item_recurrence: bool = field(
+        default=True, metadata={"help": "a recurrent layer reads the item vectors of the clicks beside attention."}
+    )
     item_dropout: float = field(default=0.35, metadata={"help": "on item vectors."})
     item_weight: float = field(
         default=2.0, metadata={"help": "of the log-probability by item vectors, where items are scored."}
@@ -188,6 +191,7 @@ def make_model(
     options: dict[str, Any] = {
         "num_items": tokenizer.identifiers.num_trained if arguments.has_item_vectors else 0,
         "item_dropout": arguments.item_dropout,
+        "item_recurrence": arguments.item_recurrence,
         "item_weight": arguments.item_weight,
     }
     if arguments.model_name_or_path:

@@ -17,6 +17,7 @@ class GenSARConfig(T5Config):
         num_items: items that have a vector of their own beside their identifiers (`ItemVectors`); 0: identifiers
             alone, as in the paper. Only with `"events"`.
         item_dropout: on those vectors, and on what is compared with them.
+        item_recurrence: a recurrent layer reads the clicked items' vectors beside the encoder's attention.
         item_weight: of the log-probability by vectors beside the identifier's, where items are scored; 0: identifiers
             alone find and rank.
 
@@ -28,6 +29,7 @@ class GenSARConfig(T5Config):
     history_encoding: str = "events"
     num_items: int = 0
     item_dropout: float = 0.35
+    item_recurrence: bool = True
     item_weight: float = 2.0
     decoder_start_token_id: int | None = 0
 

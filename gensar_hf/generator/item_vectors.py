@@ -26,11 +26,41 @@ class ItemVectors(nn.Module):
         self.read = nn.Linear(config.d_model, config.d_model, bias=False)
         self.request = nn.Linear(config.d_model, 2 * config.d_model, bias=False)
         self.dropout = nn.Dropout(config.item_dropout)
+        self.gru = nn.GRU(config.d_model, config.d_model, batch_first=True) if config.item_recurrence else None
+        self.gru_projection = nn.Linear(config.d_model, config.d_model, bias=False) if config.item_recurrence else None
 
     def event_vectors(self, event_items: torch.Tensor) -> torch.Tensor:
         """`(batch_size, num_positions)` rows of the items, -1 for none → what is added to the pooled events."""
         vectors = self.read(self.dropout(self.table(event_items.clamp(min=0))))
         return vectors * (event_items >= 0)[:, :, None]
+
+    def click_states(self, event_items: torch.Tensor, starts: torch.Tensor | None = None) -> torch.Tensor:
+        """What a recurrent layer has made of the clicks so far, position by position (as in GRU4Rec).
+
+        Attention weighs clicks by where they stand; a gated state learns from far fewer steps that the latest ones
+        count most. It sees clicks alone, so that a session's queries do not push the clicks before them away.
+
+        Args:
+            event_items: `(batch_size, num_positions)` long, the item that each position is a click on, -1 for none.
+            starts: `(batch_size, num_positions)` long, the first position of each position's own example, when several
+                are packed into one row; default 0.
+
+        Returns:
+            `(batch_size, num_positions, d_model)`, what is added to the encoder's states; zeros before the first click
+            of an example, and everywhere for a model without the layer.
+        """
+        is_click = event_items >= 0
+        if self.gru is None or not is_click.any():
+            return self.table.weight.new_zeros(*event_items.shape, self.table.embedding_dim)
+        examples, num_clicks = _clicks_so_far(is_click, starts)
+        rows, positions = torch.nonzero(is_click, as_tuple=True)
+        owners, order = examples[rows, positions], num_clicks[rows, positions] - 1
+        vectors = self.dropout(self.table(event_items[rows, positions])) / ITEM_VECTOR_STD
+        histories = vectors.new_zeros(int(owners.max()) + 1, int(order.max()) + 1, vectors.shape[1])
+        states, _ = self.gru(histories.index_put((owners, order), vectors))
+        states = F.pad(states, (0, 0, 1, 0))  # before the first click
+        num_clicks = num_clicks.clamp(max=states.shape[1] - 1)  # padding counts the clicks of other examples
+        return self.gru_projection(self.dropout(states[examples, num_clicks]))
 
     def logits(self, states: torch.Tensor, is_searched: torch.Tensor) -> torch.Tensor:
         """How well each item answers each request.
@@ -45,3 +75,23 @@ class ItemVectors(nn.Module):
         requests = self.request(self.dropout(states)).view(len(states), 2, -1)
         requests = requests[torch.arange(len(states), device=states.device), is_searched]
         return F.linear(requests, self.table.weight, self.bias)
+
+
+def _clicks_so_far(is_click: torch.Tensor, starts: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The example that each position belongs to, counted over those that hold clicks, and the clicks up to it.
+
+    Args:
+        is_click: `(batch_size, num_positions)` bool.
+        starts: as for `ItemVectors.click_states`.
+
+    Returns:
+        `(batch_size, num_positions)` long each. A position of an example without clicks has some example's number, and
+        no clicks.
+    """
+    starts = torch.zeros_like(is_click, dtype=torch.long) if starts is None else starts
+    total = is_click.cumsum(dim=1)
+    before = (total - is_click.long()).gather(1, starts)
+    keys = torch.arange(len(is_click), device=is_click.device)[:, None] * is_click.shape[1] + starts
+    with_clicks = keys[is_click].unique()
+    examples = torch.searchsorted(with_clicks, keys).clamp(max=len(with_clicks) - 1)
+    return examples, total - before

@@ -136,8 +136,11 @@ class GenSAREncoder(T5Initialization, T5Stack):
         elif isinstance(module, ItemVectors):
             init.normal_(module.table.weight, mean=0.0, std=ITEM_VECTOR_STD)
             init.zeros_(module.bias)
-            for projection in (module.read, module.request):
-                init.normal_(projection.weight, mean=0.0, std=self.config.d_model**-0.5)
+            for projection in (module.read, module.request, module.gru_projection):
+                if projection is not None:
+                    init.normal_(projection.weight, mean=0.0, std=self.config.d_model**-0.5)
+            for parameter in module.gru.parameters() if module.gru is not None else ():
+                init.uniform_(parameter, -(self.config.d_model**-0.5), self.config.d_model**-0.5)  # as torch does
 
     def forward(
         self,
@@ -181,7 +184,10 @@ class GenSAREncoder(T5Initialization, T5Stack):
         if encoder_starts is not None:
             positions = torch.arange(pooled.shape[1], device=pooled.device)
             allowed = allowed & (positions >= encoder_starts[:, :, None])
-        return super().forward(inputs_embeds=pooled, attention_mask=additive_mask(allowed, pooled.dtype), **kwargs)
+        output = super().forward(inputs_embeds=pooled, attention_mask=additive_mask(allowed, pooled.dtype), **kwargs)
+        if self.items is not None and event_items is not None:
+            output.last_hidden_state = output.last_hidden_state + self.items.click_states(event_items, encoder_starts)
+        return output
 
 
 class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneration):

@@ -1,0 +1,47 @@
+"""The vectors of clicked items, read one after the other by the recurrent layer."""
+
+import pytest
+import torch
+
+from gensar_hf.generator.configuration_gensar import GenSARConfig
+from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, ItemVectors
+
+# Two rows; the first packs an example of five positions, one of three, and padding.
+EVENT_ITEMS = torch.tensor([[-1, 3, -1, 7, 9, -1, 4, 4, -1], [-1, 5, 6, 7, 8, -1, 1, -1, -1]])
+STARTS = torch.tensor([[0, 0, 0, 0, 0, 5, 5, 5, 0], [0] * 9])
+
+
+@pytest.fixture
+def items() -> ItemVectors:
+    torch.manual_seed(0)
+    config = GenSARConfig(vocab_size=10, num_items=12, d_model=16, d_kv=8, num_heads=2)
+    return ItemVectors(config).eval()
+
+
+def by_hand(items: ItemVectors, event_items: torch.Tensor) -> torch.Tensor:
+    """`(num_positions, d_model)` of one example: a loop over its clicks."""
+    states, state = [torch.zeros(16)], torch.zeros(1, 1, 16)
+    for item in event_items[event_items >= 0]:
+        _, state = items.gru(items.table.weight[item].view(1, 1, -1) / ITEM_VECTOR_STD, state)
+        states.append(items.gru_projection(state[0, 0]))
+    return torch.stack([states[clicks] for clicks in (event_items >= 0).cumsum(0)])
+
+
+def test_each_example_of_a_packed_row_is_read_by_itself(items: ItemVectors) -> None:
+    states = items.click_states(EVENT_ITEMS, STARTS)
+    for row, places in ((0, slice(0, 5)), (0, slice(5, 8)), (1, slice(0, 9))):
+        expected = by_hand(items, EVENT_ITEMS[row, places])
+        torch.testing.assert_close(states[row, places], expected, atol=1e-6, rtol=0)
+
+
+def test_what_is_not_clicked_yet_changes_nothing(items: ItemVectors) -> None:
+    whole = items.click_states(EVENT_ITEMS)
+    for length in range(1, EVENT_ITEMS.shape[1]):
+        torch.testing.assert_close(items.click_states(EVENT_ITEMS[:, :length]), whole[:, :length], atol=1e-6, rtol=0)
+
+
+def test_without_clicks_there_is_nothing_to_add(items: ItemVectors) -> None:
+    assert not items.click_states(torch.full((2, 3), -1)).any()
+    plain = ItemVectors(GenSARConfig(vocab_size=10, num_items=12, d_model=16, item_recurrence=False))
+    assert not plain.click_states(EVENT_ITEMS, STARTS).any()
+    assert not any(name.startswith("gru") for name, _ in plain.named_parameters())
