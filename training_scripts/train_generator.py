@@ -88,6 +88,9 @@ class ModelArguments:
     code_start: Literal["items", "random"] = field(
         default="items", metadata={"help": "code embeddings begin near the embeddings of their items, or at random."}
     )
+    recency_slope: float = field(
+        default=0.5, metadata={"help": "attention starts with less weight on older events (events only); 0: at random."}
+    )
     item_vectors: bool = field(
         default=True,
         metadata={"help": "a vector for each item beside its identifiers; false, the paper's: identifiers alone."},
@@ -189,6 +192,7 @@ def make_model(
     """A new generator, from scratch or from T5 weights; `num_clicks` `(num_items,)` are those of training."""
     set_seed(seed)
     options: dict[str, Any] = {
+        "recency_slope": arguments.recency_slope,
         "num_items": tokenizer.identifiers.num_trained if arguments.has_item_vectors else 0,
         "item_dropout": arguments.item_dropout,
         "item_recurrence": arguments.item_recurrence,

@@ -14,6 +14,8 @@ class GenSARConfig(T5Config):
         history_encoding: `"tokens"`, the paper's: every token is a position of the encoder, which looks both ways;
             right for pretrained T5 weights. `"events"`, ours: the embeddings of one event's tokens are pooled into
             one position, and the encoder is causal, so that one history trains as many targets as it has events.
+        recency_slope: with which the position bias of the encoder's first head starts, logits an event, less in the
+            other heads (`recency_bias`); 0: T5's random start. Only with `"events"`.
         num_items: items that have a vector of their own beside their identifiers (`ItemVectors`); 0: identifiers
             alone, as in the paper. Only with `"events"`.
         item_dropout: on those vectors, and on what is compared with them.
@@ -27,6 +29,7 @@ class GenSARConfig(T5Config):
     model_type = "gensar"
 
     history_encoding: str = "events"
+    recency_slope: float = 0.5
     num_items: int = 0
     item_dropout: float = 0.35
     item_recurrence: bool = True
@@ -45,6 +48,8 @@ class GenSARConfig(T5Config):
         for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+        if not self.recency_slope >= 0:
+            raise ValueError(f"`recency_slope` must not be negative; got {self.recency_slope}.")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"`dropout_rate` must be at least 0 and below 1; got {self.dropout_rate}.")
 

@@ -10,7 +10,7 @@ from transformers import T5ForConditionalGeneration
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
-from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
+from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm, T5Stack
 
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, ItemVectors
@@ -116,6 +116,32 @@ class EventProjection(nn.Module):
         return pooled + self.wo(self.wi(self.layer_norm(pooled)).relu())
 
 
+def recency_bias(attention: T5Attention, slope: float) -> torch.Tensor:
+    """A position bias to start from that falls with the distance, by `slope` an event in the first head.
+
+    Each head's slope is a quarter of that of the head before, so that the heads look back over longer and longer times
+    (ALiBi, Press et al. 2022, sec. 3, where the slopes stay as they are). T5's random start gives near and far events
+    the same weight.
+
+    Args:
+        attention: the encoder's first.
+        slope: logits an event.
+
+    Returns:
+        `(num_buckets, num_heads)`: of each of T5's buckets of distances the mean distance times the slope, negative; 0
+        for the buckets of later positions.
+    """
+    num_buckets, max_distance = attention.relative_attention_num_buckets, attention.relative_attention_max_distance
+    distances = torch.arange(max_distance + 1)
+    buckets = attention._relative_position_bucket(
+        -distances, bidirectional=True, num_buckets=num_buckets, max_distance=max_distance
+    )
+    counts = buckets.bincount(minlength=num_buckets)
+    means = buckets.bincount(distances.float(), minlength=num_buckets) / counts.clamp(min=1)
+    slopes = slope * 4.0 ** -torch.arange(attention.n_heads)
+    return -means[:, None] * slopes
+
+
 class GenSAREncoder(T5Initialization, T5Stack):
     """T5's encoder; with `event_ids`, the tokens of one event share a position and positions look back only."""
 
@@ -133,6 +159,9 @@ class GenSAREncoder(T5Initialization, T5Stack):
         if isinstance(module, EventProjection):
             init.normal_(module.wi.weight, mean=0.0, std=self.config.d_model**-0.5)
             init.zeros_(module.wo.weight)
+        elif isinstance(module, T5Attention) and module.has_relative_attention_bias:
+            if self.config.history_encoding == "events" and not self.config.is_decoder and self.config.recency_slope:
+                init.copy_(module.relative_attention_bias.weight, recency_bias(module, self.config.recency_slope))
         elif isinstance(module, ItemVectors):
             init.normal_(module.table.weight, mean=0.0, std=ITEM_VECTOR_STD)
             init.zeros_(module.bias)

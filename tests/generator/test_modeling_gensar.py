@@ -45,6 +45,19 @@ def test_the_encoder_has_one_position_for_each_event(model: GenSARForConditional
     assert output.logits.shape == (2, 3, model.config.vocab_size)
 
 
+def test_attention_starts_with_the_latest_events() -> None:
+    sizes = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    encoder = GenSARForConditionalGeneration(GenSARConfig(**sizes, recency_slope=0.5)).encoder
+    bias = encoder.block[0].layer[0].SelfAttention.compute_bias(60, 60)[0]  # (heads, queries, keys)
+    # Distances below 8 have a bucket each; 50 shares one with its neighbours (T5's buckets grow with the distance).
+    assert bias[:, 59, [59, 58, 52]].tolist() == [[0.0, -0.5, -3.5], [0.0, -0.125, -0.875]]
+    assert bias[0, 59, 9].item() == pytest.approx(-25.0, rel=0.15)
+    plain = GenSARForConditionalGeneration(GenSARConfig(**sizes, recency_slope=0.0)).encoder
+    assert plain.block[0].layer[0].SelfAttention.relative_attention_bias.weight.std() > 0.1
+    random = GenSARForConditionalGeneration(GenSARConfig(**sizes, history_encoding="tokens")).encoder
+    assert random.block[0].layer[0].SelfAttention.relative_attention_bias.weight[16:].std() > 0.1
+
+
 def test_the_words_of_an_event_have_no_order(model: GenSARForConditionalGeneration) -> None:
     shuffled = INPUTS[:, [1, 0, 4, 2, 3, 5, 6]]
     with torch.no_grad():
