@@ -52,12 +52,22 @@ class BaselineArguments:
     max_trials: int | None = field(
         default=None, metadata={"help": "trials of each search, in place of what its file says; 1: no search."}
     )
+    trials: dict | None = field(
+        default=None, metadata={"help": "baseline → trials of its search, in place of `max_trials`."}
+    )
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` must be different numbers, at least one; got {self.seeds}.")
         if self.max_trials is not None and self.max_trials < 1:
             raise ValueError(f"`max_trials` must be at least 1; got {self.max_trials}.")
+        for name, number in (self.trials or {}).items():
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"`trials` must give '{name}' a number of at least 1; got {number!r}.")
+
+    def trials_of(self, name: str) -> int | None:
+        """How many combinations of a baseline's settings are tried; None: as many as its file says."""
+        return (self.trials or {}).get(name, self.max_trials)
 
 
 SECTION = Section(BASELINES, BaselineArguments)
@@ -236,7 +246,7 @@ def baseline_outcomes(
     for number, config in enumerate(configs, start=1):
         console.print(f"[bold]{number}/{len(configs)} {config.name}[/bold]")
         try:
-            outcomes += run.outcomes(config, arguments.seeds, arguments.max_trials)
+            outcomes += run.outcomes(config, arguments.seeds, arguments.trials_of(config.name))
         except Exception as error:  # whatever one system breaks on must not cost the figures of the others
             failures[config.name] = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
             console.print(f"    [red]failed: {failures[config.name]}[/red]")

@@ -32,9 +32,10 @@ def config(tmp_path):
 def test_baselines_are_tuned_evaluated_and_not_run_twice(script, run_dir, config):
     files = [
         config("popular", baseline="popularity"),
-        config("words", baseline="bm25", search={"k1": [0.9, 1.5], "b": [0.4, 0.8]}, max_trials=3),
+        config("words", baseline="bm25", search={"k1": [0.9, 1.5], "b": [0.4, 0.8]}, max_trials=4),
     ]
     options = ["--output_dir", run_dir, "--results.num_negatives=9", "--baselines.seeds", 0, 1]
+    options += ["--baselines.max_trials=1", '--baselines.trials={"words": 3}']
     status, printed, complaint = script("evaluate_baselines.py", *options, "--baselines.names", *files)
     assert status == 0, complaint
     assert "| Popularity |" in printed
@@ -84,6 +85,12 @@ def test_a_baseline_that_fails_is_reported_and_the_others_go_on(script, run_dir,
     content = json.loads((run_dir / "baselines" / "comparison.json").read_text())
     assert content["order"] == ["BM25"]
     assert not (run_dir / "baselines" / "popular" / "seed-0").exists()
+
+
+def test_numbers_of_trials_are_checked(script, tmp_path):
+    status, _, said = script("evaluate_baselines.py", "--output_dir", tmp_path, '--baselines.trials={"jsr": 0}')
+    assert status == 2
+    assert "`trials` must give 'jsr' a number of at least 1; got 0" in said
 
 
 @pytest.mark.parametrize(
