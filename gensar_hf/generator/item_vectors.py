@@ -1,5 +1,6 @@
 """A vector for each item, beside its identifiers: what a few codes cannot tell apart."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -95,3 +96,23 @@ def _clicks_so_far(is_click: torch.Tensor, starts: torch.Tensor | None) -> tuple
     with_clicks = keys[is_click].unique()
     examples = torch.searchsorted(with_clicks, keys).clamp(max=len(with_clicks) - 1)
     return examples, total - before
+
+
+def add_item_vectors(items: ItemVectors, lenders: np.ndarray) -> None:
+    """Append items, whose vectors and biases begin as the means of those of others, in place.
+
+    Args:
+        items: of the encoder; `config.num_items` is the caller's to set.
+        lenders: `(num_new, k)` rows of the items that each new one begins as, see `IdentifierTable`.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    num_items = items.table.num_embeddings
+    if len(lenders) and not 0 <= lenders.min() <= lenders.max() < num_items:
+        raise ValueError(f"Lenders must be rows of the {num_items} items; got {lenders.min()} to {lenders.max()}.")
+    rows = torch.from_numpy(lenders).to(items.bias.device)
+    with torch.no_grad():
+        vectors = torch.cat([items.table.weight, items.table.weight[rows].mean(dim=1)])
+        items.bias = nn.Parameter(torch.cat([items.bias, items.bias[rows].mean(dim=1)]))
+    items.table = nn.Embedding.from_pretrained(vectors, freeze=False)
