@@ -17,6 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from gensar_hf.artifacts import CARD_FILE, DataError, written_aside
 from gensar_hf.data import Behavior
 from gensar_hf.decoding.packed_linear import pack_linears
+from gensar_hf.generator.adapters import adapter_base, load_adapter, merge_adapter
 from gensar_hf.generator.answers import (
     Answer,
     answers_of,
@@ -90,20 +91,28 @@ class GenSARPipeline:
         self.batch_size = batch_size
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike, device: str | None = None, **kwargs: Any) -> "GenSARPipeline":
-        """Load `model/` from a folder or the Hub.
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike,
+        device: str | None = None,
+        base_model: str | os.PathLike | None = None,
+        **kwargs: Any,
+    ) -> "GenSARPipeline":
+        """Load `model/` from a folder or the Hub; or an adapter, which is merged into the model it was made for.
 
         Args:
             path: folder or Hub name.
             device: where to run; default: a GPU if there is one.
+            base_model: folder or Hub name of the model that an adapter was made for; default: where it lay then.
             **kwargs: `revision`, `cache_dir`, `token`, `subfolder`, … for both parts.
 
         Raises:
-            DataError: a file is missing or damaged, or the files do not belong together.
+            DataError: a file is missing or damaged, or the files do not belong together; an adapter's model is missing,
+                or another one.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
-            model = AutoModelForSeq2SeqLM.from_pretrained(path, **kwargs)
+            model = _load_model(path, base_model, kwargs)
         except DataError:
             raise
         except SafetensorError as error:
@@ -435,6 +444,24 @@ class GenSARPipeline:
             catalogue=catalogue,
         )
         return {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
+
+
+def _load_model(path: str | os.PathLike, base_model: str | os.PathLike | None, kwargs: dict[str, Any]) -> Any:
+    """The model in a folder or repository; of an adapter, the model that it was made for with the adapter merged."""
+    adapter = adapter_base(path, **kwargs)
+    if adapter is None:
+        return AutoModelForSeq2SeqLM.from_pretrained(path, **kwargs)
+    own = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+    name = adapter.name if base_model is None else base_model
+    try:
+        model = AutoModelForSeq2SeqLM.from_pretrained(name, **own)
+    except (OSError, ValueError) as error:
+        reason = _first_line(error) if Path(name).is_dir() else hub_trouble(name, error)
+        raise DataError(
+            f"{path} holds an adapter for the model in {name}, which cannot be loaded: {reason} If it lies elsewhere, "
+            "pass `base_model`."
+        ) from error
+    return merge_adapter(load_adapter(model, path, **kwargs))
 
 
 def _check_item_vectors(model: GenSARForConditionalGeneration, catalogue: Catalogue) -> None:

@@ -1,24 +1,13 @@
 """The figures of evaluate_new_items.py as tables, for the terminal and in Markdown."""
 
-from dataclasses import dataclass
 from typing import Any
 
-from rich.markup import escape
+from plain_tables import PlainTable, as_markdown, as_terminal
 from rich.table import Table
 
 from gensar_hf.evaluation.report import describe_protocol
 
 SHOWN_METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@10")
-
-
-@dataclass(frozen=True)
-class PlainTable:
-    """Text cells under a header, with a caption above and notes below."""
-
-    caption: str
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    note: str = ""
 
 
 def plain_tables(result: dict[str, Any]) -> list[PlainTable]:
@@ -31,26 +20,12 @@ def plain_tables(result: dict[str, Any]) -> list[PlainTable]:
 
 def markdown_tables(result: dict[str, Any]) -> str:
     """All tables in Markdown; ends with a line feed."""
-    blocks = []
-    for table in plain_tables(result):
-        lines = [table.header, ("---", *["---:"] * (len(table.header) - 1)), *table.rows]
-        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        blocks += [f"**{table.caption}**", text, *([table.note] if table.note else [])]
-    return "\n\n".join(blocks) + "\n"
+    return as_markdown(plain_tables(result))
 
 
 def terminal_tables(result: dict[str, Any]) -> list[Table]:
     """All tables for `rich`."""
-    shown = []
-    for plain in plain_tables(result):
-        table = Table(title=escape(plain.caption), title_justify="left", caption=escape(plain.note))
-        table.caption_justify = "left"
-        for number, name in enumerate(plain.header):
-            table.add_column(name, justify="right" if number else "left", no_wrap=True)
-        for row in plain.rows:
-            table.add_row(*map(escape, row))
-        shown.append(table)
-    return shown
+    return as_terminal(plain_tables(result))
 
 
 def _candidate_table(task: str, found: dict[str, Any], result: dict[str, Any]) -> PlainTable:

@@ -26,6 +26,7 @@ from gensar_hf.data import (
     load_amazon,
     load_log,
     load_movielens_100k,
+    part_in_time,
 )
 from gensar_hf.data.amazon_files import QRELS, QUERY_TEXTS
 
@@ -72,6 +73,12 @@ class DataArguments:
         default=0.0,
         metadata={"help": "share of the items that every stage goes without, for evaluate_new_items.py."},
     )
+    later_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of the interactions, the latest, that every stage goes without, for finetune_lora.py."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "of the choice of search clicks and of held-out items."})
 
     def __post_init__(self) -> None:
@@ -81,6 +88,8 @@ class DataArguments:
             raise ValueError(f"`search_fraction` must lie between 0 and 1; got {self.search_fraction}.")
         if not 0 <= self.held_out_items < 1:
             raise ValueError(f"`held_out_items` is a share, at least 0 and below 1; got {self.held_out_items}.")
+        if not 0 <= self.later_share < 1:
+            raise ValueError(f"`later_share` is a share, at least 0 and below 1; got {self.later_share}.")
         self._check_amazon()
 
     def _check_amazon(self) -> None:
@@ -102,6 +111,7 @@ class DataArguments:
 AMAZON_SETTINGS = ("reviews", "metadata", "query_dir", "reviews_are", "repository", "revision")
 SECTION = Section(DATA, DataArguments)
 HELD_OUT_ITEMS, HELD_OUT_INTERACTIONS = "held_out_items.parquet", "held_out_interactions.parquet"
+LATER_ITEMS, LATER_INTERACTIONS = "later_items.parquet", "later_interactions.parquet"
 SPLITTERS = {"leave_one_out": leave_one_out, "chronological": chronological_cut}
 
 
@@ -156,14 +166,18 @@ def hold_out_items(log: InteractionLog, fraction: float, seed: int) -> tuple[Int
 
 
 def run(settings: Settings) -> StageReport:
-    """Read, filter, hold items out, split, save."""
+    """Read, filter, keep what is later and what is held out apart, split, save."""
     arguments, _ = settings[DATA]
 
     def work(folder: Path, checkpoints: Path) -> dict:
         log = read_log(arguments, settings.run)
         if arguments.min_interactions:
             log = k_core(log, arguments.min_interactions)
-        held_out = None
+        later = held_out = None
+        if arguments.later_share:
+            log, later = part_in_time(log, arguments.later_share)
+            later.items.to_parquet(folder / LATER_ITEMS, index=False)
+            later.interactions.to_parquet(folder / LATER_INTERACTIONS, index=False)
         if arguments.held_out_items:
             log, held_out = hold_out_items(log, arguments.held_out_items, arguments.seed)
             held_out.items.to_parquet(folder / HELD_OUT_ITEMS, index=False)
@@ -175,6 +189,8 @@ def run(settings: Settings) -> StageReport:
         log.save(folder)
         split.save(folder)
         counts = {"held-out items": len(held_out.items)} if held_out else {}
+        if later is not None:
+            counts |= {"later interactions": len(later.interactions), "later items": len(later.items)}
         return {
             **counts,
             "users": events.num_users,

@@ -24,8 +24,8 @@ from gensar_hf.data import EventLog, InteractionLog, Split, events_from_log
 STAGES = DATA, SEMANTIC, COLLABORATIVE, RQVAE, MODEL, RESULTS = (
     "data", "semantic", "collaborative", "rqvae", "model", "results",
 )  # fmt: skip
-BASELINES = "baselines"
-SECTIONS = (*STAGES, BASELINES)  # of a configuration file
+BASELINES, FINETUNE = "baselines", "finetune"
+SECTIONS = (*STAGES, BASELINES, FINETUNE)  # of a configuration file
 CHECKPOINTS = "checkpoints"
 
 # How a stage is trained, watched and saved does not change what comes out of it.

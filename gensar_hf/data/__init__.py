@@ -1,6 +1,7 @@
 """Raw logs → one validated, chronological log, its events, and what of them may be trained on."""
 
 from gensar_hf.data.amazon import load_amazon
+from gensar_hf.data.continuation import append_log, newer_starts, part_in_time
 from gensar_hf.data.events import Behavior, EventLog, events_from_log
 from gensar_hf.data.hub_log import export_log, log_from_hub, push_log
 from gensar_hf.data.interactions import InteractionLog, k_core, load_log
@@ -12,6 +13,7 @@ from gensar_hf.data.splits import (
     Requests,
     Split,
     chronological_cut,
+    cut_in_time,
     leave_one_out,
     training_events,
     training_mask,
@@ -25,8 +27,10 @@ __all__ = [
     "InteractionLog",
     "Requests",
     "Split",
+    "append_log",
     "assign_search_clicks",
     "chronological_cut",
+    "cut_in_time",
     "events_from_log",
     "export_log",
     "k_core",
@@ -35,6 +39,8 @@ __all__ = [
     "load_log",
     "load_movielens_100k",
     "log_from_hub",
+    "newer_starts",
+    "part_in_time",
     "push_log",
     "query_from_categories",
     "training_events",

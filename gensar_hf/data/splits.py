@@ -225,12 +225,7 @@ def _report(events: EventLog, train_ends: np.ndarray, test: dict[str, np.ndarray
 
 
 def chronological_cut(events: EventLog, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> Split:
-    """Cut the whole log at two moments: what comes first is training material, every later click is a request.
-
-    The moments t1 and t2 are the timestamps at which the first share, and the first two shares, of all events have
-    passed. Events before t1 are training events, clicks in [t1, t2) validation requests, later ones test requests. A
-    search session that begins before t1 and has a click after it is no training material as a whole, nor is what its
-    user did at the moment of its query or later. Needs timestamps that are comparable between users.
+    """`cut_in_time` at the moments when the first share, and the first two shares, of all events have passed.
 
     Args:
         events: all users' events.
@@ -238,18 +233,37 @@ def chronological_cut(events: EventLog, fractions: tuple[float, float, float] = 
 
     Raises:
         ValueError: the fractions are no such shares.
-        DataError: no event is earlier than t1.
+        DataError: no event is earlier than the first cut.
     """
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(f"`fractions` must be three shares that make 1, the first positive; got {fractions}.")
     first_cut, second_cut = _cut_times(events.timestamps, fractions)
+    return cut_in_time(events, first_cut, second_cut)
+
+
+def cut_in_time(events: EventLog, first_cut: float, second_cut: float) -> Split:
+    """Cut the whole log at two moments: what comes first is training material, every later click is a request.
+
+    Events before `first_cut` are training events, clicks from then on, and before `second_cut`, validation requests,
+    later ones test requests. A search session that begins before the first cut and has a click after it is no training
+    material as a whole, nor is what its user did at the moment of its query or later. Needs timestamps that are
+    comparable between users.
+
+    Args:
+        events: all users' events.
+        first_cut: timestamp at which training ends.
+        second_cut: timestamp at which the test begins.
+
+    Raises:
+        DataError: no event is earlier than the first cut.
+    """
     limits = np.where(events.timestamps >= first_cut, _train_limits(events), events.num_events)
     ends = events.offsets[1:].copy()
     np.minimum.at(ends, events.event_users(), limits)
     if (ends == events.offsets[:-1]).all():
         raise DataError(
-            f"No event is earlier than the first cut at timestamp {first_cut}, so nothing is left for training; raise "
-            f"the training share above {fractions[0]}, or use leave-one-out."
+            f"No event is earlier than the first cut at timestamp {first_cut}, so nothing is left for training; cut "
+            "later, by a larger share of training, or use leave-one-out."
         )
     validation, test = {}, {}
     for task in TASKS:

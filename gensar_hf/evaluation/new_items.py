@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
+from gensar_hf.data.continuation import append_log
 from gensar_hf.data.events import Behavior, EventLog, events_from_log
 from gensar_hf.data.interactions import InteractionLog
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests, Split
@@ -49,7 +49,7 @@ def new_item_requests(log: InteractionLog, split: Split, held_out: InteractionLo
     Returns:
         requests by task, with events over one catalogue: the log's items in their order, then the held-out ones.
     """
-    events = events_from_log(_merged(log, held_out))
+    events = events_from_log(append_log(log, held_out))
     is_new = events.items >= len(log.items)
     readable = (events.timestamps < _training_cutoffs(split, events)[events.event_users()]) & ~is_new
     readable &= ~_asked_for_new_items_only(events, is_new)
@@ -58,14 +58,6 @@ def new_item_requests(log: InteractionLog, split: Split, held_out: InteractionLo
         task: NewItemRequests(task, events, np.flatnonzero(is_new & (events.behaviors == behavior)), readable)
         for task, behavior in behaviors.items()
     }
-
-
-def _merged(log: InteractionLog, held_out: InteractionLog) -> InteractionLog:
-    rows = pd.concat([log.interactions, held_out.interactions], ignore_index=True)
-    users = pd.factorize(rows["user_id"])[0]
-    order = np.lexsort((rows["timestamp"].to_numpy(), users))
-    items = pd.concat([log.items, held_out.items], ignore_index=True)
-    return InteractionLog(items, rows.iloc[order].reset_index(drop=True), log.text_columns)
 
 
 def _training_cutoffs(split: Split, events: EventLog) -> np.ndarray:

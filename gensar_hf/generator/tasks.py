@@ -84,18 +84,20 @@ class TrainingLog:
         events: the log; only `events.offsets[u]:train_ends[u]` of each user is read.
         train_ends: `(num_users,)`, see `Split`.
         item_texts: one a catalogue item.
+        target_starts: `(num_users,)` event index; earlier events are read, and never asked for. None: all are.
         query_tokens: `<S_Q>` and the words of the queries that occur in training events, by query.
         item_text_tokens: the words of each item's text.
         is_target: `(num_events,)` bool, events that training may ask for.
         session_starts: `(num_events,)` the query event that a searched item answered; of other events themselves.
-        described: `(num_described,)` items that have a text.
-        searched: `(num_searched,)` training events that are search clicks.
+        described: `(num_described,)` items that have a text, and are there to be learned (see `lenders` of the table).
+        searched: `(num_searched,)` training events that are search clicks, and may be asked for.
     """
 
     tokenizer: GenSARTokenizer
     events: EventLog
     train_ends: np.ndarray
     item_texts: Sequence[str]
+    target_starts: np.ndarray | None = None
     query_tokens: dict[int, np.ndarray] = field(init=False)
     item_text_tokens: list[np.ndarray] = field(init=False)
     is_target: np.ndarray = field(init=False)
@@ -109,7 +111,9 @@ class TrainingLog:
         self._end_token = self.tokenizer.eos_token_id
         events = self.events
         is_train = np.arange(events.num_events) < self.train_ends[events.event_users()]
-        self.is_target = is_train & ~_is_twin(events)
+        starts = events.offsets[:-1] if self.target_starts is None else self.target_starts
+        is_asked = is_train & (np.arange(events.num_events) >= starts[events.event_users()])
+        self.is_target = is_asked & ~_is_twin(events)
         self.session_starts = events.session_starts()
         used = np.unique(events.queries[is_train & (events.queries >= 0)])
         self.query_tokens = {
@@ -117,8 +121,9 @@ class TrainingLog:
             for query in used
         }
         self.item_text_tokens = [self.tokenizer.text_ids(text) for text in self.item_texts]
-        self.described = np.flatnonzero([len(tokens) > 0 for tokens in self.item_text_tokens])
-        self.searched = np.flatnonzero(is_train & (events.behaviors == Behavior.SEARCHED_ITEM))
+        num_learned = self.tokenizer.identifiers.num_trained
+        self.described = np.flatnonzero([len(tokens) > 0 for tokens in self.item_text_tokens[:num_learned]])
+        self.searched = np.flatnonzero(is_asked & (events.behaviors == Behavior.SEARCHED_ITEM))
 
     def event_tokens(self, window: np.ndarray | slice) -> list[np.ndarray]:
         """Ids of some events of the log, each `(num_tokens,)`, the behavior token first."""

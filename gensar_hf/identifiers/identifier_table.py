@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -230,6 +230,32 @@ class IdentifierTable:
             DataError: an id that is unknown, given twice or not removed.
         """
         return self._with_availability(rows_to_change(item_ids, self, available=True), True)
+
+    def mark_trained(self, item_ids: Sequence[str]) -> "IdentifierTable":
+        """A new table in which these added items count as trained: they borrow no more.
+
+        They stand, in their order, in front of the other added items; rows of trained items stay what they are.
+
+        Raises:
+            DataError: an item that is not among the added ones.
+        """
+        is_added = {item_id: row for row, item_id in enumerate(self.item_ids) if row >= self.num_trained}
+        others = [item_id for item_id in item_ids if item_id not in is_added]
+        if others:
+            raise DataError(f"The item '{others[0]}' was not added after training, so it cannot become a trained one.")
+        chosen = np.isin(np.arange(self.num_items), [is_added[item_id] for item_id in item_ids])
+        order = np.argsort((np.arange(self.num_items) >= self.num_trained) & ~chosen, kind="stable")
+        rows = order.tolist()
+        return replace(
+            self,
+            item_ids=[self.item_ids[row] for row in rows],
+            semantic_codes=self.semantic_codes[order],
+            collaborative_codes=self.collaborative_codes[order],
+            titles=None if self.titles is None else [self.titles[row] for row in rows],
+            texts=None if self.texts is None else [self.texts[row] for row in rows],
+            available=self.available[order],
+            lenders=self.lenders[order[self.num_trained + int(chosen.sum()) :] - self.num_trained],
+        )
 
     def _with_availability(self, rows: np.ndarray, value: bool) -> "IdentifierTable":
         table = copy.copy(self)  # the other fields are the same objects, and need no second check
