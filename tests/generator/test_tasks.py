@@ -1,6 +1,7 @@
 """The six tasks on logs that are small enough to write down every example they may give."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -322,6 +323,28 @@ def test_the_same_item_at_another_moment_is_no_twin(make_log: Callable) -> None:
     users = {"ann": [(R, 1), (R, 1), (Q, 0), (Q, 0)], "bob": [(R, 1)]}
     log = make_log(users, 4, 1, timestamps=[0, 1, 1, 1, 1])
     assert log.is_target.all()
+
+
+def test_what_came_before_the_newer_events_is_read_and_never_asked_for(make_log: Callable) -> None:
+    log = make_log(ONE_USER, TRAIN_LENGTH)
+    newer = TrainingLog(log.tokenizer, log.events, log.train_ends, log.item_texts, log.events.offsets[:-1] + 3)
+    sampler = ExampleSampler(newer, recommend_searched=False, item_vectors=True)
+    assert all_of(sampler, Task.NEXT_RECOMMENDED_ITEM) == {("R0", QUERY, "S1", "S2", "R3")}
+    assert all_of(sampler, Task.NEXT_SEARCHED_ITEM) == {("R0", QUERY, "S1", "S2")}
+    assert {read(log, t.response) for e in draws(sampler, Task.AD_HOC_SEARCH) for t in e.targets} == {"S2"}
+    asked = {(t.end, t.item) for e in draws(sampler, Task.NEXT_SEARCHED_ITEM) for t in e.item_targets}
+    assert asked == {(4, 2), (5, 3)}  # the instruction is the first position
+    assert newer.num_clicks().nonzero()[0].tolist() == [2, 3]
+
+
+def test_items_that_borrow_are_not_described(
+    make_log: Callable, model_dirs: dict, identifiers: IdentifierTable
+) -> None:
+    log = make_log(ONE_USER, TRAIN_LENGTH)
+    tokenizer = GenSARTokenizer.from_pretrained(model_dirs["events"])
+    tokenizer.attach_identifiers(replace(identifiers, lenders=np.array([[0, 3], [5, 1]])))
+    described = TrainingLog(tokenizer, log.events, log.train_ends, log.item_texts).described
+    assert described.tolist() == list(range(10))
 
 
 def test_ad_hoc_search_knows_training_clicks_only(make_log: Callable) -> None:

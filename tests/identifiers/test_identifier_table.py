@@ -1,4 +1,6 @@
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -409,3 +411,21 @@ def test_added_items_borrow_from_the_nearest_trained_ones_and_never_from_one_ano
     assert twice.num_trained == 30
     assert twice.lenders.tolist() == [*once.lenders.tolist(), *once.lenders.tolist()]
     assert table.add_items(twins, ["a", "b"], model, num_lenders=0).num_trained == 32
+
+
+def test_added_items_that_are_learned_stand_before_those_that_still_borrow(make_identifiers: Callable) -> None:
+    table = replace(make_identifiers(), lenders=np.array([[0, 3], [5, 1], [2, 4]]))  # of film-9, film-10 and film-11
+    learned = table.remove_items(["film-10"]).mark_trained(["film-11", "film-9"])
+    assert learned.item_ids == [*table.item_ids[:9], "film-9", "film-11", "film-10"]
+    assert learned.num_trained == 11
+    assert learned.lenders.tolist() == [[5, 1]]
+    assert learned.available.tolist() == [True] * 11 + [False]
+    for item_id in table.item_ids:
+        rows = learned.index_of(item_id), table.index_of(item_id)
+        for name in ("semantic_codes", "collaborative_codes", "titles", "texts"):
+            assert np.array_equal(getattr(learned, name)[rows[0]], getattr(table, name)[rows[1]])
+    everything = learned.mark_trained(["film-10"])
+    assert (everything.num_trained, len(everything.lenders)) == (12, 0)
+    assert table.mark_trained([]).item_ids == table.item_ids
+    with pytest.raises(DataError, match="'film-3' was not added after training"):
+        table.mark_trained(["film-10", "film-3"])
