@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
 from gensar_hf import GenSARPipeline
 from gensar_hf.artifacts import DataError
@@ -154,3 +155,27 @@ def test_a_mistake_is_one_sentence(script, finished_run, tmp_path, mistake):
 def test_a_run_without_a_model_is_refused(script, tmp_path):
     status, _, complaint = script("finetune_lora.py", "--output_dir", tmp_path, "--interactions", "newer.csv")
     assert (status, "is no finished run: its stage data is missing" in complaint) == (2, True)
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on_from_its_checkpoint(script, run_dir, monkeypatch):
+    from gensar_hf.generator import adapters
+
+    argv = ["--output_dir", run_dir, *OPTIONS, "--finetune.save_steps=2", "--finetune.save_total_limit=2"]
+    whole = [*argv, "--finetune.name=whole"]
+    assert script("finetune_lora.py", *whole)[0] == 0
+
+    def dies(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(adapters, "save_adapter", dies)
+        assert script("finetune_lora.py", *argv)[0] == 130
+    (last,) = (run_dir / "checkpoints").glob("adapter-*/checkpoint-4")
+    shutil.rmtree(last)
+    status, _, complaint = script("finetune_lora.py", *argv)
+    assert (status, "Going on from" in complaint) == (0, True)
+    weights = [load_file(run_dir / name / "adapter_model.safetensors") for name in ("adapter", "whole")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        np.testing.assert_allclose(tensor, weights[1][name], atol=1e-6, err_msg=name)
