@@ -455,11 +455,11 @@ def _load_model(path: str | os.PathLike, base_model: str | os.PathLike | None, k
     name = adapter.name if base_model is None else base_model
     try:
         model = AutoModelForSeq2SeqLM.from_pretrained(name, **own)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
         reason = _first_line(error) if Path(name).is_dir() else hub_trouble(name, error)
         raise DataError(
-            f"{path} holds an adapter for the model in {name}, which cannot be loaded: {reason} If it lies elsewhere, "
-            "pass `base_model`."
+            f"{path} holds an adapter for the model in {name}, which cannot be loaded (pass `base_model` if it lies "
+            f"elsewhere): {reason}"
         ) from error
     return merge_adapter(load_adapter(model, path, **kwargs))
 

@@ -9,12 +9,10 @@ is asked for their clicks before and after. Without the two tables those are tak
 finetune.json and finetune.md. The model stays as it is.
 """
 
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 from add_items import WarmItems, encode_new_items, extended_table, read_new_items, refuse_known_items, require_finished
 from console import main, metrics_unprinted, show_training_bar
@@ -37,25 +35,17 @@ from stages import (
     run_stage,
 )
 from train_generator import TUNED as TUNED_GENERATOR
-from train_generator import suit_processor
-from transformers import AutoModelForSeq2SeqLM, Trainer, TrainingArguments, set_seed
+from train_generator import example_rows, suit_processor
+from transformers import AutoModelForSeq2SeqLM, Trainer, set_seed
 
 from gensar_hf.artifacts import DataError, last_checkpoint, read_json, write_json, written_aside
-from gensar_hf.data import (
-    EventLog,
-    InteractionLog,
-    Requests,
-    append_log,
-    cut_in_time,
-    events_from_log,
-    load_log,
-    newer_starts,
-)
+from gensar_hf.data import InteractionLog
 from gensar_hf.evaluation.generator_scorer import GeneratorScorer
 from gensar_hf.evaluation.item_groups import evaluate_groups
-from gensar_hf.generator.adapters import AdapterBase, add_adapter, grow_to, lora_config, save_adapter
-from gensar_hf.generator.packing import ExampleCollator, ExampleRows
-from gensar_hf.generator.tasks import ExampleSampler, TrainingLog
+from gensar_hf.generator.adapters import save_adapter
+from gensar_hf.generator.newer_data import NewerData
+from gensar_hf.generator.packing import ExampleCollator
+from gensar_hf.generator.tasks import ExampleSampler
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline
@@ -99,84 +89,13 @@ class FinetuneArguments:
 SECTION = Section(FINETUNE, FinetuneArguments, lambda: TUNED)
 
 
-@dataclass(frozen=True)
-class NewerData:
-    """A run's log gone on, over the catalogue with its new items.
-
-    Attributes:
-        log, events: older and newer interactions.
-        starts: `(num_users,)`, where each user's newer events begin.
-        train_ends: `(num_users,)`, where those begin that are not trained on.
-        requests: task → their clicks.
-        before: the catalogue with new items that borrow.
-        after: the same, in which those new items that training sees clicked count as trained.
-    """
-
-    log: InteractionLog
-    events: EventLog
-    starts: np.ndarray
-    train_ends: np.ndarray
-    requests: dict[str, Requests]
-    before: IdentifierTable
-    after: IdentifierTable
-
-    @classmethod
-    def of_run(cls, run_dir: Path, tables: tuple[Path, Path | None], arguments: FinetuneArguments, seed: int) -> Any:
-        """Read the newer tables, add the new items, and cut the newer interactions in time."""
-        interactions_path, items_path = tables
-        known = IdentifierTable.load(run_dir / MODEL)
-        before = known if items_path is None else with_new_items(known, items_path, run_dir, arguments, seed)
-        newer = load_log(items_frame(before), interactions_path, ["text"])
-        times = newer.interactions["timestamp"]
-        cuts = [latest_share(times, arguments.test_share)] * 2
-        if arguments.part == "validation":
-            cuts[0] = latest_share(times[times < cuts[1]], arguments.test_share)
-        borrowing = before.item_ids[before.num_trained :]
-        after = before.mark_trained(sorted(set(borrowing) & set(newer.interactions["item_id"][times < cuts[0]])))
-        rows = InteractionLog.load(run_dir / DATA).interactions
-        older = InteractionLog(items_frame(after), rows, ("text",))
-        log = append_log(older, replace(newer, items=older.items[:0]))
-        events = events_from_log(log)
-        starts = newer_starts(older, newer, events)
-        split = cut_in_time(events, *cuts)
-        held_out = getattr(split, arguments.part)
-        requests = {task: part.subset(part.targets >= starts[part.users]) for task, part in held_out.items()}
-        return cls(log, events, starts, split.train_ends, requests, before, after)
-
-    def groups(self) -> dict[str, tuple[int, int]]:
-        """Kinds of items and their rows of the catalogue."""
-        bounds = [0, self.before.num_trained, self.after.num_trained, self.after.num_items]
-        names = ("known items", "new items", "new items without clicks")
-        return dict(zip(names, pairwise(bounds), strict=True))
-
-
-def latest_share(times: pd.Series, share: float) -> float:
-    """The moment at which the latest share of some times begins."""
-    in_order = np.sort(times.to_numpy())
-    if len(in_order) < 2:
-        raise DataError("There are too few newer interactions to train on some and ask for others; give more of them.")
-    return float(in_order[min(max(round((1 - share) * len(in_order)), 1), len(in_order) - 1)])
-
-
-def items_frame(table: IdentifierTable) -> pd.DataFrame:
-    """Ids and texts of a catalogue.
-
-    Raises:
-        DataError: it holds no texts.
-    """
-    texts = table.texts or table.titles
-    if texts is None:
-        raise DataError("The model's identifiers.parquet holds no texts of the items; train the run again.")
-    return pd.DataFrame({"item_id": table.item_ids, "text": texts})
-
-
 def with_new_items(
-    known: IdentifierTable, items_path: Path, run_dir: Path, arguments: FinetuneArguments, seed: int
+    known: IdentifierTable, items_path: Path, run_dir: Path, batch_size: int, seed: int
 ) -> IdentifierTable:
     """The catalogue with the items of a table, as add_items.py adds them."""
     log = read_new_items(str(items_path), run_dir)
     refuse_known_items(log, known)
-    semantic = encode_new_items(log, run_dir, arguments.batch_size)
+    semantic = encode_new_items(log, run_dir, batch_size)
     collaborative = WarmItems.of_run(run_dir).collaborative_map(seed).predict(semantic)
     return extended_table(known, log, semantic, collaborative, run_dir)
 
@@ -206,21 +125,22 @@ def train(data: NewerData, settings: Settings, folder: Path, checkpoints: Path) 
     tokenizer.attach_identifiers(data.after)
     with damage_reported(base_dir):
         model = AutoModelForSeq2SeqLM.from_pretrained(base_dir)
-    learned = data.after.item_ids[data.before.num_trained : data.after.num_trained]
-    has_vectors = model.config.num_items > 0
-    places = np.array([data.before.index_of(item_id) for item_id in learned], dtype=np.int64) - data.before.num_trained
-    lenders = data.before.lenders[places] if has_vectors and len(learned) else None
-    base = AdapterBase.of(model, str(base_dir), lenders=lenders)
     suit_processor(training, model, tokenizer.history_encoding)
     set_seed(training.seed)
-    grow_to(model, base)
-    item_rows = range(data.before.num_trained, data.after.num_trained) if has_vectors else ()
-    config = lora_config(
-        model, tokenizer.code_token_ids, arguments.rank, arguments.alpha, arguments.lora_dropout, item_rows=item_rows
+    sizes = arguments.rank, arguments.alpha, arguments.lora_dropout
+    with_adapter, base = data.with_adapter(model, str(base_dir), tokenizer, *sizes)
+    is_packed = tokenizer.history_encoding == "events"
+    sampler = ExampleSampler(
+        data.training_log(tokenizer),
+        window=tokenizer.max_history_events,
+        max_target_tokens=arguments.max_target_tokens if is_packed else 0,
+        recent_share=arguments.recent_share,
+        seed=training.seed,
+        recommend_searched=True,
+        item_vectors=model.config.num_items > 0,
     )
-    with_adapter = add_adapter(model, config)
-    rows = example_rows(data, tokenizer, arguments, training, has_vectors)
     training.output_dir = str(checkpoints)
+    rows = example_rows(sampler, training, 1 + tokenizer.max_history_events if is_packed else 0)
     trainer = Trainer(model=with_adapter, args=training, train_dataset=rows, data_collator=ExampleCollator(tokenizer))
     show_training_bar(trainer)
     with metrics_unprinted():
@@ -231,38 +151,13 @@ def train(data: NewerData, settings: Settings, folder: Path, checkpoints: Path) 
     return {"trained parameters": trained, "steps": output.global_step, "loss": output.training_loss}
 
 
-def example_rows(
-    data: NewerData,
-    tokenizer: GenSARTokenizer,
-    arguments: FinetuneArguments,
-    training: TrainingArguments,
-    vectors: bool,
-) -> ExampleRows:
-    """Examples whose targets are newer events; older ones are read."""
-    is_packed = tokenizer.history_encoding == "events"
-    log = TrainingLog(tokenizer, data.events, data.train_ends, data.log.item_texts(), data.starts)
-    sampler = ExampleSampler(
-        log,
-        window=tokenizer.max_history_events,
-        max_target_tokens=arguments.max_target_tokens if is_packed else 0,
-        recent_share=arguments.recent_share,
-        seed=training.seed,
-        recommend_searched=True,
-        item_vectors=vectors,
-    )
-    rows_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    is_sorted = training.gradient_accumulation_steps > 1 and training.train_sampling_strategy == "sequential"
-    max_positions = 1 + tokenizer.max_history_events if is_packed else 0
-    return ExampleRows(sampler, training.max_steps * rows_per_step, max_positions, rows_per_step if is_sorted else 1)
-
-
 def figures(data: NewerData, run_dir: Path, folder: Path, arguments: FinetuneArguments, seed: int) -> dict[str, Any]:
     """What the model and the model with its adapter answer to the clicks that neither was trained on."""
     before = GenSARPipeline.from_pretrained(run_dir / MODEL)
     before.set_catalogue(data.before)
     scorers = [GeneratorScorer(before, "before"), GeneratorScorer(GenSARPipeline.from_pretrained(folder), "after")]
-    texts, numbers = data.log.item_texts(), (arguments.num_negatives, arguments.max_requests)
-    result = evaluate_groups(scorers, data.requests, data.groups(), texts, *numbers, seed=seed)
+    numbers = arguments.num_negatives, arguments.max_requests
+    result = evaluate_groups(scorers, data.requests, data.item_groups(), data.item_texts, *numbers, seed=seed)
     return {**result, "part": arguments.part}
 
 
@@ -270,18 +165,25 @@ def run(settings: Settings) -> StageReport:
     """Train the adapter, ask before and after, save and print the figures."""
     run_dir, (arguments, training) = settings.run_dir, settings[FINETUNE]
     require_finished(run_dir)
+    if training.max_steps < 1:
+        raise DataError(f"`finetune.max_steps` must be at least 1; got {training.max_steps}.")
     tables = newer_tables(settings)
 
     def work(folder: Path, checkpoints: Path) -> dict:
-        data = NewerData.of_run(run_dir, tables, arguments, training.seed)
+        interactions_path, items_path = tables
+        catalogue = IdentifierTable.load(run_dir / MODEL)
+        if items_path is not None:
+            catalogue = with_new_items(catalogue, items_path, run_dir, arguments.batch_size, training.seed)
+        older = InteractionLog.load(run_dir / DATA).interactions
+        is_validation = arguments.part == "validation"
+        data = NewerData.of_tables(catalogue, older, interactions_path, arguments.test_share, is_validation)
         details = train(data, settings, folder, checkpoints)
         if process_rank() == 0:
             result = figures(data, run_dir, folder, arguments, training.seed)
             write_json(folder / f"{FIGURES}.json", result)
             with written_aside(folder / f"{FIGURES}.md") as aside:
                 aside.write_text(markdown_tables(result), encoding="utf-8")
-        num_new = data.after.num_trained - data.before.num_trained
-        return {**details, "new items": num_new}
+        return {**details, "new items": data.num_learned}
 
     inputs = [arguments, training, *(path for path in tables if path), run_dir / DATA, run_dir / RQVAE, run_dir / MODEL]
     inputs += [run_dir / stage / EMBEDDINGS_FILE for stage in (SEMANTIC, COLLABORATIVE)]

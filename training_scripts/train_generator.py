@@ -227,6 +227,14 @@ def suit_processor(training: TrainingArguments, model: GenSARForConditionalGener
     training.gradient_accumulation_steps *= num_batches
 
 
+def example_rows(sampler: ExampleSampler, training: TrainingArguments, max_positions: int) -> ExampleRows:
+    """The rows of all steps of a training, those of one step sorted by length where it has several batches."""
+    rows_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    # Every process draws all rows of a step in order to sort them; one batch a step has no use for it.
+    is_sorted = training.gradient_accumulation_steps > 1 and training.train_sampling_strategy == "sequential"
+    return ExampleRows(sampler, training.max_steps * rows_per_step, max_positions, rows_per_step if is_sorted else 1)
+
+
 def run(settings: Settings) -> StageReport:
     """Build the tokenizer, train the generator, save both."""
     run_dir, (arguments, training) = settings.run_dir, settings[MODEL]
@@ -248,10 +256,7 @@ def run(settings: Settings) -> StageReport:
         # Room for a whole history and its instruction, or for many small examples side by side.
         max_positions = 1 + arguments.max_history_events if is_packed else 0
         suit_processor(training, model, arguments.history_encoding)
-        # Every process draws all rows of a step in order to sort them; one batch a step has no use for it.
-        is_sorted = training.gradient_accumulation_steps > 1 and training.train_sampling_strategy == "sequential"
-        num_sorted = rows_per_step if is_sorted else 1
-        rows = ExampleRows(sampler, training.max_steps * rows_per_step, max_positions, num_sorted)
+        rows = example_rows(sampler, training, max_positions)
         training.output_dir = str(checkpoints)
         trainer = Trainer(model=model, args=training, train_dataset=rows, data_collator=ExampleCollator(tokenizer))
         show_training_bar(trainer)
