@@ -118,7 +118,7 @@ def newer_tables(settings: Settings) -> tuple[Path, Path | None]:
 
 
 def train(data: NewerData, settings: Settings, folder: Path, checkpoints: Path) -> dict[str, int | float]:
-    """Train an adapter and save it with its tokenizer; returns what `stage.json` notes of it."""
+    """Train an adapter and save it with its tokenizer; returns what is noted of it."""
     arguments, training = settings[FINETUNE]
     base_dir = settings.run_dir / MODEL
     tokenizer = GenSARTokenizer.from_pretrained(base_dir)
@@ -127,6 +127,7 @@ def train(data: NewerData, settings: Settings, folder: Path, checkpoints: Path) 
         model = AutoModelForSeq2SeqLM.from_pretrained(base_dir)
     suit_processor(training, model, tokenizer.history_encoding)
     set_seed(training.seed)
+    num_parameters = model.num_parameters()
     sizes = arguments.rank, arguments.alpha, arguments.lora_dropout
     with_adapter, base = data.with_adapter(model, str(base_dir), tokenizer, *sizes)
     is_packed = tokenizer.history_encoding == "events"
@@ -148,7 +149,14 @@ def train(data: NewerData, settings: Settings, folder: Path, checkpoints: Path) 
     save_adapter(with_adapter, folder, base)
     tokenizer.save_pretrained(folder)
     trained = sum(parameter.numel() for parameter in with_adapter.parameters() if parameter.requires_grad)
-    return {"trained parameters": trained, "steps": output.global_step, "loss": output.training_loss}
+    return {
+        "parameters": num_parameters,
+        "trained_parameters": trained,
+        "steps": output.global_step,
+        "loss": output.training_loss,
+        "known_items": data.num_known,
+        "new_items": data.num_learned,
+    }
 
 
 def figures(data: NewerData, run_dir: Path, folder: Path, arguments: FinetuneArguments, seed: int) -> dict[str, Any]:
@@ -179,11 +187,11 @@ def run(settings: Settings) -> StageReport:
         data = NewerData.of_tables(catalogue, older, interactions_path, arguments.test_share, is_validation)
         details = train(data, settings, folder, checkpoints)
         if process_rank() == 0:
-            result = figures(data, run_dir, folder, arguments, training.seed)
+            result = {**figures(data, run_dir, folder, arguments, training.seed), **details}
             write_json(folder / f"{FIGURES}.json", result)
             with written_aside(folder / f"{FIGURES}.md") as aside:
                 aside.write_text(markdown_tables(result), encoding="utf-8")
-        return {**details, "new items": data.num_learned}
+        return details
 
     inputs = [arguments, training, *(path for path in tables if path), run_dir / DATA, run_dir / RQVAE, run_dir / MODEL]
     inputs += [run_dir / stage / EMBEDDINGS_FILE for stage in (SEMANTIC, COLLABORATIVE)]

@@ -22,12 +22,19 @@ def plain_tables(result: dict[str, Any]) -> list[PlainTable]:
 
 def markdown_tables(result: dict[str, Any]) -> str:
     """All tables in Markdown; ends with a line feed."""
-    return as_markdown(plain_tables(result))
+    return f"{_trained(result)}\n\n{as_markdown(plain_tables(result))}"
 
 
 def terminal_tables(result: dict[str, Any]) -> list[Table]:
     """All tables for `rich`."""
     return as_terminal(plain_tables(result))
+
+
+def _trained(result: dict[str, Any]) -> str:
+    return (
+        f"{result['trained_parameters']:,} numbers trained beside the model's {result['parameters']:,}, for "
+        f"{result['steps']:,} steps; {result['known_items']:,} known items, {result['new_items']:,} new ones."
+    )
 
 
 def _task_table(task: str, by_group: dict[str, Any], result: dict[str, Any]) -> PlainTable:
