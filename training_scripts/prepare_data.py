@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from console import main
 from sections import Section, dataclass_values
 from settings import RunArguments, Settings
@@ -176,12 +177,16 @@ def run(settings: Settings) -> StageReport:
         later = held_out = None
         if arguments.later_share:
             log, later = part_in_time(log, arguments.later_share)
-            later.items.to_parquet(folder / LATER_ITEMS, index=False)
-            later.interactions.to_parquet(folder / LATER_INTERACTIONS, index=False)
         if arguments.held_out_items:
             log, held_out = hold_out_items(log, arguments.held_out_items, arguments.seed)
             held_out.items.to_parquet(folder / HELD_OUT_ITEMS, index=False)
             held_out.interactions.to_parquet(folder / HELD_OUT_INTERACTIONS, index=False)
+        if later:
+            # Items that are held out of the earlier part are new in the later one.
+            new_items = [later.items, *([held_out.items] if held_out else [])]
+            later = replace(later, items=pd.concat(new_items, ignore_index=True))
+            later.items.to_parquet(folder / LATER_ITEMS, index=False)
+            later.interactions.to_parquet(folder / LATER_INTERACTIONS, index=False)
         events = events_from_log(log)
         if not events.query_texts:
             logger.warning("The log holds no queries, so there is nothing to learn search from; recommendation works.")
@@ -189,7 +194,7 @@ def run(settings: Settings) -> StageReport:
         log.save(folder)
         split.save(folder)
         counts = {"held-out items": len(held_out.items)} if held_out else {}
-        if later is not None:
+        if later:
             counts |= {"later interactions": len(later.interactions), "later items": len(later.items)}
         return {
             **counts,

@@ -5,7 +5,7 @@ def test_figures_before_and_after_stand_group_by_group_with_their_difference():
     metrics = ("HR@1", "HR@5", "HR@10", "NDCG@10")
 
     def figures(value):
-        return dict.fromkeys(metrics, {"value": value, "low": value - 0.05, "high": value + 0.15})
+        return {metric: {"value": value, "low": value - 0.05, "high": value + 0.15} for metric in metrics}
 
     group = {
         "protocol": "random-99", "num_requests": 1234, "num_items": 5, "num_users": 67,

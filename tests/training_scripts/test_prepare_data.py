@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from gensar_hf.artifacts import DataError
@@ -139,3 +140,21 @@ def test_the_configuration_of_the_paper_holds_for_every_stage():
     assert (training.num_train_epochs, training.per_device_train_batch_size) == (500, 1024)
     assert settings["model"][0].model_name_or_path == "google-t5/t5-small"
     assert settings["semantic"][0].model == "BAAI/bge-base-en-v1.5"
+
+
+def test_what_is_later_is_kept_apart_and_held_out_items_are_new_in_it(script, tables, tmp_path):
+    argv = ["--items", tables[0], "--interactions", tables[1], "--output_dir", tmp_path / "run"]
+    assert script("prepare_data.py", *argv, "--data.later_share=0.3", "--data.held_out_items=0.2")[0] == 0
+    data = tmp_path / "run" / "data"
+    earlier, held_out, later = (
+        pd.read_parquet(data / f"{name}interactions.parquet") for name in ("", "held_out_", "later_")
+    )
+    items, new_items = (set(pd.read_parquet(data / f"{name}items.parquet")["item_id"]) for name in ("", "later_"))
+    assert len(earlier) + len(held_out) + len(later) == 120
+    assert max(earlier["timestamp"].max(), held_out["timestamp"].max()) < later["timestamp"].min()
+    assert len(items | new_items) == 30
+    assert not items & new_items
+    assert set(held_out["item_id"]) <= new_items
+    assert set(later["item_id"]) <= items | new_items
+    status, _, complaint = script("prepare_data.py", *argv, "--data.later_share=1")
+    assert (status, "`later_share` is a share, at least 0 and below 1; got 1.0" in complaint) == (2, True)
