@@ -67,6 +67,7 @@ def test_an_adapter_answers_the_same_merged_and_unmerged(
     plain = GenSARPipeline.from_pretrained(tmp_path / "merged", device="cpu")
     expected = pipe.recommend(HISTORIES, top_k=14)
     assert_same_answers(loaded.recommend(HISTORIES, top_k=14), expected, "item_id")
+    assert_same_answers(*([each.recommend([])] for each in (loaded, pipe)), "item_id")  # no clicks at all
     assert_same_answers(plain.recommend(HISTORIES, top_k=14), expected, "item_id")
     assert_same_answers(*(each.search(QUERIES[:2], HISTORIES[:2], top_k=14) for each in (loaded, pipe)), "item_id")
     assert_same_answers(*([each.suggest_queries(HISTORIES[0])] for each in (loaded, pipe)), "query")

@@ -51,8 +51,8 @@ class ItemVectors(nn.Module):
             of an example, and everywhere for a model without the layer.
         """
         is_click = event_items >= 0
-        if self.gru is None or not is_click.any():
-            return self.table.weight.new_zeros(*event_items.shape, self.table.embedding_dim)
+        if self.gru is None or self.gru_projection is None or not is_click.any():
+            return self.read.weight.new_zeros(*event_items.shape, len(self.read.weight))
         examples, num_clicks = _clicks_so_far(is_click, starts)
         rows, positions = torch.nonzero(is_click, as_tuple=True)
         owners, order = examples[rows, positions], num_clicks[rows, positions] - 1
