@@ -170,6 +170,20 @@ def damage_reported(folder: Path) -> Iterator[None]:
         raise DataError(f"{folder} cannot be loaded ({reason}); delete it and run its stage again.") from error
 
 
+def refuse_sharding(stage: str) -> None:
+    """Refuse FSDP and DeepSpeed for a model that is read while it is trained, and too small to be worth it.
+
+    Raises:
+        DataError: accelerate was told to spread the weights over the processes.
+    """
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise DataError(
+                f"Stage {stage} trains a small model that is whole in every process, and does not take {name}; run it "
+                "by itself, with torchrun or configs/accelerate/multi_gpu.yaml, and then train_generator.py with this."
+            )
+
+
 def process_rank() -> int:
     """This process's number under `torchrun`; 0 without."""
     return int(os.environ.get("RANK", "0"))

@@ -236,6 +236,13 @@ def example_rows(sampler: ExampleSampler, training: TrainingArguments, max_posit
     return ExampleRows(sampler, training.max_steps * step_size, max_positions, step_size if is_sorted else 1)
 
 
+def save_trained(trainer: Trainer, folder: Path) -> None:
+    """Save the model, put together where FSDP or DeepSpeed has spread it over the processes; all of them call this."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.args.should_save:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)
+
+
 def run(settings: Settings) -> StageReport:
     """Build the tokenizer, train the generator, save both."""
     run_dir, (arguments, training) = settings.run_dir, settings[MODEL]
@@ -246,6 +253,7 @@ def run(settings: Settings) -> StageReport:
         tokenizer = make_tokenizer(arguments, identifiers, log.item_texts(), events, split)
         training_log = TrainingLog(tokenizer, events, split.train_ends, log.item_texts())
         model = make_model(arguments, tokenizer, run_dir, training.seed, training_log.num_clicks())
+        num_parameters = model.num_parameters()
         teacher = make_teacher(arguments, training_log, run_dir)
         sampler = make_sampler(arguments, training_log, training.seed, teacher)
         is_packed = arguments.history_encoding == "events"
@@ -262,9 +270,9 @@ def run(settings: Settings) -> StageReport:
         show_training_bar(trainer)
         with metrics_unprinted():
             output = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-        model.save_pretrained(folder)
+        save_trained(trainer, folder)
         tokenizer.save_pretrained(folder)
-        return {"parameters": model.num_parameters(), "steps": output.global_step, "loss": output.training_loss}
+        return {"parameters": num_parameters, "steps": output.global_step, "loss": output.training_loss}
 
     inputs = [arguments, training, run_dir / DATA, run_dir / RQVAE]
     inputs += [run_dir / stage / EMBEDDINGS_FILE for stage in (SEMANTIC, COLLABORATIVE)]

@@ -11,7 +11,7 @@ from console import main, metrics_unprinted
 from encode_items import EMBEDDINGS_FILE
 from sections import Section, dataclass_values
 from settings import Settings
-from stages import COLLABORATIVE, DATA, StageReport, load_data, run_stage
+from stages import COLLABORATIVE, DATA, StageReport, load_data, refuse_sharding, run_stage
 from transformers import set_seed
 
 from gensar_hf.artifacts import last_checkpoint
@@ -67,6 +67,7 @@ def run(settings: Settings) -> StageReport:
     run_dir, (arguments, training) = settings.run_dir, settings[COLLABORATIVE]
 
     def work(folder: Path, checkpoints: Path) -> dict:
+        refuse_sharding(COLLABORATIVE)
         _, events, split = load_data(run_dir)
         set_seed(training.seed)
         model = SASRecModel(SASRecConfig(num_items=events.num_items, **dataclass_values(arguments)))
