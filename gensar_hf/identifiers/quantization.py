@@ -32,8 +32,10 @@ def mean_squared_error(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     Differs from the paper: it writes the squared norm, a sum over the dimensions. With a 384-d semantic and a 64-d
     collaborative embedding the sum would count the first six times; the mean makes both reconstructions weigh the same,
     and shared (2d) codes as much as specific (d) ones. This function is the only place where that is decided.
+    Of no rows, what a process may get of an epoch's last step, it is 0.
     """
-    return (left - right).square().mean()
+    squares = (left - right).square()
+    return squares.mean() if squares.numel() else squares.sum()
 
 
 def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:

@@ -144,12 +144,16 @@ def train_sasrec(training: TrainingArguments, losses: StepLosses) -> None:
 
 
 def train_rqvae(training: TrainingArguments, losses: StepLosses, **settings: Any) -> None:
-    """The joint RQ-VAE, with dead codes that are reset."""
+    """The joint RQ-VAE, with dead codes that are reset, on epochs whose last step is not a whole one.
+
+    That step has no fewer rows than a level has codes: with fewer, the balanced plan is all but tied between codes, and
+    rounding decides.
+    """
     rng = np.random.default_rng(training.seed)
     latents = rng.standard_normal((NUM_ITEMS, 4))
     tables = [np.tanh(latents @ rng.standard_normal((4, dim))).astype(np.float32) for dim in (24, 16)]
-    sizes = {"semantic_dim": 24, "collaborative_dim": 16, "latent_dim": 8, "hidden_sizes": (32,), "codebook_size": 32}
-    model = JointRQVAE(JointRQVAEConfig(**sizes, dead_code_threshold=2, **settings))
+    sizes = {"semantic_dim": 24, "collaborative_dim": 16, "latent_dim": 8, "hidden_sizes": (32,), "codebook_size": 8}
+    model = JointRQVAE(JointRQVAEConfig(**{**sizes, "dead_code_threshold": 2, **settings}))
     train_joint_rqvae(model, *tables, training, callbacks=[losses])
 
 
@@ -157,7 +161,7 @@ TRAININGS: dict[str, tuple[Callable[[TrainingArguments, StepLosses], None], tupl
     "GenSAR": (lambda *given: train_generator(*given, "events"), (TWO, ACCUMULATED)),
     "GenSAR, a token a position": (lambda *given: train_generator(*given, "tokens"), (TWO, ACCUMULATED)),
     "SASRec": (train_sasrec, (TWO, ACCUMULATED)),
-    "joint RQ-VAE": (lambda *given: train_rqvae(*given, sinkhorn_epsilon=0.0), (TWO, ACCUMULATED)),
+    "joint RQ-VAE": (lambda *given: train_rqvae(*given, sinkhorn_epsilon=0.0, codebook_size=32), (TWO, ACCUMULATED)),
     "joint RQ-VAE, Sinkhorn": (train_rqvae, (TWO,)),
     "joint RQ-VAE, moving averages": (lambda *given: train_rqvae(*given, sinkhorn_epsilon=0.0, ema_decay=0.9), (TWO,)),
 }

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -93,3 +95,16 @@ def test_two_processes_evaluate_what_one_does_and_each_user_once(prepared_run, s
         pd.testing.assert_frame_equal(*ranks)
         assert not ranks[1].duplicated(["system", "task", "user_id"]).any()
         assert (one / folder / "metrics.json").read_bytes() == (two / folder / "metrics.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_layers_spread_over_processes_train_what_whole_ones_do():
+    """accelerate does not use FSDP on processors, so torch is asked for it, with the layers of configs/accelerate."""
+    command = [*TORCHRUN, str(Path(__file__).parents[1] / "sharded_training.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["num_sharded"] == answer["num_parameters"]
+    assert answer["is_tied"]
+    assert answer["loss"] < 1e-5
+    assert answer["weights"] < 1e-5
