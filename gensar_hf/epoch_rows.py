@@ -87,4 +87,5 @@ class EpochTrainer(Trainer):
     """Trains on `EpochRows`, which come in order already."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(rows)

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -65,7 +66,7 @@ WAYS = {
 }
 # Dropout draws differ between processes; plain gradient descent does not blow rounding up.
 EXACT = {
-    "train_generator.py": ("model", 40, ["--model.item_dropout=0.0", "--model.learning_rate=0.3"]),
+    "train_generator.py": ("model", 60, ["--model.item_dropout=0.0", "--model.learning_rate=0.3"]),
     "train_sasrec.py": ("collaborative", 200, ["--collaborative.dropout=0.0", "--collaborative.learning_rate=0.3"]),
 }
 
@@ -91,7 +92,7 @@ def test_a_training_goes_on_in_another_number_of_processes(
         division = [f"--{stage}.{setting}={value}" for setting, value in sizes.items()]
         argv = ["--output_dir", tmp_path / run, *tiny(stage), *options, *division]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return start_script(name, *argv, launcher=launcher, env=environment, start_new_session=True)
+        return start_script(name, *argv, launcher=launcher, env=environment)
 
     for run in ("straight", "killed"):
         shutil.copytree(prepared_run, tmp_path / run)
@@ -102,7 +103,8 @@ def test_a_training_goes_on_in_another_number_of_processes(
 
     process = start("killed", before)
     _wait_for_checkpoint(tmp_path / "killed" / "checkpoints", process)
-    os.killpg(process.pid, signal.SIGKILL)  # torchrun and its processes
+    for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        each.kill()  # torchrun, then its processes
     process.communicate()
     assert not (tmp_path / "killed" / stage).exists()
 
