@@ -8,7 +8,7 @@ rounding of sums in another order. Sinkhorn's balance and moving averages are of
 are not the same for two batches one after another, and are compared over processes alone.
 
 The control is one process again, with a learning rate that is a millionth larger: how far a training goes from its way
-when only its last digits change. Where a step chooses between nearly tied codes, as Sinkhorn does, that is far.
+when its weights differ in their last digits from the first step on.
 """
 
 import argparse
@@ -155,8 +155,7 @@ def train_sasrec(training: TrainingArguments, losses: StepLosses) -> None:
 def train_rqvae(training: TrainingArguments, losses: StepLosses, **settings: Any) -> None:
     """The joint RQ-VAE, with dead codes that are reset, on epochs whose last step is not a whole one.
 
-    That step has no fewer rows than a level has codes: with fewer, the balanced plan is all but tied between codes, and
-    rounding decides.
+    With fewer rows than codes Sinkhorn's plan would be all but tied between codes, and rounding would decide.
     """
     rng = np.random.default_rng(training.seed)
     latents = rng.standard_normal((NUM_ITEMS, 4))
