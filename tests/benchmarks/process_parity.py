@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -305,6 +306,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_json(arguments.output_dir / f"{arguments.way}.json", losses)
         return
     results = measure(arguments)
+    shutil.rmtree(arguments.output_dir / "trainer")
     report(arguments, results)
     print(table(results))
 
