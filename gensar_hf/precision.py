@@ -6,6 +6,9 @@ import torch
 def bf16_is_faster() -> bool:
     """Whether bf16 autocast pays: on GPUs that have it, and on processors with bf16 matrix instructions.
 
+    It is what `bf16` of every training is by default. Trainer then computes under autocast: weights, optimizer states
+    and losses stay float32.
+
     Without such instructions bf16 products are converted one by one: a linear layer of 4,096 × 128 × 512 ran 13
     times slower than in fp32 on an AVX2 processor.
     """

@@ -11,6 +11,8 @@ from typing import Any
 # tqdm reads its defaults when it is imported. In a log file a bar is a line every half minute, not ten a second.
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "30")
+if os.environ.get("RANK", "0") != "0":
+    os.environ["TQDM_DISABLE"] = "1"  # the first process's bars are enough
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from huggingface_hub.errors import StrictDataclassError

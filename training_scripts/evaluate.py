@@ -1,6 +1,7 @@
 """Stage 6: the trained systems on the held-out requests → metrics.json, ranks.parquet, tables and a figure.
 
 python training_scripts/evaluate.py --output_dir runs/mine
+torchrun --nproc_per_node 2 training_scripts/evaluate.py --output_dir runs/mine
 """
 
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from stages import (
     StageReport,
     damage_reported,
     load_data,
+    processes,
     run_stage,
 )
 
@@ -140,20 +142,22 @@ def run(settings: Settings) -> StageReport:
     def work(folder: Path, checkpoints: Path) -> dict:
         log, events, split = load_data(run_dir)
         requests, candidates = evaluation_requests(log, split, arguments.part, arguments)
-        for task, sets in candidates.items():
-            sets.save(folder / f"candidates_{task}.safetensors")
-        systems = scorers(run_dir, log, events, split, arguments)
-        options = {"seed": arguments.seed, "skip_clicked": arguments.skip_clicked}
-        result = evaluate(systems, requests, candidates, **options)
-        save_result(result, folder)
-        if arguments.full_ranking:
-            save_result(evaluate_full_ranking(systems, requests, seed=arguments.seed), folder / "full_ranking")
+        systems, sharing = scorers(run_dir, log, events, split, arguments), processes()
+        options = {"seed": arguments.seed, "processes": sharing}
+        result = evaluate(systems, requests, candidates, skip_clicked=arguments.skip_clicked, **options)
+        full = evaluate_full_ranking(systems, requests, **options) if arguments.full_ranking else None
+        if sharing.is_main_process:
+            for task, sets in candidates.items():
+                sets.save(folder / f"candidates_{task}.safetensors")
+            save_result(result, folder)
+            if full is not None:
+                save_result(full, folder / "full_ranking")
         counts = {f"{task} requests": len(requests[task]) for task in requests}
         return {**counts, "failures": result.failures}
 
     inputs = [arguments, run_dir / DATA, run_dir / SEMANTIC, run_dir / COLLABORATIVE]
     inputs += [run_dir / MODEL / name for name in ("model.safetensors", "identifiers.parquet", "tokenizer.json")]
-    return run_stage(run_dir, RESULTS, inputs, work)
+    return run_stage(run_dir, RESULTS, inputs, work, is_distributed=True)
 
 
 def save_result(result: EvaluationResult, folder: Path) -> None:

@@ -31,6 +31,7 @@ from gensar_hf.artifacts import last_checkpoint
 from gensar_hf.data import EventLog, Split, training_mask
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
+from gensar_hf.epoch_rows import rows_per_step
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.initialization import (
     generator_from_scratch,
@@ -229,10 +230,17 @@ def suit_processor(training: TrainingArguments, model: GenSARForConditionalGener
 
 def example_rows(sampler: ExampleSampler, training: TrainingArguments, max_positions: int) -> ExampleRows:
     """The rows of all steps of a training, those of one step sorted by length where it has several batches."""
-    rows_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    step_size = rows_per_step(training)
     # Every process draws all rows of a step in order to sort them; one batch a step has no use for it.
     is_sorted = training.gradient_accumulation_steps > 1 and training.train_sampling_strategy == "sequential"
-    return ExampleRows(sampler, training.max_steps * rows_per_step, max_positions, rows_per_step if is_sorted else 1)
+    return ExampleRows(sampler, training.max_steps * step_size, max_positions, step_size if is_sorted else 1)
+
+
+def save_trained(trainer: Trainer, folder: Path) -> None:
+    """Save the model, put together where FSDP or DeepSpeed has spread it over the processes; all of them call this."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.args.should_save:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)
 
 
 def run(settings: Settings) -> StageReport:
@@ -245,14 +253,14 @@ def run(settings: Settings) -> StageReport:
         tokenizer = make_tokenizer(arguments, identifiers, log.item_texts(), events, split)
         training_log = TrainingLog(tokenizer, events, split.train_ends, log.item_texts())
         model = make_model(arguments, tokenizer, run_dir, training.seed, training_log.num_clicks())
+        num_parameters = model.num_parameters()
         teacher = make_teacher(arguments, training_log, run_dir)
         sampler = make_sampler(arguments, training_log, training.seed, teacher)
-        rows_per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
         is_packed = arguments.history_encoding == "events"
         if training.max_steps <= 0:
             targets_per_row = arguments.max_target_tokens / (1 + identifiers.num_levels) if is_packed else 1
             num_targets = arguments.target_epochs * training_mask(split).sum()
-            training.max_steps = max(300, round(num_targets / (targets_per_row * rows_per_step)))
+            training.max_steps = max(300, round(num_targets / (targets_per_row * rows_per_step(training))))
         # Room for a whole history and its instruction, or for many small examples side by side.
         max_positions = 1 + arguments.max_history_events if is_packed else 0
         suit_processor(training, model, arguments.history_encoding)
@@ -262,9 +270,9 @@ def run(settings: Settings) -> StageReport:
         show_training_bar(trainer)
         with metrics_unprinted():
             output = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-        model.save_pretrained(folder)
+        save_trained(trainer, folder)
         tokenizer.save_pretrained(folder)
-        return {"parameters": model.num_parameters(), "steps": output.global_step, "loss": output.training_loss}
+        return {"parameters": num_parameters, "steps": output.global_step, "loss": output.training_loss}
 
     inputs = [arguments, training, run_dir / DATA, run_dir / RQVAE]
     inputs += [run_dir / stage / EMBEDDINGS_FILE for stage in (SEMANTIC, COLLABORATIVE)]

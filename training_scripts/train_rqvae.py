@@ -11,7 +11,7 @@ from console import main, metrics_unprinted
 from encode_items import EMBEDDINGS_FILE
 from sections import Section, dataclass_values
 from settings import Settings
-from stages import COLLABORATIVE, DATA, RQVAE, SEMANTIC, StageReport, load_data, run_stage
+from stages import COLLABORATIVE, DATA, RQVAE, SEMANTIC, StageReport, load_data, refuse_sharding, run_stage
 from transformers import set_seed
 
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
@@ -89,6 +89,7 @@ def run(settings: Settings) -> StageReport:
     embedding_files = [run_dir / stage / EMBEDDINGS_FILE for stage in (SEMANTIC, COLLABORATIVE)]
 
     def work(folder: Path, checkpoints: Path) -> dict:
+        refuse_sharding(RQVAE)
         log, events, _ = load_data(run_dir)
         semantic, collaborative = (load_item_embeddings(path, events.item_ids) for path in embedding_files)
         set_seed(training.seed)

@@ -11,7 +11,7 @@ from console import main, metrics_unprinted
 from encode_items import EMBEDDINGS_FILE
 from sections import Section, dataclass_values
 from settings import Settings
-from stages import COLLABORATIVE, DATA, StageReport, load_data, run_stage
+from stages import COLLABORATIVE, DATA, StageReport, load_data, refuse_sharding, run_stage
 from transformers import set_seed
 
 from gensar_hf.artifacts import last_checkpoint
@@ -19,12 +19,7 @@ from gensar_hf.data import EventLog, Split
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.item_embeddings import save_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
-from gensar_hf.embeddings.sasrec_training import (
-    EpochCheckpoints,
-    num_training_steps,
-    sasrec_training_arguments,
-    train_sasrec,
-)
+from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_training_arguments, train_sasrec
 
 
 @dataclass
@@ -46,14 +41,13 @@ class CollaborativeArguments:
 
 
 def tuned() -> dict:
-    """The package's tuned settings; `EpochCheckpoints` saves."""
+    """The package's tuned settings."""
     values = sasrec_training_arguments(".")
     names = (
         "num_train_epochs", "per_device_train_batch_size", "learning_rate", "warmup_steps", "weight_decay",
         "adam_beta2", "train_sampling_strategy",
     )  # fmt: skip
     return {name: getattr(values, name) for name in names} | {
-        "save_strategy": "no",
         "save_steps": 100,
         "logging_strategy": "no",
     }
@@ -73,6 +67,7 @@ def run(settings: Settings) -> StageReport:
     run_dir, (arguments, training) = settings.run_dir, settings[COLLABORATIVE]
 
     def work(folder: Path, checkpoints: Path) -> dict:
+        refuse_sharding(COLLABORATIVE)
         _, events, split = load_data(run_dir)
         set_seed(training.seed)
         model = SASRecModel(SASRecConfig(num_items=events.num_items, **dataclass_values(arguments)))
@@ -81,7 +76,7 @@ def run(settings: Settings) -> StageReport:
         if training.max_steps <= 0:
             training.max_steps = num_training_steps(histories, training, model.config.max_length)
         with metrics_unprinted():
-            output = train_sasrec(model, histories, training, last_checkpoint(checkpoints), [EpochCheckpoints()])
+            output = train_sasrec(model, histories, training, last_checkpoint(checkpoints))
         model.save_pretrained(folder)
         embeddings = model.item_embeddings().detach().float().cpu().numpy()
         save_item_embeddings(folder / EMBEDDINGS_FILE, embeddings, events.item_ids)

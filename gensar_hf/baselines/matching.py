@@ -27,7 +27,7 @@ from gensar_hf.evaluation.full_ranking import history_items
 from gensar_hf.precision import bf16_is_faster
 
 _CHUNK_SIZE = 256  # requests whose scores of all items are held at once: 12 MB for 12,000 items
-_SAVE_STEPS = 300  # at least so many between two checkpoints
+_SAVE_STEPS = 300
 
 ModelT = TypeVar("ModelT", bound="MatchingModel")
 
@@ -218,8 +218,7 @@ def fit_matching(
 ) -> None:
     """Train in place on clicks and, if the settings say so, on the items' texts, and save model and vocabulary.
 
-    A checkpoint is written at the ends of epochs that are some hundred steps apart; the newest is where the training
-    goes on.
+    A checkpoint is written every few hundred steps; the newest is where the training goes on.
 
     Args:
         model: a new one.
@@ -250,7 +249,7 @@ def _train(model: MatchingModel, examples: Examples, settings: MatchingSettings,
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import ProgressCallback
 
-    from gensar_hf.embeddings.sasrec_training import MIN_STEPS, EpochCheckpoints, QuietProgress
+    from gensar_hf.embeddings.sasrec_training import MIN_STEPS, QuietProgress
 
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -258,7 +257,7 @@ def _train(model: MatchingModel, examples: Examples, settings: MatchingSettings,
         warmup_steps=0.05,
         seed=seed,
         bf16=bf16_is_faster(),
-        save_strategy="no",
+        save_strategy="steps",
         save_steps=_SAVE_STEPS,
         save_total_limit=1,
         logging_strategy="no",
@@ -273,7 +272,6 @@ def _train(model: MatchingModel, examples: Examples, settings: MatchingSettings,
         args=arguments,
         train_dataset=examples,
         data_collator=examples.collate,
-        callbacks=[EpochCheckpoints()],
     )
     if not arguments.disable_tqdm:
         trainer.remove_callback(ProgressCallback)

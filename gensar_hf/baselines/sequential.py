@@ -19,7 +19,7 @@ from gensar_hf.precision import bf16_is_faster
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_SAVE_STEPS = 300  # at least so many between two checkpoints
+_SAVE_STEPS = 300
 
 Config = TypeVar("Config", bound="PreTrainedConfig")
 Model = TypeVar("Model", bound="PreTrainedModel")
@@ -85,8 +85,8 @@ def fit_sequential(
 ) -> None:
     """Train a next-item model in place, with cross entropy over the whole catalogue at every position.
 
-    Clicks after a search count like others; queries are left out. A checkpoint is written at the ends of epochs that
-    are some hundred steps apart, and the newest in `checkpoints` is where the training goes on.
+    Clicks after a search count like others; queries are left out. A checkpoint is written every
+    few hundred steps, and the newest in `checkpoints` is where the training goes on.
 
     Args:
         model: a `PreTrainedModel` with `SASRecModel`'s `forward`, `score` and `config.max_length`.
@@ -102,7 +102,6 @@ def fit_sequential(
     from transformers.trainer_callback import ProgressCallback
 
     from gensar_hf.embeddings.sasrec_training import (
-        EpochCheckpoints,
         QuietProgress,
         next_item_trainer,
         num_training_steps,
@@ -116,12 +115,13 @@ def fit_sequential(
         seed=seed,
         bf16=bf16_is_faster(),
         logging_strategy="no",
+        save_strategy="steps",
         save_steps=_SAVE_STEPS,
         save_total_limit=1,
         dataloader_pin_memory=torch.cuda.is_available(),  # without a GPU it only warns
     )
     arguments.max_steps = num_training_steps(histories, arguments, model.config.max_length)
-    trainer = next_item_trainer(model, histories, arguments, [EpochCheckpoints()])
+    trainer = next_item_trainer(model, histories, arguments)
     if not arguments.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(QuietProgress())

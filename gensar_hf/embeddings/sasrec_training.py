@@ -12,6 +12,7 @@ from transformers.trainer_utils import TrainOutput
 from gensar_hf.artifacts import DataError
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.next_item import IGNORED_LABEL, PADDING
+from gensar_hf.epoch_rows import EpochRows, EpochTrainer, rows_per_step
 
 MIN_STEPS = 500  # fewer leave a model untrained, however small the log
 
@@ -45,7 +46,7 @@ class HistoryWindows(torch.utils.data.Dataset):
                 "held-out ones; give longer histories."
             )
         self.max_length, self.seed, self.event_dropout = max_length, seed, event_dropout
-        num_predictions = np.array([len(history) - 1 for history in self.histories])
+        self._num_predictions = num_predictions = np.array([len(history) - 1 for history in self.histories])
         # A short history is one window. A longer one needs one more than fits, because its first window is cut short.
         num_windows = np.where(num_predictions <= max_length, 1, 1 + -(-(num_predictions - 1) // max_length))
         self._users = np.repeat(np.arange(len(num_windows)), num_windows)
@@ -53,7 +54,7 @@ class HistoryWindows(torch.utils.data.Dataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the cuts of this epoch; the data loader calls it before each."""
+        """Draw the cuts of this epoch."""
         self._epoch = epoch
         rng = np.random.default_rng((self.seed, epoch))
         self._first_cuts = rng.integers(1, self.max_length + 1, size=len(self.histories))
@@ -61,6 +62,13 @@ class HistoryWindows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         """Number of windows, the same in every epoch."""
         return len(self._users)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`(num_windows,)` predictions of each window in this epoch, before `event_dropout`."""
+        num_predictions = self._num_predictions[self._users]
+        first_lengths = np.where(num_predictions > self.max_length, self._first_cuts[self._users], num_predictions)
+        return np.where(self._places == 0, first_lengths, self.max_length)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """`input_ids` and `labels`, both `(window_length,)` long, item index + 1."""
@@ -88,7 +96,12 @@ class HistoryWindows(torch.utils.data.Dataset):
 
 
 def collate_windows(windows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Pad a batch on the right: `input_ids` with 0, `labels` with -100, both `(batch_size, longest)`."""
+    """Pad a batch on the right: `input_ids` with 0, `labels` with -100, both `(batch_size, longest)`.
+
+    No windows, what a process may get of an epoch's last step, are one of padding, which has no loss.
+    """
+    if not windows:
+        return {"input_ids": torch.full((1, 1), PADDING), "labels": torch.full((1, 1), IGNORED_LABEL)}
     inputs, labels = ([window[name] for window in windows] for name in ("input_ids", "labels"))
     pad = torch.nn.utils.rnn.pad_sequence
     return {
@@ -118,30 +131,6 @@ def sasrec_training_arguments(output_dir: str, **overrides: Any) -> TrainingArgu
     return TrainingArguments(output_dir=output_dir, **{**tuned, **overrides})
 
 
-class EpochCheckpoints(TrainerCallback):
-    """Saves at the first end of an epoch after every `save_steps` steps; for `save_strategy="no"`.
-
-    Not in the middle of one: the order of its windows is drawn from torch's global generator when it begins, so that
-    a training resumed inside an epoch would see another order than an uninterrupted one.
-    """
-
-    def __init__(self) -> None:
-        self.last_step = 0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Count from the step at which a training is taken up."""
-        self.last_step = state.global_step
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Ask for a checkpoint when one is due."""
-        if state.global_step - self.last_step >= args.save_steps and state.global_step < state.max_steps:
-            control.should_save, self.last_step = True, state.global_step
-
-
 class QuietProgress(ProgressCallback):
     """The Trainer's bar without the dictionaries that it prints between and after the steps."""
 
@@ -162,7 +151,7 @@ def next_item_trainer(
     Args:
         model: with SASRec's `forward`; its config has `num_items`, `max_length` and `event_dropout`.
         histories: item indices of each user, oldest first, TRAINING events only.
-        training_args: `data_seed` (or `seed`) draws the windows.
+        training_args: `data_seed` (or `seed`) draws the windows and their order.
         callbacks: for `Trainer`.
 
     Raises:
@@ -178,17 +167,18 @@ def next_item_trainer(
             )
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     windows = HistoryWindows(histories, config.max_length, seed, config.event_dropout)
-    return Trainer(
-        model=model, args=training_args, train_dataset=windows, data_collator=collate_windows, callbacks=callbacks
+    return EpochTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=EpochRows(windows, training_args),
+        data_collator=collate_windows,
+        callbacks=callbacks,
     )
 
 
 def num_training_steps(histories: Sequence[np.ndarray], training_args: TrainingArguments, max_length: int) -> int:
     """Steps for `num_train_epochs` passes over the windows, and never so few that a small log trains nothing."""
-    rows_per_step = (
-        training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
-    )
-    steps_per_epoch = -(-len(HistoryWindows(histories, max_length)) // rows_per_step)
+    steps_per_epoch = -(-len(HistoryWindows(histories, max_length)) // rows_per_step(training_args))
     return max(MIN_STEPS, round(training_args.num_train_epochs * steps_per_epoch))
 
 

@@ -18,7 +18,12 @@ FULL_RANKING_UNSEEN = "full-ranking-unseen"
 
 
 def full_ranks(
-    scorer: "Scorer", requests: Requests, exclude_history: bool = False, seed: int = 0, chunk_size: int = 256
+    scorer: "Scorer",
+    requests: Requests,
+    exclude_history: bool = False,
+    seed: int = 0,
+    chunk_size: int = 256,
+    rows: np.ndarray | None = None,
 ) -> np.ndarray:
     """Rank each request's target among all items by a scorer.
 
@@ -28,19 +33,22 @@ def full_ranks(
         exclude_history: take the items in the user's history out of the list, except the target.
         seed: decides between equal scores.
         chunk_size: requests per call; memory is `chunk_size * num_items` scores.
+        rows: of the requests that are asked; default: all of them.
 
     Returns:
-        `(num_requests,)` int64, from 1.
+        `(num_requests,)` or `(num_rows,)` int64, from 1.
     """
     num_items = requests.events.num_items
-    tie_draws = np.random.default_rng(seed).random(len(requests))  # drawn at once: the same for every chunk size
+    # Drawn at once: the same for every chunk size and every choice of rows.
+    tie_draws = np.random.default_rng(seed).random(len(requests))
     ranks = [np.zeros(0, dtype=np.int64)]
-    for rows in _chunks(len(requests), chunk_size, f"{scorer.name}, all items"):
-        chunk = requests.subset(rows)
-        catalogue = np.broadcast_to(np.arange(num_items), (len(rows), num_items))
+    rows = np.arange(len(requests)) if rows is None else rows
+    for part in _chunks(rows, chunk_size, f"{scorer.name}, all items"):
+        chunk = requests.subset(part)
+        catalogue = np.broadcast_to(np.arange(num_items), (len(part), num_items))
         excluded = history_items(chunk) if exclude_history else None
         scores = scorer.score(chunk, catalogue)
-        ranks.append(rank_in_catalogue(scores, chunk.target_items, tie_draws[rows], excluded))
+        ranks.append(rank_in_catalogue(scores, chunk.target_items, tie_draws[part], excluded))
     return np.concatenate(ranks)
 
 
@@ -53,6 +61,6 @@ def history_items(requests: Requests) -> np.ndarray:
     return in_history
 
 
-def _chunks(num_rows: int, chunk_size: int, label: str) -> Iterator[np.ndarray]:
-    for start in tqdm(range(0, num_rows, chunk_size), desc=label, leave=False, delay=2):
-        yield np.arange(start, min(start + chunk_size, num_rows))
+def _chunks(rows: np.ndarray, chunk_size: int, label: str) -> Iterator[np.ndarray]:
+    for start in tqdm(range(0, len(rows), chunk_size), desc=label, leave=False, delay=2):
+        yield rows[start : start + chunk_size]

@@ -16,6 +16,7 @@ from gensar_hf.evaluation.candidates import CandidateSets
 from gensar_hf.evaluation.full_ranking import FULL_RANKING, FULL_RANKING_UNSEEN, full_ranks
 from gensar_hf.evaluation.metrics import METRICS, contributions
 from gensar_hf.evaluation.ranks import rank_of_target
+from gensar_hf.evaluation.shares import ALONE, Processes, gathered_outcomes, own_rows
 from gensar_hf.evaluation.significance import bootstrap_interval
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ def evaluate(
     num_resamples: int = 1000,
     seed: int = 0,
     skip_clicked: bool = False,
+    processes: Processes = ALONE,
 ) -> EvaluationResult:
     """Rank each request's target among its candidates with every scorer that does the task.
 
@@ -162,6 +164,8 @@ def evaluate(
         seed: of the bootstrap.
         skip_clicked: put candidates that stand in the user's history behind all others, whatever a scorer says of
             them; fair to all where nobody takes an item twice, as in logs of ratings and reviews.
+        processes: that share the requests among them, such as `accelerate.PartialState()`; all of them call this, and
+            all get the whole result. Default: this one has them to itself.
 
     Returns:
         the result, under the candidate sets' protocols (`-unseen` behind their names with `skip_clicked`).
@@ -183,18 +187,19 @@ def evaluate(
         seed=seed,
     )
 
-    def rank(scorer: Scorer, task: str) -> np.ndarray:
-        sets = candidate_sets_by_task[task]
-        scores = np.asarray(scorer.score(asked[task], sets.candidates))
-        if scores.shape != sets.candidates.shape:
-            raise ValueError(f"Scores of shape {scores.shape} for candidates of shape {sets.candidates.shape}.")
+    def rank(scorer: Scorer, task: str, rows: np.ndarray) -> np.ndarray:
+        sets, requests = candidate_sets_by_task[task], asked[task].subset(rows)
+        candidates = sets.candidates[rows]
+        scores = np.asarray(scorer.score(requests, candidates))
+        if scores.shape != candidates.shape:
+            raise ValueError(f"Scores of shape {scores.shape} for candidates of shape {candidates.shape}.")
         if skip_clicked:
             # A target that was clicked before keeps its score.
-            others = sets.candidates != sets.target_items[:, None]
-            scores = np.where(clicked_before(asked[task], sets.candidates) & others, -np.inf, scores)
-        return rank_of_target(scores, sets.target_columns)
+            others = candidates != sets.target_items[rows, None]
+            scores = np.where(clicked_before(requests, candidates) & others, -np.inf, scores)
+        return rank_of_target(scores, sets.target_columns[rows])
 
-    _rank_with_all(scorers, result, rank)
+    _rank_with_all(scorers, result, rank, processes)
     return result
 
 
@@ -212,6 +217,7 @@ def evaluate_full_ranking(
     num_resamples: int = 1000,
     seed: int = 0,
     chunk_size: int = 256,
+    processes: Processes = ALONE,
 ) -> EvaluationResult:
     """Rank each request's target among all items, with every scorer that does the task.
 
@@ -223,6 +229,7 @@ def evaluate_full_ranking(
         num_resamples: of the bootstrap.
         seed: of the bootstrap and of the order of equal scores.
         chunk_size: requests that are scored at once.
+        processes: as in `evaluate`.
 
     Returns:
         the result, under protocol `full-ranking` or `full-ranking-unseen`; failures as in `evaluate`.
@@ -241,25 +248,45 @@ def evaluate_full_ranking(
         num_resamples=num_resamples,
         seed=seed,
     )
-    _rank_with_all(
-        scorers, result, lambda scorer, task: full_ranks(scorer, asked[task], exclude_history, seed, chunk_size)
-    )
+
+    def rank(scorer: Scorer, task: str, rows: np.ndarray) -> np.ndarray:
+        return full_ranks(scorer, asked[task], exclude_history, seed, chunk_size, rows)
+
+    _rank_with_all(scorers, result, rank, processes)
     return result
 
 
 def _rank_with_all(
-    scorers: Sequence[Scorer], result: EvaluationResult, rank: Callable[[Scorer, str], np.ndarray]
+    scorers: Sequence[Scorer],
+    result: EvaluationResult,
+    rank: Callable[[Scorer, str, np.ndarray], np.ndarray],
+    processes: Processes,
 ) -> None:
-    """Fill `result.ranks` and `result.failures` with what `rank` answers or raises for each scorer and task."""
+    """Fill `result.ranks` and `result.failures`.
+
+    Args:
+        scorers: asked one after another.
+        result: to be filled.
+        rank: ranks of the targets of some rows of a task's requests, by a scorer.
+        processes: each asks for its share of the rows.
+    """
     pairs = [(scorer, task) for scorer in scorers for task in result.requests if task in scorer.tasks]
     bar = tqdm(pairs, desc="evaluating", leave=False, delay=2)
     for scorer, task in bar:
         bar.set_postfix_str(f"{scorer.name}, {task}", refresh=False)
+        num_requests = len(result.requests[task])
+        rows = own_rows(num_requests, processes)
+        outcome: np.ndarray | str
         try:
-            result.ranks.setdefault(scorer.name, {})[task] = rank(scorer, task)
+            outcome = rank(scorer, task, rows) if len(rows) else np.zeros(0, dtype=np.int64)
         except Exception as error:  # whatever one system breaks on must not cost the figures of the others
             logger.exception("%s failed in %s; the other systems are evaluated without it.", scorer.name, task)
-            result.failures.setdefault(scorer.name, {})[task] = f"{type(error).__name__}: {error}"
+            outcome = f"{type(error).__name__}: {error}"
+        whole = gathered_outcomes(outcome, num_requests, processes)
+        if isinstance(whole, str):
+            result.failures.setdefault(scorer.name, {})[task] = whole
+        else:
+            result.ranks.setdefault(scorer.name, {})[task] = whole
 
 
 def _tasks_with_requests(requests_by_task: Mapping[str, Requests]) -> dict[str, Requests]:

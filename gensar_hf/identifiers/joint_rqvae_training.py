@@ -1,12 +1,14 @@
 """Training the joint RQ-VAE with transformers' Trainer: the table in memory, dead codes reset between epochs."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gensar_hf.epoch_rows import EpochRows, EpochTrainer
 from gensar_hf.identifiers.embedding_checks import Embeddings, checked_embeddings
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
@@ -31,7 +33,7 @@ class EmbeddingPairs(Dataset[dict[str, torch.Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
         """A list of one ready batch: the loader asks for all rows of a batch at once."""
-        rows = torch.as_tensor(indices)
+        rows = torch.as_tensor(indices, dtype=torch.long)
         return [{name: table.index_select(0, rows) for name, table in self.tables.items()}]
 
 
@@ -39,6 +41,20 @@ def collate_embedding_pairs(batches: list[dict[str, torch.Tensor]]) -> dict[str,
     """The batch that `EmbeddingPairs.__getitems__` has already made."""
     (batch,) = batches
     return batch
+
+
+class RowCountingTrainer(EpochTrainer):
+    """Tells the model how many rows a step has over all its batches and processes: they need not have equally many."""
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """The step's batches in this process, and its number of rows; Trainer would count labels."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        num_rows: Any = torch.tensor(sum(len(batch["semantic_embeddings"]) for batch in batches), device=device)
+        if self.args.world_size > 1 and self.args.average_tokens_across_devices:
+            num_rows = self.accelerator.gather(num_rows).sum()
+        return batches, num_rows
 
 
 class DeadCodeReset(TrainerCallback):
@@ -104,10 +120,10 @@ def train_joint_rqvae(
         return
     semantic = checked_embeddings("semantic", semantic, model.config.semantic_dim)
     collaborative = checked_embeddings("collaborative", collaborative, model.config.collaborative_dim)
-    trainer = Trainer(
+    trainer = RowCountingTrainer(
         model=model,
         args=training_args,
-        train_dataset=EmbeddingPairs(semantic, collaborative),
+        train_dataset=EpochRows(EmbeddingPairs(semantic, collaborative), training_args),
         data_collator=collate_embedding_pairs,
         callbacks=[DeadCodeReset(semantic, collaborative), *callbacks],
     )

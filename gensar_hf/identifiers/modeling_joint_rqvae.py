@@ -27,7 +27,7 @@ from gensar_hf.identifiers.quantization import (
 class JointRQVAEOutput(ModelOutput):
     """What `JointRQVAE.forward` returns.
 
-    loss: scalar, the sum of the two below.
+    loss: scalar, the sum of the two below, times the batch's share in `num_items_in_batch`.
     reconstruction_loss: scalar, ‖v_s − v̂_s‖² + ‖v_c − v̂_c‖² on standardised embeddings.
     quantization_loss: scalar, codebook and commitment losses of all levels of both kinds.
     semantic_codes, collaborative_codes: `(batch_size, num_levels)` long, shared levels first.
@@ -52,7 +52,7 @@ class JointRQVAE(PreTrainedModel):
     config: JointRQVAEConfig
     base_model_prefix = "joint_rqvae"
     main_input_name = "semantic_embeddings"
-    accepts_loss_kwargs = False  # the loss is a mean over the batch: Trainer divides it by the accumulation steps
+    accepts_loss_kwargs = True  # `num_items_in_batch` makes the loss exact over batches of a step that differ in size
 
     def __init__(self, config: JointRQVAEConfig) -> None:
         super().__init__(config)
@@ -129,6 +129,7 @@ class JointRQVAE(PreTrainedModel):
         semantic_embeddings: torch.Tensor,
         collaborative_embeddings: torch.Tensor,
         return_loss: bool = True,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> JointRQVAEOutput:
         """Encode, quantize, decode.
 
@@ -136,6 +137,8 @@ class JointRQVAE(PreTrainedModel):
             semantic_embeddings: `(batch_size, semantic_dim)`, as they come from the text encoder.
             collaborative_embeddings: `(batch_size, collaborative_dim)`, as they come from the recommender.
             return_loss: tells `Trainer` that a batch without labels has a loss; False leaves the losses out.
+            num_items_in_batch: rows of the whole step, over its batches and processes, for a loss that is a share of
+                the step's; default: the rows given here.
 
         Returns:
             `JointRQVAEOutput`. In training mode with `sinkhorn_epsilon > 0` the last level's codes are the balanced
@@ -156,6 +159,8 @@ class JointRQVAE(PreTrainedModel):
                 decoded = self.collaborative_decoder(collaborative_latents).float()
                 reconstruction_loss = reconstruction_loss + mean_squared_error(collaborative, decoded)
             loss = reconstruction_loss + quantization_loss
+            if num_items_in_batch is not None:
+                loss = loss * (len(latents) / num_items_in_batch)
         return JointRQVAEOutput(
             loss=loss,
             reconstruction_loss=reconstruction_loss,

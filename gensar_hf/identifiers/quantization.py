@@ -32,8 +32,10 @@ def mean_squared_error(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     Differs from the paper: it writes the squared norm, a sum over the dimensions. With a 384-d semantic and a 64-d
     collaborative embedding the sum would count the first six times; the mean makes both reconstructions weigh the same,
     and shared (2d) codes as much as specific (d) ones. This function is the only place where that is decided.
+    Of no rows, what a process may get of an epoch's last step, it is 0.
     """
-    return (left - right).square().mean()
+    squares = (left - right).square()
+    return squares.mean() if squares.numel() else squares.sum()
 
 
 def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
@@ -150,6 +152,33 @@ def fit_codebook(vectors: torch.Tensor, codebook_size: int, seed: int) -> torch.
     return torch.as_tensor(codes, dtype=torch.float32, device=vectors.device)
 
 
+def gathered_rows(rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
+    """The rows of all processes, and which of them are this one's; carries no gradient.
+
+    Args:
+        rows: `(num_rows, dim)`; processes may have different numbers of rows.
+
+    Returns:
+        `(num_rows_of_all, dim)`, and a slice of it.
+    """
+    if not _is_distributed():
+        return rows, slice(None)
+    counts = [torch.zeros((), dtype=torch.long, device=rows.device) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(counts, torch.tensor(len(rows), device=rows.device))
+    sizes = torch.stack(counts).tolist()
+    padded = rows.new_zeros(max(sizes), rows.shape[1])
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    torch.distributed.all_gather(gathered, padded)
+    start = sum(sizes[: torch.distributed.get_rank()])
+    everyone = torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+    return everyone, slice(start, start + len(rows))
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 class VectorQuantizer(nn.Module):
     """One codebook: the nearest code by squared L2 (VQ-VAE, van den Oord et al. 2017).
 
@@ -206,7 +235,7 @@ class VectorQuantizer(nn.Module):
         """
         counts = torch.bincount(codes, minlength=len(self.codebook)).to(self.ema_counts.dtype)
         sums = torch.zeros_like(self.ema_sums).index_add_(0, codes, vectors.to(self.ema_sums.dtype))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if _is_distributed():
             torch.distributed.all_reduce(counts)
             torch.distributed.all_reduce(sums)
         self.ema_counts.lerp_(counts, 1 - self.ema_decay)
@@ -221,9 +250,15 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def balanced_codes(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Code that the balanced plan gives each of `(batch_size, codebook_dim)`; `(batch_size,)`, long."""
-        distances = squared_distances(vectors, self.codebook)
-        return sinkhorn_plan(distances, self.sinkhorn_epsilon, self.sinkhorn_iterations).argmax(dim=-1)
+        """Code that the balanced plan gives each of `(batch_size, codebook_dim)`; `(batch_size,)`, long.
+
+        Over several processes the plan spreads the vectors of all of them over the codes.
+        """
+        everyone, own = gathered_rows(vectors)
+        if not len(everyone):
+            return self.nearest_codes(vectors)
+        distances = squared_distances(everyone, self.codebook)
+        return sinkhorn_plan(distances, self.sinkhorn_epsilon, self.sinkhorn_iterations)[own].argmax(dim=-1)
 
     def forward(self, vectors: torch.Tensor) -> QuantizerOutput:
         """Quantize `(batch_size, codebook_dim)` vectors; the loss is ‖sg[r] − e‖² + α‖r − sg[e]‖²."""

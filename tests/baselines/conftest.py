@@ -1,7 +1,13 @@
 """A log of three users over six items, built by hand: two recommended items each, then a search."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from transformers import Trainer
 
 from gensar_hf.data.events import EventLog
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests, Split
@@ -34,3 +40,25 @@ def split() -> Split:
 def catalogue() -> np.ndarray:
     """All items as the candidates of three requests, in a row order of their own."""
     return np.array([[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 0, 1, 5, 3, 4]])
+
+
+@pytest.fixture
+def training_killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AbstractContextManager]:
+    """`with training_killed_at(step=3): …` lets a `Trainer` do two steps and interrupts it in the third."""
+
+    @contextmanager
+    def killed(step: int) -> Iterator[None]:
+        steps = iter(range(1, step))
+        train_step = Trainer.training_step
+
+        def dying(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if next(steps, None) is None:
+                raise KeyboardInterrupt
+            return train_step(self, *args, **kwargs)
+
+        with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+            patched.setattr(Trainer, "training_step", dying)
+            yield
+            pytest.fail(f"The training ended before step {step}.")
+
+    return killed

@@ -106,11 +106,13 @@ def test_what_is_saved_scores_the_same(tiny_split, tmp_path):
     assert loaded.num_parameters == scorer.num_parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_a_killed_training_ends_where_another_does(tiny_events, tmp_path, monkeypatch, caplog):
+def test_a_killed_training_ends_where_another_does(tiny_events, tmp_path, monkeypatch, caplog, training_killed_at):
     monkeypatch.setattr("gensar_hf.baselines.matching._SAVE_STEPS", 10)
-    whole = fit(tiny_events, tmp_path / "model")
+    whole = fit(tiny_events, tmp_path / "whole")
     caplog.set_level("INFO")
-    resumed = fit(tiny_events, tmp_path / "model")  # its checkpoints are still there, the last one before the end
+    with training_killed_at(step=14):
+        fit(tiny_events, tmp_path / "model")
+    resumed = fit(tiny_events, tmp_path / "model")
 
     assert "Going on from" in caplog.text
     for name, value in whole.model.state_dict().items():

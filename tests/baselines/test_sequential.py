@@ -47,9 +47,9 @@ def data(make_events) -> TrainingData:
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    """Eight steps an epoch: four windows of each of eight users, four at a time. A checkpoint after each epoch."""
+    """Eight steps an epoch: four windows of each of eight users, four at a time."""
     monkeypatch.setattr("gensar_hf.embeddings.sasrec_training.MIN_STEPS", 10)
-    monkeypatch.setattr("gensar_hf.baselines.sequential._SAVE_STEPS", 8)
+    monkeypatch.setattr("gensar_hf.baselines.sequential._SAVE_STEPS", 11)
 
 
 def test_clicks_are_learnt_in_order_and_queries_left_out(data, make_events):
@@ -72,14 +72,16 @@ def test_it_learns_what_follows_clicks_of_both_kinds(data, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_killed_training_goes_on_where_it_stood(data, tmp_path):
+def test_a_killed_training_goes_on_where_it_stood(data, tmp_path, training_killed_at):
     settings = dataclasses.replace(SETTINGS, num_train_epochs=3)
     whole = new_model(SASRecModel, CONFIG, seed=0)
-    fit_sequential(whole, data, settings, seed=0, checkpoints=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-16"]  # of 24 steps; the newest alone is kept
+    fit_sequential(whole, data, settings, seed=0, checkpoints=tmp_path / "whole")
+    with training_killed_at(step=15):
+        fit_sequential(new_model(SASRecModel, CONFIG, seed=0), data, settings, seed=0, checkpoints=tmp_path / "killed")
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["checkpoint-11"]  # inside the second epoch
 
     resumed = new_model(SASRecModel, CONFIG, seed=1)  # overwritten from the checkpoint
-    fit_sequential(resumed, data, settings, seed=0, checkpoints=tmp_path)
+    fit_sequential(resumed, data, settings, seed=0, checkpoints=tmp_path / "killed")
 
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name

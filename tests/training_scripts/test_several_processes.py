@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -67,3 +70,41 @@ def test_two_processes_run_the_whole_pipeline(start_script, tables, encoder, tin
     assert process.returncode == 0, complaint
     assert printed.count("6/6 results") == 1
     assert (tmp_path / "run" / "results" / "stage.json").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_what_one_does_and_each_user_once(prepared_run, start_script, tiny, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    shutil.copytree(prepared_run, tmp_path / "one")
+    process = start_script("train_generator.py", "--output_dir", tmp_path / "one", *tiny("model"), env=environment)
+    _, complaint = process.communicate(timeout=300)
+    assert process.returncode == 0, complaint
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for name, launcher in (("one", (sys.executable,)), ("two", TORCHRUN)):
+        options = ["--results.num_negatives=9", "--results.full_ranking=true"]
+        process = start_script(
+            "evaluate.py", "--output_dir", tmp_path / name, *options, launcher=launcher, env=environment
+        )
+        _, complaint = process.communicate(timeout=300)
+        assert process.returncode == 0, complaint
+    one, two = (tmp_path / name / "results" for name in ("one", "two"))
+    files = sorted(path.relative_to(one).as_posix() for path in one.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(two).as_posix() for path in two.rglob("*") if path.is_file())
+    for folder in ("", "full_ranking"):
+        ranks = [pd.read_parquet(results / folder / "ranks.parquet") for results in (one, two)]
+        pd.testing.assert_frame_equal(*ranks)
+        assert not ranks[1].duplicated(["system", "task", "user_id"]).any()
+        assert (one / folder / "metrics.json").read_bytes() == (two / folder / "metrics.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_layers_spread_over_processes_train_what_whole_ones_do():
+    """accelerate does not use FSDP on processors, so torch is asked for it, with the layers of configs/accelerate."""
+    command = [*TORCHRUN, str(Path(__file__).parents[1] / "sharded_training.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["num_sharded"] == answer["num_parameters"]
+    assert answer["is_tied"]
+    assert answer["loss"] < 1e-5
+    assert answer["weights"] < 1e-5

@@ -94,19 +94,40 @@ def test_how_a_stage_is_watched_saved_and_spread_is_no_input(tmp_path, work, mon
         assert not run(**change).skipped, change
 
 
-def test_checkpoints_are_those_of_the_same_settings_and_number_of_processes(tmp_path, monkeypatch):
+def test_checkpoints_are_those_of_the_same_settings_and_rows_of_a_step(tmp_path, caplog):
+    import transformers
+    from sections import training_defaults
     from stages import run_stage
 
-    folders = []
+    def checkpoints_of(per_device, accumulated, **changes):
+        def killed(folder, checkpoints):
+            (checkpoints / "checkpoint-7").mkdir(parents=True, exist_ok=True)
+            raise DataError(checkpoints.name)
 
-    def work(folder, checkpoints):
-        folders.append(checkpoints.name)
-        (folder / "a").write_text("a")
-        return {}
+        sizes = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulated, "use_cpu": True}
+        training = transformers.TrainingArguments(**{**training_defaults(), **sizes, **changes})
+        caplog.clear()
+        with pytest.raises(DataError) as ended:
+            run_stage(tmp_path, "model", [0.5, training], killed)
+        return str(ended.value)
 
-    for settings, processes in (({"seed": 0}, "1"), ({"seed": 1}, "1"), ({"seed": 0}, "2")):
-        monkeypatch.setenv("WORLD_SIZE", processes)
-        run_stage(tmp_path, "model", [settings], work)
-    assert len(set(folders)) == 3
-    record = json.loads((tmp_path / "model" / "stage.json").read_text())
-    assert record["details"]["files"] == ["a"]
+    eight = checkpoints_of(8, 1)
+    assert checkpoints_of(2, 4) == checkpoints_of(4, 2) == eight
+    assert not caplog.records
+    assert checkpoints_of(8, 1, seed=1) != eight
+    assert not caplog.records
+    assert checkpoints_of(8, 2) != eight
+    assert [record.getMessage() for record in caplog.records] == [
+        "Stage model starts anew: its training was stopped at steps of 8 rows, and these settings make steps of 16; "
+        "to go on, let per_device_train_batch_size × gradient_accumulation_steps × processes (1) be 8."
+    ]
+
+
+def test_a_finished_stage_has_no_checkpoints_and_names_its_files(tmp_path, work):
+    from stages import run_stage
+
+    (tmp_path / "checkpoints" / "data-of-other-settings").mkdir(parents=True)
+    run_stage(tmp_path, "data", [0], work)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    record = json.loads((tmp_path / "data" / "stage.json").read_text())
+    assert record["details"]["files"] == ["answer.txt"]
