@@ -135,29 +135,34 @@ def smaller(sections: dict) -> dict:
 
 
 def write_tables(folder: Path) -> None:
-    """`items.csv`, `clicks.csv`, and what the commands call new."""
+    """Items and clicks of two weeks, and what came later: `new_…` without clicks, `newer_…` with clicks."""
     rng = np.random.default_rng(0)
-    titles = [" ".join(rng.choice(WORDS, 3, replace=False)) for _ in range(NUM_ITEMS + 3)]
-    items = pd.DataFrame({"item_id": np.arange(1, NUM_ITEMS + 4), "title": titles})
-    rows = []
-    for user in range(60):
-        for day in range(14):
-            item = int(rng.integers(NUM_ITEMS))
-            query = titles[item].split()[0] if rng.random() < 0.4 else ""
-            rows.append((user, item + 1, (pd.Timestamp("2024-01-01") + pd.Timedelta(days=day)).isoformat(), query))
-    items[:NUM_ITEMS].to_csv(folder / "items.csv", index=False)
-    items[NUM_ITEMS:].to_csv(folder / "new_items.csv", index=False)
-    clicks = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "query"])
-    clicks.to_csv(folder / "clicks.csv", index=False)
+    titles = [" ".join(rng.choice(WORDS, 3, replace=False)) for _ in range(NUM_ITEMS + 6)]
+    items = pd.DataFrame({"item_id": np.arange(1, NUM_ITEMS + 7), "title": titles})
+    parts = {"items.csv": items[:NUM_ITEMS], "new_items.csv": items[NUM_ITEMS:-3], "newer_items.csv": items[-3:]}
+    for name, part in parts.items():
+        part.to_csv(folder / name, index=False)
+    old, late = np.arange(NUM_ITEMS), np.r_[:200, NUM_ITEMS + 3 : NUM_ITEMS + 6, NUM_ITEMS + 3 : NUM_ITEMS + 6]
+    for name, days, known in (("clicks.csv", range(14), old), ("newer.csv", range(14, 20), late)):
+        rows = []
+        for user in range(60):
+            for day in days:
+                item = int(rng.choice(known))
+                query = titles[item].split()[0] if rng.random() < 0.4 else ""
+                date = pd.Timestamp("2024-01-01") + pd.Timedelta(days=day)
+                rows.append((user, item + 1, date.isoformat(), query))
+        columns = ["user_id", "item_id", "timestamp", "query"]
+        pd.DataFrame(rows, columns=columns).to_csv(folder / name, index=False)
 
 
 @pytest.fixture
-def environment() -> Iterator[dict[str, str]]:
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Of the commands: this package, and a Hub that is not far."""
     with Hub(token="hf_secret") as hub:
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         yield {
-            **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_secret", "PYTHONPATH": path, "HF_HUB_OFFLINE": "0",
+            **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path / "home"),
+            "PYTHONPATH": path, "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
 
