@@ -337,29 +337,28 @@ class Trie:
 
     # ---- rows of `generate`
 
-    def answer_starts(self, rows: torch.Tensor) -> torch.Tensor:
-        """`(num_rows,)` long: the place in each `(num_rows, length)` row of tokens that the first edge has, or will have.
+    def prompt_lengths(self, rows: torch.Tensor) -> torch.Tensor:
+        """`(num_rows,)` long: the tokens of each row before its answer, where prompts are of any length.
 
-        With a prompt of any length it is the last token that can be a first edge (or free text's); history events
-        begin with such tokens, too. A row that holds none is still to begin.
+        The answer begins with the last token that can be a first edge, or free text's: the events of a history begin
+        with such tokens, too. A row that holds none is all prompt.
+
+        Args:
+            rows: `(num_rows, length)`.
         """
-        length = rows.shape[1]
-        if self.start_length is not None:
-            return torch.full((len(rows),), min(self.start_length, length), device=rows.device)
         root = torch.tensor([self.root], device=rows.device)
         _, firsts, _ = self.allowed_tokens(root)
         if self.free_text_token_id is not None:
             firsts = torch.cat([firsts, firsts.new_tensor([self.free_text_token_id])])
-        places = torch.isin(rows, firsts) * torch.arange(1, length + 1, device=rows.device)
+        places = torch.isin(rows, firsts) * torch.arange(1, rows.shape[1] + 1, device=rows.device)
         last = places.amax(dim=1) - 1
-        return torch.where(last < 0, length, last)
+        return torch.where(last < 0, rows.shape[1], last)
 
     def answers(self, rows: torch.Tensor) -> torch.Tensor:
         """`(num_rows, longest)`: each row from its first edge on, filled up with `PADDING`; end tokens still in it."""
         if self.start_length is not None:
             return rows[:, self.start_length :]
-        starts = self.answer_starts(rows)
-        length = rows.shape[1]
+        starts, length = self.prompt_lengths(rows), rows.shape[1]
         longest = length - int(starts.min()) if len(rows) else 0
         places = starts[:, None] + torch.arange(longest, device=rows.device)
         return rows.gather(1, places.clamp(max=length - 1)).masked_fill(places >= length, PADDING)

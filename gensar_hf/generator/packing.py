@@ -107,8 +107,11 @@ class ExampleCollator:
     tokenizer: GenSARTokenizer
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """`input_ids`, `attention_mask`, `labels`; for an encoder-decoder `decoder_input_ids`, for events also what
-        packing needs; for a decoder alone `position_ids` and the number `logits_to_keep`.
+        """Collate.
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels`; for an encoder-decoder `decoder_input_ids`, for events also what
+            packing needs; for a decoder alone `position_ids` and the number `logits_to_keep`.
         """
         if self.tokenizer.decoder_only:
             return self._continued(rows)

@@ -1,10 +1,10 @@
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from transformers import T5Config, T5ForConditionalGeneration, TokenizersBackend
 
 from gensar_hf.data import Behavior
@@ -23,18 +23,9 @@ NUM_WORDS = 119
 
 
 @pytest.fixture(scope="module")
-def text_tokenizer(tokenizers: dict[str, GenSARTokenizer]) -> TokenizersBackend:
-    """As the tiny tokenizers were before they took the behavior and code tokens in."""
-    backend = Tokenizer.from_str(tokenizers["tokens"].backend_tokenizer.to_str())
-    words = Tokenizer(backend.model)
-    words.normalizer, words.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    return TokenizersBackend(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-
-
-@pytest.fixture(scope="module")
 def tokenizer(text_tokenizer: TokenizersBackend, identifiers: IdentifierTable) -> GenSARTokenizer:
     assert len(text_tokenizer) == NUM_WORDS
-    return GenSARTokenizer.from_text_tokenizer(text_tokenizer, identifiers)
+    return GenSARTokenizer.from_text_tokenizer(copy.deepcopy(text_tokenizer), identifiers)
 
 
 def save_t5(folder: Path, vocab_size: int, tied: bool = True) -> T5ForConditionalGeneration:
