@@ -45,8 +45,8 @@ def continued(tokenizer: GenSARTokenizer, inputs: dict, codes: np.ndarray) -> tu
     """
     own = dict(inputs)
     if tokenizer.decoder_only:
-        own["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([codes[1:-1]])], dim=1)
+        own["input_ids"] = torch.cat([inputs["input_ids"], torch.from_numpy(codes[None, 1:-1])], dim=1)
         own["attention_mask"] = torch.ones_like(own["input_ids"])
         return own, inputs["input_ids"].shape[1] - 1
-    own["decoder_input_ids"] = torch.tensor([[tokenizer.pad_token_id, *codes[:-1]]])
+    own["decoder_input_ids"] = torch.tensor([[tokenizer.pad_token_id, *codes[:-1].tolist()]])
     return own, 1

@@ -243,5 +243,6 @@ def test_nan_is_named() -> None:
     model = build(CONFIGS["llama"])
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    inputs = prompts_of([RECOMMENDED, SEARCHED])
     with pytest.raises(ValueError, match="scores are NaN for request 0 of 2"):
-        both(model, prompts_of([RECOMMENDED, SEARCHED]), item_trie(), 3)[1]
+        model.generate(**inputs, custom_generate=TrieBeamSearch(item_trie()), num_beams=3, max_new_tokens=3)
