@@ -3,7 +3,6 @@
 Session-scoped objects are read only; a test that changes one works on a copy.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -152,8 +151,8 @@ def causal_pipeline(
     text_tokenizer: TokenizersBackend, identifiers: IdentifierTable, tmp_path_factory
 ) -> GenSARPipeline:
     """A tiny Llama with random weights, large enough that wrong positions show."""
-    folder, tokenizer = tmp_path_factory.mktemp("causal"), copy.deepcopy(text_tokenizer)
-    tokenizer = GenSARTokenizer.from_text_tokenizer(tokenizer, identifiers, max_history_events=8, decoder_only=True)
+    folder, options = tmp_path_factory.mktemp("causal"), {"max_history_events": 8, "decoder_only": True}
+    tokenizer = GenSARTokenizer.from_text_tokenizer(text_tokenizer, identifiers, **options)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = LlamaConfig(

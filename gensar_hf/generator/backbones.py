@@ -55,7 +55,13 @@ class Backbone:
 
     def causal_model(self) -> PreTrainedModel:
         """The decoder with its head, fp32: `Trainer` trains in a lower precision by autocast."""
-        return self._load(AutoModelForCausalLM, dtype=torch.float32)
+        model = self._load(AutoModelForCausalLM, dtype=torch.float32)
+        if self.gguf_file is None:
+            return model
+        # It goes on to count as quantized, which `Trainer` refuses and `save_pretrained` writes down.
+        plain = AutoModelForCausalLM.from_config(self.config(), dtype=torch.float32)
+        plain.load_state_dict(model.state_dict())
+        return plain
 
     def _load(self, auto_class: Any, **kwargs: Any) -> Any:
         if self.gguf_file is not None:

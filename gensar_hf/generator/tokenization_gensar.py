@@ -337,6 +337,12 @@ class GenSARTokenizer(TokenizersBackend):
         return np.concatenate(pieces), event_ids
 
     @cached_property
+    def _tokens_without_bracket(self) -> list[str]:
+        """What else than `<…>` the text tokenizer recognises anywhere in a text, such as Mistral's `[INST]`."""
+        added = [str(token) for token in self.added_tokens_decoder.values()]
+        return [token for token in added if "<" not in token and len(token) > 1]
+
+    @cached_property
     def _text_start(self) -> np.ndarray:
         """`(1,)` the start token that the text tokenizer puts before every text, or `(0,)` if it puts none."""
         ids = self.backend_tokenizer.encode("", add_special_tokens=True).ids
@@ -369,6 +375,8 @@ class GenSARTokenizer(TokenizersBackend):
         normalizer = self.backend_tokenizer.normalizer
         if normalizer is not None:
             text = normalizer.normalize_str(text)
+        for token in self._tokens_without_bracket:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
         ids = self.backend_tokenizer.encode(text.replace("<", "< "), add_special_tokens=False).ids
         return np.array(ids[:max_length], dtype=np.int64)
 
