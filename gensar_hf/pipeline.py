@@ -73,7 +73,8 @@ class GenSARPipeline:
         pack_weights: bool = False,
         card: str | None = None,
     ) -> None:
-        num_tokens = model.get_input_embeddings().num_embeddings
+        embeddings: Any = model.get_input_embeddings()
+        num_tokens = len(embeddings.weight)
         if len(tokenizer) > num_tokens:
             raise DataError(
                 f"The tokenizer has {len(tokenizer)} tokens, the model embeddings for {num_tokens}; they do not belong "
@@ -149,7 +150,7 @@ class GenSARPipeline:
         except OSError:  # offline, and the rest is in the cache
             card_path = None
         card = None if card_path is None else card_path.read_text(encoding="utf-8")
-        return cls(model.to(device), tokenizer, card=card)  # type: ignore[arg-type]
+        return cls(model.to(device), tokenizer, card=card)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write all that `from_pretrained` reads: model, tokenizer, identifiers, and the model card if there is one."""

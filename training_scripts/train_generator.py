@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from console import main, metrics_unprinted, show_training_bar
 from encode_items import EMBEDDINGS_FILE
 from sections import Section
@@ -232,7 +233,7 @@ def make_model(
 ) -> PreTrainedModel:
     """A new generator, from scratch or from pretrained weights; `num_clicks` `(num_items,)` are those of training."""
     set_seed(seed)
-    code_spread = 1.0  # of a T5's embeddings when it is new
+    code_spread: float | torch.Tensor = 1.0  # of a T5's embeddings when it is new
     options: dict[str, Any] = {
         "recency_slope": arguments.recency_slope,
         "num_items": tokenizer.identifiers.num_trained if arguments.has_item_vectors else 0,
@@ -243,7 +244,7 @@ def make_model(
     model: PreTrainedModel
     if backbone is not None and tokenizer.decoder_only:
         model = generator_from_causal_lm(backbone, tokenizer)
-        code_spread = model.get_input_embeddings().weight.std().item()
+        code_spread = model.get_input_embeddings().weight.detach().std(dim=0)
     elif backbone is not None:
         model = generator_from_t5(backbone.path, tokenizer, **options)
     else:

@@ -1,5 +1,7 @@
 """A decoder alone over trees of tokens that continue its prompts."""
 
+from typing import Any
+
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
@@ -44,7 +46,8 @@ class CausalTreeDecoder(TreeDecoder):
 def cache_rows(cache: DynamicCache, rows: torch.Tensor | None = None) -> DynamicCache:
     """A cache of its own that begins with the keys and values of some rows, `(num_rows,)` long, or of all."""
     copy = DynamicCache()
-    for number, layer in enumerate(cache.layers):
-        keys, values = layer.keys, layer.values
-        copy.update(*((keys, values) if rows is None else (keys[rows], values[rows])), number)
+    layers: list[Any] = cache.layers
+    for number, layer in enumerate(layers):
+        keys, values = (layer.keys, layer.values) if rows is None else (layer.keys[rows], layer.values[rows])
+        copy.update(keys, values, number)
     return copy
