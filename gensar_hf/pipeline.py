@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from gensar_hf.artifacts import CARD_FILE, DataError, written_aside
 from gensar_hf.data import Behavior
@@ -30,8 +30,8 @@ from gensar_hf.generator.answers import (
 )
 from gensar_hf.generator.catalogue import Catalogue
 from gensar_hf.generator.history import History, as_events
-from gensar_hf.generator.item_scores import EncodedRequests, beam_scores, best_items, exact_scores
-from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration, event_positions
+from gensar_hf.generator.item_scores import EncodedRequests, beam_scores, best_items, encode_requests, exact_scores
+from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.hub import hub_trouble, optional_file, push_folder
 from gensar_hf.identifiers import IdentifierTable
@@ -52,7 +52,7 @@ class GenSARPipeline:
     began with.
 
     Args:
-        model: the generator.
+        model: the generator, a GenSAR T5 or any causal language model that was trained as one.
         tokenizer: of the same folder.
         num_beams: of the constrained beam search (paper: 30); raised to `top_k` where that is larger.
         batch_size: requests that are answered at once.
@@ -66,22 +66,31 @@ class GenSARPipeline:
 
     def __init__(
         self,
-        model: GenSARForConditionalGeneration,
+        model: PreTrainedModel,
         tokenizer: GenSARTokenizer,
         num_beams: int = 30,
         batch_size: int = 32,
         pack_weights: bool = False,
         card: str | None = None,
     ) -> None:
-        if len(tokenizer) > model.config.vocab_size:
+        embeddings: Any = model.get_input_embeddings()
+        num_tokens = len(embeddings.weight)
+        if len(tokenizer) > num_tokens:
             raise DataError(
-                f"The tokenizer has {len(tokenizer)} tokens, the model embeddings for {model.config.vocab_size}; they "
-                "do not belong together. Load both from one model folder."
+                f"The tokenizer has {len(tokenizer)} tokens, the model embeddings for {num_tokens}; they do not belong "
+                "together. Load both from one model folder."
             )
-        if tokenizer.history_encoding != model.config.history_encoding:
+        if tokenizer.decoder_only is model.config.is_encoder_decoder:
+            kinds = ("a decoder alone", "an encoder and a decoder")
+            raise DataError(
+                f"The tokenizer encodes requests for {kinds[not tokenizer.decoder_only]}, the model is "
+                f"{kinds[model.config.is_encoder_decoder]}; load both from one model folder."
+            )
+        history_encoding = getattr(model.config, "history_encoding", "tokens")
+        if tokenizer.history_encoding != history_encoding:
             raise DataError(
                 f"The tokenizer encodes histories as {tokenizer.history_encoding}, the model reads "
-                f"{model.config.history_encoding}; load both from one model folder."
+                f"{history_encoding}; load both from one model folder."
             )
         _check_item_vectors(model, tokenizer.catalogue)
         self.model = pack_linears(model.eval()) if pack_weights else model.eval()
@@ -128,7 +137,8 @@ class GenSARPipeline:
         except (OSError, RuntimeError, ValueError) as error:
             reason = _first_line(error) if Path(path).is_dir() else hub_trouble(path, error)
             raise DataError(f"The model in {path} cannot be loaded: {reason}") from error
-        if not isinstance(tokenizer, GenSARTokenizer) or not isinstance(model, GenSARForConditionalGeneration):
+        is_generator = isinstance(model, GenSARForConditionalGeneration) or not model.config.is_encoder_decoder
+        if not isinstance(tokenizer, GenSARTokenizer) or not is_generator:
             raise DataError(
                 f"{path} holds a {type(model).__name__} with a {type(tokenizer).__name__}, which cannot search or "
                 "recommend; give the model folder of a run."
@@ -140,7 +150,7 @@ class GenSARPipeline:
         except OSError:  # offline, and the rest is in the cache
             card_path = None
         card = None if card_path is None else card_path.read_text(encoding="utf-8")
-        return cls(model.to(device), tokenizer, card=card)  # type: ignore[arg-type]
+        return cls(model.to(device), tokenizer, card=card)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write all that `from_pretrained` reads: model, tokenizer, identifiers, and the model card if there is one."""
@@ -271,7 +281,8 @@ class GenSARPipeline:
                 length_penalty=1.0,
                 suppress_tokens=suppressed,
             )
-            words = self.tokenizer.batch_decode(output.sequences[:, 2:], skip_special_tokens=True)
+            num_given = inputs["input_ids" if self.tokenizer.decoder_only else "decoder_input_ids"].shape[1]
+            words = self.tokenizer.batch_decode(output.sequences[:, num_given:], skip_special_tokens=True)
             scores = output.sequences_scores.tolist()
             for row in range(len(chunk)):
                 beams = slice(row * num_beams, (row + 1) * num_beams)
@@ -367,7 +378,7 @@ class GenSARPipeline:
         for chunk in chunks(range(len(histories)), self.batch_size):
             chunk_queries = None if queries is None else [queries[row] for row in chunk]
             encoded = self._encode([histories[row] for row in chunk], chunk_queries, catalogue, on_unknown)
-            found = score(self.model, encoded, [candidates[row] for row in chunk], catalogue)
+            found = score(encoded, [candidates[row] for row in chunk], catalogue)
             scores[chunk[0] : chunk[-1] + 1, : found.shape[1]] = found
         return scores
 
@@ -409,11 +420,10 @@ class GenSARPipeline:
             chunk_queries = None if queries is None else [queries[row] for row in rows]
             encoded = self._encode(chunk, chunk_queries, catalogue, on_unknown)
             excluded = [catalogue.rows_in(history) for history in chunk] if exclude_seen else None
-            found = best_items(self.model, encoded, catalogue, max(self.num_beams, top_k), excluded)
+            found = best_items(encoded, catalogue, max(self.num_beams, top_k), excluded)
             answers += [answers_of(items[:top_k], scores[:top_k], catalogue) for items, scores in found]
         return answers
 
-    @torch.inference_mode()
     def _encode(
         self,
         histories: Sequence[History],
@@ -424,9 +434,7 @@ class GenSARPipeline:
         """Read the histories; they are answered with searched items, or with recommended ones if there is no query."""
         behavior = Behavior.RECOMMENDED_ITEM if queries is None else Behavior.SEARCHED_ITEM
         inputs = self._inputs(histories, queries, behavior, catalogue, on_unknown)
-        prompts, event_ids = inputs.pop("decoder_input_ids"), inputs.get("event_ids")
-        mask = inputs["attention_mask"].bool() if event_ids is None else event_positions(event_ids)
-        return EncodedRequests(self.model.encoder(**inputs).last_hidden_state, mask, prompts, behavior)
+        return encode_requests(self.model, inputs, behavior)
 
     def _inputs(
         self,
@@ -450,11 +458,11 @@ def _load_model(path: str | os.PathLike, base_model: str | os.PathLike | None, k
     """The model in a folder or repository; of an adapter, the model that it was made for with the adapter merged."""
     adapter = adapter_base(path, **kwargs)
     if adapter is None:
-        return AutoModelForSeq2SeqLM.from_pretrained(path, **kwargs)
+        return _load_any(path, kwargs)
     own = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
     name = adapter.name if base_model is None else base_model
     try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, **own)
+        model = _load_any(name, own)
     except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
         reason = _first_line(error) if Path(name).is_dir() else hub_trouble(name, error)
         raise DataError(
@@ -464,8 +472,15 @@ def _load_model(path: str | os.PathLike, base_model: str | os.PathLike | None, k
     return merge_adapter(load_adapter(model, path, **kwargs))
 
 
-def _check_item_vectors(model: GenSARForConditionalGeneration, catalogue: Catalogue) -> None:
-    num_vectors, num_trained = model.config.num_items, catalogue.identifiers.num_trained
+def _load_any(path: str | os.PathLike, kwargs: dict[str, Any]) -> Any:
+    """A model with an encoder or without one, as its configuration says."""
+    is_encoder_decoder = AutoConfig.from_pretrained(path, **kwargs).is_encoder_decoder
+    auto_class = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+    return auto_class.from_pretrained(path, **kwargs)
+
+
+def _check_item_vectors(model: PreTrainedModel, catalogue: Catalogue) -> None:
+    num_vectors, num_trained = getattr(model.config, "num_items", 0), catalogue.identifiers.num_trained
     if num_vectors not in (0, num_trained):
         raise DataError(
             f"The model has vectors of {num_vectors} items, the identifier table {num_trained} items that it was "

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, TokenizersBackend
 
 from gensar_hf.data import Behavior, EventLog, Split
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.initialization import generator_from_scratch
+from gensar_hf.generator.initialization import generator_from_causal_lm, generator_from_scratch
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
@@ -135,16 +138,51 @@ def generators(tokenizers: dict[str, GenSARTokenizer]) -> dict[str, GenSARForCon
 
 
 @pytest.fixture(scope="session")
+def text_tokenizer(tokenizers: dict[str, GenSARTokenizer]) -> TokenizersBackend:
+    """As the tiny tokenizers were before they took the behavior and code tokens in."""
+    backend = Tokenizer.from_str(tokenizers["tokens"].backend_tokenizer.to_str())
+    words = Tokenizer(backend.model)
+    words.normalizer, words.pre_tokenizer, words.decoder = backend.normalizer, backend.pre_tokenizer, backend.decoder
+    return TokenizersBackend(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="session")
+def causal_pipeline(
+    text_tokenizer: TokenizersBackend, identifiers: IdentifierTable, tmp_path_factory
+) -> GenSARPipeline:
+    """A tiny Llama with random weights, large enough that wrong positions show."""
+    folder, options = tmp_path_factory.mktemp("causal"), {"max_history_events": 8, "decoder_only": True}
+    tokenizer = GenSARTokenizer.from_text_tokenizer(text_tokenizer, identifiers, **options)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(text_tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, eos_token_id=1,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=8, pad_token_id=0, bos_token_id=None,
+        )  # fmt: skip
+        llama = LlamaForCausalLM(config)
+        with torch.no_grad():
+            for parameter in llama.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(10)
+        llama.save_pretrained(folder)
+        model = generator_from_causal_lm(Backbone(str(folder)), tokenizer)
+    return GenSARPipeline(model, tokenizer)
+
+
+@pytest.fixture(scope="session")
 def pipelines(
-    generators: dict[str, GenSARForConditionalGeneration], tokenizers: dict[str, GenSARTokenizer]
+    generators: dict[str, GenSARForConditionalGeneration],
+    tokenizers: dict[str, GenSARTokenizer],
+    causal_pipeline: GenSARPipeline,
 ) -> dict[str, GenSARPipeline]:
-    """One for each history encoding, and one whose model has item vectors."""
+    """One for each history encoding, one whose model has item vectors, and one that is a decoder alone."""
     pipelines = {encoding: GenSARPipeline(generators[encoding], tokenizers[encoding]) for encoding in generators}
     with_vectors = build_generator(tokenizers["events"], num_items=12)
     with torch.no_grad():
         for parameter in with_vectors.encoder.items.parameters():
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
-    return {**pipelines, "vectors": GenSARPipeline(with_vectors, tokenizers["events"])}
+    with_vectors = GenSARPipeline(with_vectors, tokenizers["events"])
+    return {**pipelines, "vectors": with_vectors, "causal": causal_pipeline}
 
 
 @pytest.fixture(scope="session")
@@ -164,9 +202,9 @@ def encoding(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["events", "tokens", "vectors"])
+@pytest.fixture(params=["events", "tokens", "vectors", "causal"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """Runs a test once for each history encoding, and once for a model with item vectors."""
+    """Runs a test once for each history encoding, for a model with item vectors, and for a decoder alone."""
     return request.param
 
 

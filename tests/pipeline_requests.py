@@ -6,6 +6,7 @@ import torch
 
 from gensar_hf import GenSARPipeline
 from gensar_hf.data import Behavior
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
 HISTORY = [{"item_id": "film-2"}, {"query": "comedy 1990s"}, {"item_id": "film-3", "query": "comedy 1990s"}]
 HISTORIES = [HISTORY, [], [{"item_id": "film-9"}, {"item_id": "film-9"}, {"query": "space"}], HISTORY[:1]]
@@ -25,7 +26,7 @@ def assert_same_answers(batch: list[list[dict]], singles: list[list[dict]], key:
 
 def weighted_by_vector(pipe: GenSARPipeline, history: list, query: str | None) -> np.ndarray:
     """What a model's item vectors add to the score of each item; zeros of a model without."""
-    items, tokenizer = getattr(pipe.model.encoder, "items", None), pipe.tokenizer
+    items, tokenizer = getattr(getattr(pipe.model, "encoder", None), "items", None), pipe.tokenizer
     if items is None:
         return np.zeros(12)
     behavior = Behavior.SEARCHED_ITEM if query else Behavior.RECOMMENDED_ITEM
@@ -35,3 +36,17 @@ def weighted_by_vector(pipe: GenSARPipeline, history: list, query: str | None) -
         last = pipe.model.encoder(**inputs).last_hidden_state[:, -1]
         logits = items.logits(last, torch.tensor([1 if query else 0]))[0]
     return pipe.model.config.item_weight * logits.log_softmax(dim=-1).numpy()
+
+
+def continued(tokenizer: GenSARTokenizer, inputs: dict, codes: np.ndarray) -> tuple[dict, int]:
+    """What a forward needs to predict an identifier's codes from a request, and the place of the first one's logits.
+
+    `codes` begin with the behavior token.
+    """
+    own = dict(inputs)
+    if tokenizer.decoder_only:
+        own["input_ids"] = torch.cat([inputs["input_ids"], torch.from_numpy(codes[None, 1:-1])], dim=1)
+        own["attention_mask"] = torch.ones_like(own["input_ids"])
+        return own, inputs["input_ids"].shape[1] - 1
+    own["decoder_input_ids"] = torch.tensor([[tokenizer.pad_token_id, *codes[:-1].tolist()]])
+    return own, 1

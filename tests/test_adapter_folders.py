@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline_requests import HISTORIES, QUERIES, assert_same_answers, item_ids
-from transformers import AutoModelForSeq2SeqLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Trainer, TrainingArguments
 
 from gensar_hf import GenSARPipeline
 from gensar_hf.artifacts import DataError
@@ -41,8 +41,9 @@ def unmerged(base_dir: Path) -> tuple[GenSARPipeline, Path]:
             available=np.ones(14, dtype=bool),
         )
     )
-    model = AutoModelForSeq2SeqLM.from_pretrained(base_dir)
-    has_vectors = model.config.num_items > 0
+    auto_class = AutoModelForCausalLM if tokenizer.decoder_only else AutoModelForSeq2SeqLM
+    model = auto_class.from_pretrained(base_dir)
+    has_vectors = getattr(model.config, "num_items", 0) > 0
     base = AdapterBase.of(model, str(base_dir), lenders=LENDERS if has_vectors else None)
     rows = (12, 13) if has_vectors else ()
     config = lora_config(grow_to(model, base), tokenizer.code_token_ids, rank=2, item_rows=rows)

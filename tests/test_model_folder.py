@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from pipeline_requests import HISTORIES, HISTORY, QUERIES
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration, TokenizersBackend
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    T5Config,
+    T5ForConditionalGeneration,
+    TokenizersBackend,
+)
 
 from gensar_hf import GenSARPipeline, TrieLogitsProcessor
 from gensar_hf.artifacts import DataError
@@ -28,7 +35,8 @@ def test_a_copied_folder_gives_the_same_answers_to_the_last_bit(
 
 
 def test_the_auto_classes_give_the_same_sequences(pipe: GenSARPipeline, model_dirs: dict[str, Path], kind: str) -> None:
-    model = AutoModelForSeq2SeqLM.from_pretrained(model_dirs[kind])
+    auto_class = AutoModelForCausalLM if kind == "causal" else AutoModelForSeq2SeqLM
+    model = auto_class.from_pretrained(model_dirs[kind])
     tokenizer = AutoTokenizer.from_pretrained(model_dirs[kind])
     outputs = [
         part.generate(
@@ -167,6 +175,17 @@ def test_the_identifiers_of_another_catalogue_are_refused(folder: Path, make_ide
 def test_two_ways_of_reading_histories_do_not_go_together(pipelines: dict[str, GenSARPipeline]) -> None:
     with pytest.raises(DataError, match="The tokenizer encodes histories as tokens, the model reads events"):
         GenSARPipeline(pipelines["events"].model, pipelines["tokens"].tokenizer)
+
+
+def test_a_decoder_alone_and_an_encoder_s_tokenizer_do_not_go_together(pipelines: dict[str, GenSARPipeline]) -> None:
+    with pytest.raises(
+        DataError, match="requests for an encoder and a decoder, the model is a decoder alone; load both"
+    ):
+        GenSARPipeline(pipelines["causal"].model, pipelines["tokens"].tokenizer)
+    with pytest.raises(
+        DataError, match="requests for a decoder alone, the model is an encoder and a decoder; load both"
+    ):
+        GenSARPipeline(pipelines["tokens"].model, pipelines["causal"].tokenizer)
 
 
 def test_a_catalogue_without_titles_has_none(make_generator: Callable, make_identifiers: Callable) -> None:

@@ -5,7 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from pipeline_requests import HISTORIES, HISTORY, QUERIES, assert_same_answers, item_ids, weighted_by_vector
+from pipeline_requests import (
+    HISTORIES,
+    HISTORY,
+    QUERIES,
+    assert_same_answers,
+    continued,
+    item_ids,
+    weighted_by_vector,
+)
 
 from gensar_hf import GenSARPipeline
 from gensar_hf.data import Behavior
@@ -43,10 +51,10 @@ def test_exact_scores_equal_one_forward_for_each_candidate(pipe: GenSARPipeline)
         for row, candidate in np.ndindex(4, 5):
             codes = tokenizer.item_token_ids[behavior][candidates[row, candidate]]
             inputs = tokenizer.encode_request(HISTORIES[row], queries and queries[row], behavior.token)
-            inputs["decoder_input_ids"] = torch.tensor([[tokenizer.pad_token_id, *codes[:-1]]])
+            inputs, first = continued(tokenizer, inputs, codes)
             with torch.no_grad():
-                log_probabilities = model(**inputs).logits[0].log_softmax(dim=-1)
-            expected = sum(log_probabilities[position, codes[position]].item() for position in range(1, 5))
+                log_probabilities = model(**inputs).logits[0, first:].log_softmax(dim=-1)
+            expected = sum(log_probabilities[place, codes[place + 1]].item() for place in range(4))
             expected += weighted_by_vector(pipe, HISTORIES[row], queries and queries[row])[candidates[row, candidate]]
             assert scores[row, candidate] == pytest.approx(expected, abs=1e-4)
 
@@ -191,7 +199,7 @@ def test_a_batch_may_rank_different_numbers_of_candidates(
     assert pipe.rank([HISTORY], [["film-1"]], method=method) == [pipe.rank(HISTORY, ["film-1"], method=method)]
 
 
-@pytest.mark.parametrize("kind", ["events", "tokens"])  # the search knows identifiers alone
+@pytest.mark.parametrize("kind", ["events", "tokens", "causal"])  # the search knows identifiers alone
 def test_enough_beams_rank_as_the_exact_scores_do(pipe: GenSARPipeline) -> None:
     candidates = [f"film-{item}" for item in (1, 2, 5, 8, 9, 10)]
     exact, by_beams = (pipe.rank(HISTORY, candidates, method=method) for method in ("exact", "beam_search"))

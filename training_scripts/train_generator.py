@@ -5,11 +5,12 @@ torchrun --nproc_per_node 2 training_scripts/train_generator.py --output_dir run
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from console import main, metrics_unprinted, show_training_bar
 from encode_items import EMBEDDINGS_FILE
 from sections import Section
@@ -25,15 +26,18 @@ from stages import (
     load_data,
     run_stage,
 )
-from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 from gensar_hf.artifacts import last_checkpoint
 from gensar_hf.data import EventLog, Split, training_mask
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.epoch_rows import rows_per_step
+from gensar_hf.generator.adapters import add_adapter, lora_config, merge_adapter
+from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.initialization import (
+    generator_from_causal_lm,
     generator_from_scratch,
     generator_from_t5,
     start_codes_near_their_items,
@@ -70,10 +74,22 @@ class ModelArguments:
     """The generator, its history encoding and its tasks."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "T5 weights to start from, such as google-t5/t5-small; None: from scratch."}
+        default=None,
+        metadata={
+            "help": "weights to start from: a T5, such as google-t5/t5-small, or any causal language model, such as "
+            "packaged-smollm2; None: a small T5 from scratch."
+        },
+    )
+    gguf_file: str | None = field(default=None, metadata={"help": "the file of that folder, of a GGUF checkpoint."})
+    lora_rank: int = field(
+        default=16, metadata={"help": "of LoRA on a causal language model; 0: all of its weights are trained."}
+    )
+    lora_modules: list[str] | None = field(
+        default=None, metadata={"help": "layers with LoRA, such as q_proj v_proj; default: PEFT's for the model."}
     )
     history_encoding: Literal["events", "tokens"] = field(
-        default="events", metadata={"help": "one position an event, or, as in the paper, one a token."}
+        default="events",
+        metadata={"help": "one position an event, or, as in the paper and always in a causal language model, a token."},
     )
     max_history_events: int = field(default=50, metadata={"help": "events of a history that are read."})
     max_target_tokens: int = field(default=120, metadata={"help": "response tokens packed into one row (events only)."})
@@ -120,6 +136,10 @@ class ModelArguments:
     task_weights: dict | None = field(default=None, metadata={"help": "task → weight; 0 switches a task off."})
 
     def __post_init__(self) -> None:
+        if self.lora_rank < 0:
+            raise ValueError(f"`lora_rank` must not be negative; got {self.lora_rank}.")
+        if self.gguf_file is not None and self.model_name_or_path is None:
+            raise ValueError("`gguf_file` needs the folder that holds it as `model_name_or_path`.")
         if not 0 <= self.teacher_share <= 1:
             raise ValueError(f"`teacher_share` must lie between 0 and 1; got {self.teacher_share}.")
         if not 0 <= self.item_dropout < 1 or not self.item_weight >= 0:
@@ -141,15 +161,32 @@ class ModelArguments:
 SECTION = Section(MODEL, ModelArguments, lambda: TUNED)
 
 
+def make_backbone(arguments: ModelArguments) -> Backbone | None:
+    """The pretrained weights to start from; None: from scratch."""
+    name = arguments.model_name_or_path
+    return None if name is None else Backbone.named(name, arguments.gguf_file)
+
+
+def is_decoder_only(backbone: Backbone | None) -> bool:
+    """Whether the weights are a causal language model's."""
+    return backbone is not None and not backbone.config().is_encoder_decoder
+
+
 def make_tokenizer(
-    arguments: ModelArguments, identifiers: IdentifierTable, item_texts: list[str], events: EventLog, split: Split
+    arguments: ModelArguments,
+    backbone: Backbone | None,
+    identifiers: IdentifierTable,
+    item_texts: list[str],
+    events: EventLog,
+    split: Split,
 ) -> GenSARTokenizer:
     """A vocabulary of its own from item texts and training queries, or that of pretrained weights."""
     names = ("history_encoding", "max_history_events", "behavior_tokens")
     options = {name: getattr(arguments, name) for name in names}
-    if arguments.model_name_or_path:
-        text_tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
-        return GenSARTokenizer.from_text_tokenizer(text_tokenizer, identifiers, **options)
+    if backbone is not None:
+        return GenSARTokenizer.from_text_tokenizer(
+            backbone.text_tokenizer(), identifiers, **options, decoder_only=is_decoder_only(backbone)
+        )
     used = np.unique(events.queries[training_mask(split)])
     queries = [events.query_texts[query] for query in used if query >= 0]
     return GenSARTokenizer.train_from_texts(
@@ -188,10 +225,16 @@ def make_teacher(arguments: ModelArguments, log: TrainingLog, run_dir: Path) -> 
 
 
 def make_model(
-    arguments: ModelArguments, tokenizer: GenSARTokenizer, run_dir: Path, seed: int, num_clicks: np.ndarray
-) -> GenSARForConditionalGeneration:
-    """A new generator, from scratch or from T5 weights; `num_clicks` `(num_items,)` are those of training."""
+    arguments: ModelArguments,
+    backbone: Backbone | None,
+    tokenizer: GenSARTokenizer,
+    run_dir: Path,
+    seed: int,
+    num_clicks: np.ndarray,
+) -> PreTrainedModel:
+    """A new generator, from scratch or from pretrained weights; `num_clicks` `(num_items,)` are those of training."""
     set_seed(seed)
+    code_spread: float | torch.Tensor = 1.0  # of a T5's embeddings when it is new
     options: dict[str, Any] = {
         "recency_slope": arguments.recency_slope,
         "num_items": tokenizer.identifiers.num_trained if arguments.has_item_vectors else 0,
@@ -199,8 +242,12 @@ def make_model(
         "item_recurrence": arguments.item_recurrence,
         "item_weight": arguments.item_weight,
     }
-    if arguments.model_name_or_path:
-        model = generator_from_t5(arguments.model_name_or_path, tokenizer, **options)
+    model: PreTrainedModel
+    if backbone is not None and tokenizer.decoder_only:
+        model = generator_from_causal_lm(backbone, tokenizer)
+        code_spread = model.get_input_embeddings().weight.detach().std(dim=0)
+    elif backbone is not None:
+        model = generator_from_t5(backbone.path, tokenizer, **options)
     else:
         sizes = ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "dropout_rate")
         config = GenSARConfig(**options, **{name: getattr(arguments, name) for name in sizes})
@@ -211,18 +258,28 @@ def make_model(
     item_ids = tokenizer.identifiers.item_ids
     embeddings = [load_item_embeddings(run_dir / stage / EMBEDDINGS_FILE, item_ids) for stage in stages]
     if arguments.code_start == "items":
-        start_codes_near_their_items(model, tokenizer, embeddings, seed=seed)
-    if arguments.has_item_vectors:
+        start_codes_near_their_items(model, tokenizer, embeddings, information=code_spread, seed=seed)
+    if isinstance(model, GenSARForConditionalGeneration) and arguments.has_item_vectors:
         start_item_vectors(model, embeddings, num_clicks, seed)
     return model
 
 
-def suit_processor(training: TrainingArguments, model: GenSARForConditionalGeneration, history_encoding: str) -> None:
+def with_lora(model: PreTrainedModel, arguments: ModelArguments, tokenizer: GenSARTokenizer) -> Any:
+    """A causal language model of which LoRA and the new tokens' rows are trained; every other model as it is."""
+    if not tokenizer.decoder_only or arguments.lora_rank == 0:
+        return model
+    rank, modules = arguments.lora_rank, arguments.lora_modules
+    token_ids = tokenizer.code_token_ids.tolist()
+    return add_adapter(model, lora_config(model, token_ids, rank, alpha=2 * rank, target_modules=modules))
+
+
+def suit_processor(training: TrainingArguments, model: PreTrainedModel, history_encoding: str) -> None:
     """Same steps, computed the way that takes least time without a GPU."""
     if training.device.type != "cpu":
         return
-    # Attention with a bias that is learned has no fused kernel here, and what SDPA falls back to is slower than eager.
-    model.set_attn_implementation("eager")
+    if isinstance(model, GenSARForConditionalGeneration):
+        # Attention with a bias that is learned has no fused kernel here; what SDPA falls back to is slower than eager.
+        model.set_attn_implementation("eager")
     num_batches = batches_per_step(training.train_batch_size, history_encoding)
     training.per_device_train_batch_size //= num_batches
     training.gradient_accumulation_steps *= num_batches
@@ -237,23 +294,32 @@ def example_rows(sampler: ExampleSampler, training: TrainingArguments, max_posit
 
 
 def save_trained(trainer: Trainer, folder: Path) -> None:
-    """Save the model, put together where FSDP or DeepSpeed has spread it over the processes; all of them call this."""
+    """Save the model, a trained adapter merged into it; all processes call this.
+
+    What FSDP or DeepSpeed has spread over them is put together.
+    """
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "peft_config"):
+        if trainer.args.should_save:
+            merge_adapter(model).save_pretrained(folder)
+        return
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.args.should_save:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)
+        model.save_pretrained(folder, state_dict=weights)
 
 
 def run(settings: Settings) -> StageReport:
     """Build the tokenizer, train the generator, save both."""
-    run_dir, (arguments, training) = settings.run_dir, settings[MODEL]
+    run_dir, (given, training) = settings.run_dir, settings[MODEL]
 
     def work(folder: Path, checkpoints: Path) -> dict:
         log, events, split = load_data(run_dir)
-        identifiers = IdentifierTable.load(run_dir / RQVAE)
-        tokenizer = make_tokenizer(arguments, identifiers, log.item_texts(), events, split)
+        identifiers, backbone = IdentifierTable.load(run_dir / RQVAE), make_backbone(given)
+        arguments = replace(given, history_encoding="tokens") if is_decoder_only(backbone) else given
+        tokenizer = make_tokenizer(arguments, backbone, identifiers, log.item_texts(), events, split)
         training_log = TrainingLog(tokenizer, events, split.train_ends, log.item_texts())
-        model = make_model(arguments, tokenizer, run_dir, training.seed, training_log.num_clicks())
-        num_parameters = model.num_parameters()
+        model = make_model(arguments, backbone, tokenizer, run_dir, training.seed, training_log.num_clicks())
+        counts = {"parameters": model.num_parameters()}
         teacher = make_teacher(arguments, training_log, run_dir)
         sampler = make_sampler(arguments, training_log, training.seed, teacher)
         is_packed = arguments.history_encoding == "events"
@@ -266,15 +332,17 @@ def run(settings: Settings) -> StageReport:
         suit_processor(training, model, arguments.history_encoding)
         rows = example_rows(sampler, training, max_positions)
         training.output_dir = str(checkpoints)
-        trainer = Trainer(model=model, args=training, train_dataset=rows, data_collator=ExampleCollator(tokenizer))
+        trained = with_lora(model, arguments, tokenizer)
+        counts["trained parameters"] = sum(part.numel() for part in trained.parameters() if part.requires_grad)
+        trainer = Trainer(model=trained, args=training, train_dataset=rows, data_collator=ExampleCollator(tokenizer))
         show_training_bar(trainer)
         with metrics_unprinted():
             output = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
         save_trained(trainer, folder)
         tokenizer.save_pretrained(folder)
-        return {"parameters": num_parameters, "steps": output.global_step, "loss": output.training_loss}
+        return {**counts, "steps": output.global_step, "loss": output.training_loss}
 
-    inputs = [arguments, training, run_dir / DATA, run_dir / RQVAE]
+    inputs = [given, training, run_dir / DATA, run_dir / RQVAE]
     inputs += [run_dir / stage / EMBEDDINGS_FILE for stage in (SEMANTIC, COLLABORATIVE)]
     inputs.append(run_dir / COLLABORATIVE / "model.safetensors")
     return run_stage(run_dir, MODEL, inputs, work, is_distributed=True)

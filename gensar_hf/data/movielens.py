@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import logging
 import os
 import re
-import subprocess
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -19,14 +14,12 @@ import pandas as pd
 from gensar_hf.artifacts import DataError
 from gensar_hf.data.interactions import InteractionLog, load_log
 from gensar_hf.data.queries import assign_search_clicks
-
-logger = logging.getLogger(__name__)
+from gensar_hf.wheels import Wheel
 
 RECBOLE_REQUIREMENT = "recbole==1.2.1"
 WHEEL_NAME = "recbole-1.2.1-py3-none-any.whl"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 _WHEEL_FOLDER = "recbole/dataset_example/ml-100k"
-_DOWNLOAD_SECONDS = 300
 _REMEDY = "give a folder that holds GroupLens' u.data and u.item (`folder`), from https://grouplens.org/datasets/movielens/100k"
 
 TEXT_COLUMNS = ("title", "year", "genres")
@@ -67,7 +60,7 @@ def load_movielens_100k(
     Raises:
         DataError: the folder has neither pair of files, or the download fails.
     """
-    items, interactions = _read_folder(Path(folder)) if folder is not None else _read_wheel(_fetch_wheel(cache_dir))
+    items, interactions = _read_folder(Path(folder)) if folder is not None else _read_wheel(_wheel().fetch(cache_dir))
     log = load_log(_tidy(items), interactions, TEXT_COLUMNS)
     return assign_search_clicks(log, search_fraction, seed)
 
@@ -166,38 +159,5 @@ def _read_wheel(wheel: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         )
 
 
-def _fetch_wheel(cache_dir: str | os.PathLike[str] | None) -> Path:
-    """The path of the checked wheel, downloaded if it is not in `cache_dir` yet."""
-    cache = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "gensar-hf"
-    wheel = cache / WHEEL_NAME
-    if wheel.is_file():
-        _check_wheel(wheel)
-        return wheel
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as aside:
-        logger.info("Downloading %s (2 MB) from PyPI, for the MovieLens-100k files in it.", WHEEL_NAME)
-        _download_wheel(Path(aside))
-        _check_wheel(Path(aside) / WHEEL_NAME)
-        os.replace(Path(aside) / WHEEL_NAME, wheel)
-    return wheel
-
-
-def _download_wheel(folder: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    pip += ["--disable-pip-version-check", "--dest", str(folder), RECBOLE_REQUIREMENT]
-    try:
-        done = subprocess.run(pip, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise DataError(f"MovieLens-100k could not be downloaded ({error}); {_REMEDY}.") from error
-    if done.returncode != 0 or not (folder / WHEEL_NAME).is_file():
-        reason = (done.stderr.strip().splitlines() or [f"pip ended with status {done.returncode}"])[-1]
-        raise DataError(f"MovieLens-100k could not be downloaded ({reason}); {_REMEDY}.")
-
-
-def _check_wheel(wheel: Path) -> None:
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != WHEEL_SHA256:
-        raise DataError(
-            f"{wheel} is not the file that was expected (SHA-256 {found} instead of {WHEEL_SHA256}); delete it and try "
-            f"again, or {_REMEDY}."
-        )
+def _wheel() -> Wheel:
+    return Wheel(RECBOLE_REQUIREMENT, WHEEL_NAME, WHEEL_SHA256, "MovieLens-100k", "2 MB", _REMEDY)

@@ -10,18 +10,17 @@ from transformers import (
     LogitsProcessorList,
     MaxLengthCriteria,
     StoppingCriteriaList,
-    T5ForConditionalGeneration,
 )
-from transformers.generation import GenerateBeamEncoderDecoderOutput
+from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput
 
+from gensar_hf.decoding.context import DecodingContext, EncoderContext, PromptContext
 from gensar_hf.decoding.excluded_items import AllowedItems, ExcludedItems, ItemCollections
 from gensar_hf.decoding.logits_process import DEAD_SCORE
 from gensar_hf.decoding.output_head import OutputHead
-from gensar_hf.decoding.tree_decoder import TreeDecoder
 from gensar_hf.decoding.trie import Trie
 
 SOFTMAXES = ("vocabulary", "level")
-_START_LENGTH = 1  # decoder start tokens before the trie's first edge
+_MASKS = ("attention_mask", "event_ids")
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ class TrieBeamSearch:
     duplicates. `num_beams=1` is a search of one beam, with a score, where `generate` decodes greedily without one. And
     the output holds `sequences` and `sequences_scores` only, no scores or states of single steps.
 
-    What is saved: the encoder's keys and values and the tokens of the prompt are computed once per request instead of
-    once per beam (`TreeDecoder`); the logits are never written out (`OutputHead`); only the children of the beams'
-    nodes are sorted, not the vocabulary; and no step follows the last code.
+    What is saved: the keys and values of the encoder, or of the prompt of a decoder alone, are computed and kept once
+    per request instead of once per beam (`TreeDecoder`); the logits are never written out (`OutputHead`); only the
+    children of the beams' nodes are sorted, not the vocabulary; and no step follows the last code.
 
     Args:
         trie: the sequences allowed, all of one length.
@@ -91,82 +90,81 @@ class TrieBeamSearch:
 
     def __call__(
         self,
-        model: T5ForConditionalGeneration,
+        model: Any,
         input_ids: torch.Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         **model_kwargs: Any,
-    ) -> GenerateBeamEncoderDecoderOutput | torch.Tensor:
+    ) -> GenerateBeamEncoderDecoderOutput | GenerateBeamDecoderOnlyOutput | torch.Tensor:
         """What `generate` calls, its inputs repeated for each beam.
 
         Args:
-            model: any T5 with a language-model head.
-            input_ids: `(batch_size * num_beams, length)` decoder start and, perhaps, the first tokens of the trie.
+            model: any T5 with a language-model head, or a causal language model.
+            input_ids: `(batch_size * num_beams, length)` decoder start (of a causal language model the prompt, padded
+                on the left) and, perhaps, the first tokens of the trie.
             logits_processor: must be empty.
             stopping_criteria: none but the length and the end token.
             generation_config: `num_beams`, `num_return_sequences`, `length_penalty`, `max_length`, special tokens.
-            **model_kwargs: `encoder_outputs` and what the encoder was given.
+            **model_kwargs: the mask, and of a T5 `encoder_outputs` and what the encoder was given.
 
         Returns:
             as `generate` with beams: `sequences` `(batch_size * num_return_sequences, length)`, ended by an end token
             where `max_length` leaves room for it, and `sequences_scores`.
 
         Raises:
-            ValueError: an option that this search does not know, a prompt of free text, fewer tokens allowed than the
-                trie's sequences have, NaN in the model's scores.
+            ValueError: an option or a model that this search does not know, a prompt of free text, fewer tokens
+                allowed than the trie's sequences have, NaN in the model's scores.
         """
         _refuse_options(logits_processor, stopping_criteria, generation_config)
         num_beams, max_length = generation_config.num_beams, generation_config.max_length
         prompts = input_ids[::num_beams]
-        num_new = self._num_new_tokens(prompts)
+        start_length = 1 if model.config.is_encoder_decoder else self._prompt_length(prompts)
+        beginnings = prompts[:, start_length:]
+        num_new = self._num_new_tokens(beginnings)
         if prompts.shape[1] + num_new > max_length:
             raise ValueError(
                 f"The trie's sequences go on for {num_new} tokens after the prompt, but only "
                 f"{max_length - prompts.shape[1]} may be generated; set max_new_tokens={num_new}."
             )
-        states = model_kwargs["encoder_outputs"].last_hidden_state[::num_beams]
-        masks = [model_kwargs.get(name) for name in ("attention_mask", "event_ids")]
-        mask = _encoder_mask(states, *(None if mask is None else mask[::num_beams] for mask in masks))
-        return _as_generated(self.search(model, states, mask, prompts, num_beams), prompts, generation_config)
+        given = {name: tensor[::num_beams] for name in _MASKS if (tensor := model_kwargs.get(name)) is not None}
+        if model.config.is_encoder_decoder:
+            states = model_kwargs["encoder_outputs"].last_hidden_state[::num_beams]
+            context: DecodingContext = EncoderContext(model, states, _encoder_mask(states, **given), prompts[:, 0])
+        else:
+            mask = given["attention_mask"][:, :start_length] if given else None
+            context = PromptContext.of_prompts(model, prompts[:, :start_length], mask)
+        beams = self.search(context, beginnings, num_beams)
+        return _as_generated(beams, prompts, start_length, generation_config, model.config.is_encoder_decoder)
 
     @torch.no_grad()
-    def search(
-        self,
-        model: T5ForConditionalGeneration,
-        encoder_states: torch.Tensor,
-        encoder_mask: torch.Tensor,
-        prompts: torch.Tensor,
-        num_beams: int,
-    ) -> Beams:
-        """Search without `generate`, for callers that have encoded their requests.
+    def search(self, context: DecodingContext, beginnings: torch.Tensor, num_beams: int) -> Beams:
+        """Search without `generate`, for callers whose model has read their requests.
 
         Args:
-            model: any T5 with a language-model head.
-            encoder_states: `(batch_size, num_positions, d_model)`.
-            encoder_mask: `(batch_size, num_positions)` bool.
-            prompts: `(batch_size, length)` decoder start and, perhaps, the first tokens of the trie.
+            context: the requests.
+            beginnings: `(batch_size, length)` the first tokens of the trie, such as the behavior token; perhaps none.
             num_beams: beams of each request.
 
         Raises:
             ValueError: free text is asked for, the model's vocabulary is smaller than the trie's, `excluded` or
                 `allowed` are those of another number of requests, or the model's scores hold NaN.
         """
-        self._check(model, prompts)
+        self._check(context, beginnings)
         num_beams = min(num_beams, self.trie.num_sequences)
-        prompt_length, num_steps = prompts.shape[1], self._num_new_tokens(prompts)
-        tokens = prompts[:, None, _START_LENGTH:]
+        num_given, num_steps = beginnings.shape[1], self._num_new_tokens(beginnings)
+        tokens = beginnings[:, None]
         nodes = self.trie.walk(tokens[:, 0])[:, None]
         parents = torch.zeros_like(nodes)
         scores = torch.zeros(nodes.shape, device=nodes.device).masked_fill(nodes == self.trie.dead_node, -torch.inf)
         if num_steps > 0:
-            max_nodes = prompt_length + (num_steps - 1) * num_beams
-            decoder = TreeDecoder(model, encoder_states, encoder_mask, max_nodes, prompt_length + num_steps - 1)
-            states, head = decoder.read_prefix(prompts), OutputHead(model)
+            decoder = context.tree_decoder(1 + num_given + (num_steps - 1) * num_beams, num_given + num_steps)
+            prefixes = torch.cat([context.start_tokens[:, None], beginnings], dim=1)
+            states, head = decoder.read_prefix(prefixes), context.output_head()
         for step in range(num_steps):
             if step > 0:
-                states = decoder.read_children(tokens[:, :, -1], parents, prompt_length - 1 + step)
-            level = prompt_length - _START_LENGTH + step
+                states = decoder.read_children(tokens[:, :, -1], parents, num_given + step)
+            level = num_given + step
             log_probabilities = self._log_probabilities(head, states, tokens, level)
             parents, next_tokens, nodes, scores = self._best_children(
                 nodes, scores, log_probabilities, level, num_beams
@@ -222,28 +220,34 @@ class TrieBeamSearch:
             forbidden |= self.allowed.misses(children, requests)
         return forbidden
 
-    def _num_new_tokens(self, prompts: torch.Tensor) -> int:
-        return max(0, _START_LENGTH + self.trie.max_length - prompts.shape[1])
-
-    def _check(self, model: T5ForConditionalGeneration, prompts: torch.Tensor) -> None:
-        if not isinstance(model, T5ForConditionalGeneration):
+    def _prompt_length(self, prompts: torch.Tensor) -> int:
+        """Tokens before the first edge, in every row the same."""
+        lengths = self.trie.prompt_lengths(prompts)
+        if (lengths != lengths[0]).any():
             raise ValueError(
-                f"TrieBeamSearch decodes with T5 models and their subclasses; got a {type(model).__name__}."
+                "The answers must begin at the same place in all rows of a batch; pad the prompts on the left, and "
+                "give each the same number of the answer's tokens."
             )
-        if self.trie.token_limit > model.config.vocab_size:
+        return int(lengths[0])
+
+    def _num_new_tokens(self, beginnings: torch.Tensor) -> int:
+        return max(0, self.trie.max_length - beginnings.shape[1])
+
+    def _check(self, context: DecodingContext, beginnings: torch.Tensor) -> None:
+        if self.trie.token_limit > context.vocab_size:
             raise ValueError(
                 f"The trie holds the token {self.trie.token_limit - 1}, but the model scores only "
-                f"{model.config.vocab_size} tokens; resize the model's embeddings to the tokenizer that the trie was "
+                f"{context.vocab_size} tokens; resize the model's embeddings to the tokenizer that the trie was "
                 "built with."
             )
         for name, items in (("excluded", self.excluded), ("allowed", self.allowed)):
-            if items is not None and items.num_requests != len(prompts):
+            if items is not None and items.num_requests != len(context):
                 raise ValueError(
-                    f"`{name}` names {items.num_requests} requests, but the batch has {len(prompts)}; give one set of "
+                    f"`{name}` names {items.num_requests} requests, but the batch has {len(context)}; give one set of "
                     "items for each request of the batch."
                 )
-        if self.trie.free_text_token_id is not None and prompts.shape[1] > _START_LENGTH:
-            is_free_text = prompts[:, _START_LENGTH] == self.trie.free_text_token_id
+        if self.trie.free_text_token_id is not None and beginnings.shape[1] > 0:
+            is_free_text = beginnings[:, 0] == self.trie.free_text_token_id
             if is_free_text.any():
                 raise ValueError(
                     f"Request {int(is_free_text.int().argmax())} asks for free text, which no trie holds; generate it "
@@ -257,7 +261,7 @@ def _of_beams(values: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
 
 
 def _encoder_mask(
-    states: torch.Tensor, attention_mask: torch.Tensor | None, event_ids: torch.Tensor | None
+    states: torch.Tensor, attention_mask: torch.Tensor | None = None, event_ids: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`(batch_size, num_positions)` bool: the encoder positions that hold something.
 
@@ -273,13 +277,13 @@ def _encoder_mask(
 
 
 def _as_generated(
-    beams: Beams, prompts: torch.Tensor, config: GenerationConfig
-) -> GenerateBeamEncoderDecoderOutput | torch.Tensor:
+    beams: Beams, prompts: torch.Tensor, start_length: int, config: GenerationConfig, is_encoder_decoder: bool
+) -> GenerateBeamEncoderDecoderOutput | GenerateBeamDecoderOnlyOutput | torch.Tensor:
     """The beams in the form, and with the length penalty, of `generate`."""
     batch_size, num_found, _ = beams.tokens.shape
     prompt_length, num_returned = prompts.shape[1], config.num_return_sequences
     pad_token, end_token = _special_tokens(config)
-    sequences = torch.cat([prompts[:, None, :_START_LENGTH].expand(-1, num_found, -1), beams.tokens], dim=2)
+    sequences = torch.cat([prompts[:, None, :start_length].expand(-1, num_found, -1), beams.tokens], dim=2)
     if sequences.shape[2] < config.max_length and end_token is not None:
         sequences = torch.cat([sequences, sequences.new_full((batch_size, num_found, 1), end_token)], dim=2)
     num_generated = sequences.shape[2] - prompt_length
@@ -296,7 +300,8 @@ def _as_generated(
     sequences, scores = sequences.flatten(0, 1), scores.masked_fill(is_dead, DEAD_SCORE).flatten()
     if not config.return_dict_in_generate:
         return sequences
-    return GenerateBeamEncoderDecoderOutput(
+    output_class = GenerateBeamEncoderDecoderOutput if is_encoder_decoder else GenerateBeamDecoderOnlyOutput
+    return output_class(
         sequences=sequences,  # type: ignore[arg-type]
         sequences_scores=scores if config.output_scores else None,
     )

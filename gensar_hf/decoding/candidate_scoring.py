@@ -1,8 +1,6 @@
 """Exact scores of given candidates in one decoder forward over their distinct prefixes.
 
-The candidates of a request form a small tree. Its nodes stand behind one another in one decoder row; a node attends
-to its ancestors only, and T5's relative positions are differences of depth, so every node computes what it would
-compute at the end of its own prefix.
+The candidates of a request form a small tree, whose nodes stand behind one another in one decoder row (`TreeDecoder`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,10 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import T5ForConditionalGeneration
 
-from gensar_hf.decoding.output_head import OutputHead
-from gensar_hf.decoding.tree_decoder import TreeDecoder
+from gensar_hf.decoding.context import DecodingContext
 
 # Attention grows with the square of a tree, so that many candidates are cheaper as several trees of neighbours.
 _MAX_CANDIDATES = 256
@@ -62,18 +58,12 @@ class PrefixTree:
 
 @torch.inference_mode()
 def score_candidates(
-    model: T5ForConditionalGeneration,
-    encoder_states: torch.Tensor,
-    encoder_mask: torch.Tensor,
-    sequences: np.ndarray | Sequence[np.ndarray],
-    num_forced_tokens: int = 1,
+    context: DecodingContext, sequences: np.ndarray | Sequence[np.ndarray], num_forced_tokens: int = 1
 ) -> torch.Tensor:
     """Log-probability of each candidate's tokens, equal to teacher forcing them one by one.
 
     Args:
-        model: any T5 with a language-model head.
-        encoder_states: `(batch_size, num_positions, d_model)`.
-        encoder_mask: `(batch_size, num_positions)` bool.
+        context: the requests.
         sequences: `(batch_size, num_candidates, length)` token ids, the behavior token first, no decoder start; or
             one `(num_candidates, length)` array a request, whose numbers of candidates may differ.
         num_forced_tokens: leading tokens that do not count (the behavior token is given, not predicted).
@@ -82,13 +72,13 @@ def score_candidates(
         `(batch_size, num_candidates)` sums of natural logarithms, full-vocabulary softmax; -inf behind the candidates
         of a request that has fewer than another.
     """
-    device, start_token_id = encoder_states.device, model.config.decoder_start_token_id
+    device = context.device
     scores = torch.full((len(sequences), max(map(len, sequences), default=0)), -torch.inf, device=device)
-    head = OutputHead(model)
-    for pieces in _forwards(sequences, start_token_id):
+    head = context.output_head()
+    for pieces in _forwards(sequences, context.start_tokens.tolist()):
         rows = torch.tensor([piece.row for piece in pieces], device=device)
         trees = [piece.tree for piece in pieces]
-        states = _decode_trees(model, encoder_states[rows], encoder_mask[rows], trees)
+        states = _decode_trees(context.rows(rows), trees)
         # All candidates of all trees behind one another, each with the nodes of its own tree.
         nodes = np.concatenate([tree.nodes + place * states.shape[1] for place, tree in enumerate(trees)])
         tokens = np.concatenate([sequences[piece.row][piece.candidates] for piece in pieces])
@@ -111,7 +101,7 @@ class _Piece(NamedTuple):
     tree: PrefixTree
 
 
-def _forwards(sequences: np.ndarray | Sequence[np.ndarray], start_token_id: int) -> Iterator[list[_Piece]]:
+def _forwards(sequences: np.ndarray | Sequence[np.ndarray], start_tokens: list[int]) -> Iterator[list[_Piece]]:
     """Pieces that are decoded together."""
     waiting: list[_Piece] = []
     for row, candidates in enumerate(sequences):
@@ -120,7 +110,7 @@ def _forwards(sequences: np.ndarray | Sequence[np.ndarray], start_token_id: int)
         order = np.lexsort(candidates.T[::-1]) if is_cut else np.arange(len(candidates))
         for start in range(0, len(order), _MAX_CANDIDATES):
             chosen = order[start : start + _MAX_CANDIDATES]
-            piece = _Piece(row, chosen, PrefixTree.of_sequences(candidates[chosen], start_token_id))
+            piece = _Piece(row, chosen, PrefixTree.of_sequences(candidates[chosen], start_tokens[row]))
             num_nodes = max(len(other.tree.tokens) for other in [*waiting, piece])
             if waiting and (len(waiting) + 1) * num_nodes**2 > _MAX_PAIRS:
                 yield waiting
@@ -130,11 +120,8 @@ def _forwards(sequences: np.ndarray | Sequence[np.ndarray], start_token_id: int)
         yield waiting
 
 
-def _decode_trees(
-    model: T5ForConditionalGeneration, encoder_states: torch.Tensor, encoder_mask: torch.Tensor, trees: list[PrefixTree]
-) -> torch.Tensor:
+def _decode_trees(context: DecodingContext, trees: list[PrefixTree]) -> torch.Tensor:
     """`(num_trees, num_nodes, d_model)` decoder states of all nodes, padded to the largest tree."""
-    device = encoder_states.device
     num_nodes = max(len(tree.tokens) for tree in trees)
     tokens = np.zeros((len(trees), num_nodes), dtype=np.int64)
     depths = np.zeros((len(trees), num_nodes), dtype=np.int64)
@@ -143,5 +130,5 @@ def _decode_trees(
     for row, tree in enumerate(trees):
         size = len(tree.tokens)
         tokens[row, :size], depths[row, :size], visible[row, :size, :size] = tree.tokens, tree.depths, tree.ancestors
-    decoder = TreeDecoder(model, encoder_states, encoder_mask, num_nodes, int(depths.max()) + 1)
-    return decoder.read(*(torch.from_numpy(array).to(device) for array in (tokens, depths, visible)))
+    decoder = context.tree_decoder(num_nodes, int(depths.max()) + 1)
+    return decoder.read(*(torch.from_numpy(array).to(context.device) for array in (tokens, depths, visible)))

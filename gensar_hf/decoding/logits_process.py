@@ -17,8 +17,9 @@ DEAD_SCORE = -1e9
 class TrieLogitsProcessor(LogitsProcessor):
     """Constrain `generate` (greedy, sampling or beams) to the sequences of a trie, all rows at once.
 
-    A row of `input_ids` is `[decoder start, behavior token, code 1, code 2, …]`; the behavior token is the first
-    edge of the trie, so one batch may mix search and recommendation. Each row is in one of these states:
+    A row of `input_ids` is `[decoder start, behavior token, code 1, code 2, …]`, or a prompt of any length in place of
+    the decoder start if the trie says so; the behavior token is the first edge of the trie, so one batch may mix search
+    and recommendation. Each row is in one of these states:
 
     - inside the trie: the children of its node keep the score that the model gave them, all other tokens get -inf;
     - at the end of a sequence (also after its end token): only the end token, at score 0;
@@ -33,10 +34,10 @@ class TrieLogitsProcessor(LogitsProcessor):
 
     Args:
         trie: the sequences allowed, from the behavior token on.
-        decoder_start_length: number of tokens before the behavior token.
+        decoder_start_length: number of tokens before the behavior token; default, as of the next three: the trie's own.
         eos_token_id: the end token. It must not occur in the trie.
-        pad_token_id: what finished rows are filled with; None if there is no such token.
-        free_text_token_id: default: the trie's own.
+        pad_token_id: what finished rows are filled with.
+        free_text_token_id: a first token after which anything may follow.
         excluded: for each request (not for each beam) the trie values that must not be generated, such as the items
             already seen. Row `r` of `input_ids` belongs to request `r // num_beams`, as `generate` lays its rows out.
 
@@ -48,16 +49,16 @@ class TrieLogitsProcessor(LogitsProcessor):
     def __init__(
         self,
         trie: Trie,
-        decoder_start_length: int = 1,
-        eos_token_id: int = 1,
-        pad_token_id: int | None = 0,
+        decoder_start_length: int | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
         free_text_token_id: int | None = None,
         excluded: Sequence[Collection[int] | np.ndarray] | None = None,
     ) -> None:
         self.trie = trie
         self.decoder_start_length = decoder_start_length
-        self.eos_token_id = eos_token_id
-        self.pad_token_id = pad_token_id
+        self.eos_token_id = trie.end_token_id if eos_token_id is None else eos_token_id
+        self.pad_token_id = trie.pad_token_id if pad_token_id is None else pad_token_id
         self.free_text_token_id = trie.free_text_token_id if free_text_token_id is None else free_text_token_id
         self.excluded = None if excluded is None else ExcludedItems(trie, excluded)
 
@@ -65,7 +66,7 @@ class TrieLogitsProcessor(LogitsProcessor):
         """Mask the scores.
 
         Args:
-            input_ids: `(num_rows, length)` tokens so far, `decoder_start_length` start tokens first.
+            input_ids: `(num_rows, length)` tokens so far.
             scores: `(num_rows, vocab_size)` logits or log-probabilities of the next token.
 
         Returns:
@@ -73,7 +74,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         """
         self._check(scores)
         requests = self._requests(len(scores), scores.device)
-        prefixes = input_ids[:, self.decoder_start_length :]
+        start_length = self.decoder_start_length
+        prefixes = self.trie.answers(input_ids) if start_length is None else input_ids[:, start_length:]
         nodes, has_ended = self._positions(prefixes)
 
         constrained = torch.full_like(scores, -torch.inf)
@@ -106,11 +108,13 @@ class TrieLogitsProcessor(LogitsProcessor):
         """Undo the constraint on rows of free text; rows at the root may also begin free text."""
         if self.free_text_token_id is None:
             return constrained
-        if prefixes.shape[1] > 0:
+        if prefixes.shape[1] == 0:
+            to_begin = nodes == self.trie.root
+        else:
+            to_begin = prefixes[:, 0] == PADDING
             is_free = prefixes[:, 0] == self.free_text_token_id
-            return torch.where(is_free[:, None], scores, constrained)
-        at_root = nodes == self.trie.root
-        constrained[at_root, self.free_text_token_id] = scores[at_root, self.free_text_token_id]
+            constrained = torch.where(is_free[:, None], scores, constrained)
+        constrained[to_begin, self.free_text_token_id] = scores[to_begin, self.free_text_token_id]
         return constrained
 
     def _requests(self, num_rows: int, device: torch.device) -> torch.Tensor:

@@ -15,21 +15,26 @@ from gensar_hf.decoding.packed_linear import SLICE_TOKENS, PackedLinear
 
 
 class OutputHead:
-    """The language-model head of a T5.
+    """A language-model head.
 
     Args:
-        model: its `lm_head` is called as it is where it is more than a matrix (quantised, with an adapter or a hook);
+        head: it is called as it is where it is more than a matrix (with a bias, quantised, with an adapter or a hook);
             the whole table of logits is then computed, some rows at a time.
+        scale: what states are multiplied with before it, if they are.
     """
 
-    def __init__(self, model: T5ForConditionalGeneration) -> None:
-        self._head: nn.Module = model.lm_head
-        self._scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else None
-        self._weight = _plain_weight(model.lm_head)
-        if isinstance(model.lm_head, PackedLinear):
-            self._products = model.lm_head.products
+    def __init__(self, head: nn.Module, scale: float | None = None) -> None:
+        self._head, self._scale = head, scale
+        self._weight = _plain_weight(head)
+        if isinstance(head, PackedLinear):
+            self._products = head.products
         elif self._weight is not None:
             self._products = [partial(linear, weight=rows) for rows in self._weight.split(SLICE_TOKENS)]
+
+    @classmethod
+    def of_t5(cls, model: T5ForConditionalGeneration) -> "OutputHead":
+        """That of a T5, which may scale its states."""
+        return cls(model.lm_head, model.config.d_model**-0.5 if model.config.scale_decoder_outputs else None)
 
     def range_logits(self, states: torch.Tensor, first_token: int, end_token: int) -> torch.Tensor:
         """Of the tokens `first_token` … `end_token - 1`: `(..., d_model)` states → float32 `(..., num_tokens)`."""

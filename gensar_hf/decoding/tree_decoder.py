@@ -1,61 +1,25 @@
-"""T5's decoder over trees of tokens: what the nodes of one example share is computed once.
+"""Decoders over trees of tokens: what the nodes of one example share is computed once.
 
-`generate` gives every beam its own row: the encoder's keys and values are projected and kept once per beam, and so are
-the tokens that all beams begin with. Here a row is an example, and its beams (or candidates) are the nodes of one tree
-in it. A node attends to its ancestors only, and T5 knows positions as differences of depth, so every node computes what
-it would compute at the end of its own prefix. Beams are reordered by index: no key or value is copied.
+`generate` gives every beam its own row: the keys and values of the encoder, or of the prompt, are kept once per beam,
+and so are the tokens that all beams begin with. Here a row is an example, and its beams (or candidates) are the nodes
+of one tree in it. A node attends to its ancestors only, at the position that its depth gives it, so every node
+computes what it would compute at the end of its own prefix. Beams are reordered by index: nothing is copied for them.
 """
 
-from typing import Any
+from abc import ABC, abstractmethod
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import T5ForConditionalGeneration
 
 
-class TreeDecoder:
+class TreeDecoder(ABC):
     """Reads the nodes of one tree per example, some at a time, parents before their children.
 
-    It calls the model's own layers; only attention is put together here.
-
     Args:
-        model: any T5 with a language-model head.
-        encoder_states: `(batch_size, num_positions, d_model)`.
-        encoder_mask: `(batch_size, num_positions)` bool.
-        max_nodes: tokens that will be read for one example.
-        max_depth: tokens on the longest path from the root, the root included.
+        batch_size: number of examples.
+        device: of the tokens.
     """
 
-    def __init__(
-        self,
-        model: T5ForConditionalGeneration,
-        encoder_states: torch.Tensor,
-        encoder_mask: torch.Tensor,
-        max_nodes: int,
-        max_depth: int,
-    ) -> None:
-        decoder: Any = model.decoder
-        self._decoder = decoder
-        self._head_size = model.config.d_kv
-        batch_size, device = len(encoder_states), encoder_states.device
-        cross_layers = [block.layer[1].EncDecAttention for block in decoder.block]
-        self._cross = [
-            (self._heads(layer.k(encoder_states)), self._heads(layer.v(encoder_states))) for layer in cross_layers
-        ]
-        dtype = self._cross[0][0].dtype
-        self._cross_mask = torch.zeros(encoder_mask.shape, dtype=dtype, device=device)
-        self._cross_mask = self._cross_mask.masked_fill(~encoder_mask, torch.finfo(dtype).min)[:, None, None, :]
-        # (num_heads, max_depth² + 1): the bias of a query at one depth for a key at another, and that of a key it
-        # must not see.
-        bias = decoder.block[0].layer[0].SelfAttention.compute_bias(max_depth, max_depth)[0].flatten(1)
-        self._bias = torch.cat([bias, torch.full_like(bias[:, :1], torch.finfo(dtype).min)], dim=1)
-        self._max_depth = max_depth
-        shape = (batch_size, model.config.num_heads, max_nodes, self._head_size)
-        self._self = [
-            (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
-            for _ in decoder.block
-        ]
-        self._depths = torch.empty((batch_size, max_nodes), dtype=torch.long, device=device)
+    def __init__(self, batch_size: int, device: torch.device) -> None:
         self._visible = torch.empty((batch_size, 0, 0), dtype=torch.bool, device=device)  # of the nodes read last
         self.num_nodes = 0
 
@@ -69,24 +33,15 @@ class TreeDecoder:
                 nodes read so far and now; every node must see one at least.
 
         Returns:
-            `(batch_size, num_new, d_model)` decoder states after the last layer norm.
+            `(batch_size, num_new, d_model)` states as the output head takes them.
         """
-        first, last = self.num_nodes, self.num_nodes + tokens.shape[1]
-        self._depths[:, first:last] = depths
-        self_mask = self._self_mask(depths, self._depths[: len(depths), :last], visible)
-        states = self._decoder.embed_tokens(tokens)
-        for block, own, cross in zip(self._decoder.block, self._self, self._cross, strict=True):
-            layer = block.layer[0]
-            normed = layer.layer_norm(states)
-            for buffer, project in zip(own, (layer.SelfAttention.k, layer.SelfAttention.v), strict=True):
-                buffer[:, :, first:last] = self._heads(project(normed))
-            keys, values = (buffer[:, :, :last] for buffer in own)
-            states = states + self._attend(layer.SelfAttention, normed, keys, values, self_mask)
-            layer = block.layer[1]
-            states = states + self._attend(layer.EncDecAttention, layer.layer_norm(states), *cross, self._cross_mask)
-            states = block.layer[2](states)
-        self.num_nodes, self._visible = last, visible
-        return self._decoder.final_layer_norm(states)
+        states = self._read(tokens, depths, visible)
+        self.num_nodes, self._visible = self.num_nodes + tokens.shape[1], visible
+        return states
+
+    @abstractmethod
+    def _read(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """As `read`; `num_nodes` is still the number of nodes before."""
 
     def read_prefix(self, tokens: torch.Tensor) -> torch.Tensor:
         """Read what all beams of an example begin with.
@@ -95,7 +50,7 @@ class TreeDecoder:
             tokens: `(batch_size, length)`, root first.
 
         Returns:
-            `(batch_size, 1, d_model)` decoder states of the last token, which alone can be a parent.
+            `(batch_size, 1, d_model)` states of the last token, which alone can be a parent.
         """
         depths = torch.arange(tokens.shape[1], device=tokens.device)
         states = self.read(tokens, depths[None], (depths <= depths[:, None]).expand(len(tokens), -1, -1))
@@ -111,27 +66,10 @@ class TreeDecoder:
             depth: of the children.
 
         Returns:
-            `(batch_size, num_new, d_model)` decoder states.
+            `(batch_size, num_new, d_model)` states.
         """
         batch_size, num_new = tokens.shape
         ancestors = self._visible.gather(1, parents[:, :, None].expand(-1, -1, self.num_nodes))
         selves = torch.eye(num_new, dtype=torch.bool, device=tokens.device).expand(batch_size, -1, -1)
         depths = torch.full((1, num_new), depth, device=tokens.device)
         return self.read(tokens, depths, torch.cat([ancestors, selves], dim=2))
-
-    def _self_mask(self, depths: torch.Tensor, key_depths: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, num_heads, num_new, num_keys)`: T5's position bias, very low for keys that are not visible."""
-        places = depths[:, :, None] * self._max_depth + key_depths[:, None, :]
-        places = torch.where(visible, places, self._max_depth**2)
-        return self._bias.index_select(1, places.flatten()).view(-1, *places.shape).transpose(0, 1)
-
-    def _heads(self, states: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, length, num_heads * d_kv)` → `(batch_size, num_heads, length, d_kv)`."""
-        return states.unflatten(-1, (-1, self._head_size)).transpose(1, 2)
-
-    def _attend(
-        self, layer: Any, states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """T5 does not scale the products of queries and keys."""
-        attended = scaled_dot_product_attention(self._heads(layer.q(states)), keys, values, attn_mask=mask, scale=1.0)
-        return layer.o(attended.transpose(1, 2).flatten(2))

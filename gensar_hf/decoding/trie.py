@@ -29,6 +29,8 @@ from gensar_hf.decoding.trie_building import (
 
 __all__ = ["PADDING", "Trie", "TrieArrays"]
 
+_ROW_FORMAT = ("free_text_token_id", "start_length", "end_token_id", "pad_token_id")
+
 
 class TrieArrays(NamedTuple):
     """The arrays of a trie, in the smallest integers that hold them; an array that is not needed is empty.
@@ -58,8 +60,12 @@ class Trie:
         values: `(num_sequences,)` not negative, not necessarily distinct (an item has two identifiers); default: the
             row.
         free_text_token_id: a first token after which anything may follow (`<S_Q>`, before the words of a query). The
-            trie only carries it for `TrieLogitsProcessor`, so that the trie alone says everything that may be
-            generated.
+            trie only carries it, and what follows here, for those who read whole rows of tokens (`answers`), so that
+            the trie alone says everything that may be generated, and where.
+        start_length: tokens before the first edge in a row: 1, the decoder start of an encoder-decoder. None: a prompt
+            of any length, as a decoder alone continues it; the answer begins at the row's last first edge.
+        end_token_id: what ends a row. It must not occur in the trie.
+        pad_token_id: what stands behind the end; None if there is no such token.
 
     Attributes:
         num_sequences, max_length: of the sequences.
@@ -78,7 +84,13 @@ class Trie:
     root = 0
 
     def __init__(
-        self, sequences: TokenSequences, values: np.ndarray | None = None, free_text_token_id: int | None = None
+        self,
+        sequences: TokenSequences,
+        values: np.ndarray | None = None,
+        free_text_token_id: int | None = None,
+        start_length: int | None = 1,
+        end_token_id: int = 1,
+        pad_token_id: int | None = 0,
     ) -> None:
         table = padded_table(sequences)
         given = None if values is None else np.asarray(values)
@@ -97,9 +109,9 @@ class Trie:
             *_ranges_below(ordered, level_starts, len(table)),
         ]
         token_ranges = [(level.first_token, level.first_token + int(level.codes.max()) + 1) for level in ordered.levels]
-        self._set(
-            (torch.from_numpy(array) for array in arrays), len(table), level_starts, token_ranges, free_text_token_id
-        )
+        self._set((torch.from_numpy(array) for array in arrays), len(table), level_starts, token_ranges)
+        self.free_text_token_id, self.start_length = free_text_token_id, start_length
+        self.end_token_id, self.pad_token_id = end_token_id, pad_token_id
 
     def _set(
         self,
@@ -107,7 +119,6 @@ class Trie:
         num_sequences: int,
         level_starts: list[int],
         token_ranges: list[tuple[int, int]],
-        free_text_token_id: int | None,
     ) -> None:
         on_cpu = TrieArrays(*arrays)
         self._arrays_by_device = {torch.device("cpu"): on_cpu}
@@ -118,7 +129,6 @@ class Trie:
         self.num_nodes = self.dead_node = level_starts[-1]
         self.is_uniform = len(on_cpu.sequences) == 0
         self.token_limit = max(last for _, last in token_ranges)
-        self.free_text_token_id = free_text_token_id
         starts = on_cpu.child_starts
         bounds = itertools.pairwise(level_starts[:-1])
         self.max_children = [int(starts[first : last + 1].diff().max()) for first, last in bounds]
@@ -144,7 +154,7 @@ class Trie:
             "num_sequences": str(self.num_sequences),
             "level_starts": " ".join(map(str, self.level_starts)),
             "token_ranges": " ".join(str(bound) for bounds in self.token_ranges for bound in bounds),
-            "free_text_token_id": "" if self.free_text_token_id is None else str(self.free_text_token_id),
+            **{name: "" if (value := getattr(self, name)) is None else str(value) for name in _ROW_FORMAT},
         }
         with written_aside(path) as aside:
             save_file(self.arrays()._asdict(), aside, metadata=metadata)
@@ -162,8 +172,9 @@ class Trie:
             int(metadata["num_sequences"]),
             list(map(int, metadata["level_starts"].split())),
             list(zip(bounds[::2], bounds[1::2], strict=True)),
-            int(metadata["free_text_token_id"]) if metadata["free_text_token_id"] else None,
         )
+        for name in _ROW_FORMAT:
+            setattr(trie, name, int(metadata[name]) if metadata[name] else None)
         return trie
 
     # ---- downwards
@@ -323,6 +334,34 @@ class Trie:
         starts, ends = torch.searchsorted(ascending, values), torch.searchsorted(ascending, values, right=True)
         owners, positions = expand_ranges(starts, ends)
         return owners, rows[positions].long()
+
+    # ---- rows of `generate`
+
+    def prompt_lengths(self, rows: torch.Tensor) -> torch.Tensor:
+        """`(num_rows,)` long: the tokens of each row before its answer, where prompts are of any length.
+
+        The answer begins with the last token that can be a first edge, or free text's: the events of a history begin
+        with such tokens, too. A row that holds none is all prompt.
+
+        Args:
+            rows: `(num_rows, length)`.
+        """
+        root = torch.tensor([self.root], device=rows.device)
+        _, firsts, _ = self.allowed_tokens(root)
+        if self.free_text_token_id is not None:
+            firsts = torch.cat([firsts, firsts.new_tensor([self.free_text_token_id])])
+        places = torch.isin(rows, firsts) * torch.arange(1, rows.shape[1] + 1, device=rows.device)
+        last = places.amax(dim=1) - 1
+        return torch.where(last < 0, rows.shape[1], last)
+
+    def answers(self, rows: torch.Tensor) -> torch.Tensor:
+        """`(num_rows, longest)`: each row from its first edge on, filled up with `PADDING`; end tokens still in it."""
+        if self.start_length is not None:
+            return rows[:, self.start_length :]
+        starts, length = self.prompt_lengths(rows), rows.shape[1]
+        longest = length - int(starts.min()) if len(rows) else 0
+        places = starts[:, None] + torch.arange(longest, device=rows.device)
+        return rows.gather(1, places.clamp(max=length - 1)).masked_fill(places >= length, PADDING)
 
     # ---- inside
 

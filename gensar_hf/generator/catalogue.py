@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -30,15 +30,17 @@ class Catalogue:
         behavior_ids: token id of each behavior.
         item_token_ids: per kind of click, `(num_items, 1 + num_levels)` token ids of each item's behavior-aware
             identifier, int32.
+        row_format: how the trie's sequences stand in the rows of `generate`, see `Trie`.
     """
 
     identifiers: IdentifierTable
     behavior_ids: Mapping[Behavior, int]
     item_token_ids: Mapping[Behavior, np.ndarray]
+    row_format: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_table(
-        cls, table: IdentifierTable, vocabulary: Mapping[str, int], behavior_tokens: bool = True
+        cls, table: IdentifierTable, vocabulary: Mapping[str, int], behavior_tokens: bool = True, **row_format: Any
     ) -> "Catalogue":
         """Look the tokens of a table up.
 
@@ -47,6 +49,7 @@ class Catalogue:
             vocabulary: token → id, of the tokenizer.
             behavior_tokens: False, an ablation (GenSAR, table 5): one token stands before both kinds of identifiers, so
                 that the instruction alone says which one is wanted.
+            **row_format: see the class.
 
         Raises:
             DataError: the vocabulary lacks one of the table's tokens.
@@ -72,7 +75,7 @@ class Catalogue:
             behavior: np.insert(level_ids[levels, codes], 0, behavior_ids[behavior], axis=1)
             for behavior, (codes, level_ids) in kinds.items()
         }
-        return cls(table, behavior_ids, item_token_ids)
+        return cls(table, behavior_ids, item_token_ids, row_format)
 
     @cached_property
     def trie(self) -> Trie:
@@ -83,6 +86,7 @@ class Catalogue:
             np.concatenate([self.item_token_ids[kind][rows] for kind in kinds]),
             values=np.concatenate([rows, rows]),
             free_text_token_id=self.behavior_ids[Behavior.SEARCH_QUERY],
+            **self.row_format,
         )
 
     def rows_in(self, history: History) -> set[int]:

@@ -1,4 +1,4 @@
-"""New generators: from scratch, or on top of pretrained T5 weights."""
+"""New generators: from scratch, or on top of the pretrained weights of a T5 or of a decoder alone."""
 
 import os
 from collections.abc import Sequence
@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import T5Config
+from transformers import GenerationConfig, PreTrainedModel, T5Config
 
 from gensar_hf.data import Behavior
+from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
@@ -59,24 +60,54 @@ def generator_from_t5(
     return model
 
 
-def _draw_new_rows(model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer) -> None:
+def generator_from_causal_lm(backbone: Backbone, tokenizer: GenSARTokenizer) -> PreTrainedModel:
+    """A decoder alone with rows for the new tokens; it stays what it is, any `AutoModelForCausalLM`.
+
+    Args:
+        backbone: its checkpoint.
+        tokenizer: made from the checkpoint's own by `GenSARTokenizer.from_text_tokenizer(…, decoder_only=True)`.
+    """
+    model = backbone.causal_model()
+    inputs: Any = model.get_input_embeddings()
+    if len(tokenizer) > len(inputs.weight):
+        model.config.tie_word_embeddings = model.get_output_embeddings().weight is inputs.weight
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    _draw_new_rows(model, tokenizer)
+    # What the checkpoint came with may sample, or end at the tokens of a chat.
+    model.generation_config = GenerationConfig(bos_token_id=model.generation_config.bos_token_id)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    _set_generation_defaults(model, tokenizer)
+    return model
+
+
+def _draw_new_rows(model: PreTrainedModel, tokenizer: GenSARTokenizer) -> None:
     """Rows for the behavior and code tokens, spread like those of the words.
 
     T5's tables are larger than its vocabulary; what the new tokens find there was never trained and is drawn, too.
+
+    Those of a decoder alone are spread around the words' mean, dimension by dimension: its states lean far towards some
+    dimensions, which the words' rows balance. Of SmolLM2-135M the first loss on identifiers was 13 and not 26, log of
+    the vocabulary being 11.
     """
     new_ids = torch.from_numpy(tokenizer.code_token_ids)
-    is_tied = model.lm_head.weight is model.shared.weight
+    inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     with torch.no_grad():
-        for weight in [model.shared.weight] if is_tied else [model.shared.weight, model.lm_head.weight]:
+        for weight in [inputs] if outputs is inputs else [inputs, outputs]:
             is_word = torch.ones(len(weight), dtype=torch.bool)
             is_word[new_ids] = False
-            weight[new_ids] = torch.randn(len(new_ids), weight.shape[1], dtype=weight.dtype) * weight[is_word].std()
+            drawn = torch.randn(len(new_ids), weight.shape[1], dtype=weight.dtype)
+            words = weight[is_word]
+            if tokenizer.decoder_only:
+                weight[new_ids] = words.mean(dim=0) + drawn * words.std(dim=0)
+            else:
+                weight[new_ids] = drawn * words.std()
 
 
-def _set_generation_defaults(model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer) -> None:
+def _set_generation_defaults(model: PreTrainedModel, tokenizer: GenSARTokenizer) -> None:
     """So that plain `model.generate` with the trie finds items: stop after the last code, rank by the sum of logs."""
     generation = model.generation_config
-    generation.decoder_start_token_id = tokenizer.pad_token_id
+    if not tokenizer.decoder_only:
+        generation.decoder_start_token_id = tokenizer.pad_token_id
     generation.pad_token_id, generation.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     generation.num_beams = DEFAULT_NUM_BEAMS
     generation.max_new_tokens = tokenizer.identifiers.num_levels
@@ -84,10 +115,10 @@ def _set_generation_defaults(model: GenSARForConditionalGeneration, tokenizer: G
 
 
 def start_codes_near_their_items(
-    model: GenSARForConditionalGeneration,
+    model: PreTrainedModel,
     tokenizer: GenSARTokenizer,
     item_embeddings: Sequence[np.ndarray],
-    information: float = 1.0,
+    information: float | torch.Tensor = 1.0,
     noise: float = 1.0,
     seed: int = 0,
 ) -> None:
@@ -103,11 +134,14 @@ def start_codes_near_their_items(
         tokenizer: with the identifiers of all items.
         item_embeddings: `(num_items, dim)` each, in the order of the identifier table, such as the semantic and the
             collaborative ones.
-        information: standard deviation of the code vectors.
+        information: standard deviation of the code vectors, in all dimensions or, `(width,)`, in each. A T5's
+            embeddings have one of 1 when it is new, those of other models a smaller one.
         noise: what is kept of the embeddings that are there.
         seed: of the turn.
     """
-    width = model.config.d_model
+    inputs: Any = model.get_input_embeddings()
+    weight = inputs.weight
+    width = weight.shape[1]
     items = _principal_components(item_embeddings, width)
     turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))
     vectors: dict[int, np.ndarray] = {}
@@ -120,7 +154,6 @@ def start_codes_near_their_items(
             means /= counts[:, None]
             residuals = residuals - means[places]
             vectors.update(zip(tokens.tolist(), means, strict=True))
-    weight = model.shared.weight
     rows = torch.tensor(list(vectors), device=weight.device)
     begun = torch.from_numpy(np.stack(list(vectors.values()))).to(weight)
     with torch.no_grad():

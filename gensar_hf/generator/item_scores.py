@@ -1,49 +1,65 @@
 """Scores of given items for encoded requests."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import TrieBeamSearch
 from gensar_hf.decoding.borrowed_scores import mean_probability, rank_with_borrowers
 from gensar_hf.decoding.candidate_scoring import score_candidates
+from gensar_hf.decoding.context import DecodingContext, EncoderContext, PromptContext
 from gensar_hf.generator.catalogue import Catalogue
-from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
+from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration, event_positions
 
 
 class EncodedRequests(NamedTuple):
-    """What the decoder starts from."""
+    """What answers start from."""
 
-    states: torch.Tensor  # (batch_size, num_positions, d_model)
-    mask: torch.Tensor  # (batch_size, num_positions) bool
-    prompts: torch.Tensor  # (batch_size, 2) decoder start and behavior token
+    context: DecodingContext  # the requests as the model has read them
+    behavior_tokens: torch.Tensor  # (batch_size, 1)
     behavior: Behavior  # the kind of click that is asked for
 
 
-def exact_scores(
-    model: GenSARForConditionalGeneration, requests: EncodedRequests, rows: Sequence[np.ndarray], catalogue: Catalogue
-) -> np.ndarray:
+@torch.inference_mode()
+def encode_requests(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], behavior: Behavior) -> EncodedRequests:
+    """Let the model read requests.
+
+    Args:
+        model: the generator.
+        inputs: of `GenSARTokenizer.encode_request`, on the model's device.
+        behavior: that they ask for.
+    """
+    if not isinstance(model, GenSARForConditionalGeneration):
+        tokens, mask = inputs["input_ids"], inputs["attention_mask"]
+        return EncodedRequests(PromptContext.of_prompts(model, tokens[:, :-1], mask[:, :-1]), tokens[:, -1:], behavior)
+    encoder_inputs = dict(inputs)
+    starts, event_ids = encoder_inputs.pop("decoder_input_ids"), inputs.get("event_ids")
+    mask = inputs["attention_mask"].bool() if event_ids is None else event_positions(event_ids)
+    states = model.encoder(**encoder_inputs).last_hidden_state
+    return EncodedRequests(EncoderContext(model, states, mask, starts[:, 0]), starts[:, 1:], behavior)
+
+
+def exact_scores(requests: EncodedRequests, rows: Sequence[np.ndarray], catalogue: Catalogue) -> np.ndarray:
     """Log-probabilities of the items' identifiers; of an item added after training, what it borrows.
 
     A model that has item vectors, too, adds their log-probability, `config.item_weight` times.
 
     Args:
-        model: the generator.
-        requests: encoded by it.
+        requests: as `encode_requests` gives them.
         rows: one array of rows of the identifier table a request.
         catalogue: whose rows they are.
 
     Returns:
         `(batch_size, most rows)`; -inf behind the items of a request that has fewer than another.
     """
-    return _exact_scores(model, requests, rows, catalogue, _scores_by_vector(model, requests, catalogue))
+    return _exact_scores(requests, rows, catalogue, _scores_by_vector(requests, catalogue))
 
 
 def _exact_scores(
-    model: GenSARForConditionalGeneration,
     requests: EncodedRequests,
     rows: Sequence[np.ndarray],
     catalogue: Catalogue,
@@ -52,10 +68,10 @@ def _exact_scores(
     """As `exact_scores`; `by_vector` is what `_scores_by_vector` has said of the requests."""
     asked, nums_asked = zip(*[_with_lenders(own_rows, catalogue) for own_rows in rows], strict=True)
     sequences = [catalogue.item_token_ids[requests.behavior][own_rows] for own_rows in asked]
-    scores = score_candidates(model, requests.states, requests.mask, sequences).cpu().numpy()
+    scores = score_candidates(requests.context, sequences).cpu().numpy()
     if by_vector is not None:
         for own_scores, own_by_vector, own_rows in zip(scores, by_vector, asked, strict=True):
-            own_scores[: len(own_rows)] += model.config.item_weight * own_by_vector[own_rows]
+            own_scores[: len(own_rows)] += requests.context.model.config.item_weight * own_by_vector[own_rows]
     if len(catalogue.identifiers.lenders) == 0:
         return scores
     merged = np.full((len(rows), max(map(len, rows), default=0)), -np.inf, dtype=np.float32)
@@ -67,18 +83,19 @@ def _exact_scores(
 
 
 @torch.inference_mode()
-def _scores_by_vector(
-    model: GenSARForConditionalGeneration, requests: EncodedRequests, catalogue: Catalogue
-) -> np.ndarray | None:
+def _scores_by_vector(requests: EncodedRequests, catalogue: Catalogue) -> np.ndarray | None:
     """`(batch_size, num_items)` log-probabilities by the item vectors; of an added item, what it borrows.
 
     None where vectors have no say: the model has none, or their weight is 0.
     """
-    items = model.encoder.items
-    if items is None or model.config.item_weight == 0:
+    context = requests.context
+    if not isinstance(context, EncoderContext) or not isinstance(context.model, GenSARForConditionalGeneration):
         return None
-    last = requests.mask.sum(dim=1) - 1  # positions are filled from the left
-    states = requests.states[torch.arange(len(last), device=last.device), last]
+    items = context.model.encoder.items
+    if items is None or context.model.config.item_weight == 0:
+        return None
+    last = context.mask.sum(dim=1) - 1  # positions are filled from the left
+    states = context.states[torch.arange(len(last), device=last.device), last]
     is_searched = torch.full_like(last, requests.behavior is Behavior.SEARCHED_ITEM)
     scores = items.logits(states, is_searched).float().log_softmax(dim=-1).cpu().numpy()
     lenders = catalogue.identifiers.lenders
@@ -101,7 +118,6 @@ def _with_lenders(rows: np.ndarray, catalogue: Catalogue) -> tuple[np.ndarray, n
 
 
 def best_items(
-    model: GenSARForConditionalGeneration,
     requests: EncodedRequests,
     catalogue: Catalogue,
     num_beams: int,
@@ -113,22 +129,21 @@ def best_items(
     what either has proposed is scored exactly.
 
     Args:
-        model: the generator.
-        requests: encoded by it.
+        requests: as `encode_requests` gives them.
         catalogue: to search in.
         num_beams: of the search, and items proposed by vectors.
         excluded: for each request rows that must not be answered.
     """
-    excluded = excluded or [()] * len(requests.states)
+    excluded = excluded or [()] * len(requests.context)
     search = TrieBeamSearch(catalogue.trie, excluded=excluded if any(excluded) else None)
-    beams = search.search(model, requests.states, requests.mask, requests.prompts, num_beams)
+    beams = search.search(requests.context, requests.behavior_tokens, num_beams)
     found = [
         with_added_items(values[values >= 0], scores[values >= 0], catalogue, own_excluded)
         for values, scores, own_excluded in zip(
             beams.values.cpu().numpy(), beams.scores.cpu().numpy(), excluded, strict=True
         )
     ]
-    by_vector = _scores_by_vector(model, requests, catalogue)
+    by_vector = _scores_by_vector(requests, catalogue)
     if by_vector is None:
         return found
     proposals = []
@@ -137,7 +152,7 @@ def best_items(
         own_by_vector[list(own_excluded)] = -np.inf
         best = np.argsort(-own_by_vector, kind="stable")[:num_beams]
         proposals.append(np.union1d(rows, best[np.isfinite(own_by_vector[best])]))
-    scores = _exact_scores(model, requests, proposals, catalogue, by_vector)
+    scores = _exact_scores(requests, proposals, catalogue, by_vector)
     ranked = []
     for rows, own_scores in zip(proposals, scores, strict=True):
         order = np.argsort(-own_scores[: len(rows)], kind="stable")
@@ -171,7 +186,6 @@ def with_added_items(
 
 
 def beam_scores(
-    model: GenSARForConditionalGeneration,
     requests: EncodedRequests,
     rows: Sequence[np.ndarray],
     catalogue: Catalogue,
@@ -182,7 +196,7 @@ def beam_scores(
     This is how the paper ranks candidates.
     """
     search = TrieBeamSearch(catalogue.trie, allowed=rows)
-    beams = search.search(model, requests.states, requests.mask, requests.prompts, num_beams)
+    beams = search.search(requests.context, requests.behavior_tokens, num_beams)
     scores = np.full((len(rows), max(map(len, rows), default=0)), -np.inf, dtype=np.float32)
     for place, (values, own_scores) in enumerate(zip(beams.values.tolist(), beams.scores.tolist(), strict=True)):
         found = dict(zip(values, own_scores, strict=True))

@@ -11,6 +11,7 @@ but a step would then hold one task or another, and not the mixture.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from gensar_hf.data import Behavior
 from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.modeling_gensar import IGNORED_LABEL
 from gensar_hf.generator.tasks import Example, ExampleSampler
-from gensar_hf.generator.tokenization_gensar import NO_EVENT, GenSARTokenizer, pad_right
+from gensar_hf.generator.tokenization_gensar import NO_EVENT, GenSARTokenizer, pad_left, pad_right
 
 Row = list[Example]
 
@@ -97,7 +98,7 @@ def batches_per_step(num_rows: int, history_encoding: str, min_rows: int = 4) ->
 
 @dataclass
 class ExampleCollator:
-    """Rows → the tensors that `GenSARForConditionalGeneration.forward` takes.
+    """Rows → the tensors that `GenSARForConditionalGeneration.forward`, or that of a decoder alone, takes.
 
     Attributes:
         tokenizer: pads, and knows the history encoding.
@@ -105,8 +106,15 @@ class ExampleCollator:
 
     tokenizer: GenSARTokenizer
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask`, `decoder_input_ids`, `labels`; for events also what packing needs."""
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Collate.
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels`; for an encoder-decoder `decoder_input_ids`, for events also what
+            packing needs; for a decoder alone `position_ids` and the number `logits_to_keep`.
+        """
+        if self.tokenizer.decoder_only:
+            return self._continued(rows)
         is_packed = self.tokenizer.history_encoding == "events"
         arrays = self._packed(rows) if is_packed else self._single(rows)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -123,6 +131,26 @@ class ExampleCollator:
             "decoder_input_ids": pad_right([np.append(start, r[:-1]) for r in responses], start),
             "labels": pad_right(responses, IGNORED_LABEL),
         }
+
+    def _continued(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Prompt and response in one row. All rows end together, so that logits are needed of the last tokens only.
+
+        Of a vocabulary of 50,000 and responses of five tokens, the logits of whole rows would take a good part of a
+        step. The labels are those of the same last tokens; the model shifts them.
+        """
+        joined, responses = [], []
+        for (example,) in rows:
+            (target,) = example.targets
+            prompt, _ = self.tokenizer.assemble(example.events[0], example.events[1 : target.end])
+            joined.append(np.concatenate([prompt, target.response]))
+            responses.append(target.response)
+        num_kept = 1 + max(map(len, responses))
+        encoding = self.tokenizer.pad_rows(joined, [])
+        encoding["position_ids"] = (encoding["attention_mask"].cumsum(axis=1) - 1).clip(min=0)
+        labels = pad_left(responses, IGNORED_LABEL)
+        encoding["labels"] = np.pad(labels, ((0, 0), (1, 0)), constant_values=IGNORED_LABEL)
+        tensors = {name: torch.from_numpy(array) for name, array in encoding.items()}
+        return {**tensors, "logits_to_keep": num_kept}
 
     def _packed(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
         packed = [self._pack(row) for row in rows]

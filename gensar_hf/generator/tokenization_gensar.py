@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,15 @@ SPECIAL_TOKENS = PAD, EOS, UNK = ("<pad>", "</s>", "<unk>")
 class GenSARTokenizer(TokenizersBackend):
     """A text tokenizer that also knows the behavior tokens, the code tokens and the catalogue's identifiers.
 
-    Build one with `train_from_texts` (a vocabulary of its own) or `from_text_tokenizer` (T5's, say); load one with
-    `from_pretrained`, which reads `identifiers.parquet` from the same folder or Hub repository.
+    Build one with `train_from_texts` (a vocabulary of its own) or `from_text_tokenizer` (T5's or Llama's, say); load
+    one with `from_pretrained`, which reads `identifiers.parquet` from the same folder or Hub repository.
+
+    For a decoder alone (`decoder_only`) a request is one row that ends with the behavior token, padded on the left,
+    which `generate` goes on with.
 
     No `__init__`: a subclass that has one loses its normalizer when it is loaded again. What it must remember are
     keyword arguments, which transformers keeps in tokenizer_config.json: `history_encoding`, `max_history_events`,
-    `behavior_tokens`.
+    `behavior_tokens`, `decoder_only`.
 
     `catalogue` holds all that depends on the items; it is replaced as a whole. A method that needs several parts of it
     takes it once, at its start.
@@ -84,7 +88,10 @@ class GenSARTokenizer(TokenizersBackend):
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, eos_id)]
         )
-        return cls._with_identifiers(tokenizer, identifiers, history_encoding, max_history_events, behavior_tokens)
+        special_tokens = {"pad_token": PAD, "eos_token": EOS, "unk_token": UNK}
+        return cls._with_identifiers(
+            tokenizer, special_tokens, identifiers, history_encoding, max_history_events, behavior_tokens
+        )
 
     @classmethod
     def from_text_tokenizer(
@@ -94,20 +101,48 @@ class GenSARTokenizer(TokenizersBackend):
         history_encoding: str = "tokens",
         max_history_events: int = 20,
         behavior_tokens: bool = True,
+        decoder_only: bool = False,
     ) -> "GenSARTokenizer":
-        """Take over a text tokenizer, such as T5's, and add the behavior and code tokens."""
+        """Take over a text tokenizer, such as T5's or Llama's, and add the behavior and code tokens.
+
+        Args:
+            tokenizer: any fast tokenizer; its special tokens are taken over, and where it has no padding token, as
+                Llama's, the end token pads.
+            identifiers: the catalogue's identifiers.
+            history_encoding: see `GenSARConfig`; a decoder alone reads `"tokens"`.
+            max_history_events: longer histories are cut to their last events.
+            behavior_tokens: see `Catalogue.of_table`.
+            decoder_only: for a decoder alone, see the class.
+
+        Raises:
+            ValueError: the tokenizer has no end token, or a setting is out of range.
+        """
+        if decoder_only and history_encoding != "tokens":
+            raise ValueError(f"A decoder alone reads histories as 'tokens'; got history_encoding={history_encoding!r}.")
+        names = ("pad_token", "eos_token", "unk_token", "bos_token")
+        special_tokens = {name: token for name in names if (token := getattr(tokenizer, name, None)) is not None}
+        if "eos_token" not in special_tokens:
+            raise ValueError("The text tokenizer has no `eos_token`, which ends the words of a query; set one.")
         return cls._with_identifiers(
-            tokenizer.backend_tokenizer, identifiers, history_encoding, max_history_events, behavior_tokens
+            tokenizer.backend_tokenizer,
+            {"pad_token": special_tokens["eos_token"], **special_tokens},
+            identifiers,
+            history_encoding,
+            max_history_events,
+            behavior_tokens,
+            decoder_only,
         )
 
     @classmethod
     def _with_identifiers(
         cls,
         backend: Tokenizer,
+        special_tokens: Mapping[str, str],
         identifiers: IdentifierTable,
         history_encoding: str,
         max_history_events: int,
         behavior_tokens: bool,
+        decoder_only: bool = False,
     ) -> "GenSARTokenizer":
         if history_encoding not in HISTORY_ENCODINGS:
             raise ValueError(
@@ -117,12 +152,12 @@ class GenSARTokenizer(TokenizersBackend):
             raise ValueError(f"`max_history_events` must be at least 1; got {max_history_events}.")
         tokenizer = cls(
             tokenizer_object=backend,
-            pad_token=PAD,
-            eos_token=EOS,
-            unk_token=UNK,
+            **special_tokens,
+            padding_side="left" if decoder_only else "right",
             history_encoding=history_encoding,
             max_history_events=max_history_events,
             behavior_tokens=behavior_tokens,
+            decoder_only=decoder_only,
         )
         # Not `normalized`: a lower-casing normalizer would turn <R_I> into <r_i>, which is no token.
         new_tokens = [*BEHAVIOR_TOKENS, *identifiers.code_tokens()]
@@ -175,7 +210,14 @@ class GenSARTokenizer(TokenizersBackend):
     def catalogue_of(self, identifiers: IdentifierTable) -> Catalogue:
         """A catalogue in this tokenizer's tokens, not in use yet; errors as for `attach_identifiers`."""
         behavior_tokens = self.init_kwargs.get("behavior_tokens", True)  # models saved by earlier versions have them
-        return Catalogue.of_table(identifiers, self.get_vocab(), behavior_tokens)
+        return Catalogue.of_table(
+            identifiers,
+            self.get_vocab(),
+            behavior_tokens,
+            start_length=None if self.decoder_only else 1,
+            end_token_id=self.eos_token_id,
+            pad_token_id=self.pad_token_id,
+        )
 
     @property
     def identifiers(self) -> IdentifierTable:
@@ -213,6 +255,11 @@ class GenSARTokenizer(TokenizersBackend):
         """Longer histories are cut to their last events."""
         return self.init_kwargs["max_history_events"]
 
+    @property
+    def decoder_only(self) -> bool:
+        """Whether it is for a decoder alone, see the class."""
+        return self.init_kwargs.get("decoder_only", False)
+
     # ---- requests
 
     def encode_request(
@@ -237,7 +284,8 @@ class GenSARTokenizer(TokenizersBackend):
 
         Returns:
             `input_ids`, `attention_mask` `(batch_size, num_tokens)`, `decoder_input_ids` `(batch_size, 2)` and, with
-            `history_encoding="events"`, `event_ids` `(batch_size, num_tokens)`, -1 for padding.
+            `history_encoding="events"`, `event_ids` `(batch_size, num_tokens)`, -1 for padding. For a decoder alone
+            `input_ids` and `attention_mask` only, padded on the left; the last token is the behavior token.
 
         Raises:
             ValueError: unknown behavior or item, a query missing or not wanted, lists of different lengths.
@@ -245,10 +293,13 @@ class GenSARTokenizer(TokenizersBackend):
         requests = _as_batch(history, query, behavior)
         catalogue = catalogue or self.catalogue
         rows = [self._encode_one(*request, on_unknown, catalogue) for request in requests]
+        behaviors = [catalogue.behavior_ids[_as_behavior(asked)] for _, _, asked in requests]
+        if self.decoder_only:
+            prompts = [np.append(tokens, behavior) for (tokens, _, _), behavior in zip(rows, behaviors, strict=True)]
+            return BatchEncoding(self.pad_rows(prompts, []), tensor_type=return_tensors)
         encoding = self.pad_rows([tokens for tokens, _, _ in rows], [event_ids for _, event_ids, _ in rows])
         if self.history_encoding == "events":
             encoding["event_items"] = pad_right([event_items for _, _, event_items in rows], NO_ITEM)
-        behaviors = [catalogue.behavior_ids[_as_behavior(asked)] for _, _, asked in requests]
         encoding["decoder_input_ids"] = np.array([[self.pad_token_id, token] for token in behaviors])
         return BatchEncoding(encoding, tensor_type=return_tensors)
 
@@ -270,23 +321,39 @@ class GenSARTokenizer(TokenizersBackend):
         return *self.assemble(instruction, [self.event_tokens(event, catalogue) for event in events]), items
 
     def assemble(self, instruction: np.ndarray, events: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """One encoder input from an instruction and events.
+        """One encoder input, or the beginning of one prompt, from an instruction and events.
 
         Returns:
             `(num_tokens,)` token ids and `(num_tokens,)` event ids: the instruction is position 0, the events follow;
-            with `history_encoding="tokens"` an end token closes the input and the event ids are not used.
+            with `history_encoding="tokens"` the event ids are not used, and an encoder's input is closed by an end
+            token. A prompt begins as every text of the decoder does, with a start token or without.
         """
         pieces = [instruction, *events]
-        if self.history_encoding == "tokens":
+        if self.decoder_only:
+            pieces.insert(0, self._text_start)
+        elif self.history_encoding == "tokens":
             pieces.append(np.array([self.eos_token_id]))
         event_ids = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
         return np.concatenate(pieces), event_ids
 
+    @cached_property
+    def _tokens_without_bracket(self) -> list[str]:
+        """What else than `<…>` the text tokenizer recognises anywhere in a text, such as Mistral's `[INST]`."""
+        added = [str(token) for token in self.added_tokens_decoder.values()]
+        return [token for token in added if "<" not in token and len(token) > 1]
+
+    @cached_property
+    def _text_start(self) -> np.ndarray:
+        """`(1,)` the start token that the text tokenizer puts before every text, or `(0,)` if it puts none."""
+        ids = self.backend_tokenizer.encode("", add_special_tokens=True).ids
+        return np.array([token for token in ids[:1] if token == self.bos_token_id], dtype=np.int64)
+
     def pad_rows(self, token_rows: Sequence[np.ndarray], event_id_rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Pad rows to one length: `input_ids`, `attention_mask` and, for events, `event_ids`."""
+        pad = pad_left if self.decoder_only else pad_right
         encoding = {
-            "input_ids": pad_right(token_rows, self.pad_token_id),
-            "attention_mask": pad_right([np.ones_like(row) for row in token_rows], 0),
+            "input_ids": pad(token_rows, self.pad_token_id),
+            "attention_mask": pad([np.ones_like(row) for row in token_rows], 0),
         }
         if self.history_encoding == "events":
             encoding["event_ids"] = pad_right(event_id_rows, NO_EVENT)
@@ -308,6 +375,8 @@ class GenSARTokenizer(TokenizersBackend):
         normalizer = self.backend_tokenizer.normalizer
         if normalizer is not None:
             text = normalizer.normalize_str(text)
+        for token in self._tokens_without_bracket:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
         ids = self.backend_tokenizer.encode(text.replace("<", "< "), add_special_tokens=False).ids
         return np.array(ids[:max_length], dtype=np.int64)
 
@@ -317,8 +386,8 @@ class GenSARTokenizer(TokenizersBackend):
         """Item ids of generated sequences.
 
         Args:
-            sequences: `(num_sequences, length)` as `model.generate` returns them: decoder start, behavior token,
-                codes, perhaps an end token and padding.
+            sequences: `(num_sequences, length)` as `model.generate` returns them: decoder start (of a decoder alone
+                the prompt), behavior token, codes, perhaps an end token and padding.
 
         Returns:
             one item id a sequence; None for one that is no identifier of the catalogue.
@@ -334,9 +403,10 @@ class GenSARTokenizer(TokenizersBackend):
     ) -> np.ndarray:
         """As `decode_items`, but `(num_sequences,)` rows of the identifier table, -1 for none."""
         table = torch.as_tensor(np.asarray(sequences.cpu() if isinstance(sequences, torch.Tensor) else sequences))
-        codes = table[:, 1:].long()
+        trie = (catalogue or self.catalogue).trie
+        codes = trie.answers(table.long())
         ended = ((codes == self.eos_token_id) | (codes == self.pad_token_id)).cummax(dim=1).values
-        return (catalogue or self.catalogue).trie.lookup(codes.masked_fill(ended, -1)).numpy()
+        return trie.lookup(codes.masked_fill(ended, -1)).numpy()
 
 
 def _in_fixed_order(tokenizer: Tokenizer) -> models.Unigram:
@@ -362,6 +432,11 @@ def pad_right(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
     for target, row in zip(table, rows, strict=True):
         target[: len(row)] = row
     return table
+
+
+def pad_left(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
+    """`(num_rows, longest)` int64."""
+    return pad_right([row[::-1] for row in rows], value)[:, ::-1].copy()
 
 
 def _as_behavior(token: str) -> Behavior:

@@ -38,6 +38,7 @@ from transformers import T5ForConditionalGeneration
 
 from gensar_hf.decoding import Trie, TrieBeamSearch, TrieLogitsProcessor
 from gensar_hf.decoding.candidate_scoring import score_candidates
+from gensar_hf.decoding.context import EncoderContext
 from gensar_hf.decoding.packed_linear import pack_linears
 
 DICT_TRIE, CSR_TRIE, OURS = "generate(), dict trie", "generate(), TrieLogitsProcessor", "TrieBeamSearch"
@@ -141,7 +142,8 @@ def ranking_variants(
     def exact(own_model: T5ForConditionalGeneration) -> torch.Tensor:
         mask = inputs["attention_mask"]
         states = own_model.encoder(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
-        return score_candidates(own_model, states, mask.bool(), np.stack([identifiers[own] for own in rows]))
+        context = EncoderContext(own_model, states, mask.bool())
+        return score_candidates(context, np.stack([identifiers[own] for own in rows]))
 
     return {
         RESTRICTED: lambda: scores_of(model.generate(**options, prefix_allowed_tokens_fn=allowed)),

@@ -6,9 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import MinLengthLogitsProcessor, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    MinLengthLogitsProcessor,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from gensar_hf.decoding import Trie, TrieBeamSearch, TrieLogitsProcessor
+from gensar_hf.decoding.context import EncoderContext
 from gensar_hf.decoding.logits_process import DEAD_SCORE
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
@@ -138,8 +145,8 @@ def test_any_beginning_may_be_given(t5: T5ForConditionalGeneration, prompt: list
 
 def test_a_complete_identifier_is_its_own_answer(t5: T5ForConditionalGeneration) -> None:
     trie = Trie([[RECOMMENDED, 5, 6], [RECOMMENDED, 5, 7]])
-    prompt = [PAD, RECOMMENDED, 5, 7]
-    found = TrieBeamSearch(trie).search(t5, torch.zeros(1, 2, 16), torch.ones(1, 2).bool(), torch.tensor([prompt]), 3)
+    context = EncoderContext(t5, torch.zeros(1, 2, 16), torch.ones(1, 2).bool())
+    found = TrieBeamSearch(trie).search(context, torch.tensor([[RECOMMENDED, 5, 7]]), 3)
     assert (found.tokens.tolist(), found.scores.tolist(), found.values.tolist()) == ([[[3, 5, 7]]], [[0.0]], [[1]])
 
 
@@ -305,9 +312,9 @@ def test_only_allowed_items_are_found_in_the_order_of_their_scores(t5: T5ForCond
 
 def test_beams_tell_the_items_and_repeat_none(t5: T5ForConditionalGeneration) -> None:
     trie = random_trie(50, 2, 8)
-    states, prompts = torch.randn(3, 4, 16), torch.tensor([[PAD, RECOMMENDED]] * 3)
+    states, beginnings = torch.randn(3, 4, 16), torch.tensor([[RECOMMENDED]] * 3)
     mask = torch.tensor([[True] * 4, [True] + [False] * 3, [True] * 2 + [False] * 2])
-    beams = TrieBeamSearch(trie).search(t5, states, mask, prompts, 30)
+    beams = TrieBeamSearch(trie).search(EncoderContext(t5, states, mask), beginnings, 30)
     assert beams.values.shape == (3, 30)
     assert torch.equal(beams.values, trie.lookup(beams.tokens.flatten(0, 1)).view(3, 30))
     assert all(len(set(row)) == 30 for row in beams.values.tolist())
@@ -392,9 +399,9 @@ def test_nan_is_named_and_no_list_is_returned(place: str) -> None:
 def test_one_request_with_nan_is_named(t5: T5ForConditionalGeneration) -> None:
     states = torch.randn(3, 4, 16)
     states[1, 2, 5] = torch.nan
-    prompts = torch.tensor([[PAD, RECOMMENDED]] * 3)
+    context, beginnings = EncoderContext(t5, states, torch.ones(3, 4).bool()), torch.tensor([[RECOMMENDED]] * 3)
     with pytest.raises(ValueError, match="NaN for request 1 of 3"):
-        TrieBeamSearch(random_trie(20, 3, 5)).search(t5, states, torch.ones(3, 4).bool(), prompts, 4)
+        TrieBeamSearch(random_trie(20, 3, 5)).search(context, beginnings, 4)
 
 
 def test_an_unknown_softmax_is_refused() -> None:
@@ -402,8 +409,8 @@ def test_an_unknown_softmax_is_refused() -> None:
         TrieBeamSearch(random_trie(5, 2, 3), softmax="all")
 
 
-def test_other_models_are_refused() -> None:
-    with pytest.raises(ValueError, match="decodes with T5 models and their subclasses; got a Linear"):
-        TrieBeamSearch(random_trie(5, 2, 3)).search(
-            torch.nn.Linear(2, 2), torch.zeros(1, 1, 2), torch.ones(1, 1).bool(), torch.tensor([[0, 3]]), 2
-        )
+def test_other_encoder_decoders_are_refused() -> None:
+    sizes = {"vocab_size": 40, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8,
+             "decoder_ffn_dim": 8, "encoder_attention_heads": 1, "decoder_attention_heads": 1}  # fmt: skip
+    bart = BartForConditionalGeneration(BartConfig(**sizes, decoder_start_token_id=PAD, forced_eos_token_id=None))
+    refused("with T5 models and their subclasses; got a BartForConditionalGeneration", bart, random_trie(20, 3, 5))

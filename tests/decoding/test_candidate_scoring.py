@@ -11,6 +11,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from gensar_hf.decoding import candidate_scoring
 from gensar_hf.decoding.candidate_scoring import PrefixTree, score_candidates
+from gensar_hf.decoding.context import EncoderContext
 
 VOCAB_SIZE = 20
 
@@ -67,7 +68,7 @@ def test_scores_equal_those_of_each_candidate_alone(
     rng = np.random.default_rng(length)
     sequences = rng.integers(1, 4, (3, 8, length))  # few tokens: many prefixes are shared
     states, mask = random_encoding(3, 4)
-    scores = score_candidates(t5, states, mask, sequences, num_forced)
+    scores = score_candidates(EncoderContext(t5, states, mask), sequences, num_forced)
     np.testing.assert_allclose(scores.numpy(), one_by_one(t5, states, mask, sequences, num_forced), atol=1e-5)
 
 
@@ -78,7 +79,9 @@ def test_scores_follow_the_model_s_scale_of_the_output(tied: bool) -> None:
     sequences = np.random.default_rng(1).integers(1, VOCAB_SIZE, (2, 5, 4))
     states, mask = random_encoding(2, 3)
     expected = one_by_one(model, states, mask, sequences, 1)
-    np.testing.assert_allclose(score_candidates(model, states, mask, sequences).numpy(), expected, atol=2e-5)
+    np.testing.assert_allclose(
+        score_candidates(EncoderContext(model, states, mask), sequences).numpy(), expected, atol=2e-5
+    )
 
 
 @settings(deadline=None, max_examples=25)
@@ -89,7 +92,9 @@ def test_scores_hold_for_any_candidates(t5: T5ForConditionalGeneration, data: st
     sequences = np.random.default_rng(seed).integers(0, largest, shape)
     states, mask = random_encoding(shape[0], 3, seed)
     expected = one_by_one(t5, states, mask, sequences, 0)
-    np.testing.assert_allclose(score_candidates(t5, states, mask, sequences, 0).numpy(), expected, atol=2e-5)
+    np.testing.assert_allclose(
+        score_candidates(EncoderContext(t5, states, mask), sequences, 0).numpy(), expected, atol=2e-5
+    )
 
 
 def test_a_request_is_scored_alike_in_any_batch(t5: T5ForConditionalGeneration) -> None:
@@ -97,25 +102,27 @@ def test_a_request_is_scored_alike_in_any_batch(t5: T5ForConditionalGeneration) 
     # Trees of very different sizes: the smaller ones are padded.
     sequences = np.stack([rng.integers(1, largest, (12, 4)) for largest in (2, 3, VOCAB_SIZE)])
     states, mask = random_encoding(3, 5)
-    batch = score_candidates(t5, states, mask, sequences)
+    batch = score_candidates(EncoderContext(t5, states, mask), sequences)
     for row in range(3):
-        single = score_candidates(t5, states[row : row + 1], mask[row : row + 1], sequences[row : row + 1])
+        single = score_candidates(
+            EncoderContext(t5, states[row : row + 1], mask[row : row + 1]), sequences[row : row + 1]
+        )
         torch.testing.assert_close(batch[row], single[0], atol=1e-5, rtol=0)
 
 
 def test_all_sequences_of_a_vocabulary_have_the_probability_one(t5: T5ForConditionalGeneration) -> None:
     sequences = np.array(list(itertools.product(range(VOCAB_SIZE), repeat=2)))[None]
     states, mask = random_encoding(1, 3)
-    scores = score_candidates(t5, states, mask, sequences, num_forced_tokens=0)
+    scores = score_candidates(EncoderContext(t5, states, mask), sequences, num_forced_tokens=0)
     assert scores.double().exp().sum().item() == pytest.approx(1, abs=1e-4)
 
 
 def test_neither_order_nor_repetition_of_candidates_matters(t5: T5ForConditionalGeneration) -> None:
     sequences = np.array([[[1, 2, 3], [4, 5, 6], [1, 2, 3]]])
     states, mask = random_encoding(1, 2)
-    scores = score_candidates(t5, states, mask, sequences)[0]
+    scores = score_candidates(EncoderContext(t5, states, mask), sequences)[0]
     assert scores[0] == scores[2]
-    turned = score_candidates(t5, states, mask, sequences[:, [1, 0, 2]])[0]
+    turned = score_candidates(EncoderContext(t5, states, mask), sequences[:, [1, 0, 2]])[0]
     torch.testing.assert_close(turned, scores[[1, 0, 2]], atol=1e-6, rtol=0)
 
 
@@ -132,7 +139,7 @@ def test_requests_may_have_different_numbers_of_candidates(t5: T5ForConditionalG
     rng = np.random.default_rng(5)
     sequences = [rng.integers(1, VOCAB_SIZE, (count, 4)) for count in (3, 0, 7, 1)]
     states, mask = random_encoding(4, 3)
-    scores = score_candidates(t5, states, mask, sequences)
+    scores = score_candidates(EncoderContext(t5, states, mask), sequences)
     assert scores.shape == (4, 7)
     for row, candidates in enumerate(sequences):
         assert (scores[row, len(candidates) :] == -torch.inf).all()
@@ -143,7 +150,7 @@ def test_requests_may_have_different_numbers_of_candidates(t5: T5ForConditionalG
 
 def test_no_candidates_have_no_scores(t5: T5ForConditionalGeneration) -> None:
     states, mask = random_encoding(2, 3)
-    assert score_candidates(t5, states, mask, np.zeros((2, 0, 4), dtype=int)).shape == (2, 0)
+    assert score_candidates(EncoderContext(t5, states, mask), np.zeros((2, 0, 4), dtype=int)).shape == (2, 0)
 
 
 @pytest.mark.parametrize(("max_candidates", "max_pairs"), [(1, 1), (7, 400), (30, 1 << 21)])
@@ -152,8 +159,8 @@ def test_many_candidates_are_scored_alike_in_any_number_of_pieces(
 ) -> None:
     sequences = np.random.default_rng(6).integers(1, VOCAB_SIZE, (3, 40, 4))
     states, mask = random_encoding(3, 5)
-    at_once = score_candidates(t5, states, mask, sequences)
+    at_once = score_candidates(EncoderContext(t5, states, mask), sequences)
     monkeypatch.setattr(candidate_scoring, "_MAX_CANDIDATES", max_candidates)
     monkeypatch.setattr(candidate_scoring, "_MAX_PAIRS", max_pairs)
-    in_pieces = score_candidates(t5, states, mask, sequences)
+    in_pieces = score_candidates(EncoderContext(t5, states, mask), sequences)
     torch.testing.assert_close(in_pieces, at_once, atol=2e-5, rtol=0)

@@ -27,7 +27,7 @@ def test_ranges_and_tokens_of_any_vocabulary(vocab_size: int, tied: bool) -> Non
     model = build_t5(vocab_size, tied)
     states = 5 * torch.randn(3, 4, 8)
     expected = whole_table(model, states)
-    head = OutputHead(model)
+    head = OutputHead.of_t5(model)
     for first, end in ((0, vocab_size), (3, 5), (vocab_size - 2, vocab_size)):
         found = head.range_log_probabilities(states, first, end)
         torch.testing.assert_close(found.double(), expected[..., first:end], atol=1e-4, rtol=0)
@@ -42,8 +42,8 @@ def test_large_logits_do_not_overflow() -> None:
     states = 300 * torch.randn(2, 8)
     assert model.lm_head(states).max() > 500
     expected = whole_table(model, states)[:, :10]
-    torch.testing.assert_close(OutputHead(model).range_log_probabilities(states, 0, 10).double(), expected, rtol=1e-5,
-                               atol=1e-3)  # fmt: skip
+    found = OutputHead.of_t5(model).range_log_probabilities(states, 0, 10)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-3)
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def test_a_head_that_is_more_than_a_matrix_is_called(kind: str) -> None:
         head = type("ShiftedHead", (torch.nn.Linear,), {"forward": lambda self, x: x @ self.weight.T + shift})(8, 50)
         model.lm_head = head
     states = torch.randn(6, 8)
-    expected, head = whole_table(model, states), OutputHead(model)
+    expected, head = whole_table(model, states), OutputHead.of_t5(model)
     torch.testing.assert_close(head.range_log_probabilities(states, 5, 9).double(), expected[:, 5:9], atol=1e-5, rtol=0)
     rows, tokens = torch.tensor([0, 5, 5]), torch.tensor([49, 0, 7])
     found = head.token_log_probabilities(states, rows, tokens)

@@ -277,16 +277,26 @@ def test_sorted_identifiers_take_a_byte_an_edge_and_four_an_inner_node():
 @pytest.mark.parametrize("is_uniform", [True, False])
 def test_a_trie_that_is_saved_and_loaded_is_the_same(tmp_path, free_text, is_uniform):
     sequences = [[7, 1, 2], [7, 1, 3], [7, 0, 4] if is_uniform else [7, 0], [8, 2, 2]]
-    trie = Trie(sequences, values=np.array([5, 6, 5, 9]), free_text_token_id=free_text)
+    row_format = {"free_text_token_id": free_text, "start_length": free_text, "end_token_id": 3, "pad_token_id": None}
+    trie = Trie(sequences, values=np.array([5, 6, 5, 9]), **row_format)
     trie.save(tmp_path / "trie.safetensors")
     loaded = Trie.load(tmp_path / "trie.safetensors")
     for left, right in zip(trie.arrays(), loaded.arrays(), strict=True):
         assert left.dtype == right.dtype
         assert torch.equal(left, right)
     names = ("num_sequences", "num_nodes", "dead_node", "max_length", "is_uniform", "level_starts", "token_ranges",
-             "max_children", "token_limit", "free_text_token_id")  # fmt: skip
+             "max_children", "token_limit", *row_format)  # fmt: skip
     assert [getattr(trie, name) for name in names] == [getattr(loaded, name) for name in names]
     assert loaded.lookup(pad(sequences)).tolist() == [5, 6, 5, 9]
     assert ExcludedItems(loaded, [{5}]).contains(loaded.walk(pad(sequences)), torch.zeros(4).long()).tolist() == [
         True, False, True, False,
     ]  # fmt: skip
+
+
+def test_the_answer_of_a_row_begins_with_the_last_first_edge_where_prompts_are_of_any_length():
+    trie = Trie([[7, 1, 2], [8, 2, 2]], free_text_token_id=6, start_length=None)
+    rows = torch.tensor([[0, 7, 1, 2, 8, 2], [5, 5, 6, 3, 4, 1], [3, 3, 3, 3, 3, 3], [0, 0, 0, 0, 0, 7]])
+    assert trie.prompt_lengths(rows).tolist() == [4, 2, 6, 5]
+    assert trie.answers(rows).tolist() == [[8, 2, -1, -1], [6, 3, 4, 1], [-1] * 4, [7, -1, -1, -1]]
+    trie.start_length = 1
+    assert torch.equal(trie.answers(rows), rows[:, 1:])

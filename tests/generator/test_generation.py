@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from pipeline_requests import continued
+from transformers import PreTrainedModel
 
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import TrieLogitsProcessor
-from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.pipeline import GenSARPipeline
 
 HISTORY = [{"item_id": "film-2"}, {"query": "comedy 1990s"}, {"item_id": "film-3", "query": "comedy 1990s"}]
 OTHER = [
@@ -23,27 +25,25 @@ REQUESTS = {
     "recommend to a new user": ([], None, "<R_I>"),
 }
 
-Parts = tuple[GenSARForConditionalGeneration, GenSARTokenizer]
+Parts = tuple[PreTrainedModel, GenSARTokenizer]
 
 
-@pytest.fixture
-def parts(
-    generators: dict[str, GenSARForConditionalGeneration], tokenizers: dict[str, GenSARTokenizer], encoding: str
-) -> Parts:
-    return generators[encoding], tokenizers[encoding]
+@pytest.fixture(params=["events", "tokens", "causal"])
+def parts(pipelines: dict[str, GenSARPipeline], request: pytest.FixtureRequest) -> Parts:
+    return pipelines[request.param].model, pipelines[request.param].tokenizer
 
 
 def teacher_forced(parts: Parts, request: tuple) -> np.ndarray:
     """Log-probability of every item's identifier, one forward each: the reference."""
     model, tokenizer = parts
     inputs = tokenizer.encode_request(*request)
-    start = inputs.pop("decoder_input_ids")[0].tolist()
     behavior = next(b for b in Behavior if b.token == request[2])
     scores = []
-    for codes in tokenizer.item_token_ids[behavior][:, 1:].tolist():
+    for codes in tokenizer.item_token_ids[behavior]:
+        own, first = continued(tokenizer, inputs, codes)
         with torch.no_grad():
-            logits = model(**inputs, decoder_input_ids=torch.tensor([[*start, *codes[:-1]]])).logits[0, 1:]
-        scores.append(sum(row[code].item() for row, code in zip(logits.log_softmax(dim=-1), codes, strict=True)))
+            logits = model(**own).logits[0, first:]
+        scores.append(sum(row[code].item() for row, code in zip(logits.log_softmax(dim=-1), codes[1:], strict=True)))
     return np.array(scores)
 
 
@@ -72,7 +72,8 @@ def test_the_snippet_of_the_description_runs(parts: Parts) -> None:
     out = model.generate(
         **inputs, logits_processor=[TrieLogitsProcessor(tokenizer.trie)], num_beams=30, num_return_sequences=10
     )
-    assert out.shape == (10, 1 + 1 + 4)
+    prompt = inputs["input_ids" if tokenizer.decoder_only else "decoder_input_ids"]
+    assert out.shape == (10, prompt.shape[1] + 4)
     assert len(set(tokenizer.decode_items(out))) == 10
 
 
@@ -104,7 +105,8 @@ def test_one_batch_mixes_all_behaviors(parts: Parts) -> None:
         order = np.argsort(-teacher_forced(parts, requests[row]))
         assert tokenizer.decode_items(out[row]) == [tokenizer.identifiers.item_ids[item] for item in order]
     assert tokenizer.decode_items(out[1]) == [None] * 12
-    assert (out[1, :, 1] == tokenizer.behavior_ids[Behavior.SEARCH_QUERY]).all()
+    place = inputs["input_ids"].shape[1] - 1 if tokenizer.decoder_only else 1
+    assert (out[1, :, place] == tokenizer.behavior_ids[Behavior.SEARCH_QUERY]).all()
 
 
 def test_a_row_of_a_batch_is_answered_as_it_is_alone(parts: Parts) -> None:
@@ -118,7 +120,8 @@ def test_a_row_of_a_batch_is_answered_as_it_is_alone(parts: Parts) -> None:
     for row, request in enumerate(requests):
         single = model.generate(**tokenizer.encode_request(*request), logits_processor=[processor], **options)
         beams = slice(12 * row, 12 * (row + 1))
-        assert torch.equal(batch.sequences[beams], single.sequences)
+        # A longer prompt in the batch pads a decoder's own one on the left.
+        assert torch.equal(batch.sequences[beams][:, -single.sequences.shape[1] :], single.sequences)
         torch.testing.assert_close(batch.sequences_scores[beams], single.sequences_scores, atol=1e-4, rtol=0)
 
 

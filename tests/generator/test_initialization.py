@@ -1,15 +1,27 @@
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from transformers import T5Config, T5ForConditionalGeneration, TokenizersBackend
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    TokenizersBackend,
+)
 
+from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior
+from gensar_hf.decoding import TrieBeamSearch, TrieLogitsProcessor
+from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.initialization import (
+    generator_from_causal_lm,
     generator_from_scratch,
     generator_from_t5,
     start_codes_near_their_items,
@@ -18,17 +30,9 @@ from gensar_hf.generator.initialization import (
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
+from gensar_hf.pipeline import GenSARPipeline
 
 NUM_WORDS = 119
-
-
-@pytest.fixture(scope="module")
-def text_tokenizer(tokenizers: dict[str, GenSARTokenizer]) -> TokenizersBackend:
-    """As the tiny tokenizers were before they took the behavior and code tokens in."""
-    backend = Tokenizer.from_str(tokenizers["tokens"].backend_tokenizer.to_str())
-    words = Tokenizer(backend.model)
-    words.normalizer, words.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    return TokenizersBackend(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +149,86 @@ def test_the_draw_follows_the_seed(tokenizer: GenSARTokenizer, tmp_path: Path) -
         tables.append(generator_from_t5(tmp_path, tokenizer).shared.weight)
     assert torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[0], tables[2])
+
+
+def test_an_untied_t5_finds_the_same_with_the_fast_search_and_when_loaded_again(
+    tokenizer: GenSARTokenizer, tmp_path: Path
+) -> None:
+    """T5 v1.1 and flan: gated feed-forward layers, an output table of its own that is not scaled."""
+    save_t5(tmp_path / "t5", NUM_WORDS + 3, tied=False)
+    model = generator_from_t5(tmp_path / "t5", tokenizer).eval()
+    model.save_pretrained(tmp_path / "saved")
+    loaded = GenSARForConditionalGeneration.from_pretrained(tmp_path / "saved").eval()
+    assert loaded.config.is_gated_act
+    assert not torch.isclose(loaded.lm_head.weight, loaded.shared.weight).all(dim=1).any()
+    inputs = tokenizer.encode_request([[{"item_id": "film-2"}], []], [None, "comedy"], ["<R_I>", "<S_I>"])
+    options = {"num_beams": 12, "num_return_sequences": 12, "return_dict_in_generate": True, "output_scores": True}
+    expected = model.generate(**inputs, **options, logits_processor=[TrieLogitsProcessor(tokenizer.trie)])
+    assert sorted(tokenizer.decode_item_rows(expected.sequences[:12])) == list(range(12))
+    for own in (model, loaded):
+        found = own.generate(**inputs, **options, custom_generate=TrieBeamSearch(tokenizer.trie))
+        assert torch.equal(found.sequences, expected.sequences)
+        torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, atol=1e-4, rtol=0)
+
+
+# ---- decoders alone
+
+
+def save_llama(folder: Path, vocab_size: int, tied: bool) -> LlamaForCausalLM:
+    """With generation settings of a chat model, which would sample."""
+    config = LlamaConfig(
+        vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=tied, eos_token_id=5, initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    llama = LlamaForCausalLM(config).eval()
+    llama.generation_config = GenerationConfig(do_sample=True, temperature=0.6, eos_token_id=[5, 6], bos_token_id=7)
+    llama.save_pretrained(folder)
+    return llama
+
+
+@pytest.mark.parametrize("vocab_size", [NUM_WORDS, NUM_WORDS + 40])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_decoder_alone_keeps_its_words_and_gets_distinct_new_rows(
+    vocab_size: int, tied: bool, text_tokenizer: TokenizersBackend, identifiers: IdentifierTable, tmp_path: Path
+) -> None:
+    llama = save_llama(tmp_path / "llama", vocab_size, tied)
+    tokenizer = GenSARTokenizer.from_text_tokenizer(text_tokenizer, identifiers, decoder_only=True)
+    model = generator_from_causal_lm(Backbone(str(tmp_path / "llama")), tokenizer).eval()
+    model.save_pretrained(tmp_path / "saved")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    assert type(model) is LlamaForCausalLM
+    tables = [own.get_input_embeddings().weight for own in (model, llama)]
+    heads = [own.get_output_embeddings().weight for own in (model, llama)]
+    assert (heads[0] is tables[0]) is tied
+    for weight, old in (tables, heads):
+        assert len(weight) == max(vocab_size, len(tokenizer)) == model.config.vocab_size
+        assert torch.equal(weight[:NUM_WORDS], old[:NUM_WORDS])
+        new = weight[torch.from_numpy(tokenizer.code_token_ids)].detach()
+        assert torch.cdist(new, new)[~torch.eye(len(new), dtype=torch.bool)].min() > 0.3
+        assert new.std().item() == pytest.approx(old.std().item(), rel=0.15)
+    generation = model.generation_config
+    assert (generation.do_sample, generation.temperature) in ((None, None), (False, 1.0))
+    assert (generation.pad_token_id, generation.eos_token_id, generation.bos_token_id) == (0, 1, 7)
+    assert (generation.num_beams, generation.max_new_tokens, generation.length_penalty) == (30, 4, 0.0)
+
+
+def test_codes_of_a_decoder_alone_begin_near_their_items_too(causal_pipeline: GenSARPipeline) -> None:
+    model, tokenizer = copy.deepcopy(causal_pipeline.model), causal_pipeline.tokenizer
+    before = model.get_input_embeddings().weight.detach().clone()
+    embeddings = [np.random.default_rng(0).normal(size=(12, 6))]
+    start_codes_near_their_items(model, tokenizer, embeddings, information=0.5, noise=0.0)
+    weight = model.get_input_embeddings().weight.detach()
+    used = np.unique([ids[:, 1:] for ids in tokenizer.item_token_ids.values()])
+    assert weight[torch.from_numpy(used)].std().item() == pytest.approx(0.5, rel=0.1)
+    kept = torch.ones(len(weight), dtype=torch.bool)
+    kept[torch.from_numpy(used)] = False
+    assert torch.equal(weight[kept], before[kept])
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"The checkpoint '.*nowhere' cannot be loaded \(.*\); give a folder, a name"):
+        Backbone.named(str(tmp_path / "nowhere")).config()
 
 
 def item_sums(model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer, behavior: Behavior) -> np.ndarray:

@@ -16,6 +16,7 @@ from gensar_hf.generator.prompts import Task
 from gensar_hf.generator.tasks import Example, ExampleSampler, ItemTarget, Target, TrainingLog
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
+from gensar_hf.pipeline import GenSARPipeline
 
 POSITION_BUCKETS = {
     "exact": {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128},
@@ -208,6 +209,35 @@ def test_the_collator_writes_one_target_a_row_where_tokens_are_positions(
         "decoder_input_ids": [[0, 21], [0, 0]],
         "labels": [[21, 22], [24, -100]],
     }
+
+
+def test_the_collator_continues_the_prompts_of_a_decoder_alone(causal_pipeline: GenSARPipeline) -> None:
+    """Rows end together; the labels are those of the last three tokens, and the model shifts them by one."""
+    first = Example(Task.NEXT_QUERY, [np.array([11, 12]), np.array([13])], [Target(2, np.array([21, 22]))])
+    second = Example(Task.NEXT_QUERY, [np.array([14]), np.array([15])], [Target(1, np.array([24]))])
+    batch = ExampleCollator(causal_pipeline.tokenizer)([[first], [second]])
+    assert batch.pop("logits_to_keep") == 3
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[11, 12, 13, 21, 22], [0, 0, 0, 14, 24]],
+        "attention_mask": [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]],
+        "position_ids": [[0, 1, 2, 3, 4], [0, 0, 0, 0, 1]],
+        "labels": [[-100, 21, 22], [-100, -100, 24]],
+    }
+
+
+def test_the_loss_of_a_decoder_alone_is_that_of_the_responses_one_by_one(causal_pipeline: GenSARPipeline) -> None:
+    rows = [[example(seed, (3, *range(1, length)), {length: 1 + seed})] for seed, length in enumerate((2, 6, 4))]
+    model, total, num_tokens = causal_pipeline.model, 0.0, 0
+    for ((one,),) in zip(rows, strict=True):
+        prompt, response = np.concatenate(one.events).tolist(), one.targets[0].response.tolist()
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 :]
+        picked = zip(logits.log_softmax(dim=-1), response, strict=False)
+        total -= sum(row[token].item() for row, token in picked)
+        num_tokens += len(response)
+    with torch.no_grad():
+        loss = model(**ExampleCollator(causal_pipeline.tokenizer)(rows)).loss.item()
+    assert loss == pytest.approx(total / num_tokens, abs=1e-4)
 
 
 def test_rows_of_tokens_compute_the_same_in_any_batch(

@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, TokenizersBackend
 
 from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior
+from gensar_hf.generator.history import HistoryEvent
 from gensar_hf.generator.prompts import PROMPTS, Task
-from gensar_hf.generator.tokenization_gensar import BEHAVIOR_TOKENS, GenSARTokenizer, pad_right
+from gensar_hf.generator.tokenization_gensar import BEHAVIOR_TOKENS, GenSARTokenizer, pad_left, pad_right
 from gensar_hf.identifiers import IdentifierTable
 
 T5_TOKENIZER = Path(__file__).parents[3] / "shared" / "data" / "t5-tokenizer"
@@ -344,10 +346,87 @@ def test_no_user_text_is_read_as_a_token_by_the_vocabulary_of_t5(
         assert not forbidden & set(tokenizer.text_ids(text).tolist()), text
 
 
-def test_padding_on_the_right() -> None:
-    padded = pad_right([np.array([1, 2, 3]), np.array([4]), np.array([], dtype=int)], -7)
-    assert padded.tolist() == [[1, 2, 3], [4, -7, -7], [-7, -7, -7]]
-    assert padded.dtype == np.int64
+# ---- for a decoder alone
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer(identifiers: IdentifierTable) -> TokenizersBackend:
+    """As Llama's: pieces of bytes, a start token before every text, no padding token; and brackets like Mistral's."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["[BOS]", "<|end|>", "[INST]"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(identifiers.texts, trainer)
+    backend.post_processor = processors.TemplateProcessing(single="[BOS] $A", special_tokens=[("[BOS]", 0)])
+    return TokenizersBackend(tokenizer_object=backend, bos_token="[BOS]", eos_token="<|end|>")
+
+
+@pytest.fixture(scope="module")
+def causal(byte_tokenizer: TokenizersBackend, identifiers: IdentifierTable) -> GenSARTokenizer:
+    return GenSARTokenizer.from_text_tokenizer(byte_tokenizer, identifiers, max_history_events=2, decoder_only=True)
+
+
+def test_a_prompt_begins_as_a_text_and_ends_with_the_behavior_token(causal: GenSARTokenizer) -> None:
+    encoding = causal.encode_request([HISTORY, []], [None, "Space"], ["<R_I>", "<S_I>"])
+    assert set(encoding) == {"input_ids", "attention_mask"}
+    ids, mask = encoding["input_ids"].tolist(), encoding["attention_mask"].tolist()
+    typed, clicked = HistoryEvent(Behavior.SEARCH_QUERY, query="Comedy 1990s"), HistoryEvent(Behavior.SEARCHED_ITEM, 3)
+    searched = HistoryEvent(Behavior.SEARCH_QUERY, query="Space")
+    words = [causal.text_ids(text) for text in (INSTRUCTION, PROMPTS[Task.NEXT_SEARCHED_ITEM].templates[0])]
+    ends = [[causal.behavior_ids[asked]] for asked in (Behavior.RECOMMENDED_ITEM, Behavior.SEARCHED_ITEM)]
+    expected = [
+        [0, *words[0], *causal.event_tokens(typed), *causal.event_tokens(clicked), *ends[0]],
+        [0, *words[1], *causal.event_tokens(searched), *ends[1]],
+    ]
+    for row, tokens in enumerate(expected):
+        num_padded = len(ids[row]) - len(tokens)
+        assert ids[row] == [1] * num_padded + tokens  # the end token pads
+        assert mask[row] == [0] * num_padded + [1] * len(tokens)
+
+
+def test_answers_are_found_behind_the_prompt(causal: GenSARTokenizer) -> None:
+    """The history's items are complete identifiers, too."""
+    prompt = causal.encode_request(HISTORY)["input_ids"][0].tolist()
+    answers = causal.item_token_ids[Behavior.RECOMMENDED_ITEM][[4, 9], 1:].tolist()
+    rows = [[*prompt, *answers[0], 1], [1, *prompt, *answers[1]], [*prompt, 1, 1, 1, 1, 1]]
+    assert causal.decode_items(rows) == ["film-4", "film-9", None]
+
+
+def test_a_tokenizer_for_a_decoder_alone_is_loaded_as_it_was_saved(causal: GenSARTokenizer, tmp_path: Path) -> None:
+    causal.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(loaded) is GenSARTokenizer
+    assert loaded.decoder_only
+    assert (loaded.pad_token, loaded.eos_token, loaded.bos_token) == ("<|end|>", "<|end|>", "[BOS]")
+    ours, theirs = (tok.encode_request([HISTORY, []], "Space", "<S_I>") for tok in (causal, loaded))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (loaded.trie.start_length, loaded.trie.end_token_id, loaded.trie.pad_token_id) == (None, 1, 1)
+    assert loaded.decode(loaded.text_ids("Ünïcode, a film")) == "Ünïcode, a film"
+
+
+def test_no_user_text_is_read_as_a_token_of_another_tokenizer(causal: GenSARTokenizer) -> None:
+    forbidden = {*causal.code_token_ids.tolist(), *causal.all_special_ids, causal.convert_tokens_to_ids("[INST]")}
+    for text in ("<R_I> <M1_0>", "[BOS]", "a [INST] b", "<|end|>", "[INST][INST]"):
+        assert not forbidden & set(causal.text_ids(text).tolist()), text
+
+
+def test_what_a_decoder_alone_cannot_do_is_refused(
+    byte_tokenizer: TokenizersBackend, identifiers: IdentifierTable
+) -> None:
+    with pytest.raises(ValueError, match="A decoder alone reads histories as 'tokens'; got history_encoding='events'"):
+        GenSARTokenizer.from_text_tokenizer(byte_tokenizer, identifiers, "events", decoder_only=True)
+    no_end = TokenizersBackend(tokenizer_object=byte_tokenizer.backend_tokenizer)
+    with pytest.raises(ValueError, match="has no `eos_token`, which ends the words of a query"):
+        GenSARTokenizer.from_text_tokenizer(no_end, identifiers, decoder_only=True)
+
+
+def test_padding_on_either_side() -> None:
+    rows = [np.array([1, 2, 3]), np.array([4]), np.array([], dtype=int)]
+    assert pad_right(rows, -7).tolist() == [[1, 2, 3], [4, -7, -7], [-7, -7, -7]]
+    assert pad_left(rows, -7).tolist() == [[1, 2, 3], [-7, -7, 4], [-7, -7, -7]]
+    assert pad_right(rows, -7).dtype == pad_left(rows, -7).dtype == np.int64
 
 
 def test_training_twice_on_the_same_texts_gives_the_same_vocabulary(identifiers: IdentifierTable) -> None:

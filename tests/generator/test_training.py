@@ -26,7 +26,7 @@ def tokenizer(pipelines: dict[str, GenSARPipeline], kind: str) -> GenSARTokenize
 def model(pipelines: dict[str, GenSARPipeline], kind: str) -> GenSARForConditionalGeneration:
     """A copy, without dropout: pieces of a batch would draw theirs anew."""
     model = copy.deepcopy(pipelines[kind].model)
-    if model.encoder.items is not None:
+    if kind == "vectors":
         model.encoder.items.dropout.p = 0.0
     return model
 
@@ -36,7 +36,7 @@ def rows(
     tokenizer: GenSARTokenizer, identifiers: IdentifierTable, tiny_events: EventLog, tiny_split: Split, kind: str
 ) -> ExampleRows:
     log = TrainingLog(tokenizer, tiny_events, tiny_split.train_ends, identifiers.texts)
-    is_packed, item_vectors = kind != "tokens", kind == "vectors"
+    is_packed, item_vectors = kind in ("events", "vectors"), kind == "vectors"
     sampler = ExampleSampler(log, window=8, max_target_tokens=20 if is_packed else 0, seed=5, item_vectors=item_vectors)
     return ExampleRows(sampler, num_rows=160, max_positions=10 if is_packed else 0)
 

@@ -77,6 +77,8 @@ def test_a_single_script_takes_the_configuration_of_the_whole_run(tmp_path):
         (["--output_dir", "a", "--data.search_fraction", "1.5"], "`search_fraction` must lie between 0 and 1"),
         (["--output_dir", "a", "--model.task_weights", "many"], "expected a mapping"),
         (["--output_dir", "a", "--model.task_weights", "{swim: 1}"], "the unknown task 'swim'"),
+        (["--output_dir", "a", "--model.lora_rank=-1"], "`lora_rank` must not be negative; got -1"),
+        (["--output_dir", "a", "--model.gguf_file", "a.gguf"], "`gguf_file` needs the folder that holds it"),
         (["--output_dir", "a", "--model.history_encoding", "words"], "invalid choice: 'words'"),
         (["--output_dir", "a", "--model.save_strategy", "never"], "invalid choice: 'never'"),
         (["--output_dir", "a", "--model.output_dir", "b"], "--model.output_dir is decided by the run"),
