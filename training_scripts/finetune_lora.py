@@ -36,7 +36,7 @@ from stages import (
 )
 from train_generator import TUNED as TUNED_GENERATOR
 from train_generator import example_rows, suit_processor
-from transformers import AutoModelForSeq2SeqLM, Trainer, set_seed
+from transformers import Trainer, set_seed
 
 from gensar_hf.artifacts import DataError, last_checkpoint, read_json, write_json, written_aside
 from gensar_hf.data import InteractionLog
@@ -124,7 +124,7 @@ def train(data: NewerData, settings: Settings, folder: Path, checkpoints: Path) 
     tokenizer = GenSARTokenizer.from_pretrained(base_dir)
     tokenizer.attach_identifiers(data.after)
     with damage_reported(base_dir):
-        model = AutoModelForSeq2SeqLM.from_pretrained(base_dir)
+        model = GenSARPipeline.from_pretrained(base_dir).model
     suit_processor(training, model, tokenizer.history_encoding)
     set_seed(training.seed)
     num_parameters = model.num_parameters()
@@ -138,7 +138,7 @@ def train(data: NewerData, settings: Settings, folder: Path, checkpoints: Path) 
         recent_share=arguments.recent_share,
         seed=training.seed,
         recommend_searched=True,
-        item_vectors=model.config.num_items > 0,
+        item_vectors=getattr(model.config, "num_items", 0) > 0,
     )
     training.output_dir = str(checkpoints)
     rows = example_rows(sampler, training, 1 + tokenizer.max_history_events if is_packed else 0)

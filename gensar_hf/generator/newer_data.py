@@ -142,7 +142,7 @@ class NewerData:
         """
         learned = slice(self.num_known, self.num_known + self.num_learned)
         lenders, item_rows = None, list[int]()
-        if model.config.num_items and self.num_learned:
+        if getattr(model.config, "num_items", 0) and self.num_learned:  # no decoder alone has any
             places = [self.before.index_of(item_id) - self.num_known for item_id in self.after.item_ids[learned]]
             lenders, item_rows = self.before.lenders[places], list(range(learned.start, learned.stop))
         base = AdapterBase.of(model, name, lenders=lenders)
