@@ -70,9 +70,10 @@ def write_cards(settings: Settings) -> list[Path]:
     values = _values(settings)
     metrics = read_json(run_dir / RESULTS / "metrics.json")
     data_id = values["data_id"]
+    architecture = read_json(run_dir / MODEL / "config.json")["model_type"]
     written = []
     for stage, template, name, tags in (
-        (MODEL, "gensar.md", "GenSAR", ["gensar", "t5"]),
+        (MODEL, "gensar.md", "GenSAR", ["gensar", "t5" if architecture == "gensar" else architecture]),
         (RQVAE, "joint_rqvae.md", "Joint RQ-VAE", ["rq-vae"]),
         (COLLABORATIVE, "sasrec.md", "SASRec", ["sasrec", "sequential-recommendation"]),
     ):

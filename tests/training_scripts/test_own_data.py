@@ -47,6 +47,7 @@ def test_titles_string_ids_dates_and_queries_give_a_model_and_are_not_run_twice(
     assert {answer["item_id"] for answer in answers} <= set(pd.read_csv(items)["item_id"])
 
     card = ModelCard.load(run_dir / "model" / "README.md")
+    assert {"gensar", "t5"} <= set(card.data.tags)
     assert GenSARPipeline.from_pretrained(run_dir / "model").card == card.content
     metrics = json.loads((run_dir / "results" / "metrics.json").read_text())["tasks"]
     figures = {(each.task_type, each.metric_name): each.metric_value for each in card.data.eval_results}
