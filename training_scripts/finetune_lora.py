@@ -3,10 +3,10 @@
     python training_scripts/finetune_lora.py --output_dir runs/mine --interactions newer.csv --items new_items.csv
     python training_scripts/finetune_lora.py training_scripts/configs/ml-100k-finetune.yaml
 
-New items get identifiers as add_items.py gives them. The newest of the newer interactions are not trained on: the model
-is asked for their clicks before and after. Without the two tables those are taken that prepare_data.py kept apart
-(data.later_share). Writes runs/mine/adapter: the adapter, which GenSARPipeline.from_pretrained loads, and the figures,
-finetune.json and finetune.md. The model stays as it is.
+New items get identifiers as add_items.py gives them, and go on borrowing the scores of known ones. The newest of the
+newer interactions are not trained on: the model is asked for their clicks before and after. Without the two tables
+those are taken that prepare_data.py kept apart (data.later_share). Writes runs/mine/adapter: the adapter, which
+GenSARPipeline.from_pretrained loads, and the figures, finetune.json and finetune.md. The model stays as it is.
 """
 
 from dataclasses import dataclass, field
@@ -62,6 +62,10 @@ class FinetuneArguments:
     rank: int = field(default=8, metadata={"help": "of the LoRA matrices."})
     alpha: float = field(default=16.0, metadata={"help": "their product counts alpha / rank times."})
     lora_dropout: float = field(default=0.0, metadata={"help": "before the LoRA matrices."})
+    learn_new_items: bool = field(
+        default=False,
+        metadata={"help": "train identifiers and vectors of the new items that are clicked; false: they borrow."},
+    )
     test_share: float = field(
         default=0.5, metadata={"help": "share of the newer interactions, the newest, that are asked for instead."}
     )
@@ -155,7 +159,7 @@ def train(data: NewerData, settings: Settings, folder: Path, checkpoints: Path) 
         "steps": output.global_step,
         "loss": output.training_loss,
         "known_items": data.num_known,
-        "new_items": data.num_learned,
+        "new_items": data.num_clicked,
     }
 
 
@@ -166,7 +170,7 @@ def figures(data: NewerData, run_dir: Path, folder: Path, arguments: FinetuneArg
     scorers = [GeneratorScorer(before, "before"), GeneratorScorer(GenSARPipeline.from_pretrained(folder), "after")]
     numbers = arguments.num_negatives, arguments.max_requests
     result = evaluate_groups(scorers, data.requests, data.item_groups(), data.item_texts, *numbers, seed=seed)
-    return {**result, "part": arguments.part}
+    return {**result, "part": arguments.part, "learn_new_items": arguments.learn_new_items}
 
 
 def run(settings: Settings) -> StageReport:
@@ -184,7 +188,9 @@ def run(settings: Settings) -> StageReport:
             catalogue = with_new_items(catalogue, items_path, run_dir, arguments.batch_size, training.seed)
         older = InteractionLog.load(run_dir / DATA).interactions
         is_validation = arguments.part == "validation"
-        data = NewerData.of_tables(catalogue, older, interactions_path, arguments.test_share, is_validation)
+        data = NewerData.of_tables(
+            catalogue, older, interactions_path, arguments.test_share, is_validation, arguments.learn_new_items
+        )
         details = train(data, settings, folder, checkpoints)
         if process_rank() == 0:
             result = {**figures(data, run_dir, folder, arguments, training.seed), **details}

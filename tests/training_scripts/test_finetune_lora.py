@@ -65,7 +65,8 @@ def test_no_stage_has_seen_what_is_later(finished_run):
 def test_a_model_is_fine_tuned_and_asked_before_and_after(script, run_dir):
     base = GenSARPipeline.from_pretrained(run_dir / "model")
     files = {path: path.read_bytes() for path in (run_dir / "model").iterdir()}
-    status, printed, complaint = script("finetune_lora.py", "--output_dir", run_dir, *OPTIONS)
+    options = [*OPTIONS, "--finetune.learn_new_items=true"]
+    status, printed, complaint = script("finetune_lora.py", "--output_dir", run_dir, *options)
     assert status == 0, complaint
     assert {path: path.read_bytes() for path in (run_dir / "model").iterdir()} == files
 
@@ -102,7 +103,7 @@ def test_a_model_is_fine_tuned_and_asked_before_and_after(script, run_dir):
         assert "Recommendation of still newer clicks" in text
         assert "known items (" in text
 
-    status, again, _ = script("finetune_lora.py", "--output_dir", run_dir, *OPTIONS)
+    status, again, _ = script("finetune_lora.py", "--output_dir", run_dir, *options)
     assert (status, "known items (" in again) == (0, True)
     (run_dir / "model").rename(run_dir / "elsewhere")
     with pytest.raises(DataError, match=r"holds an adapter for the model in .*/model, which cannot be loaded"):
