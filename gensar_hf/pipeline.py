@@ -460,7 +460,8 @@ def _load_model(path: str | os.PathLike, base_model: str | os.PathLike | None, k
     if adapter is None:
         return _load_any(path, kwargs)
     own = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
-    name = adapter.name if base_model is None else base_model
+    beside = Path(path) / adapter.name  # as finetune_lora.py names it
+    name = base_model if base_model is not None else beside if beside.is_dir() else adapter.name
     try:
         model = _load_any(name, own)
     except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
@@ -480,7 +481,8 @@ def _load_any(path: str | os.PathLike, kwargs: dict[str, Any]) -> Any:
 
 
 def _check_item_vectors(model: PreTrainedModel, catalogue: Catalogue) -> None:
-    num_vectors, num_trained = getattr(model.config, "num_items", 0), catalogue.identifiers.num_trained
+    num_vectors = getattr(model.config, "num_items", 0)
+    num_trained = catalogue.identifiers.num_trained + catalogue.identifiers.num_learned
     if num_vectors not in (0, num_trained):
         raise DataError(
             f"The model has vectors of {num_vectors} items, the identifier table {num_trained} items that it was "

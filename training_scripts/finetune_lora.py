@@ -3,12 +3,13 @@
     python training_scripts/finetune_lora.py --output_dir runs/mine --interactions newer.csv --items new_items.csv
     python training_scripts/finetune_lora.py training_scripts/configs/ml-100k-finetune.yaml
 
-New items get identifiers as add_items.py gives them, and go on borrowing the scores of known ones. The newest of the
-newer interactions are not trained on: the model is asked for their clicks before and after. Without the two tables
-those are taken that prepare_data.py kept apart (data.later_share). Writes runs/mine/adapter: the adapter, which
-GenSARPipeline.from_pretrained loads, and the figures, finetune.json and finetune.md. The model stays as it is.
+New items get identifiers as add_items.py gives them, and what is learned of them counts beside what they borrow. The
+newest of the newer interactions are not trained on: the model is asked for their clicks before and after. Without the
+two tables those are taken that prepare_data.py kept apart (data.later_share). Writes runs/mine/adapter: the adapter,
+which GenSARPipeline.from_pretrained loads, and the figures, finetune.json and finetune.md. The model stays as it is.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -62,10 +63,6 @@ class FinetuneArguments:
     rank: int = field(default=8, metadata={"help": "of the LoRA matrices."})
     alpha: float = field(default=16.0, metadata={"help": "their product counts alpha / rank times."})
     lora_dropout: float = field(default=0.0, metadata={"help": "before the LoRA matrices."})
-    learn_new_items: bool = field(
-        default=False,
-        metadata={"help": "train identifiers and vectors of the new items that are clicked; false: they borrow."},
-    )
     test_share: float = field(
         default=0.5, metadata={"help": "share of the newer interactions, the newest, that are asked for instead."}
     )
@@ -133,7 +130,8 @@ def train(data: NewerData, settings: Settings, folder: Path, checkpoints: Path) 
     set_seed(training.seed)
     num_parameters = model.num_parameters()
     sizes = arguments.rank, arguments.alpha, arguments.lora_dropout
-    with_adapter, base = data.with_adapter(model, str(base_dir), tokenizer, *sizes)
+    # From the adapter's folder, so that a run may be moved as a whole.
+    with_adapter, base = data.with_adapter(model, os.path.relpath(base_dir, folder), tokenizer, *sizes)
     is_packed = tokenizer.history_encoding == "events"
     sampler = ExampleSampler(
         data.training_log(tokenizer),
@@ -159,7 +157,7 @@ def train(data: NewerData, settings: Settings, folder: Path, checkpoints: Path) 
         "steps": output.global_step,
         "loss": output.training_loss,
         "known_items": data.num_known,
-        "new_items": data.num_clicked,
+        "new_items": data.num_learned,
     }
 
 
@@ -170,7 +168,7 @@ def figures(data: NewerData, run_dir: Path, folder: Path, arguments: FinetuneArg
     scorers = [GeneratorScorer(before, "before"), GeneratorScorer(GenSARPipeline.from_pretrained(folder), "after")]
     numbers = arguments.num_negatives, arguments.max_requests
     result = evaluate_groups(scorers, data.requests, data.item_groups(), data.item_texts, *numbers, seed=seed)
-    return {**result, "part": arguments.part, "learn_new_items": arguments.learn_new_items}
+    return {**result, "part": arguments.part}
 
 
 def run(settings: Settings) -> StageReport:
@@ -188,9 +186,7 @@ def run(settings: Settings) -> StageReport:
             catalogue = with_new_items(catalogue, items_path, run_dir, arguments.batch_size, training.seed)
         older = InteractionLog.load(run_dir / DATA).interactions
         is_validation = arguments.part == "validation"
-        data = NewerData.of_tables(
-            catalogue, older, interactions_path, arguments.test_share, is_validation, arguments.learn_new_items
-        )
+        data = NewerData.of_tables(catalogue, older, interactions_path, arguments.test_share, is_validation)
         details = train(data, settings, folder, checkpoints)
         if process_rank() == 0:
             result = {**figures(data, run_dir, folder, arguments, training.seed), **details}

@@ -10,10 +10,9 @@ from gensar_hf.evaluation.report import describe_protocol, short_figure
 SHOWN_METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@10")
 NOTE = (
     "± half the width of the 95% bootstrap interval over users; of a difference the interval itself. New items: first "
-    "seen in the newer interactions, and clicked in those that were trained on. They borrow the scores of known "
-    "items, as add_items.py leaves them"
+    "seen in the newer interactions, and clicked in those that were trained on. Before, they borrow the scores of "
+    "known items, as add_items.py leaves them; after, they are one of their own lenders."
 )
-ENDS = {False: ", before and after.", True: " before; after, what they have learned themselves counts alone."}
 
 
 def plain_tables(result: dict[str, Any]) -> list[PlainTable]:
@@ -50,7 +49,7 @@ def _task_table(task: str, by_group: dict[str, Any], result: dict[str, Any]) -> 
     protocol = next(iter(by_group.values()))["protocol"]
     part = "" if result["part"] == "test" else f", {result['part']}"
     caption = f"{task.capitalize()} of still newer clicks: {describe_protocol(protocol)} ({protocol}{part})"
-    return PlainTable(caption, ("", *SHOWN_METRICS), rows, NOTE + ENDS[result["learn_new_items"]])
+    return PlainTable(caption, ("", *SHOWN_METRICS), rows, NOTE)
 
 
 def _with_spread(figure: dict[str, float]) -> str:

@@ -32,8 +32,8 @@ def rank_with_borrowers(
     """The result of a search among known items, with the new items at the places that their lenders give them.
 
     Args:
-        rows: `(num_found,)` the known items that a search has found, best first; what it has not found counts as
-            improbable.
+        rows: `(num_found,)` the lenders that a search has found, best first; what it has not found counts as
+            improbable. A borrower may be among them: it is then one of its own lenders.
         scores: `(num_found,)` natural logarithms of their probabilities.
         borrowers: `(num_new,)` rows of the new items.
         lenders: `(num_new, k)` rows of each one's nearest known items.
@@ -45,7 +45,8 @@ def rank_with_borrowers(
     log_probabilities[rows] = scores
     borrowed = mean_probability(log_probabilities[lenders])
     is_found = np.isfinite(borrowed)
-    all_rows = np.concatenate([rows, borrowers[is_found]])
-    all_scores = np.concatenate([scores, borrowed[is_found]])
+    is_known = ~np.isin(rows, borrowers)
+    all_rows = np.concatenate([rows[is_known], borrowers[is_found]])
+    all_scores = np.concatenate([scores[is_known], borrowed[is_found]])
     order = np.argsort(-all_scores, kind="stable")
     return all_rows[order], all_scores[order]

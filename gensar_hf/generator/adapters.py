@@ -41,7 +41,7 @@ class AdapterBase:
     """The model that an adapter belongs to, and how it is enlarged before the adapter fits.
 
     Attributes:
-        name: folder or Hub name of the model.
+        name: folder, absolute or as seen from the adapter's, or Hub name of the model.
         fingerprint: of the model as it lies there, see `model_fingerprint`.
         vocab_size: rows of the token tables, at least as many as the model has there.
         lenders: `(num_new, k)` rows of the model's item table; a new item's vector begins as the mean of them. Empty

@@ -96,7 +96,7 @@ class Catalogue:
         return {rows[item_id] for item_id in item_ids if item_id in rows}
 
     def trained_rows(self, rows: np.ndarray) -> np.ndarray:
-        """The rows, of each item that was added after training that of the nearest trained one in its place."""
+        """The rows, in place of each added item that was not learned since that of the nearest trained one."""
         table = self.identifiers
         if len(table.lenders) == 0:
             return rows

@@ -63,14 +63,14 @@ def _exact_scores(
     requests: EncodedRequests,
     rows: Sequence[np.ndarray],
     catalogue: Catalogue,
-    by_vector: np.ndarray | None,
+    by_vector: "ScoresByVector | None",
 ) -> np.ndarray:
     """As `exact_scores`; `by_vector` is what `_scores_by_vector` has said of the requests."""
     asked, nums_asked = zip(*[_with_lenders(own_rows, catalogue) for own_rows in rows], strict=True)
     sequences = [catalogue.item_token_ids[requests.behavior][own_rows] for own_rows in asked]
     scores = score_candidates(requests.context, sequences).cpu().numpy()
     if by_vector is not None:
-        for own_scores, own_by_vector, own_rows in zip(scores, by_vector, asked, strict=True):
+        for own_scores, own_by_vector, own_rows in zip(scores, by_vector.own, asked, strict=True):
             own_scores[: len(own_rows)] += requests.context.model.config.item_weight * own_by_vector[own_rows]
     if len(catalogue.identifiers.lenders) == 0:
         return scores
@@ -82,9 +82,16 @@ def _exact_scores(
     return merged
 
 
+class ScoresByVector(NamedTuple):
+    """Log-probabilities of items by their vectors."""
+
+    own: np.ndarray  # (batch_size, num_vectors)
+    borrowed: np.ndarray  # (batch_size, num_items), of an added item the mean of its lenders'
+
+
 @torch.inference_mode()
-def _scores_by_vector(requests: EncodedRequests, catalogue: Catalogue) -> np.ndarray | None:
-    """`(batch_size, num_items)` log-probabilities by the item vectors; of an added item, what it borrows.
+def _scores_by_vector(requests: EncodedRequests, catalogue: Catalogue) -> ScoresByVector | None:
+    """What the item vectors say of the requests.
 
     None where vectors have no say: the model has none, or their weight is 0.
     """
@@ -98,10 +105,11 @@ def _scores_by_vector(requests: EncodedRequests, catalogue: Catalogue) -> np.nda
     states = context.states[torch.arange(len(last), device=last.device), last]
     is_searched = torch.full_like(last, requests.behavior is Behavior.SEARCHED_ITEM)
     scores = items.logits(states, is_searched).float().log_softmax(dim=-1).cpu().numpy()
-    lenders = catalogue.identifiers.lenders
-    if len(lenders) == 0:
-        return scores
-    return np.concatenate([scores, mean_probability(scores[:, lenders])], axis=1)
+    table = catalogue.identifiers
+    if len(table.lenders) == 0:
+        return ScoresByVector(scores, scores)
+    borrowed = mean_probability(scores[:, table.lenders])
+    return ScoresByVector(scores, np.concatenate([scores[:, : table.num_trained], borrowed], axis=1))
 
 
 def _with_lenders(rows: np.ndarray, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +155,7 @@ def best_items(
     if by_vector is None:
         return found
     proposals = []
-    for (rows, _), own_by_vector, own_excluded in zip(found, by_vector.copy(), excluded, strict=True):
+    for (rows, _), own_by_vector, own_excluded in zip(found, by_vector.borrowed.copy(), excluded, strict=True):
         own_by_vector[~catalogue.identifiers.available] = -np.inf
         own_by_vector[list(own_excluded)] = -np.inf
         best = np.argsort(-own_by_vector, kind="stable")[:num_beams]
@@ -177,11 +185,11 @@ def with_added_items(
     table = catalogue.identifiers
     if len(table.lenders) == 0:
         return rows, scores
-    is_trained = rows < table.num_trained
+    can_lend = rows < table.num_trained + table.num_learned
     borrowers = np.flatnonzero(table.available[table.num_trained :])
     borrowers = borrowers[~np.isin(borrowers + table.num_trained, list(excluded))]
     return rank_with_borrowers(
-        rows[is_trained], scores[is_trained], borrowers + table.num_trained, table.lenders[borrowers]
+        rows[can_lend], scores[can_lend], borrowers + table.num_trained, table.lenders[borrowers]
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -45,9 +45,7 @@ class NewerData:
         train_ends: `(num_users,)` event index, where those begin that are not trained on.
         requests: task → the clicks among these.
         before: the catalogue in which all new items borrow.
-        after: the one that is trained with, and answered from then on. With `learn_new_items` those new items that
-            training sees clicked count as trained; without, all borrow as before.
-        num_clicked: new items that training sees clicked.
+        after: the one in which those that training sees clicked are learned, and lend to themselves, too.
     """
 
     events: EventLog
@@ -56,7 +54,6 @@ class NewerData:
     requests: dict[str, Requests]
     before: IdentifierTable
     after: IdentifierTable
-    num_clicked: int
 
     @classmethod
     def of_tables(
@@ -66,7 +63,6 @@ class NewerData:
         newer: str | os.PathLike[str] | pd.DataFrame,
         test_share: float = 0.5,
         validation: bool = False,
-        learn_new_items: bool = False,
     ) -> "NewerData":
         """Put older and newer interactions together and cut the newer ones in time.
 
@@ -76,9 +72,6 @@ class NewerData:
             newer: a table of newer ones, as `load_log` takes it.
             test_share: of the newer interactions, the newest, that are asked for and not trained on.
             validation: do without these, and ask for the same share of the others instead: to choose settings with.
-            learn_new_items: new items that are clicked in training get an identifier and a vector that are trained,
-                and borrow no more. A few clicks teach less than is borrowed (docs/new-items.md), so that by default
-                all go on borrowing, and a click on one is learnt as one on the nearest known item.
 
         Raises:
             DataError: a table that cannot be used, unknown items, newer interactions that are not newer.
@@ -88,11 +81,7 @@ class NewerData:
         test_cut = _latest(times, test_share)
         cut = _latest(times[times < test_cut], test_share) if validation else test_cut
         added = set(catalogue.item_ids[catalogue.num_trained :])
-        clicked = sorted(added & set(rows["item_id"][times < cut]))
-        after = catalogue.mark_trained(clicked)
-        if not learn_new_items:
-            places = [catalogue.index_of(item_id) for item_id in after.item_ids[catalogue.num_trained :]]
-            after = replace(after, lenders=catalogue.lenders[np.array(places, dtype=np.int64) - catalogue.num_trained])
+        after = catalogue.learn_items(sorted(added & set(rows["item_id"][times < cut])))
         items = _items(after)
         older_log = InteractionLog(items, older, ("text",))
         newer_log = InteractionLog(items[:0], rows, ("text",))
@@ -103,7 +92,7 @@ class NewerData:
         requests = {
             task: part.subset(np.flatnonzero(part.targets >= starts[part.users])) for task, part in held_out.items()
         }
-        return cls(events, starts, split.train_ends, requests, catalogue, after, len(clicked))
+        return cls(events, starts, split.train_ends, requests, catalogue, after)
 
     @property
     def num_known(self) -> int:
@@ -112,8 +101,8 @@ class NewerData:
 
     @property
     def num_learned(self) -> int:
-        """New items with an identifier and a vector that are trained."""
-        return self.after.num_trained - self.num_known
+        """New items that training sees clicked."""
+        return self.after.num_learned
 
     @property
     def item_texts(self) -> Sequence[str]:
@@ -122,13 +111,12 @@ class NewerData:
 
     def item_groups(self) -> dict[str, tuple[int, int]]:
         """Kinds of items: the first one of each, and the one after its last."""
-        bounds = [0, self.num_known, self.num_known + self.num_clicked, self.after.num_items]
+        bounds = [0, self.num_known, self.num_known + self.num_learned, self.after.num_items]
         return dict(zip(GROUPS, pairwise(bounds), strict=True))
 
     def training_log(self, tokenizer: GenSARTokenizer) -> TrainingLog:
         """What training reads and asks for; the tokenizer's catalogue is `after`."""
-        events = replace(self.events, items=tokenizer.catalogue.trained_rows(self.events.items))
-        return TrainingLog(tokenizer, events, self.train_ends, self.item_texts, self.starts)
+        return TrainingLog(tokenizer, self.events, self.train_ends, self.item_texts, self.starts)
 
     def with_adapter(
         self,

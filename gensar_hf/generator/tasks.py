@@ -121,7 +121,7 @@ class TrainingLog:
             for query in used
         }
         self.item_text_tokens = [self.tokenizer.text_ids(text) for text in self.item_texts]
-        num_learned = self.tokenizer.identifiers.num_trained
+        num_learned = self.tokenizer.identifiers.num_trained + self.tokenizer.identifiers.num_learned
         self.described = np.flatnonzero([len(tokens) > 0 for tokens in self.item_text_tokens[:num_learned]])
         self.searched = np.flatnonzero(is_asked & (events.behaviors == Behavior.SEARCHED_ITEM))
 

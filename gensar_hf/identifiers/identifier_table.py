@@ -51,7 +51,8 @@ class IdentifierTable:
             it keeps its row and its identifiers, because it may stand in histories.
         lenders: `(num_added, k)` int64. The last `num_added` items were added after training. A generator has learned
             which combinations of codes exist, and gives the others next to no probability; so an added item borrows
-            those of the k trained items with the nearest semantic identifiers, whose rows these are.
+            those of the k trained items with the nearest semantic identifiers, whose rows these are. One that has been
+            learned since (`learn_items`) is its own first lender; such items stand before the other added ones.
 
     Raises:
         DataError: an item id or an identifier occurs twice, a code is out of range, or sizes do not agree; the message
@@ -92,6 +93,11 @@ class IdentifierTable:
     def num_trained(self) -> int:
         """Items that were there when the generator was trained; the added ones stand behind them."""
         return self.num_items - len(self.lenders)
+
+    @property
+    def num_learned(self) -> int:
+        """Added items that have been learned since, and lend to themselves; they stand behind the trained ones."""
+        return int((self.lenders[:, :1] >= self.num_trained).sum())
 
     @property
     def num_levels(self) -> int:
@@ -231,21 +237,30 @@ class IdentifierTable:
         """
         return self._with_availability(rows_to_change(item_ids, self, available=True), True)
 
-    def mark_trained(self, item_ids: Sequence[str]) -> "IdentifierTable":
-        """A new table in which these added items count as trained: they borrow no more.
+    def learn_items(self, item_ids: Sequence[str]) -> "IdentifierTable":
+        """A new table in which these added items lend to themselves, too, as a model has learned them since.
 
-        They stand, in their order, in front of the other added items; rows of trained items stay what they are.
+        A few clicks teach less than is borrowed, and what they teach is lost where an item borrows only. So each gets
+        the place of the first of its lenders, and the farthest is left out. The items stand, in their order, in front
+        of the other added ones; rows of trained items stay what they are.
 
         Raises:
-            DataError: an item that is not among the added ones.
+            DataError: an item that is not among the added ones, or has been learned before.
         """
-        is_added = {item_id: row for row, item_id in enumerate(self.item_ids) if row >= self.num_trained}
+        num_known = self.num_trained + self.num_learned
+        is_added = {item_id: row for row, item_id in enumerate(self.item_ids) if row >= num_known}
         others = [item_id for item_id in item_ids if item_id not in is_added]
         if others:
-            raise DataError(f"The item '{others[0]}' was not added after training, so it cannot become a trained one.")
+            raise DataError(
+                f"The item '{others[0]}' is none that was added after training and still has to be learned."
+            )
         chosen = np.isin(np.arange(self.num_items), [is_added[item_id] for item_id in item_ids])
-        order = np.argsort((np.arange(self.num_items) >= self.num_trained) & ~chosen, kind="stable")
+        order = np.argsort((np.arange(self.num_items) >= num_known) & ~chosen, kind="stable")
         rows = order.tolist()
+        lenders = self.lenders[order[self.num_trained :] - self.num_trained]
+        learned = slice(self.num_learned, self.num_learned + int(chosen.sum()))
+        own_rows = np.arange(num_known, num_known + int(chosen.sum()))[:, None]
+        lenders[learned] = np.concatenate([own_rows, lenders[learned, :-1]], axis=1)
         return replace(
             self,
             item_ids=[self.item_ids[row] for row in rows],
@@ -254,7 +269,7 @@ class IdentifierTable:
             titles=None if self.titles is None else [self.titles[row] for row in rows],
             texts=None if self.texts is None else [self.texts[row] for row in rows],
             available=self.available[order],
-            lenders=self.lenders[order[self.num_trained + int(chosen.sum()) :] - self.num_trained],
+            lenders=lenders,
         )
 
     def _with_availability(self, rows: np.ndarray, value: bool) -> "IdentifierTable":

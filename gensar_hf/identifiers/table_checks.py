@@ -56,18 +56,22 @@ def _check_sizes(where: str, table: "IdentifierTable") -> None:
             f"shape {table.available.shape} and dtype {table.available.dtype}."
         )
     lenders = table.lenders
-    if (
-        lenders.ndim != 2
-        or len(lenders) >= table.num_items
-        or (lenders < 0).any()
-        or (lenders >= table.num_trained).any()
-    ):
+    if lenders.ndim != 2 or len(lenders) >= table.num_items or not _may_lend(lenders, table.num_trained):
         raise DataError(
-            f"{where}: `lenders` must name, for each of the last items, rows of items that come before them all; got "
-            f"an array of shape {lenders.shape} for {table.num_items} items."
+            f"{where}: `lenders` must name, for each of the last items, rows of items that come before them all, or "
+            f"first the item's own where it has been learned; got an array of shape {lenders.shape} for "
+            f"{table.num_items} items."
         )
     if not table.available.any():
         raise DataError(f"{where} has no available item; a catalogue needs at least one, so restore some.")
+
+
+def _may_lend(lenders: np.ndarray, num_trained: int) -> bool:
+    """Whether all lenders are trained items, or an item itself, first, where none before it lacks that."""
+    is_own = lenders[:, :1] == num_trained + np.arange(len(lenders))[:, None]
+    is_trained = (lenders >= 0) & (lenders < num_trained)
+    is_trained[:, :1] |= is_own
+    return bool(is_trained.all()) and bool((np.diff(is_own[:, :1].astype(int), axis=0) <= 0).all())
 
 
 def _check_item_ids(where: str, item_ids: Sequence[str]) -> None:

@@ -33,6 +33,13 @@ def test_new_items_stand_where_their_lenders_put_them():
     np.testing.assert_allclose(np.exp(ranked_scores), [0.5, 0.4, 0.3, 0.1, 0.05])
 
 
+def test_a_new_item_may_be_among_its_own_lenders():
+    rows, scores = np.array([7, 3, 0]), np.log([0.5, 0.3, 0.1])
+    ranked, ranked_scores = rank_with_borrowers(rows, scores, np.array([7, 8]), np.array([[7, 3], [8, 0]]))
+    np.testing.assert_array_equal(ranked, [7, 3, 0, 8])
+    np.testing.assert_allclose(np.exp(ranked_scores), [0.4, 0.3, 0.1, 0.05])
+
+
 def test_without_new_items_or_without_answers_nothing_changes():
     rows, scores = np.array([3, 0]), np.array([-1.0, -2.0])
     ranked, ranked_scores = rank_with_borrowers(rows, scores, np.zeros(0, int), np.zeros((0, 5), int))

@@ -53,7 +53,7 @@ def asked(data: NewerData, task: str) -> list[tuple[str, str]]:
 
 
 def test_the_newest_are_asked_for_and_the_others_trained_on(catalogue: IdentifierTable) -> None:
-    data = NewerData.of_tables(catalogue, OLDER, NEWER, test_share=0.5, learn_new_items=True)
+    data = NewerData.of_tables(catalogue, OLDER, NEWER, test_share=0.5)
     events = data.events
     assert events.user_ids == ["ann", "bob", "cem", "dan"]
     # ann: 0 ?x 1 | new-2 · ?z new-1; bob: 2 | ?y 4 · 5; cem: | 3 new-2 · 0; dan: | · new-2
@@ -62,25 +62,10 @@ def test_the_newest_are_asked_for_and_the_others_trained_on(catalogue: Identifie
     assert asked(data, RECOMMENDATION) == [("bob", "film-5"), ("cem", "film-0"), ("dan", "new-2")]
     assert asked(data, SEARCH) == [("ann", "new-1")]
     assert data.after.item_ids[12:] == events.item_ids[12:] == ["new-2", "new-1", "new-3"]
-    assert (data.num_known, data.num_learned, data.after.lenders.tolist()) == (12, 1, [[0, 1], [4, 5]])
+    assert (data.num_known, data.num_learned, data.after.lenders.tolist()) == (12, 1, [[12, 2], [0, 1], [4, 5]])
     assert data.item_groups() == {"known items": (0, 12), "new items": (12, 13), "new items without clicks": (13, 15)}
     assert data.item_texts[12:] == ["Two", "One", "Three"]
     assert (data.before.num_trained, data.before.item_ids) == (12, catalogue.item_ids)
-
-
-def test_new_items_go_on_borrowing_and_are_learnt_as_their_nearest(
-    catalogue: IdentifierTable, model_dirs: dict[str, Path]
-) -> None:
-    data = NewerData.of_tables(catalogue, OLDER, NEWER, test_share=0.5)
-    assert data.after.item_ids[12:] == data.events.item_ids[12:] == ["new-2", "new-1", "new-3"]
-    assert (data.num_learned, data.num_clicked, data.after.lenders.tolist()) == (0, 1, [[2, 3], [0, 1], [4, 5]])
-    assert data.item_groups() == {"known items": (0, 12), "new items": (12, 13), "new items without clicks": (13, 15)}
-    tokenizer = GenSARTokenizer.from_pretrained(model_dirs["events"])
-    tokenizer.attach_identifiers(data.after)
-    log = data.training_log(tokenizer)
-    clicked = [data.events.item_ids[item] for item in np.flatnonzero(log.num_clicks())]
-    assert clicked == ["film-2", "film-3", "film-4"]  # two clicks on new-2, whose nearest item is film-2
-    assert log.num_clicks()[2] == 2
 
 
 def test_validation_does_without_the_newest(catalogue: IdentifierTable) -> None:
@@ -108,7 +93,7 @@ def test_an_adapter_is_trained_on_newer_clicks(
     catalogue: IdentifierTable,
     tmp_path: Path,
 ) -> None:
-    data = NewerData.of_tables(catalogue, OLDER, NEWER, learn_new_items=True)
+    data = NewerData.of_tables(catalogue, OLDER, NEWER)
     tokenizer = GenSARTokenizer.from_pretrained(model_dirs[kind])
     tokenizer.attach_identifiers(data.after)
     model = copy.deepcopy(pipelines[kind].model)

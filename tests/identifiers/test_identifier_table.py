@@ -381,7 +381,7 @@ def test_added_items_come_back_from_disk_with_their_lenders(tmp_path: Path):
     assert small_table().num_trained == 3
 
 
-@pytest.mark.parametrize("lenders", [[[2, 0]], [[-1]], [[0], [0], [0], [0]]])
+@pytest.mark.parametrize("lenders", [[[0, 2]], [[-1]], [[0], [0], [0], [0]]])
 def test_only_trained_items_lend(lenders: list):
     with pytest.raises(DataError, match="`lenders` must name, for each of the last items, rows"):
         small_table(lenders=lenders)
@@ -413,19 +413,25 @@ def test_added_items_borrow_from_the_nearest_trained_ones_and_never_from_one_ano
     assert table.add_items(twins, ["a", "b"], model, num_lenders=0).num_trained == 32
 
 
-def test_added_items_that_are_learned_stand_before_those_that_still_borrow(make_identifiers: Callable) -> None:
+def test_added_items_that_are_learned_stand_before_those_that_borrow_only(make_identifiers: Callable) -> None:
     table = replace(make_identifiers(), lenders=np.array([[0, 3], [5, 1], [2, 4]]))  # of film-9, film-10 and film-11
-    learned = table.remove_items(["film-10"]).mark_trained(["film-11", "film-9"])
+    learned = table.remove_items(["film-10"]).learn_items(["film-11", "film-9"])
     assert learned.item_ids == [*table.item_ids[:9], "film-9", "film-11", "film-10"]
-    assert learned.num_trained == 11
-    assert learned.lenders.tolist() == [[5, 1]]
+    assert (table.num_learned, learned.num_trained, learned.num_learned) == (0, 9, 2)
+    assert learned.lenders.tolist() == [[9, 0], [10, 2], [5, 1]]
     assert learned.available.tolist() == [True] * 11 + [False]
     for item_id in table.item_ids:
         rows = learned.index_of(item_id), table.index_of(item_id)
         for name in ("semantic_codes", "collaborative_codes", "titles", "texts"):
             assert np.array_equal(getattr(learned, name)[rows[0]], getattr(table, name)[rows[1]])
-    everything = learned.mark_trained(["film-10"])
-    assert (everything.num_trained, len(everything.lenders)) == (12, 0)
-    assert table.mark_trained([]).item_ids == table.item_ids
-    with pytest.raises(DataError, match="'film-3' was not added after training"):
-        table.mark_trained(["film-10", "film-3"])
+    assert learned.learn_items(["film-10"]).lenders.tolist() == [[9, 0], [10, 2], [11, 5]]
+    assert table.learn_items([]).lenders.tolist() == table.lenders.tolist()
+    for item_ids in (["film-10", "film-3"], ["film-9"]):
+        with pytest.raises(DataError, match=f"'{item_ids[-1]}' is none that was added"):
+            learned.learn_items(item_ids)
+
+
+@pytest.mark.parametrize("lenders", [[[9, 0], [9, 1], [2, 4]], [[0, 3], [10, 1], [2, 4]], [[0, 9], [5, 1], [2, 4]]])
+def test_an_item_lends_to_itself_alone_and_first(make_identifiers: Callable, lenders: list) -> None:
+    with pytest.raises(DataError, match="`lenders` must name"):
+        replace(make_identifiers(), lenders=np.array(lenders))

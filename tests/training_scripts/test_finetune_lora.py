@@ -65,8 +65,7 @@ def test_no_stage_has_seen_what_is_later(finished_run):
 def test_a_model_is_fine_tuned_and_asked_before_and_after(script, run_dir):
     base = GenSARPipeline.from_pretrained(run_dir / "model")
     files = {path: path.read_bytes() for path in (run_dir / "model").iterdir()}
-    options = [*OPTIONS, "--finetune.learn_new_items=true"]
-    status, printed, complaint = script("finetune_lora.py", "--output_dir", run_dir, *options)
+    status, printed, complaint = script("finetune_lora.py", "--output_dir", run_dir, *OPTIONS)
     assert status == 0, complaint
     assert {path: path.read_bytes() for path in (run_dir / "model").iterdir()} == files
 
@@ -74,7 +73,8 @@ def test_a_model_is_fine_tuned_and_asked_before_and_after(script, run_dir):
     known, table = base.tokenizer.identifiers, tuned.tokenizer.identifiers
     assert table.item_ids[: known.num_items] == known.item_ids
     assert set(table.item_ids[known.num_items :]) == {f"B004ZT000{number}" for number in range(4)}
-    assert tuned.model.config.num_items == table.num_trained > known.num_trained
+    assert table.num_trained == known.num_trained
+    assert tuned.model.config.num_items == known.num_trained + table.num_learned > known.num_trained
     found = tuned.recommend([{"item_id": table.item_ids[-1]}], top_k=50)
     assert {answer["item_id"] for answer in found} == set(table.item_ids)
     weights = dict(base.model.named_parameters())
@@ -97,13 +97,13 @@ def test_a_model_is_fine_tuned_and_asked_before_and_after(script, run_dir):
             after, before = (group["systems"][name]["NDCG@10"]["value"] for name in ("after", "before"))
             assert group["difference"]["NDCG@10"]["value"] == pytest.approx(after - before)
     clicked = set(newer["item_id"][newer["timestamp"] < cut])
-    assert set(table.item_ids[known.num_items : table.num_trained]) == clicked - set(known.item_ids)
+    assert set(table.item_ids[known.num_items :][: table.num_learned]) == clicked - set(known.item_ids)
     written = (run_dir / "adapter" / "finetune.md").read_text()
     for text in (printed, written):
         assert "Recommendation of still newer clicks" in text
         assert "known items (" in text
 
-    status, again, _ = script("finetune_lora.py", "--output_dir", run_dir, *options)
+    status, again, _ = script("finetune_lora.py", "--output_dir", run_dir, *OPTIONS)
     assert (status, "known items (" in again) == (0, True)
     (run_dir / "model").rename(run_dir / "elsewhere")
     with pytest.raises(DataError, match=r"holds an adapter for the model in .*/model, which cannot be loaded"):

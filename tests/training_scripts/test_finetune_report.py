@@ -14,7 +14,6 @@ def test_figures_before_and_after_stand_group_by_group_with_their_difference():
     result = {
         "systems": ["before", "after"], "groups": ["known items", "new items"], "part": "test", "steps": 300,
         "parameters": 1_000_000, "trained_parameters": 54_321, "known_items": 90, "new_items": 7,
-        "learn_new_items": False,
         "tasks": {"recommendation": {"new items": group}, "search": {}},
     }  # fmt: skip
     written = markdown_tables(result)
@@ -28,6 +27,4 @@ def test_figures_before_and_after_stand_group_by_group_with_their_difference():
     assert "| difference | +0.250 (+0.200 … +0.400) |" in written
     assert "known items (" not in written
     assert "Search" not in written
-    assert "leaves them, before and after." in written
-    assert "themselves counts alone." in markdown_tables({**result, "learn_new_items": True})
     assert "(random-99, validation)" in markdown_tables({**result, "part": "validation"})
