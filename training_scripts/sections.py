@@ -112,6 +112,7 @@ def training_defaults() -> dict[str, Any]:
     return {
         "output_dir": ".",
         "bf16": bf16_is_faster(),
+        "use_cpu": not torch.accelerator.is_available(),  # said, or else `torchrun` brings no processes together there
         "report_to": "none",
         "save_total_limit": 1,
         "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU it only warns

@@ -196,7 +196,7 @@ def process_count() -> int:
 
 def processes() -> PartialState:
     """All processes that `torchrun` has started, brought together if no `TrainingArguments` have done so before."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def _wait_for_all() -> None:
