@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, TrainingArguments
 
 from gensar_hf.artifacts import DataError
-from gensar_hf.precision import bf16_is_faster
+from gensar_hf.training_defaults import machine_defaults
 
 # What a run decides itself; a value of the user's would have no effect.
 _RESERVED = {
@@ -108,15 +107,8 @@ class SectionParser(HfArgumentParser):
 
 
 def training_defaults() -> dict[str, Any]:
-    """Defaults of `TrainingArguments` that hold for every stage; bf16 where the machine is faster with it."""
-    return {
-        "output_dir": ".",
-        "bf16": bf16_is_faster(),
-        "use_cpu": not torch.accelerator.is_available(),  # said, or else `torchrun` brings no processes together there
-        "report_to": "none",
-        "save_total_limit": 1,
-        "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU it only warns
-    }
+    """Defaults of `TrainingArguments` that hold for every stage, on this machine."""
+    return {"output_dir": ".", **machine_defaults()}
 
 
 def one_sentence(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from gensar_hf.baselines.vocabulary import PADDING, Vocabulary
 from gensar_hf.data.splits import Requests
 from gensar_hf.embeddings.modeling_sasrec import pad_histories
 from gensar_hf.evaluation.full_ranking import history_items
-from gensar_hf.precision import bf16_is_faster
+from gensar_hf.training_defaults import machine_defaults
 
 _CHUNK_SIZE = 256  # requests whose scores of all items are held at once: 12 MB for 12,000 items
 _SAVE_STEPS = 300
@@ -253,17 +253,14 @@ def _train(model: MatchingModel, examples: Examples, settings: MatchingSettings,
 
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
+        **machine_defaults(),
         **settings.training_values(),
         warmup_steps=0.05,
         seed=seed,
-        bf16=bf16_is_faster(),
         save_strategy="steps",
         save_steps=_SAVE_STEPS,
-        save_total_limit=1,
         logging_strategy="no",
-        report_to="none",
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),  # without a GPU it only warns
     )
     steps_per_epoch = -(-len(examples) // arguments.train_batch_size)
     arguments.max_steps = max(MIN_STEPS, round(settings.num_train_epochs * steps_per_epoch))

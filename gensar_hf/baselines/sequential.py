@@ -14,7 +14,7 @@ from gensar_hf.artifacts import last_checkpoint
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.data.events import EventLog
 from gensar_hf.data.splits import RECOMMENDATION, Requests
-from gensar_hf.precision import bf16_is_faster
+from gensar_hf.training_defaults import machine_defaults
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -111,14 +111,12 @@ def fit_sequential(
     histories = user_clicks(data.events)
     arguments = sasrec_training_arguments(
         str(checkpoints),
+        **machine_defaults(),
         **settings.training_values(),
         seed=seed,
-        bf16=bf16_is_faster(),
         logging_strategy="no",
         save_strategy="steps",
         save_steps=_SAVE_STEPS,
-        save_total_limit=1,
-        dataloader_pin_memory=torch.cuda.is_available(),  # without a GPU it only warns
     )
     arguments.max_steps = num_training_steps(histories, arguments, model.config.max_length)
     trainer = next_item_trainer(model, histories, arguments)

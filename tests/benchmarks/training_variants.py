@@ -22,7 +22,7 @@ from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS
 from gensar_hf.generator.tasks import Example, ExampleSampler, Target, TrainingLog
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
-from gensar_hf.precision import bf16_is_faster
+from gensar_hf.training_defaults import bf16_is_faster
 
 TOKENS, TOKENS_PACKAGE = "tokens, common way", "tokens, package"
 EVENTS, EVENTS_PACKAGE, EVENTS_PACKED = "events, common way", "events, package", "events, packed only"

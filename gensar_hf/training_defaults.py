@@ -1,6 +1,20 @@
-"""Which precision training should run in on the machine at hand."""
+"""What every training sets by default on the machine at hand."""
+
+from typing import Any
 
 import torch
+
+
+def machine_defaults() -> dict[str, Any]:
+    """Values of `TrainingArguments` that depend on the machine, and those that every training has in common."""
+    return {
+        "bf16": bf16_is_faster(),
+        # Said, or else bf16 is refused without a GPU, and `torchrun` brings no processes together there.
+        "use_cpu": not torch.accelerator.is_available(),
+        "report_to": "none",
+        "save_total_limit": 1,
+        "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU it only warns
+    }
 
 
 def bf16_is_faster() -> bool:
