@@ -90,3 +90,15 @@ def test_baselines_train_in_bf16_without_a_gpu(name, monkeypatch, make_events, t
     scorer = fit_by_name(name, data, settings, 0, tmp_path, tmp_path / "checkpoints")
 
     assert {weights.dtype for weights in scorer.model.parameters()} == {torch.float32}
+
+
+def test_a_baseline_that_was_trained_in_bf16_scores_in_float32(monkeypatch, make_events, tmp_path):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr("gensar_hf.embeddings.sasrec_training.MIN_STEPS", 2)
+    events = make_events({"ann": [(1, 0), (2, 0, 0)], "bob": [(1, 0), (2, 2, 0)]}, ["a", "b", "c"], ["red"])
+    data = TrainingData(events, ["apple", "berry", "citron"], np.zeros((3, 2)), "unused")
+
+    model = fit_by_name("qem", data, {"num_train_epochs": 1}, 0, tmp_path, tmp_path / "checkpoints").model
+
+    ids = torch.tensor([1]), torch.tensor([[1]]), torch.tensor([[1]])
+    torch.testing.assert_close(model(*ids).logits, type(model).from_pretrained(tmp_path)(*ids).logits)

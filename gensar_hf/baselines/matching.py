@@ -274,6 +274,8 @@ def _train(model: MatchingModel, examples: Examples, settings: MatchingSettings,
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(QuietProgress())
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    # Or else `forward` stays under autocast: scores would be ranked by the three digits of bf16.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
 
 class MatchingScorer:
