@@ -40,9 +40,11 @@ from gensar_hf.generator.initialization import (
     generator_from_causal_lm,
     generator_from_scratch,
     generator_from_t5,
+    share_item_features,
     start_codes_near_their_items,
     start_item_vectors,
 )
+from gensar_hf.generator.item_vectors import plain_weights
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.packing import ExampleCollator, ExampleRows, batches_per_step
 from gensar_hf.generator.prompts import Task
@@ -114,6 +116,12 @@ class ModelArguments:
     )
     item_recurrence: bool = field(
         default=True, metadata={"help": "a recurrent layer reads the item vectors of the clicks beside attention."}
+    )
+    item_features: bool = field(
+        default=True,
+        metadata={
+            "help": "train item vectors as a map of text and SASRec embeddings that all items share, plus a rest."
+        },
     )
     item_dropout: float = field(default=0.35, metadata={"help": "on item vectors."})
     item_weight: float = field(
@@ -252,16 +260,21 @@ def make_model(
         sizes = ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "dropout_rate")
         config = GenSARConfig(**options, **{name: getattr(arguments, name) for name in sizes})
         model = generator_from_scratch(config, tokenizer)
-    kind = JointRQVAEConfig.from_pretrained(run_dir / RQVAE).embeddings
-    # Codes made of one kind of embedding alone, an ablation, begin with that kind alone.
-    stages = {"semantic": [SEMANTIC], "collaborative": [COLLABORATIVE], "both": [SEMANTIC, COLLABORATIVE]}[kind]
-    item_ids = tokenizer.identifiers.item_ids
-    embeddings = [load_item_embeddings(run_dir / stage / EMBEDDINGS_FILE, item_ids) for stage in stages]
+    embeddings = known_of_items(run_dir, tokenizer)
     if arguments.code_start == "items":
         start_codes_near_their_items(model, tokenizer, embeddings, information=code_spread, seed=seed)
     if isinstance(model, GenSARForConditionalGeneration) and arguments.has_item_vectors:
         start_item_vectors(model, embeddings, num_clicks, seed)
     return model
+
+
+def known_of_items(run_dir: Path, tokenizer: GenSARTokenizer) -> list[np.ndarray]:
+    """The embeddings that the identifiers were made of, each `(num_items, dim)`."""
+    kind = JointRQVAEConfig.from_pretrained(run_dir / RQVAE).embeddings
+    # Codes made of one kind of embedding alone, an ablation, begin with that kind alone.
+    stages = {"semantic": [SEMANTIC], "collaborative": [COLLABORATIVE], "both": [SEMANTIC, COLLABORATIVE]}[kind]
+    item_ids = tokenizer.identifiers.item_ids
+    return [load_item_embeddings(run_dir / stage / EMBEDDINGS_FILE, item_ids) for stage in stages]
 
 
 def with_lora(model: PreTrainedModel, arguments: ModelArguments, tokenizer: GenSARTokenizer) -> Any:
@@ -305,6 +318,8 @@ def save_trained(trainer: Trainer, folder: Path) -> None:
         return
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.args.should_save:
+        if isinstance(model, GenSARForConditionalGeneration) and model.encoder.items is not None:
+            weights = plain_weights(model.encoder.items, weights)
         model.save_pretrained(folder, state_dict=weights)
 
 
@@ -320,6 +335,8 @@ def run(settings: Settings) -> StageReport:
         training_log = TrainingLog(tokenizer, events, split.train_ends, log.item_texts())
         model = make_model(arguments, backbone, tokenizer, run_dir, training.seed, training_log.num_clicks())
         counts = {"parameters": model.num_parameters()}
+        if arguments.has_item_vectors and arguments.item_features:
+            share_item_features(model, known_of_items(run_dir, tokenizer), training.seed)
         teacher = make_teacher(arguments, training_log, run_dir)
         sampler = make_sampler(arguments, training_log, training.seed, teacher)
         is_packed = arguments.history_encoding == "events"

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, T5Config
 from gensar_hf.data import Behavior
 from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD
+from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, ItemVectors, share_features
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
@@ -177,15 +177,45 @@ def start_item_vectors(
     Raises:
         ValueError: the model has no item vectors.
     """
-    items, width = model.encoder.items, model.config.d_model
-    if items is None:
-        raise ValueError("The model has no item vectors; give it `num_items`.")
-    turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))
-    vectors = _principal_components(item_embeddings, width) @ turn
+    items = _item_vectors(model)
+    features, feature_map = _item_features(item_embeddings, model.config.d_model, seed)
     popularity = np.log1p(num_clicks)
     with torch.no_grad():
-        items.table.weight.copy_(torch.from_numpy(ITEM_VECTOR_STD * vectors / vectors.std()))
+        items.table.weight.copy_(torch.from_numpy(features @ feature_map))
         items.bias.copy_(torch.from_numpy(popularity - popularity.mean()))
+
+
+def share_item_features(
+    model: GenSARForConditionalGeneration, item_embeddings: Sequence[np.ndarray], seed: int = 0
+) -> None:
+    """Let the item vectors be trained as a map of what is known of the items, and a part of each item's own.
+
+    They keep their values.
+
+    Args:
+        model: with item vectors, begun by `start_item_vectors` with the same embeddings and seed.
+        item_embeddings: their leading components are the features.
+        seed: of the turn.
+
+    Raises:
+        ValueError: the model has no item vectors.
+    """
+    features, feature_map = _item_features(item_embeddings, model.config.d_model, seed)
+    share_features(_item_vectors(model), torch.from_numpy(features), torch.from_numpy(feature_map))
+
+
+def _item_vectors(model: GenSARForConditionalGeneration) -> ItemVectors:
+    if model.encoder.items is None:
+        raise ValueError("The model has no item vectors; give it `num_items`.")
+    return model.encoder.items
+
+
+def _item_features(item_embeddings: Sequence[np.ndarray], width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(num_items, width)` of variance 1, and `(width, width)`, which turns and scales them into new item vectors."""
+    features = _principal_components(item_embeddings, width)
+    features /= features.std()
+    turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))
+    return features, turn * ITEM_VECTOR_STD / (features @ turn).std()
 
 
 def _principal_components(item_embeddings: Sequence[np.ndarray], width: int) -> np.ndarray:

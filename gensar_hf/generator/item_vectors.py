@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 
@@ -76,6 +77,60 @@ class ItemVectors(nn.Module):
         requests = self.request(self.dropout(states)).view(len(states), 2, -1)
         requests = requests[torch.arange(len(states), device=states.device), is_searched]
         return F.linear(requests, self.table.weight, self.bias)
+
+
+class _OwnAndFeatures(nn.Module):
+    """Item vectors while they are trained: what an item has learned alone, and a linear map of its features."""
+
+    features: torch.Tensor
+
+    def __init__(self, features: torch.Tensor, feature_map: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("features", features, persistent=False)
+        self.map = nn.Parameter(feature_map)
+
+    def forward(self, own: torch.Tensor) -> torch.Tensor:
+        """`(num_items, d_model)` in and out, in float32 under autocast, too: it is a weight."""
+        with torch.autocast(own.device.type, enabled=False):
+            return own + self.features @ self.map
+
+    def right_inverse(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The own parts that give these vectors."""
+        return vectors - self.features @ self.map
+
+
+def share_features(items: ItemVectors, features: torch.Tensor, feature_map: torch.Tensor) -> None:
+    """Train the vectors as a map of the items' features, which all items share, and a part of each item's own.
+
+    A click then teaches something about all items with a similar text, and weight decay draws an item of few clicks
+    towards what its features say instead of towards nothing. The vectors stay as they are at first; `plain_weights`
+    gives the weights of a model that knows nothing of features.
+
+    Args:
+        items: changed in place.
+        features: `(num_items, num_features)`.
+        feature_map: `(num_features, d_model)`, to begin with; what it leaves of the vectors is the items' own.
+    """
+    weight = items.table.weight
+    shared = _OwnAndFeatures(features.to(weight), feature_map.to(weight))
+    parametrize.register_parametrization(items.table, "weight", shared)
+
+
+def plain_weights(items: ItemVectors, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict, of the items or of a model that holds them, in which shared features are part of the vectors.
+
+    Args:
+        items: whose `features` are taken; the weights are those given, which may have been gathered from processes.
+        weights: by name; changed in place where features are shared.
+    """
+    shared = dict(items.table.named_modules()).get("parametrizations.weight.0")
+    if not isinstance(shared, _OwnAndFeatures):
+        return weights
+    suffix = "table.parametrizations.weight.original"
+    (prefix,) = (name.removesuffix(suffix) for name in weights if name.endswith(suffix))
+    own, feature_map = weights.pop(prefix + suffix), weights.pop(f"{prefix}table.parametrizations.weight.0.map")
+    weights[f"{prefix}table.weight"] = own + shared.features.to(own) @ feature_map
+    return weights
 
 
 def _clicks_so_far(is_click: torch.Tensor, starts: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

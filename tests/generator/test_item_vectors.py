@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, ItemVectors
+from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, ItemVectors, plain_weights, share_features
 
 # Two rows; the first packs an example of five positions, one of three, and padding.
 EVENT_ITEMS = torch.tensor([[-1, 3, -1, 7, 9, -1, 4, 4, -1], [-1, 5, 6, 7, 8, -1, 1, -1, -1]])
@@ -45,3 +45,39 @@ def test_without_clicks_there_is_nothing_to_add(items: ItemVectors) -> None:
     plain = ItemVectors(GenSARConfig(vocab_size=10, num_items=12, d_model=16, item_recurrence=False))
     assert not plain.click_states(EVENT_ITEMS, STARTS).any()
     assert not any(name.startswith("gru") for name, _ in plain.named_parameters())
+
+
+def test_items_with_the_same_features_learn_from_each_other(items: ItemVectors) -> None:
+    features = torch.randn(12, 4)
+    features[5] = features[3]
+    before = items.table.weight.detach().clone()
+    share_features(items, features, torch.randn(4, 16))
+    torch.testing.assert_close(items.table.weight, before, atol=1e-6, rtol=0)
+
+    items.table.weight[3].sum().backward()
+    torch.optim.SGD(items.parameters(), lr=0.5).step()
+
+    moved = items.table.weight.detach() - before
+    # By 0.5 alone, and by 0.5 times the product of the features through the map.
+    expected = 0.5 * (features @ features[3])[:, None].expand(12, 16).clone()
+    expected[3] += 0.5
+    torch.testing.assert_close(moved, -expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder.items."])
+def test_what_is_saved_knows_nothing_of_features(items: ItemVectors, prefix: str) -> None:
+    names = {prefix + name for name in items.state_dict()}
+    share_features(items, torch.randn(12, 4), torch.randn(4, 16))
+    with torch.no_grad():
+        next(items.table.parametrizations.weight[0].parameters()).add_(0.25)
+    vectors = items.table.weight.detach().clone()
+
+    weights = plain_weights(items, {prefix + name: value for name, value in items.state_dict().items()})
+
+    assert set(weights) == names
+    torch.testing.assert_close(weights[f"{prefix}table.weight"], vectors, atol=1e-6, rtol=0)
+
+
+def test_weights_without_features_stay_as_they_are(items: ItemVectors) -> None:
+    weights = items.state_dict()
+    assert plain_weights(items, weights) is weights
