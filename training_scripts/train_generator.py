@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from console import main, metrics_unprinted, show_training_bar
 from encode_items import EMBEDDINGS_FILE
+from evaluate import EvaluationArguments, evaluation_requests
 from sections import Section
 from settings import Settings
 from stages import (
@@ -24,15 +25,17 @@ from stages import (
     StageReport,
     damage_reported,
     load_data,
+    process_rank,
     run_stage,
 )
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 from gensar_hf.artifacts import last_checkpoint
-from gensar_hf.data import EventLog, Split, training_mask
+from gensar_hf.data import EventLog, InteractionLog, Split, training_mask
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.epoch_rows import rows_per_step
+from gensar_hf.evaluation.item_weight import qualities_of_weights
 from gensar_hf.generator.adapters import add_adapter, lora_config, merge_adapter
 from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig
@@ -53,8 +56,11 @@ from gensar_hf.generator.teacher import TeacherItems, teacher_of_sasrec
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
+from gensar_hf.pipeline import GenSARPipeline
 
 logger = logging.getLogger(__name__)
+
+MAX_VALIDATION_USERS = 500  # that choose the weight of item vectors
 
 TUNED = {
     "per_device_train_batch_size": 16,
@@ -124,8 +130,11 @@ class ModelArguments:
         },
     )
     item_dropout: float = field(default=0.35, metadata={"help": "on item vectors."})
-    item_weight: float = field(
-        default=2.0, metadata={"help": "of the log-probability by item vectors, where items are scored."}
+    item_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "of the log-probability by item vectors in an item's score; default: chosen on validation clicks."
+        },
     )
     behavior_tokens: bool = field(
         default=True, metadata={"help": "tell the two kinds of identifiers apart by a token (false: an ablation)."}
@@ -150,7 +159,7 @@ class ModelArguments:
             raise ValueError("`gguf_file` needs the folder that holds it as `model_name_or_path`.")
         if not 0 <= self.teacher_share <= 1:
             raise ValueError(f"`teacher_share` must lie between 0 and 1; got {self.teacher_share}.")
-        if not 0 <= self.item_dropout < 1 or not self.item_weight >= 0:
+        if not 0 <= self.item_dropout < 1 or not (self.item_weight is None or self.item_weight >= 0):
             raise ValueError(
                 "`item_dropout` must be at least 0 and below 1, and `item_weight` not negative; got "
                 f"{self.item_dropout} and {self.item_weight}."
@@ -248,8 +257,9 @@ def make_model(
         "num_items": tokenizer.identifiers.num_trained if arguments.has_item_vectors else 0,
         "item_dropout": arguments.item_dropout,
         "item_recurrence": arguments.item_recurrence,
-        "item_weight": arguments.item_weight,
     }
+    if arguments.item_weight is not None:
+        options["item_weight"] = arguments.item_weight
     model: PreTrainedModel
     if backbone is not None and tokenizer.decoder_only:
         model = generator_from_causal_lm(backbone, tokenizer)
@@ -323,6 +333,23 @@ def save_trained(trainer: Trainer, folder: Path) -> None:
         model.save_pretrained(folder, state_dict=weights)
 
 
+def choose_item_weight(folder: Path, log: InteractionLog, split: Split) -> dict[str, Any]:
+    """Save the weight of the item vectors that is best on validation requests; details of the choice.
+
+    A catalogue of few clicks an item wants another one than one of many: identifiers learn from fewer clicks, and tell
+    less. The test requests have no part in it. Without validation requests the model keeps the weight it has.
+    """
+    evaluation = EvaluationArguments(part="validation", max_users=MAX_VALIDATION_USERS)
+    requests, candidates = evaluation_requests(log, split, evaluation.part, evaluation)
+    pipeline = GenSARPipeline.from_pretrained(folder)
+    config = pipeline.model.config
+    if candidates:
+        qualities = qualities_of_weights(pipeline, requests, candidates)
+        config.item_weight = max(qualities, key=qualities.__getitem__)
+        config.save_pretrained(folder)
+    return {"item weight": config.item_weight}
+
+
 def run(settings: Settings) -> StageReport:
     """Build the tokenizer, train the generator, save both."""
     run_dir, (given, training) = settings.run_dir, settings[MODEL]
@@ -357,6 +384,8 @@ def run(settings: Settings) -> StageReport:
             output = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
         save_trained(trainer, folder)
         tokenizer.save_pretrained(folder)
+        if arguments.has_item_vectors and arguments.item_weight is None and process_rank() == 0:
+            counts |= choose_item_weight(folder, log, split)
         return {**counts, "steps": output.global_step, "loss": output.training_loss}
 
     inputs = [given, training, run_dir / DATA, run_dir / RQVAE]
