@@ -22,21 +22,19 @@ from typing import Any
 
 import yaml
 from console import reported_errors
-from evaluate_baselines import BaselineArguments, baseline_outcomes
+from evaluate_baselines import BaselineArguments, baseline_outcomes, save_comparisons
 from rich.console import Console
 from run_pipeline import SCRIPTS
 from settings import Settings, parse_settings
 from stages import BASELINES, DATA, MODEL, RESULTS, RQVAE, SECTIONS, STAGES, StageReport
 
-from gensar_hf.artifacts import DataError, write_json, written_aside
-from gensar_hf.evaluation.comparison import Outcome, compare
-from gensar_hf.evaluation.comparison_report import comparison_tables, save_figures
+from gensar_hf.artifacts import DataError, written_aside
+from gensar_hf.evaluation.comparison import Outcome
 
 logger = logging.getLogger("gensar_hf.training_scripts")
 
 KEYS = {"base", "baselines", "output_dir", "seeds", "settings", "variants"}
 SEEDED = (RQVAE, MODEL)
-FULL_RANKING = "full_ranking"
 
 
 @dataclass(frozen=True)
@@ -160,9 +158,7 @@ def main(argv: Sequence[str]) -> int:
         outcomes, failures = outcomes + found, failures | failed
     if outcomes:
         outcomes.sort(key=lambda outcome: _place(outcome.system, comparison.runs))  # baselines last, in their order
-        _save(compare(outcomes, failures), comparison.folder / RESULTS, console)
-        if all((outcome.results / FULL_RANKING).is_dir() for outcome in outcomes):
-            _save(compare(outcomes, failures, full_ranking=True), comparison.folder / RESULTS / FULL_RANKING, console)
+        save_comparisons(outcomes, failures, comparison.folder / RESULTS, console)
     return 1 if failures else 0
 
 
@@ -182,16 +178,6 @@ def _outcome(run: Run, stages: Sequence[StageReport]) -> Outcome:
         parameters=details[MODEL]["parameters"],
         identifiers=details[RQVAE],
     )
-
-
-def _save(comparison: dict[str, Any], folder: Path, console: Console) -> None:
-    write_json(folder / "comparison.json", comparison)
-    tables = comparison_tables(comparison)
-    with written_aside(folder / "comparison.md") as aside:
-        aside.write_text(tables, encoding="utf-8")
-    figures = save_figures(comparison, folder)
-    console.print(tables, markup=False)
-    console.print(f"Saved: {folder}/comparison.json, comparison.md, {', '.join(path.name for path in figures)}.")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

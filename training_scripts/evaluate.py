@@ -39,6 +39,8 @@ from gensar_hf.evaluation.protocol import EvaluationResult
 from gensar_hf.evaluation.report import markdown_report, save_figure
 from gensar_hf.pipeline import GenSARPipeline
 
+FULL_RANKING = "full_ranking"  # the folder of its figures
+
 
 @dataclass
 class EvaluationArguments:
@@ -58,7 +60,7 @@ class EvaluationArguments:
     baselines: bool = field(default=True, metadata={"help": "evaluate the other systems, too, and not GenSAR alone."})
     skip_clicked: bool = field(
         default=False,
-        metadata={"help": "all systems put candidates behind the others that the user has clicked before."},
+        metadata={"help": "all systems put items behind the others that the user has clicked before."},
     )
     full_ranking: bool = field(default=False, metadata={"help": "rank the whole catalogue, too; takes longer."})
     seed: int = field(default=0, metadata={"help": "of the candidates and the bootstrap."})
@@ -145,13 +147,15 @@ def run(settings: Settings) -> StageReport:
         systems, sharing = scorers(run_dir, log, events, split, arguments), processes()
         options = {"seed": arguments.seed, "processes": sharing}
         result = evaluate(systems, requests, candidates, skip_clicked=arguments.skip_clicked, **options)
-        full = evaluate_full_ranking(systems, requests, **options) if arguments.full_ranking else None
+        full = None
+        if arguments.full_ranking:
+            full = evaluate_full_ranking(systems, requests, exclude_history=arguments.skip_clicked, **options)
         if sharing.is_main_process:
             for task, sets in candidates.items():
                 sets.save(folder / f"candidates_{task}.safetensors")
             save_result(result, folder)
             if full is not None:
-                save_result(full, folder / "full_ranking")
+                save_result(full, folder / FULL_RANKING)
         counts = {f"{task} requests": len(requests[task]) for task in requests}
         return {**counts, "failures": result.failures}
 

@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 from console import main
 from encode_items import EMBEDDINGS_FILE
-from evaluate import EvaluationArguments, evaluation_requests, save_result
+from evaluate import FULL_RANKING, EvaluationArguments, evaluation_requests, save_result
 from rich.console import Console
 from sections import Section
 from settings import Settings
@@ -34,7 +34,7 @@ from gensar_hf.data import training_events
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.evaluation import evaluate, evaluate_full_ranking
 from gensar_hf.evaluation.comparison import Outcome, compare
-from gensar_hf.evaluation.comparison_report import comparison_tables
+from gensar_hf.evaluation.comparison_report import comparison_tables, save_figures
 
 CONFIGS = Path(__file__).parent / "configs" / "baselines"
 KEYS = {"baseline", "settings", "search", "max_trials"}
@@ -217,7 +217,8 @@ class BaselineRun:
             raise DataError(f"{system.name} failed in {task}: {message}")
         save_result(result, folder)
         if self.evaluation.full_ranking and part == self.evaluation.part:
-            save_result(evaluate_full_ranking([system], requests, seed=self.evaluation.seed), folder / "full_ranking")
+            full = {"exclude_history": self.evaluation.skip_clicked, "seed": self.evaluation.seed}
+            save_result(evaluate_full_ranking([system], requests, **full), folder / FULL_RANKING)
         tasks = result.metrics()["tasks"].values()
         scores = [task["systems"][system.name][CHOSEN_BY]["value"] for task in tasks if task["systems"]]
         return {"name": system.name, "parameters": system.num_parameters, "score": float(np.mean(scores))}
@@ -253,19 +254,29 @@ def baseline_outcomes(
     return outcomes, failures
 
 
+def save_comparisons(outcomes: Sequence[Outcome], failures: Mapping[str, str], folder: Path, console: Console) -> None:
+    """Print and save tables and figures; those of a full ranking in a folder of their own, if all have one."""
+    rankings = {folder: False}
+    if all((outcome.results / FULL_RANKING).is_dir() for outcome in outcomes):
+        rankings[folder / FULL_RANKING] = True
+    for place, is_full in rankings.items():
+        comparison = compare(outcomes, failures, full_ranking=is_full)
+        write_json(place / "comparison.json", comparison)
+        tables = comparison_tables(comparison)
+        with written_aside(place / "comparison.md") as aside:
+            aside.write_text(tables, encoding="utf-8")
+        figures = save_figures(comparison, place)
+        console.print(tables, markup=False)
+        console.print(f"Saved: {place}/comparison.json, comparison.md, {', '.join(path.name for path in figures)}.")
+
+
 def run(settings: Settings) -> None:
     """Evaluate the baselines; print and save their tables."""
     (arguments, _), (evaluation, _) = settings[BASELINES], settings[RESULTS]
     console = Console(width=140)
     outcomes, failures = baseline_outcomes(settings.run_dir, arguments, evaluation, console)
-    folder = settings.run_dir / BASELINES
     if outcomes:
-        comparison = compare(outcomes, failures)
-        write_json(folder / "comparison.json", comparison)
-        with written_aside(folder / "comparison.md") as aside:
-            aside.write_text(comparison_tables(comparison), encoding="utf-8")
-        console.print(comparison_tables(comparison), markup=False)
-        console.print(f"Saved: {folder}/comparison.json, comparison.md; ranks and models in its folders.")
+        save_comparisons(outcomes, failures, settings.run_dir / BASELINES, console)
     if failures:
         raise SystemExit(1)
 

@@ -72,6 +72,17 @@ def test_all_systems_rank_the_same_candidates_for_the_same_requests(script, run_
     assert (ranks[0][["user_id", "item_id"]].to_numpy() == ranks[1][["user_id", "item_id"]].to_numpy()).all()
 
 
+def test_a_full_ranking_has_tables_of_its_own_and_passes_over_what_was_clicked(script, run_dir, config):
+    options = ["--output_dir", run_dir, "--results.num_negatives=9", "--results.full_ranking=true"]
+    options += ["--results.skip_clicked=true", "--baselines.names", config("popular", baseline="popularity")]
+    assert script("evaluate_baselines.py", *options)[0] == 0
+    folder = run_dir / "baselines"
+    assert "random-9-unseen" in (folder / "popular" / "seed-0" / "metrics.json").read_text()
+    content = json.loads((folder / "full_ranking" / "comparison.json").read_text())
+    assert content["tasks"]["recommendation"]["protocol"] == "full-ranking-unseen"
+    assert content["tasks"]["recommendation"]["num_candidates"] > 10
+
+
 def test_a_baseline_that_fails_is_reported_and_the_others_go_on(script, run_dir, config, monkeypatch):
     def broken(*args):
         raise RuntimeError("out of luck")
