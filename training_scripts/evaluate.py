@@ -160,7 +160,8 @@ def run(settings: Settings) -> StageReport:
         return {**counts, "failures": result.failures}
 
     inputs = [arguments, run_dir / DATA, run_dir / SEMANTIC, run_dir / COLLABORATIVE]
-    inputs += [run_dir / MODEL / name for name in ("model.safetensors", "identifiers.parquet", "tokenizer.json")]
+    made = ("config.json", "model.safetensors", "identifiers.parquet", "tokenizer.json")
+    inputs += [run_dir / MODEL / name for name in made]
     return run_stage(run_dir, RESULTS, inputs, work, is_distributed=True)
 
 

@@ -66,6 +66,12 @@ def test_titles_string_ids_dates_and_queries_give_a_model_and_are_not_run_twice(
     assert printed.count("already finished") == len(STAGES)
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()} == written
 
+    # A model that scores in another way is evaluated again.
+    config = json.loads((run_dir / "model" / "config.json").read_text())
+    (run_dir / "model" / "config.json").write_text(json.dumps({**config, "item_weight": config["item_weight"] + 1}))
+    status, printed, _ = script("run_pipeline.py", *argv)
+    assert (status, printed.count("already finished")) == (0, 5)
+
     # Another setting of the fifth stage: it and the one behind it run again, the first four do not.
     status, printed, _ = script("run_pipeline.py", *argv, "--model.seed", "1")
     assert (status, printed.count("already finished")) == (0, 4)
