@@ -127,8 +127,9 @@ def test_a_step_of_training_changes_the_chosen_rows_and_nothing_else(
     plain = {name: p.detach().clone() for name, p in with_adapter.named_parameters() if not p.requires_grad}
     inputs = {"input_ids": torch.from_numpy(token_ids[None]), "labels": torch.from_numpy(token_ids[None])}
     if is_t5:
-        places = {"event_ids": torch.zeros(1, len(token_ids), dtype=torch.long), "event_items": torch.tensor([[4]])}
-        items = {"item_positions": [[0]], "item_is_searched": [[0]], "item_labels": [[4]]}
+        # Several positions: attention over one alone has no gradient but rounding.
+        places = {"event_ids": torch.arange(len(token_ids))[None], "event_items": torch.full((1, len(token_ids)), 4)}
+        items = {"item_positions": [[1]], "item_is_searched": [[0]], "item_labels": [[4]]}
         inputs |= {**places, **{name: torch.tensor(value) for name, value in items.items()}}
     before = {name: p.detach().clone() for name, p in trainable.items()}
     optimizer = torch.optim.AdamW(trainable.values(), lr=1e-2)
