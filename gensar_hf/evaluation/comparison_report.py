@@ -229,21 +229,11 @@ def _trade_off(comparison: Mapping[str, Any], metric: str) -> dict[str, tuple[fl
 
 def _draw_trade_off(axes: Any, points: Mapping[str, tuple[float | None, float | None]], metric: str) -> None:
     """Systems of both tasks as points, those of one task as lines that a joint system has to cross."""
-    known = [search for search, _ in points.values() if search is not None]
-    middle = (min(known) + max(known)) / 2  # labels run towards it, and so stay inside
     for index, (name, (search, recommendation)) in enumerate(points.items()):
         color = f"C{index % 10}"
         if search is not None and recommendation is not None:
-            axes.scatter([search], [recommendation], color=color, zorder=3, s=60)
-            is_right = search > middle
-            axes.annotate(
-                name,
-                (search, recommendation),
-                xytext=(-6 if is_right else 6, 5),
-                textcoords="offset points",
-                ha="right" if is_right else "left",
-                fontsize=9,
-            )
+            # Named in the legend: names beside points that lie close together would cover one another.
+            axes.scatter([search], [recommendation], color=color, zorder=3, s=60, label=name)
         elif search is not None:
             axes.axvline(search, color=color, linestyle="--", linewidth=1, label=f"{name} (search only)")
         elif recommendation is not None:
