@@ -68,6 +68,7 @@ def test_titles_string_ids_dates_and_queries_give_a_model_and_are_not_run_twice(
 
     # A model that scores in another way is evaluated again.
     config = json.loads((run_dir / "model" / "config.json").read_text())
+    assert config["item_weight"] == json.loads((run_dir / "model" / "stage.json").read_text())["details"]["item weight"]
     (run_dir / "model" / "config.json").write_text(json.dumps({**config, "item_weight": config["item_weight"] + 1}))
     status, printed, _ = script("run_pipeline.py", *argv)
     assert (status, printed.count("already finished")) == (0, 5)
