@@ -10,7 +10,7 @@ from gensar_hf.artifacts import written_aside
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH
 from gensar_hf.evaluation.comparison import KINDS
 from gensar_hf.evaluation.metrics import METRICS
-from gensar_hf.evaluation.report import describe_protocol, short_figure
+from gensar_hf.evaluation.report import describe_protocol, num_digits, short_figure
 
 _TESTED = "NDCG@5"  # the metric whose p-values stand in the tables; all others are in the JSON
 
@@ -88,16 +88,17 @@ def identifier_table(comparison: Mapping[str, Any]) -> str:
 def task_table(comparison: Mapping[str, Any], task: str) -> str:
     """One row a system that does the task; the best mean of a column is bold."""
     systems = {name: variant for name, variant in _in_order(comparison).items() if task in variant["tasks"]}
+    digits = num_digits(comparison["tasks"][task]["protocol"])
     best = {
-        metric: short_figure(max(variant["tasks"][task][metric]["mean"] for variant in systems.values()))
+        metric: short_figure(max(variant["tasks"][task][metric]["mean"] for variant in systems.values()), digits)
         for metric in METRICS
     }
     has_tests, has_sizes = "tests" in comparison, any(not variant["identifiers"] for variant in systems.values())
     rows = []
     for name, variant in systems.items():
         figures = variant["tasks"][task]
-        cells = [_with_sd(figures[metric], best[metric]) for metric in METRICS]
-        row = [name, *cells, _difference(figures["NDCG@10"].get("difference"))]
+        cells = [_with_sd(figures[metric], best[metric], digits) for metric in METRICS]
+        row = [name, *cells, _difference(figures["NDCG@10"].get("difference"), digits)]
         if has_tests:
             row.append(_p_value(figures[_TESTED].get("difference")))
         if has_sizes:
@@ -114,16 +115,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _with_sd(figure: Mapping[str, Any], best: str) -> str:
-    mean = short_figure(figure["mean"])
-    sd = "" if figure["sd"] is None else f" ± {short_figure(figure['sd'])}"
+def _with_sd(figure: Mapping[str, Any], best: str, digits: int) -> str:
+    mean = short_figure(figure["mean"], digits)
+    sd = "" if figure["sd"] is None else f" ± {short_figure(figure['sd'], digits)}"
     return f"**{mean}**{sd}" if mean == best else mean + sd
 
 
-def _difference(difference: Mapping[str, float] | None) -> str:
+def _difference(difference: Mapping[str, float] | None, digits: int) -> str:
     if difference is None:
         return ""
-    return f"{difference['mean']:+.3f} ({difference['low']:+.3f} … {difference['high']:+.3f})"
+    mean, low, high = (f"{difference[name]:+.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low} … {high})"
 
 
 def _p_value(difference: Mapping[str, float] | None) -> str:

@@ -151,9 +151,14 @@ def _with_interval(figure: Mapping[str, float]) -> str:
     return f"{short_figure(figure['value'])} ± {short_figure((figure['high'] - figure['low']) / 2)}"
 
 
-def short_figure(value: float) -> str:
-    """Three digits without the leading zero, as in the paper's tables: `.575`, `1.000`."""
-    return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.3f}"
+def short_figure(value: float, digits: int = 3) -> str:
+    """Without the leading zero, as in the paper's tables: `.575`, `1.000`."""
+    return f"{value:.{digits}f}".removeprefix("0") if value < 1 else f"{value:.{digits}f}"
+
+
+def num_digits(protocol: str) -> int:
+    """Of a table's figures: among all items the literature gives four, since they are a tenth of the others."""
+    return 4 if protocol in (FULL_RANKING, FULL_RANKING_UNSEEN) else 3
 
 
 def _task_caption(task: str, figures: Mapping[str, Any]) -> str:

@@ -13,6 +13,16 @@ def test_tables_and_figures_show_every_variant_and_every_failure(outcome, tmp_pa
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
+def test_figures_among_all_items_have_four_digits(outcome):
+    runs = [outcome("plain", 0, [1, 2, 3, 4], 0.0476), outcome("other", 0, [1, 9, 9, 9], 0.0031)]
+    comparison = compare(runs, {})
+    comparison["tasks"]["search"]["protocol"] = "full-ranking-unseen"
+    tables = comparison_tables(comparison)
+    assert "| plain | **.0476** | **.0476** | **.0476** | **.0476** | **.0476** |  |  |" in tables
+    # The difference by ranks: (1 + 3 / log2(10)) / 4 - (1 + 1 / log2(3) + 1 / 2 + 1 / log2(5)) / 4
+    assert "| other | .0031 | .0031 | .0031 | .0031 | .0031 | -0.1646 (-" in tables
+
+
 def test_systems_without_identifiers_bring_sizes_times_and_p_values(outcome, tmp_path):
     runs = [
         outcome("GenSAR", 0, [1, 1, 1, 1], 1.0, seconds={"rqvae": 30.0, "model": 60.0}, parameters=1_234_567),
