@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 from transformers.utils.hub import cached_file
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -63,7 +63,7 @@ def push_folder(
         the address of the commit.
 
     Raises:
-        DataError: the Hub refuses, or cannot be reached.
+        InputError: the Hub refuses, or cannot be reached.
     """
     api = HfApi(token=token)
     try:
@@ -80,7 +80,7 @@ def push_folder(
         )
     except Exception as error:  # the client's transport has kinds of errors of its own
         reason = " ".join(str(error).split())
-        raise DataError(
+        raise InputError(
             f"Nothing was pushed to '{repo_id}' ({reason}); check the name, the connection, and that the account may "
             "write there: log in with `hf auth login`, or pass `token`."
         ) from error

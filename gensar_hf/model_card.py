@@ -7,9 +7,10 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from gensar_hf.artifacts import CARD_FILE, DataError, written_aside
 from gensar_hf.data.hub_log import TABLES
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation.metrics import METRICS
+from gensar_hf.files import CARD_FILE, atomic_path
 
 LIBRARY = "gensar-hf"
 TAGS = ["search", "recommendation", "generative-retrieval", "semantic-ids"]
@@ -79,10 +80,10 @@ def filled_card(template: str | os.PathLike, data: ModelCardData | DatasetCardDa
         **values: whatever else the template names.
 
     Raises:
-        DataError: there is no such template.
+        InputError: there is no such template.
     """
     if not Path(template).is_file():
-        raise DataError(f"There is no card template {template}; the package's are in model_cards/ of its repository.")
+        raise InputError(f"There is no card template {template}; the package's are in model_cards/ of its repository.")
     values["template_path"] = os.fspath(template)
     if isinstance(data, DatasetCardData):
         return DatasetCard.from_template(data, **values).content.rstrip() + "\n"
@@ -98,6 +99,6 @@ def write_card(
         the card's path.
     """
     path, content = Path(folder) / CARD_FILE, filled_card(template, data, **values)
-    with written_aside(path) as aside:
+    with atomic_path(path) as aside:
         aside.write_text(content, encoding="utf-8")
     return path

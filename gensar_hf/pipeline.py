@@ -14,9 +14,10 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
-from gensar_hf.artifacts import CARD_FILE, DataError, written_aside
 from gensar_hf.data import Behavior
 from gensar_hf.decoding.packed_linear import pack_linears
+from gensar_hf.errors import InputError
+from gensar_hf.files import CARD_FILE, atomic_path
 from gensar_hf.generator.adapters import adapter_base, load_adapter, merge_adapter
 from gensar_hf.generator.answers import (
     Answer,
@@ -60,7 +61,7 @@ class GenSARPipeline:
         card: the model card, which goes with the model where it is saved or pushed to.
 
     Raises:
-        DataError: the model has fewer embeddings than the tokenizer has tokens, item vectors for another number of
+        InputError: the model has fewer embeddings than the tokenizer has tokens, item vectors for another number of
             items, or reads histories in another way.
     """
 
@@ -76,19 +77,19 @@ class GenSARPipeline:
         embeddings: Any = model.get_input_embeddings()
         num_tokens = len(embeddings.weight)
         if len(tokenizer) > num_tokens:
-            raise DataError(
+            raise InputError(
                 f"The tokenizer has {len(tokenizer)} tokens, the model embeddings for {num_tokens}; they do not belong "
                 "together. Load both from one model folder."
             )
         if tokenizer.decoder_only is model.config.is_encoder_decoder:
             kinds = ("a decoder alone", "an encoder and a decoder")
-            raise DataError(
+            raise InputError(
                 f"The tokenizer encodes requests for {kinds[not tokenizer.decoder_only]}, the model is "
                 f"{kinds[model.config.is_encoder_decoder]}; load both from one model folder."
             )
         history_encoding = getattr(model.config, "history_encoding", "tokens")
         if tokenizer.history_encoding != history_encoding:
-            raise DataError(
+            raise InputError(
                 f"The tokenizer encodes histories as {tokenizer.history_encoding}, the model reads "
                 f"{history_encoding}; load both from one model folder."
             )
@@ -116,30 +117,30 @@ class GenSARPipeline:
             **kwargs: `revision`, `cache_dir`, `token`, `subfolder`, … for both parts.
 
         Raises:
-            DataError: a file is missing or damaged, or the files do not belong together; an adapter's model is missing,
-                or another one.
+            InputError: a file is missing or damaged, or the files do not belong together; an adapter's model is
+                missing, or another one.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
             model = _load_model(path, base_model, kwargs)
-        except DataError:
+        except InputError:
             raise
         except SafetensorError as error:
-            raise DataError(
+            raise InputError(
                 f"The model in {path} cannot be loaded: model.safetensors is damaged ({_first_line(error)}); copy the "
                 "file again, or train the model again."
             ) from error
         except StrictDataclassError as error:
-            raise DataError(
+            raise InputError(
                 f"The model in {path} cannot be loaded: its config.json is refused ({error.__cause__ or error}); copy "
                 "the file again from where the model was trained."
             ) from error
         except (OSError, RuntimeError, ValueError) as error:
             reason = _first_line(error) if Path(path).is_dir() else hub_trouble(path, error)
-            raise DataError(f"The model in {path} cannot be loaded: {reason}") from error
+            raise InputError(f"The model in {path} cannot be loaded: {reason}") from error
         is_generator = isinstance(model, GenSARForConditionalGeneration) or not model.config.is_encoder_decoder
         if not isinstance(tokenizer, GenSARTokenizer) or not is_generator:
-            raise DataError(
+            raise InputError(
                 f"{path} holds a {type(model).__name__} with a {type(tokenizer).__name__}, which cannot search or "
                 "recommend; give the model folder of a run."
             )
@@ -157,7 +158,7 @@ class GenSARPipeline:
         self._unpacked.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.card is not None:
-            with written_aside(Path(folder) / CARD_FILE) as aside:
+            with atomic_path(Path(folder) / CARD_FILE) as aside:
                 aside.write_text(self.card, encoding="utf-8")
 
     def push_to_hub(
@@ -184,7 +185,7 @@ class GenSARPipeline:
             the address of the commit.
 
         Raises:
-            DataError: the Hub refuses, or cannot be reached.
+            InputError: the Hub refuses, or cannot be reached.
         """
         if self.card is None:
             logger.warning("The model has no model card (%s); training_scripts/write_cards.py fills one in.", CARD_FILE)
@@ -394,8 +395,8 @@ class GenSARPipeline:
                 not found any more, and still understood in histories.
 
         Raises:
-            DataError: the vocabulary lacks one of the table's tokens, or the model's item vectors are of another number
-                of items.
+            InputError: the vocabulary lacks one of the table's tokens, or the model's item vectors are of another
+                number of items.
         """
         catalogue = self.tokenizer.catalogue_of(identifiers)
         _check_item_vectors(self.model, catalogue)
@@ -466,7 +467,7 @@ def _load_model(path: str | os.PathLike, base_model: str | os.PathLike | None, k
         model = _load_any(name, own)
     except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
         reason = _first_line(error) if Path(name).is_dir() else hub_trouble(name, error)
-        raise DataError(
+        raise InputError(
             f"{path} holds an adapter for the model in {name}, which cannot be loaded (pass `base_model` if it lies "
             f"elsewhere): {reason}"
         ) from error
@@ -484,7 +485,7 @@ def _check_item_vectors(model: PreTrainedModel, catalogue: Catalogue) -> None:
     num_vectors = getattr(model.config, "num_items", 0)
     num_trained = catalogue.identifiers.num_trained + catalogue.identifiers.num_learned
     if num_vectors not in (0, num_trained):
-        raise DataError(
+        raise InputError(
             f"The model has vectors of {num_vectors} items, the identifier table {num_trained} items that it was "
             "trained on; take the table from the model's folder, and change it with `add_items` and `remove_items`."
         )

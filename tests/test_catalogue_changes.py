@@ -10,7 +10,7 @@ import pytest
 from pipeline_requests import HISTORIES, HISTORY, QUERIES, assert_same_answers, item_ids
 
 from gensar_hf import GenSARPipeline
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 
@@ -48,7 +48,7 @@ def test_a_catalogue_of_other_tokens_is_refused_and_the_old_one_stays(
     own_pipe: GenSARPipeline, make_identifiers: Callable
 ) -> None:
     before = own_pipe.recommend(HISTORY)
-    with pytest.raises(DataError, match="lacks 24 tokens"):
+    with pytest.raises(InputError, match="lacks 24 tokens"):
         own_pipe.set_catalogue(make_identifiers(codebook_size=8))
     assert own_pipe.recommend(HISTORY) == before
 

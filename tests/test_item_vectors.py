@@ -9,7 +9,7 @@ import torch
 from pipeline_requests import HISTORY, assert_same_answers, item_ids, weighted_by_vector
 
 from gensar_hf import GenSARPipeline
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 
@@ -81,10 +81,10 @@ def test_an_added_item_that_was_learned_is_one_of_its_own_lenders(
 def test_vectors_of_another_number_of_items_are_refused(
     vectors_pipe: GenSARPipeline, make_generator: Callable, make_identifiers: Callable
 ) -> None:
-    with pytest.raises(DataError, match="vectors of 5 items, the identifier table 12 items"):
+    with pytest.raises(InputError, match="vectors of 5 items, the identifier table 12 items"):
         GenSARPipeline(make_generator(vectors_pipe.tokenizer, num_items=5), vectors_pipe.tokenizer)
     before = vectors_pipe.tokenizer.catalogue
-    with pytest.raises(DataError, match="vectors of 12 items"):
+    with pytest.raises(InputError, match="vectors of 12 items"):
         vectors_pipe.set_catalogue(make_identifiers(11))
     assert vectors_pipe.tokenizer.catalogue is before
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from gensar_hf import GenSARPipeline, TrieLogitsProcessor
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
 
@@ -77,7 +77,7 @@ def folder(model_dirs: dict[str, Path], tmp_path: Path) -> Path:
 
 def refuse(folder: Path, *words: str) -> None:
     """Loading raises one sentence, on one line, that names the folder."""
-    with pytest.raises(DataError) as error:
+    with pytest.raises(InputError) as error:
         GenSARPipeline.from_pretrained(folder)
     message = str(error.value)
     assert "\n" not in message
@@ -162,28 +162,28 @@ def test_a_folder_with_another_kind_of_model_is_refused(tmp_path: Path, tokenize
 def test_the_tokenizer_of_a_larger_catalogue_is_refused(folder: Path, make_identifiers: Callable) -> None:
     other = GenSARTokenizer.train_from_texts(["toy story"], make_identifiers(codebook_size=32), vocab_size=60)
     other.save_pretrained(folder)
-    with pytest.raises(DataError, match=r"The tokenizer has \d+ tokens, the model embeddings for 146; they do not"):
+    with pytest.raises(InputError, match=r"The tokenizer has \d+ tokens, the model embeddings for 146; they do not"):
         GenSARPipeline.from_pretrained(folder)
 
 
 def test_the_identifiers_of_another_catalogue_are_refused(folder: Path, make_identifiers: Callable) -> None:
     make_identifiers(codebook_size=5).save(folder)
-    with pytest.raises(DataError, match=r"The tokenizer lacks 6 tokens of the identifier table, first '<M1_4>'"):
+    with pytest.raises(InputError, match=r"The tokenizer lacks 6 tokens of the identifier table, first '<M1_4>'"):
         GenSARPipeline.from_pretrained(folder)
 
 
 def test_two_ways_of_reading_histories_do_not_go_together(pipelines: dict[str, GenSARPipeline]) -> None:
-    with pytest.raises(DataError, match="The tokenizer encodes histories as tokens, the model reads events"):
+    with pytest.raises(InputError, match="The tokenizer encodes histories as tokens, the model reads events"):
         GenSARPipeline(pipelines["events"].model, pipelines["tokens"].tokenizer)
 
 
 def test_a_decoder_alone_and_an_encoder_s_tokenizer_do_not_go_together(pipelines: dict[str, GenSARPipeline]) -> None:
     with pytest.raises(
-        DataError, match="requests for an encoder and a decoder, the model is a decoder alone; load both"
+        InputError, match="requests for an encoder and a decoder, the model is a decoder alone; load both"
     ):
         GenSARPipeline(pipelines["causal"].model, pipelines["tokens"].tokenizer)
     with pytest.raises(
-        DataError, match="requests for a decoder alone, the model is an encoder and a decoder; load both"
+        InputError, match="requests for a decoder alone, the model is an encoder and a decoder; load both"
     ):
         GenSARPipeline(pipelines["tokens"].model, pipelines["causal"].tokenizer)
 

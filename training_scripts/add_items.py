@@ -20,12 +20,13 @@ from sections import Section
 from settings import Settings
 from stages import COLLABORATIVE, DATA, MODEL, RQVAE, SEMANTIC, damage_reported, load_data
 
-from gensar_hf.artifacts import STAGE_FILE, DataError, read_json
 from gensar_hf.data import InteractionLog, training_mask
 from gensar_hf.data.tables import id_column, read_table, text_column
 from gensar_hf.embeddings.cold_items import CollaborativeMap, nearest_items
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.embeddings.semantic import encode_texts
+from gensar_hf.errors import InputError
+from gensar_hf.files import STAGE_FILE, read_json
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.identifier_table import NUM_LENDERS
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
@@ -90,11 +91,11 @@ def require_finished(run_dir: Path) -> None:
     """Refuse a run without a trained model.
 
     Raises:
-        DataError: a stage is missing.
+        InputError: a stage is missing.
     """
     for stage in (DATA, SEMANTIC, COLLABORATIVE, RQVAE, MODEL):
         if not (run_dir / stage / STAGE_FILE).is_file():
-            raise DataError(
+            raise InputError(
                 f"{run_dir} is no finished run: its stage {stage} is missing; run training_scripts/run_pipeline.py "
                 "with this --output_dir first."
             )
@@ -104,7 +105,7 @@ def read_new_items(path: str, run_dir: Path) -> InteractionLog:
     """A table of new items, as a log without interactions.
 
     Raises:
-        DataError: the file, a column, an id or a text is missing, or an id stands there twice.
+        InputError: the file, a column, an id or a text is missing, or an id stands there twice.
     """
     table = read_table(path, "items")
     text_columns = tuple(read_json(run_dir / SEMANTIC / "config.json")["text_columns"])
@@ -171,7 +172,7 @@ def refuse_known_items(log: InteractionLog, table: IdentifierTable) -> None:
     """Refuse new items that the model has.
 
     Raises:
-        DataError: one of them is in the catalogue, or has been removed from it.
+        InputError: one of them is in the catalogue, or has been removed from it.
     """
     known = [item_id for item_id in log.items["item_id"] if item_id in table.rows()]
     if known:
@@ -179,7 +180,7 @@ def refuse_known_items(log: InteractionLog, table: IdentifierTable) -> None:
         remedy = "leave it out" if is_available else f"bring it back with --catalogue.restore {known[0]}"
         state = "is in the model's catalogue already" if is_available else "was removed from the model's catalogue"
         more = f" (and {len(known) - 1} more)" if len(known) > 1 else ""
-        raise DataError(f"The new item '{known[0]}'{more} {state}; {remedy}.")
+        raise InputError(f"The new item '{known[0]}'{more} {state}; {remedy}.")
 
 
 def added_items(
@@ -211,7 +212,7 @@ def run(settings: Settings) -> None:
     """Change the catalogue of the run's model: one file is written, aside, and renamed."""
     arguments, _ = settings[SECTION.name]
     if not (settings.run.items or arguments.remove or arguments.restore):
-        raise DataError(
+        raise InputError(
             "Nothing was asked for: name a table of new items with --items, or ids with --catalogue.remove or "
             "--catalogue.restore."
         )

@@ -28,8 +28,9 @@ from run_pipeline import SCRIPTS
 from settings import Settings, parse_settings
 from stages import BASELINES, DATA, MODEL, RESULTS, RQVAE, SECTIONS, STAGES, StageReport
 
-from gensar_hf.artifacts import DataError, written_aside
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation.comparison import Outcome
+from gensar_hf.files import atomic_path
 
 logger = logging.getLogger("gensar_hf.training_scripts")
 
@@ -64,7 +65,7 @@ def read_comparison(path: Path) -> Comparison:
     """Read a comparison's file.
 
     Raises:
-        DataError: the file cannot be read, or holds something else than a comparison.
+        InputError: the file cannot be read, or holds something else than a comparison.
     """
     content = _read_yaml(path)
     unknown = set(content) - KEYS
@@ -72,7 +73,7 @@ def read_comparison(path: Path) -> Comparison:
         what = (
             f"the unknown entry '{min(unknown)}'" if unknown else "no `output_dir` or no `variants` (name → settings)"
         )
-        raise DataError(f"{path} has {what}; a comparison has {', '.join(sorted(KEYS))}.")
+        raise InputError(f"{path} has {what}; a comparison has {', '.join(sorted(KEYS))}.")
     base = _read_yaml(path.parent / content["base"]) if "base" in content else {}
     folder, seeds = Path(content["output_dir"]), content.get("seeds", [0])
     runs = []
@@ -86,7 +87,7 @@ def read_comparison(path: Path) -> Comparison:
     try:
         return Comparison(folder, runs, BaselineArguments(**{"seeds": seeds, **(content[BASELINES] or {})}))
     except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: the section 'baselines': {error}") from None
+        raise InputError(f"{path}: the section 'baselines': {error}") from None
 
 
 def merged(*configs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def run_settings(run: Run, options: Sequence[str]) -> Settings:
     """The run's settings from its `config.yaml`, which is written first."""
     run.folder.mkdir(parents=True, exist_ok=True)
     config_path = run.folder / "config.yaml"
-    with written_aside(config_path) as aside:
+    with atomic_path(config_path) as aside:
         aside.write_text(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return parse_settings([script.SECTION for script in SCRIPTS], SECTIONS, "", [str(config_path), *options])
 
@@ -148,7 +149,7 @@ def main(argv: Sequence[str]) -> int:
             settings = run_settings(run, argv[1:])
             link_shared_stages(run, first_folders)
             outcomes.append(_outcome(run, [script.run(settings) for script in SCRIPTS]))
-        except DataError as error:
+        except InputError as error:
             failures[f"{run.variant}, seed {run.seed}"] = str(error)
             console.print(f"    [red]failed: {error}[/red]")
     if comparison.baselines and outcomes:
@@ -184,11 +185,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"The configuration {path} cannot be read ({error.strerror}); give a YAML file.") from None
+        raise InputError(f"The configuration {path} cannot be read ({error.strerror}); give a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"The configuration {path} is not YAML: {' '.join(str(error).split())}.") from None
+        raise InputError(f"The configuration {path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
-        raise DataError(f"The configuration {path} must hold entries such as 'output_dir: runs/comparison'.")
+        raise InputError(f"The configuration {path} must hold entries such as 'output_dir: runs/comparison'.")
     return content
 
 

@@ -23,7 +23,7 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 
 INPUT_ERROR, INTERRUPTED = 2, 130
 
@@ -49,7 +49,7 @@ def reported_errors() -> Iterator[None]:
     _set_up_logging()
     try:
         yield
-    except (DataError, StrictDataclassError) as error:
+    except (InputError, StrictDataclassError) as error:
         _say(f"error: {one_sentence(error) if isinstance(error, StrictDataclassError) else error}")
         raise SystemExit(INPUT_ERROR) from None
     except KeyboardInterrupt:

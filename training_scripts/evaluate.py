@@ -26,17 +26,18 @@ from stages import (
     run_stage,
 )
 
-from gensar_hf.artifacts import DataError, read_json, written_aside
 from gensar_hf.baselines import BM25, DenseRetrieval, Popularity, SASRecScorer
 from gensar_hf.data import RECOMMENDATION, SEARCH, EventLog, InteractionLog, Requests, Split, training_events
 from gensar_hf.data.splits import TASKS
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation import bm25_candidates, evaluate, evaluate_full_ranking, random_candidates
 from gensar_hf.evaluation.candidates import CandidateSets
 from gensar_hf.evaluation.generator_scorer import GeneratorScorer
 from gensar_hf.evaluation.protocol import EvaluationResult
 from gensar_hf.evaluation.report import markdown_report, save_figure
+from gensar_hf.files import atomic_path, read_json
 from gensar_hf.pipeline import GenSARPipeline
 
 FULL_RANKING = "full_ranking"  # the folder of its figures
@@ -120,7 +121,7 @@ def scorers(
     bm25_columns = arguments.bm25_columns
     missing = [column for column in bm25_columns or [] if column not in log.items]
     if missing:
-        raise DataError(f"`bm25_columns`: the items table has no column '{missing[0]}'; it has {list(log.items)}.")
+        raise InputError(f"`bm25_columns`: the items table has no column '{missing[0]}'; it has {list(log.items)}.")
     semantic = load_item_embeddings(run_dir / SEMANTIC / EMBEDDINGS_FILE, events.item_ids)
     encoder = read_json(run_dir / SEMANTIC / "config.json")["model"]
     texts = log.item_texts()
@@ -170,7 +171,7 @@ def save_result(result: EvaluationResult, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     result.save(folder)
     metrics = result.metrics()
-    with written_aside(folder / "tables.md") as aside:
+    with atomic_path(folder / "tables.md") as aside:
         aside.write_text(markdown_report(metrics), encoding="utf-8")
     save_figure(metrics, folder / "ndcg.png")
 

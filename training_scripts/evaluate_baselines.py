@@ -28,13 +28,14 @@ from sections import Section
 from settings import Settings
 from stages import BASELINES, DATA, RESULTS, SEMANTIC, load_data, run_stage
 
-from gensar_hf.artifacts import DataError, read_json, write_json, written_aside
 from gensar_hf.baselines.baseline import FittedBaseline, TrainingData, fit_by_name, load_module, make_settings
 from gensar_hf.data import training_events
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation import evaluate, evaluate_full_ranking
 from gensar_hf.evaluation.comparison import Outcome, compare
 from gensar_hf.evaluation.comparison_report import comparison_tables, save_figures
+from gensar_hf.files import atomic_path, read_json, write_json
 
 CONFIGS = Path(__file__).parent / "configs" / "baselines"
 KEYS = {"baseline", "settings", "search", "max_trials"}
@@ -103,24 +104,24 @@ def read_baseline(name: str) -> BaselineConfig:
     """Read and check a file of `configs/baselines`.
 
     Raises:
-        DataError: there is no such file, it holds something else, or its module has no such setting.
+        InputError: there is no such file, it holds something else, or its module has no such setting.
     """
     path = Path(name) if name.endswith(".yaml") else CONFIGS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(each.stem for each in CONFIGS.glob("*.yaml")))
-        raise DataError(f"There is no baseline file {path}; those of the package are {known}.")
+        raise InputError(f"There is no baseline file {path}; those of the package are {known}.")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_ScientificLoader) or {}
     except yaml.YAMLError as error:
-        raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
     unknown = set(content) - KEYS if isinstance(content, dict) else {str(content)}
     if unknown or "baseline" not in content:
         what = f"the unknown entry '{min(unknown)}'" if unknown else "no `baseline`"
-        raise DataError(f"{path} has {what}; a baseline has {', '.join(sorted(KEYS))}.")
+        raise InputError(f"{path} has {what}; a baseline has {', '.join(sorted(KEYS))}.")
     search = content.get("search") or {}
     for setting, values in search.items():
         if not isinstance(values, list) or not values:
-            raise DataError(f"{path}: `search` must list the values of '{setting}' to try; got {values!r}.")
+            raise InputError(f"{path}: `search` must list the values of '{setting}' to try; got {values!r}.")
     config = BaselineConfig(
         path.stem, content["baseline"], content.get("settings") or {}, search, content.get("max_trials", 8)
     )
@@ -214,7 +215,7 @@ class BaselineRun:
         options = {"seed": self.evaluation.seed, "skip_clicked": self.evaluation.skip_clicked}
         result = evaluate([system], requests, candidates, **options)
         for task, message in result.failures.get(system.name, {}).items():
-            raise DataError(f"{system.name} failed in {task}: {message}")
+            raise InputError(f"{system.name} failed in {task}: {message}")
         save_result(result, folder)
         if self.evaluation.full_ranking and part == self.evaluation.part:
             full = {"exclude_history": self.evaluation.skip_clicked, "seed": self.evaluation.seed}
@@ -249,7 +250,7 @@ def baseline_outcomes(
         try:
             outcomes += run.outcomes(config, arguments.seeds, arguments.trials_of(config.name))
         except Exception as error:  # whatever one system breaks on must not cost the figures of the others
-            failures[config.name] = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+            failures[config.name] = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             console.print(f"    [red]failed: {failures[config.name]}[/red]")
     return outcomes, failures
 
@@ -263,7 +264,7 @@ def save_comparisons(outcomes: Sequence[Outcome], failures: Mapping[str, str], f
         comparison = compare(outcomes, failures, full_ranking=is_full)
         write_json(place / "comparison.json", comparison)
         tables = comparison_tables(comparison)
-        with written_aside(place / "comparison.md") as aside:
+        with atomic_path(place / "comparison.md") as aside:
             aside.write_text(tables, encoding="utf-8")
         figures = save_figures(comparison, place)
         console.print(tables, markup=False)

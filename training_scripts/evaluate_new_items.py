@@ -25,15 +25,16 @@ from settings import Settings
 from stages import DATA, MODEL, RESULTS, RQVAE, SEMANTIC, damage_reported, load_data
 from tqdm.auto import tqdm
 
-from gensar_hf.artifacts import DataError, read_json, write_json, written_aside
 from gensar_hf.baselines import BM25, DenseRetrieval
 from gensar_hf.data import SEARCH, EventLog, InteractionLog, Requests, Split
 from gensar_hf.embeddings.cold_items import neighbour_recall
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation import bm25_candidates, bootstrap_interval, evaluate, random_candidates
 from gensar_hf.evaluation.candidates import CandidateSets
 from gensar_hf.evaluation.generator_scorer import GeneratorScorer, request_history
 from gensar_hf.evaluation.metrics import METRICS, contributions, ndcg
 from gensar_hf.evaluation.new_items import new_item_requests, ranks_as_new
+from gensar_hf.files import atomic_path, read_json, write_json
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 from gensar_hf.identifiers.nearest_identifiers import nearest_identifiers
@@ -155,11 +156,11 @@ def load_held_out(run_dir: Path, log: InteractionLog) -> InteractionLog:
     """The items and clicks that prepare_data.py kept out.
 
     Raises:
-        DataError: it kept none.
+        InputError: it kept none.
     """
     paths = [run_dir / DATA / name for name in (HELD_OUT_ITEMS, HELD_OUT_INTERACTIONS)]
     if not all(path.is_file() for path in paths):
-        raise DataError(f"{run_dir} has no held-out items; make it with a share of them: --data.held_out_items 0.05.")
+        raise InputError(f"{run_dir} has no held-out items; make it with a share of them: --data.held_out_items 0.05.")
     items, interactions = map(pd.read_parquet, paths)
     return InteractionLog(items, interactions, log.text_columns)
 
@@ -231,11 +232,11 @@ def ranks_of(systems: Any, requests: Requests, sets: CandidateSets) -> dict[str,
     """System → ranks of the targets.
 
     Raises:
-        DataError: a system failed.
+        InputError: a system failed.
     """
     result = evaluate(list(systems), {requests.task: requests}, {requests.task: sets})
     for name, failure in result.failures.items():
-        raise DataError(f"{name} failed: {failure[requests.task]}")
+        raise InputError(f"{name} failed: {failure[requests.task]}")
     return {name: by_task[requests.task] for name, by_task in result.ranks.items()}
 
 
@@ -324,7 +325,7 @@ def run(settings: Settings) -> None:
     """Train what is missing, add the held-out items, ask for them, save and print the figures."""
     console = Console(width=min(120, Console().width) if Console().is_terminal else 120)
     if not settings[DATA][0].held_out_items and not (settings.run_dir / DATA / HELD_OUT_ITEMS).is_file():
-        raise DataError("No items are held out; name a share of them, such as --data.held_out_items 0.05.")
+        raise InputError("No items are held out; name a share of them, such as --data.held_out_items 0.05.")
     for script in STAGE_SCRIPTS:
         report = script.run(settings)
         state = "already finished" if report.skipped else f"{report.seconds:.1f} s"
@@ -334,7 +335,7 @@ def run(settings: Settings) -> None:
     result = new_item_figures(AddedItems.of_run(settings.run_dir, settings[RESULTS][0].seed), settings, encoder)
     result["seconds"] = time.perf_counter() - start
     write_json(settings.run_dir / RESULTS / f"{FILE}.json", result)
-    with written_aside(settings.run_dir / RESULTS / f"{FILE}.md") as aside:
+    with atomic_path(settings.run_dir / RESULTS / f"{FILE}.md") as aside:
         aside.write_text(markdown_tables(result), encoding="utf-8")
     for table in terminal_tables(result):
         console.print(table)

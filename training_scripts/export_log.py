@@ -17,8 +17,8 @@ from settings import Settings
 from stages import DATA, load_data
 from write_cards import TEMPLATES, data_set_facts
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior, export_log, push_log
+from gensar_hf.errors import InputError
 from gensar_hf.model_card import TAGS, filled_card, log_card_data
 
 EXPORT = "export"
@@ -44,7 +44,7 @@ def run(settings: Settings) -> None:
     """Write and push what is asked for."""
     arguments, _ = settings[EXPORT]
     if arguments.folder and Path(arguments.folder).exists():
-        raise DataError(f"{arguments.folder} is there already; name another --export.folder, or remove it.")
+        raise InputError(f"{arguments.folder} is there already; name another --export.folder, or remove it.")
     log, events, _ = load_data(settings.run_dir)
     facts = data_set_facts(settings[DATA][0].dataset)
     title = f"Searches and recommendations: {facts['data_name']}"

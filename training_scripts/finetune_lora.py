@@ -39,10 +39,11 @@ from train_generator import TUNED as TUNED_GENERATOR
 from train_generator import example_rows, suit_processor
 from transformers import Trainer, set_seed
 
-from gensar_hf.artifacts import DataError, last_checkpoint, read_json, write_json, written_aside
 from gensar_hf.data import InteractionLog
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation.generator_scorer import GeneratorScorer
 from gensar_hf.evaluation.item_groups import evaluate_groups
+from gensar_hf.files import atomic_path, last_checkpoint, read_json, write_json
 from gensar_hf.generator.adapters import save_adapter
 from gensar_hf.generator.newer_data import NewerData
 from gensar_hf.generator.packing import ExampleCollator
@@ -105,13 +106,13 @@ def newer_tables(settings: Settings) -> tuple[Path, Path | None]:
     """The tables of newer interactions and of new items.
 
     Raises:
-        DataError: none is named, and the run keeps none.
+        InputError: none is named, and the run keeps none.
     """
     if settings.run.interactions:
         return Path(settings.run.interactions), Path(settings.run.items) if settings.run.items else None
     interactions, items = (settings.run_dir / DATA / name for name in (LATER_INTERACTIONS, LATER_ITEMS))
     if not interactions.is_file():
-        raise DataError(
+        raise InputError(
             "Name the table of newer interactions with --interactions, and of new items with --items; or make the run "
             "with a share of later interactions, such as --data.later_share 0.2."
         )
@@ -176,7 +177,7 @@ def run(settings: Settings) -> StageReport:
     run_dir, (arguments, training) = settings.run_dir, settings[FINETUNE]
     require_finished(run_dir)
     if training.max_steps < 1:
-        raise DataError(f"`finetune.max_steps` must be at least 1; got {training.max_steps}.")
+        raise InputError(f"`finetune.max_steps` must be at least 1; got {training.max_steps}.")
     tables = newer_tables(settings)
 
     def work(folder: Path, checkpoints: Path) -> dict:
@@ -191,7 +192,7 @@ def run(settings: Settings) -> StageReport:
         if process_rank() == 0:
             result = {**figures(data, run_dir, folder, arguments, training.seed), **details}
             write_json(folder / f"{FIGURES}.json", result)
-            with written_aside(folder / f"{FIGURES}.md") as aside:
+            with atomic_path(folder / f"{FIGURES}.md") as aside:
                 aside.write_text(markdown_tables(result), encoding="utf-8")
         return details
 

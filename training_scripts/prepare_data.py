@@ -16,7 +16,6 @@ from sections import Section, dataclass_values
 from settings import RunArguments, Settings
 from stages import DATA, StageReport, run_stage
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import (
     InteractionLog,
     assign_search_clicks,
@@ -30,6 +29,7 @@ from gensar_hf.data import (
     part_in_time,
 )
 from gensar_hf.data.amazon_files import QRELS, QUERY_TEXTS
+from gensar_hf.errors import InputError
 
 logger = logging.getLogger("gensar_hf.training_scripts")
 
@@ -135,7 +135,7 @@ def read_log(arguments: DataArguments, tables: RunArguments) -> InteractionLog:
             text_columns=arguments.text_columns,
         )
     if tables.items is None or tables.interactions is None:
-        raise DataError("Name the two tables with --items and --interactions, or a ready-made set with --data.dataset.")
+        raise InputError("Name two tables with --items and --interactions, or a ready-made set with --data.dataset.")
     log = load_log(tables.items, tables.interactions, arguments.text_columns)
     if arguments.search_fraction:
         log = assign_search_clicks(log, arguments.search_fraction, arguments.seed, arguments.category_column)

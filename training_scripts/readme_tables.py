@@ -17,9 +17,10 @@ from typing import Any
 
 from console import reported_errors
 
-from gensar_hf.artifacts import DataError, read_json, written_aside
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation.comparison_report import identifier_table, spread_note, task_caption, task_table
 from gensar_hf.evaluation.report import markdown_report
+from gensar_hf.files import atomic_path, read_json
 
 _BLOCK = re.compile(r"<!-- table: (\S+) ([^>]+?) -->\n.*?<!-- end of table -->", re.DOTALL)
 _PARTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -37,7 +38,7 @@ def generated(text: str, folder: Path) -> str:
         folder: of that file.
 
     Raises:
-        DataError: a JSON file is missing, or has no such part.
+        InputError: a JSON file is missing, or has no such part.
     """
 
     def block(match: re.Match[str]) -> str:
@@ -56,7 +57,7 @@ def _markdown(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); run the command that writes it.") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); run the command that writes it.") from None
 
 
 def _part(content: Mapping[str, Any], name: str, part: str) -> str:
@@ -64,7 +65,7 @@ def _part(content: Mapping[str, Any], name: str, part: str) -> str:
         return f"**{task_caption(content, part)}**\n\n{task_table(content, part)}"
     if part not in _PARTS:
         known = ", ".join([*_PARTS, *content.get("tasks", {})])
-        raise DataError(f"{name} has no part '{part}'; its parts are {known}.")
+        raise InputError(f"{name} has no part '{part}'; its parts are {known}.")
     return _PARTS[part](content)
 
 
@@ -81,8 +82,8 @@ def main(argv: list[str] | None = None) -> None:
         if fresh == text:
             continue
         if arguments.check:
-            raise DataError(f"A table of {path} differs from its JSON file; run training_scripts/readme_tables.py.")
-        with written_aside(path) as aside:
+            raise InputError(f"A table of {path} differs from its JSON file; run training_scripts/readme_tables.py.")
+        with atomic_path(path) as aside:
             aside.write_text(fresh, encoding="utf-8")
 
 

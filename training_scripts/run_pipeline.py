@@ -15,8 +15,8 @@ from stage_table import stage_table
 from stages import RESULTS, StageReport, process_rank
 from write_cards import SCRIPTS, write_cards
 
-from gensar_hf.artifacts import read_json
 from gensar_hf.evaluation.report import terminal_table
+from gensar_hf.files import read_json
 
 
 def run(settings: Settings) -> None:

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, TrainingArguments
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.training_defaults import machine_defaults
 
 # What a run decides itself; a value of the user's would have no effect.
@@ -76,33 +76,35 @@ class SectionParser(HfArgumentParser):
         return super().add_argument(f"--{self.prefix}{name}", **kwargs)
 
     def error(self, message: str) -> Any:
-        """Raise the complaint as `DataError`."""
+        """Raise the complaint as `InputError`."""
         text = re.sub(r"^argument (\S+): ", r"\1: ", message.replace("\n", " "))
-        raise DataError(f"{text}; --help lists every setting.")
+        raise InputError(f"{text}; --help lists every setting.")
 
     def read(self, options: list[str]) -> list[Any]:
         """The section's dataclasses from its options.
 
         Raises:
-            DataError: an unknown or reserved option, a value that is missing, of the wrong type, or out of range.
+            InputError: an unknown or reserved option, a value that is missing, of the wrong type, or out of range.
         """
         known = {name for action in self._actions for name in action.option_strings}
         for option in (text.partition("=")[0] for text in options if text.startswith("--")):
             if option not in known:
                 close = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
                 hint = f"did you mean {close[0]}? " if close else ""
-                raise DataError(f"There is no setting {option}; {hint}--help lists every setting.")
+                raise InputError(f"There is no setting {option}; {hint}--help lists every setting.")
             if self.prefix and option.removeprefix(f"--{self.prefix}") in _RESERVED:
-                raise DataError(f"{option} is decided by the run; leave it out (the folder of a run is --output_dir).")
+                raise InputError(f"{option} is decided by the run; leave it out (the folder of a run is --output_dir).")
         try:
             *read, rest = self.parse_args_into_dataclasses(options, True, look_for_args_file=False)
-        except DataError:
+        except InputError:
             raise
         except (StrictDataclassError, ValueError, TypeError, ImportError) as error:  # from a dataclass's own checks
             where = f"The section '{self.prefix[:-1]}': " if self.prefix else ""
-            raise DataError(where + one_sentence(error)) from None
+            raise InputError(where + one_sentence(error)) from None
         if rest:
-            raise DataError(f"'{rest[0]}' is not understood; settings look like --output_dir runs/mine --model.seed 1.")
+            raise InputError(
+                f"'{rest[0]}' is not understood; settings look like --output_dir runs/mine --model.seed 1."
+            )
         return read
 
 

@@ -15,7 +15,7 @@ import yaml
 from sections import Section, SectionParser, one_sentence
 from transformers import TrainingArguments
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 
 _NOTHING = {"", "null", "~"}  # how YAML writes a setting that is left at its default
 
@@ -67,7 +67,7 @@ def parse_settings(
         argv: default: the command line.
 
     Raises:
-        DataError: one sentence that says what is wrong with which setting.
+        InputError: one sentence that says what is wrong with which setting.
         SystemExit: after `--help`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -80,14 +80,14 @@ def parse_settings(
     names = [section.name for section in own]
     for section, words in _by_section(argv):
         if section not in names:
-            raise DataError(f"There is no section '{section}' here; sections are {', '.join(names[1:])}.")
+            raise InputError(f"There is no section '{section}' here; sections are {', '.join(names[1:])}.")
         options.setdefault(section, []).extend(words)
     if not any(word.partition("=")[0] == "--output_dir" for word in options.get("", [])):
-        raise DataError("Name the folder of the run with --output_dir, such as --output_dir runs/mine.")
+        raise InputError("Name the folder of the run with --output_dir, such as --output_dir runs/mine.")
     read = {section.name: SectionParser(section).read(options.get(section.name, [])) for section in own}
     (run,) = read.pop("")
     if Path(run.output_dir).exists() and not Path(run.output_dir).is_dir():
-        raise DataError(f"--output_dir {run.output_dir} is a file; name a folder.")
+        raise InputError(f"--output_dir {run.output_dir} is a file; name a folder.")
     return Settings(run, {name: (values[0], values[1] if len(values) > 1 else None) for name, values in read.items()})
 
 
@@ -103,7 +103,7 @@ def _by_section(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
         elif groups:
             groups[-1][1].append(word)
         else:
-            raise DataError(f"'{word}' is not understood; settings look like --output_dir runs/mine --model.seed 1.")
+            raise InputError(f"'{word}' is not understood; settings look like --output_dir runs/mine --model.seed 1.")
     return groups
 
 
@@ -112,21 +112,21 @@ def _options_of_config(path: Path, all_names: Sequence[str]) -> dict[str, list[s
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
     except OSError as error:
-        raise DataError(f"The configuration {path} cannot be read ({error.strerror}); give a YAML file.") from None
+        raise InputError(f"The configuration {path} cannot be read ({error.strerror}); give a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"The configuration {path} is not YAML: {one_sentence(error)}.") from None
+        raise InputError(f"The configuration {path} is not YAML: {one_sentence(error)}.") from None
     if not isinstance(content, dict):
-        raise DataError(f"The configuration {path} must hold settings such as 'output_dir: runs/mine', and sections.")
+        raise InputError(f"The configuration {path} must hold settings such as 'output_dir: runs/mine', and sections.")
     options: dict[str, list[str]] = {"": []}
     for name, value in content.items():
         if isinstance(value, dict):
             if name not in all_names:
-                raise DataError(f"{path}: there is no section '{name}'; sections are {', '.join(all_names)}.")
+                raise InputError(f"{path}: there is no section '{name}'; sections are {', '.join(all_names)}.")
             options[name] = [word for inner in value.items() for word in _option(f"{name}.{inner[0]}", inner[1])]
         elif name not in all_names:
             options[""] += _option(name, value)
         elif value not in _NOTHING:  # an empty section is no mistake
-            raise DataError(f"{path}: the section '{name}' must hold settings, one a line; got '{value}'.")
+            raise InputError(f"{path}: the section '{name}' must hold settings, one a line; got '{value}'.")
     return options
 
 

@@ -19,9 +19,11 @@ from safetensors import SafetensorError
 from sections import dataclass_values, training_defaults
 from transformers import TrainingArguments
 
-from gensar_hf.artifacts import STAGE_FILE, DataError, fingerprint, finish_stage, is_finished, read_json, written_aside
 from gensar_hf.data import EventLog, InteractionLog, Split, events_from_log
 from gensar_hf.epoch_rows import rows_per_step
+from gensar_hf.errors import InputError
+from gensar_hf.files import STAGE_FILE, atomic_path, fingerprint, read_json
+from gensar_hf.training.stages import finish_stage, is_finished
 
 STAGES = DATA, SEMANTIC, COLLABORATIVE, RQVAE, MODEL, RESULTS = (
     "data", "semantic", "collaborative", "rqvae", "model", "results",
@@ -72,7 +74,7 @@ def run_stage(run_dir: Path, stage: str, inputs: list[Any], work: Work, is_distr
             first one write is thrown away.
 
     Raises:
-        DataError: an input is missing, or a figure in the details is not finite, as after a training that diverged.
+        InputError: an input is missing, or a figure in the details is not finite, as after a training that diverged.
     """
     folder, inputs_fingerprint = run_dir / stage, fingerprint(*[_as_input(value) for value in inputs])
     skipped = _is_complete(folder, stage, inputs_fingerprint)
@@ -93,7 +95,7 @@ def _run(
     folder: Path, stage: str, inputs_fingerprint: str, work: Work, checkpoints: Path, is_distributed: bool
 ) -> None:
     start = time.perf_counter()
-    with written_aside(folder) as aside:
+    with atomic_path(folder) as aside:
         aside.mkdir(parents=True, exist_ok=True)
         details = work(aside, checkpoints)
         if is_distributed:
@@ -148,7 +150,7 @@ def _as_input(value: Any, passed_over: Collection[str] = _NOT_AN_INPUT) -> Any:
 def _refuse_divergence(stage: str, details: dict[str, Any]) -> None:
     for name, value in details.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise DataError(f"Stage {stage} diverged: its {name} is {value}; lower --{stage}.learning_rate.")
+            raise InputError(f"Stage {stage} diverged: its {name} is {value}; lower --{stage}.learning_rate.")
 
 
 def load_data(run_dir: Path) -> tuple[InteractionLog, EventLog, Split]:
@@ -163,22 +165,22 @@ def damage_reported(folder: Path) -> Iterator[None]:
     """Turn what goes wrong while a stage's model is loaded into one sentence."""
     try:
         yield
-    except DataError:
+    except InputError:
         raise
     except (SafetensorError, StrictDataclassError, OSError, RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{folder} cannot be loaded ({reason}); delete it and run its stage again.") from error
+        raise InputError(f"{folder} cannot be loaded ({reason}); delete it and run its stage again.") from error
 
 
 def refuse_sharding(stage: str) -> None:
     """Refuse FSDP and DeepSpeed for a model that is read while it is trained, and too small to be worth it.
 
     Raises:
-        DataError: accelerate was told to spread the weights over the processes.
+        InputError: accelerate was told to spread the weights over the processes.
     """
     for name in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
-            raise DataError(
+            raise InputError(
                 f"Stage {stage} trains a small model that is whole in every process, and does not take {name}; run it "
                 "by itself, with torchrun or configs/accelerate/multi_gpu.yaml, and then train_generator.py with this."
             )

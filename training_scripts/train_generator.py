@@ -30,12 +30,12 @@ from stages import (
 )
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
-from gensar_hf.artifacts import last_checkpoint
 from gensar_hf.data import EventLog, InteractionLog, Split, training_mask
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.epoch_rows import rows_per_step
 from gensar_hf.evaluation.item_weight import qualities_of_weights
+from gensar_hf.files import last_checkpoint
 from gensar_hf.generator.adapters import add_adapter, lora_config, merge_adapter
 from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig

@@ -14,12 +14,12 @@ from settings import Settings
 from stages import COLLABORATIVE, DATA, StageReport, load_data, refuse_sharding, run_stage
 from transformers import set_seed
 
-from gensar_hf.artifacts import last_checkpoint
 from gensar_hf.data import EventLog, Split
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.item_embeddings import save_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_training_arguments, train_sasrec
+from gensar_hf.files import last_checkpoint
 
 
 @dataclass

@@ -23,10 +23,11 @@ from console import main
 from settings import Settings
 from stages import COLLABORATIVE, DATA, MODEL, RESULTS, RQVAE, SEMANTIC, damage_reported
 
-from gensar_hf.artifacts import STAGE_FILE, DataError, read_json
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation.comparison import identifier_figures
 from gensar_hf.evaluation.comparison_report import identifier_table, markdown_table
 from gensar_hf.evaluation.report import markdown_report
+from gensar_hf.files import STAGE_FILE, read_json
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.model_card import card_data, eval_results, write_card
 
@@ -64,7 +65,7 @@ def write_cards(settings: Settings) -> list[Path]:
     """Fill the cards of all models of the run that are finished.
 
     Raises:
-        DataError: a stage before the cards is not finished.
+        InputError: a stage before the cards is not finished.
     """
     run_dir = settings.run_dir
     values = _values(settings)
@@ -135,7 +136,7 @@ def _example(run_dir: Path) -> dict[str, str]:
 
 def _stage(run_dir: Path, stage: str) -> dict[str, Any]:
     if not (run_dir / stage / STAGE_FILE).is_file():
-        raise DataError(f"Stage {stage} of {run_dir} is not finished; a card is written after the evaluation.")
+        raise InputError(f"Stage {stage} of {run_dir} is not finished; a card is written after the evaluation.")
     return read_json(run_dir / stage / STAGE_FILE)
 
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data.events import EventLog
 from gensar_hf.data.splits import Requests
+from gensar_hf.errors import InputError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -61,7 +61,7 @@ def load_module(name: str) -> "ModuleType":
     """The module of a baseline.
 
     Raises:
-        DataError: there is no baseline of this name.
+        InputError: there is no baseline of this name.
     """
     try:
         module = importlib.import_module(f"gensar_hf.baselines.{name}")
@@ -71,7 +71,7 @@ def load_module(name: str) -> "ModuleType":
         module = None
     if module is None or not hasattr(module, "fit"):
         known = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\ndef fit(" in path.read_text())
-        raise DataError(f"There is no baseline '{name}'; baselines are {', '.join(known)}.")
+        raise InputError(f"There is no baseline '{name}'; baselines are {', '.join(known)}.")
     return module
 
 
@@ -79,18 +79,18 @@ def make_settings(module: "ModuleType", values: Mapping[str, Any]) -> Any:
     """A baseline's `Settings` from plain values.
 
     Raises:
-        DataError: a setting that the baseline does not have, or a value out of range.
+        InputError: a setting that the baseline does not have, or a value out of range.
     """
     known = [field.name for field in dataclasses.fields(module.Settings)]
     unknown = [name for name in values if name not in known]
     if unknown:
-        raise DataError(
+        raise InputError(
             f"{module.NAME} has no setting '{unknown[0]}'; its settings are {', '.join(known) or 'none at all'}."
         )
     try:
         return module.Settings(**values)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{module.NAME}: {error}") from None
+        raise InputError(f"{module.NAME}: {error}") from None
 
 
 def fit_by_name(

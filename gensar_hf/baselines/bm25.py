@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gensar_hf.artifacts import write_json
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.baselines.query_scores import gather_query_scores
 from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.evaluation.bm25_index import BM25Index
+from gensar_hf.files import write_json
 
 NAME = "BM25"
 REFERENCE = (

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gensar_hf.artifacts import write_json
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.baselines.query_scores import gather_query_scores
 from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.embeddings.item_embeddings import save_item_embeddings
+from gensar_hf.files import write_json
 
 NAME = "Dense retrieval"
 REFERENCE = (
@@ -123,7 +123,7 @@ def fit(data: TrainingData, settings: Settings, seed: int, folder: Path, checkpo
         checkpoints: not used.
 
     Raises:
-        DataError: the model cannot be found or loaded.
+        InputError: the model cannot be found or loaded.
     """
     from gensar_hf.embeddings.semantic import encode_texts
 

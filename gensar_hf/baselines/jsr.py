@@ -115,7 +115,7 @@ def fit(data: TrainingData, settings: Settings, seed: int, folder: Path, checkpo
         checkpoints: where a training that was killed goes on.
 
     Raises:
-        DataError: there is no click to learn from.
+        InputError: there is no click to learn from.
     """
     vocabulary, length = learn_vocabulary(data, settings), settings.history_length
     model = build_model(JSRModel, data, vocabulary, settings, seed, history_length=length)

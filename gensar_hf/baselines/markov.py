@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gensar_hf.artifacts import save_arrays
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.baselines.sequential import clicked_items
 from gensar_hf.data.events import EventLog
 from gensar_hf.data.splits import RECOMMENDATION, Requests
+from gensar_hf.files import save_arrays
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

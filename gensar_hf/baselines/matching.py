@@ -16,14 +16,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from gensar_hf.artifacts import DataError, last_checkpoint
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.baselines.click_examples import Examples, text_examples
 from gensar_hf.baselines.sequential import TrainingSettings, clicked_items, new_model
 from gensar_hf.baselines.vocabulary import PADDING, Vocabulary
 from gensar_hf.data.splits import Requests
 from gensar_hf.embeddings.modeling_sasrec import pad_histories
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation.full_ranking import history_items
+from gensar_hf.files import last_checkpoint
 from gensar_hf.training_defaults import machine_defaults
 
 _CHUNK_SIZE = 256  # requests whose scores of all items are held at once: 12 MB for 12,000 items
@@ -231,10 +232,10 @@ def fit_matching(
         checkpoints: a folder for this training alone.
 
     Raises:
-        DataError: there is no such click.
+        InputError: there is no such click.
     """
     if not sum(map(len, parts)):
-        raise DataError(
+        raise InputError(
             f"{type(model).__name__} cannot be trained: no event before the held-out ones is a click of the kind that "
             "it learns from; give longer histories."
         )

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gensar_hf.artifacts import save_arrays
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.data.events import EventLog
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.files import save_arrays
 
 NAME = "Popularity"
 REFERENCE = (

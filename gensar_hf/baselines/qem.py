@@ -99,7 +99,7 @@ def fit(data: TrainingData, settings: Settings, seed: int, folder: Path, checkpo
         checkpoints: where a training that was killed goes on.
 
     Raises:
-        DataError: there is no click to learn from.
+        InputError: there is no click to learn from.
     """
     vocabulary = learn_vocabulary(data, settings)
     num_users = data.events.num_users if settings.personalized else 0

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from gensar_hf.artifacts import last_checkpoint
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.data.events import EventLog
 from gensar_hf.data.splits import RECOMMENDATION, Requests
+from gensar_hf.files import last_checkpoint
 from gensar_hf.training_defaults import machine_defaults
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def fit_sequential(
         checkpoints: a folder for this training alone.
 
     Raises:
-        DataError: no user has two clicks.
+        InputError: no user has two clicks.
     """
     # Trainer takes seconds to import, which a run that only scores should not pay.
     from transformers.trainer_callback import ProgressCallback

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gensar_hf.artifacts import read_json, write_json
+from gensar_hf.files import read_json, write_json
 
 PADDING = 0
 MAX_WORDS = 64  # of a text that are read; catalogues hold descriptions of any length

@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data.amazon_files import (
     QRELS,
     QUERY_TEXTS,
@@ -25,6 +24,7 @@ from gensar_hf.data.amazon_files import (
 )
 from gensar_hf.data.interactions import InteractionLog, load_log
 from gensar_hf.data.queries import assign_search_clicks
+from gensar_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def load_amazon(
 
     Raises:
         ValueError: `reviews_are` or `search_fraction` is none of the values above.
-        DataError: one sentence with the file, the line and what is wrong with it; or a download that fails.
+        InputError: one sentence with the file, the line and what is wrong with it; or a download that fails.
     """
     if reviews_are not in ("split", "both"):
         raise ValueError(f"`reviews_are` must be 'split' or 'both'; got {reviews_are!r}.")
@@ -107,7 +107,7 @@ def _located(name: str | os.PathLike[str], repo_id: str | None, revision: str | 
         return Path(hf_hub_download(repo_id, os.fspath(name), repo_type="dataset", revision=revision))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
-        raise DataError(
+        raise InputError(
             f"{os.fspath(name)} could not be fetched from the data set repository {repo_id} ({reason}); correct the "
             "names, or download the file and give its path without a repository."
         ) from error
@@ -117,7 +117,7 @@ def _item_table(item_ids: list[str], metadata_path: Path) -> pd.DataFrame:
     """The reviewed items with their texts."""
     known = read_metadata(metadata_path, set(item_ids))
     if not known:
-        raise DataError(
+        raise InputError(
             f"{metadata_path.name} describes none of the {len(item_ids):,} reviewed items; give the metadata of the "
             "same category as the reviews."
         )
@@ -162,7 +162,7 @@ def _published_queries(reviews: Reviews, paths: Sequence[Path], seed: int) -> np
     wanted = reviews.pair_codes(reviews.users, reviews.items)
     has_query = np.isin(wanted, chosen_pairs)
     if not has_query.any():
-        raise DataError(
+        raise InputError(
             f"{' and '.join(path.name for path in paths[1:])} name none of the reviews; give the published files of "
             "the same category."
         )

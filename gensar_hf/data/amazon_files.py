@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 
 QUERY_TEXTS, QRELS = "query_text.txt.gz", ("train.qrels.gz", "test.qrels.gz")
 TEXT_FIELDS = ("title", "brand", "description")
@@ -60,7 +60,7 @@ def read_reviews(path: Path) -> Reviews:
         path: gzipped or not; one object a line with `reviewerID`, `asin` and `unixReviewTime`.
 
     Raises:
-        DataError: the file is missing or damaged, has no reviews, or a line is not a review.
+        InputError: the file is missing or damaged, has no reviews, or a line is not a review.
     """
     user_codes: dict[str, int] = {}
     item_codes: dict[str, int] = {}
@@ -72,7 +72,7 @@ def read_reviews(path: Path) -> Reviews:
         items.append(item_codes.setdefault(item, len(item_codes)))
         timestamps.append(_time(path, number, review))
     if not users:
-        raise DataError(f"{path.name} holds no reviews; give a file such as reviews_Electronics_5.json.gz.")
+        raise InputError(f"{path.name} holds no reviews; give a file such as reviews_Electronics_5.json.gz.")
     return Reviews(
         list(user_codes),
         list(item_codes),
@@ -95,7 +95,7 @@ def read_metadata(path: Path, item_ids: Container[str]) -> dict[str, dict[str, A
         that is described twice, the first description counts.
 
     Raises:
-        DataError: the file is missing or damaged, or a line does not describe an item.
+        InputError: the file is missing or damaged, or a line does not describe an item.
     """
     found: dict[str, dict[str, Any]] = {}
     for number, line in _lines(path):
@@ -128,7 +128,7 @@ def read_qrels(path: Path, num_queries: int) -> Iterator[tuple[str, int, str]]:
         user, query and item of every line with a label above 0: the user bought the item, which the query finds.
 
     Raises:
-        DataError: the file is missing or damaged, or a line is not of that form.
+        InputError: the file is missing or damaged, or a line is not of that form.
     """
     for number, line in _lines(path):
         fields = line.split()
@@ -147,7 +147,7 @@ def _lines(path: Path, keep_blank: bool = False) -> Iterator[tuple[int, str]]:
     """The lines of a text file, gzipped or not, with their numbers from 1."""
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"{path} {found}; give the path of a file.")
+        raise InputError(f"{path} {found}; give the path of a file.")
     number = 0
     with (
         path.open("rb") as raw,
@@ -166,7 +166,7 @@ def _lines(path: Path, keep_blank: bool = False) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as error:
             raise _complaint(path, number, f"it is not UTF-8 text ({error.reason})") from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{path.name} is damaged after line {number} ({error}); download it again.") from None
+            raise InputError(f"{path.name} is damaged after line {number} ({error}); download it again.") from None
 
 
 def _record(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -233,5 +233,5 @@ def _shown(value: Any) -> str:
     return shown if len(shown) <= _SHOWN_CHARACTERS else shown[:_SHOWN_CHARACTERS] + "…"
 
 
-def _complaint(path: Path, number: int, problem: str) -> DataError:
-    return DataError(f"{path.name}, line {number}: {problem}; correct the line, or download the file again.")
+def _complaint(path: Path, number: int, problem: str) -> InputError:
+    return InputError(f"{path.name}, line {number}: {problem}; correct the line, or download the file again.")

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data.events import EventLog, events_from_log
 from gensar_hf.data.interactions import InteractionLog
+from gensar_hf.errors import InputError
 
 
 def part_in_time(log: InteractionLog, later_share: float) -> tuple[InteractionLog, InteractionLog]:
@@ -24,13 +24,13 @@ def part_in_time(log: InteractionLog, later_share: float) -> tuple[InteractionLo
         that were clicked then for the first time.
 
     Raises:
-        DataError: all rows are of one time, or the share leaves no row on either side.
+        InputError: all rows are of one time, or the share leaves no row on either side.
     """
     times = log.interactions["timestamp"].to_numpy()
     num_earlier = round((1 - later_share) * len(times))
     is_later = times >= np.append(np.sort(times), np.inf)[num_earlier]
     if is_later.all() or not is_later.any():
-        raise DataError(
+        raise InputError(
             f"The log of {len(times)} interactions cannot be parted in time with a later share of {later_share}: all "
             "of them would be on one side."
         )
@@ -69,14 +69,14 @@ def newer_starts(older: InteractionLog, newer: InteractionLog, events: EventLog)
         `(num_users,)` int64 event index.
 
     Raises:
-        DataError: a user's newer interaction is earlier than one of the older log.
+        InputError: a user's newer interaction is earlier than one of the older log.
     """
     last = older.interactions.groupby("user_id")["timestamp"].max()
     rows = newer.interactions
     is_too_early = (rows["timestamp"] < rows["user_id"].map(last)).to_numpy()
     if is_too_early.any():
         first = rows[is_too_early].iloc[0]
-        raise DataError(
+        raise InputError(
             f"{int(is_too_early.sum())} of the newer interactions are not newer: user {first['user_id']} has one at "
             f"{first['timestamp']:.10g}, and the model's log one at {last[first['user_id']]:.10g}; give only what came "
             "later."

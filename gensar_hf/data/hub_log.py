@@ -6,8 +6,9 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from gensar_hf.artifacts import CARD_FILE, DataError, written_aside
 from gensar_hf.data.interactions import InteractionLog
+from gensar_hf.errors import InputError
+from gensar_hf.files import CARD_FILE, atomic_path
 from gensar_hf.hub import hub_trouble, push_folder
 
 TABLES = ("items", "interactions")
@@ -22,7 +23,7 @@ def export_log(log: InteractionLog, folder: str | os.PathLike[str], card: str) -
         card: the content of `README.md`; its front matter names the tables as configurations.
     """
     log.save(folder)
-    with written_aside(Path(folder) / CARD_FILE) as aside:
+    with atomic_path(Path(folder) / CARD_FILE) as aside:
         aside.write_text(card, encoding="utf-8")
 
 
@@ -49,7 +50,7 @@ def push_log(
         the address of the commit.
 
     Raises:
-        DataError: the Hub refuses, or cannot be reached.
+        InputError: the Hub refuses, or cannot be reached.
     """
     with tempfile.TemporaryDirectory() as folder:
         export_log(log, folder, card)
@@ -76,7 +77,7 @@ def log_from_hub(
         local_files_only: take what is in the cache.
 
     Raises:
-        DataError: there is no such repository, or it holds no log.
+        InputError: there is no such repository, or it holds no log.
     """
     try:
         folder = snapshot_download(
@@ -89,5 +90,5 @@ def log_from_hub(
             allow_patterns=["log.json", *(f"{name}.parquet" for name in TABLES)],
         )
     except (OSError, ValueError) as error:
-        raise DataError(f"The log cannot be loaded: {hub_trouble(repo_id, error)}") from error
+        raise InputError(f"The log cannot be loaded: {hub_trouble(repo_id, error)}") from error
     return InteractionLog.load(folder)

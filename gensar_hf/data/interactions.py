@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from gensar_hf.artifacts import DataError, read_json, write_json, written_aside
 from gensar_hf.data.tables import Table, TableSource, id_column, read_table, text_column, time_column
+from gensar_hf.errors import InputError
+from gensar_hf.files import atomic_path, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class InteractionLog:
         """Write `items.parquet`, `interactions.parquet` and, last, `log.json` into `folder`."""
         folder = Path(folder)
         for name, frame in (("items", self.items), ("interactions", self.interactions)):
-            with written_aside(folder / f"{name}.parquet") as aside:
+            with atomic_path(folder / f"{name}.parquet") as aside:
                 frame.to_parquet(aside, index=False)
         write_json(
             folder / "log.json",
@@ -76,7 +77,7 @@ class InteractionLog:
         """Read what `save` wrote.
 
         Raises:
-            DataError: a file is missing or damaged, or the three do not belong together.
+            InputError: a file is missing or damaged, or the three do not belong together.
         """
         folder = Path(folder)
         about = read_json(folder / "log.json")
@@ -84,7 +85,7 @@ class InteractionLog:
         interactions = read_table(folder / "interactions.parquet", "interactions").frame
         expected = [about.get("num_items"), about.get("num_interactions"), _FORMAT_VERSION]
         if [len(items), len(interactions), about.get("format_version")] != expected:
-            raise DataError(
+            raise InputError(
                 f"{folder}: log.json, items.parquet and interactions.parquet do not belong together; delete them and "
                 "run the data stage again."
             )
@@ -109,7 +110,7 @@ def load_log(
         lists are joined with ", ". Queries beyond 1,000 characters are cut there, with a warning.
 
     Raises:
-        DataError: one sentence with table, row, column, value and what to do.
+        InputError: one sentence with table, row, column, value and what to do.
     """
     item_table, interaction_table = read_table(items, "items"), read_table(interactions, "interactions")
     checked_items, chosen = _check_items(item_table, text_columns)
@@ -131,7 +132,7 @@ def _check_items(table: Table, text_columns: Sequence[str] | None) -> tuple[pd.D
     items = pd.DataFrame(columns)
     without_text = int((items[list(chosen)] == "").all(axis=1).sum())
     if without_text == len(items):
-        raise DataError(
+        raise InputError(
             f"{table.name}: the text columns {', '.join(chosen)} are empty in every row; fill at least one."
         )
     if without_text:
@@ -162,12 +163,12 @@ def _choose_text_columns(table: Table, text_columns: Sequence[str] | None) -> tu
         chosen = [text_columns] if isinstance(text_columns, str) else list(text_columns)
         table.require(chosen)
     if not chosen:
-        raise DataError(
+        raise InputError(
             f"{table.name} has no text column: none of {', '.join(DEFAULT_TEXT_COLUMNS)} is among its columns "
             f"{', '.join(map(str, table.frame.columns))}; name those that describe an item (`text_columns`)."
         )
     if "item_id" in chosen or len(set(chosen)) < len(chosen):
-        raise DataError(
+        raise InputError(
             f"The text columns {', '.join(chosen)} name item_id or one column twice; name others, once each."
         )
     return tuple(chosen)
@@ -243,7 +244,7 @@ def k_core(log: InteractionLog, min_interactions: int) -> InteractionLog:
 
     Raises:
         ValueError: `min_interactions` is below 1.
-        DataError: nothing is left.
+        InputError: nothing is left.
     """
     if min_interactions < 1:
         raise ValueError(f"`min_interactions` must be at least 1, because it counts clicks; got {min_interactions}.")
@@ -257,7 +258,7 @@ def k_core(log: InteractionLog, min_interactions: int) -> InteractionLog:
             break
         clicks = clicks[enough]
     if clicks.empty:
-        raise DataError(
+        raise InputError(
             f"No user and item have {min_interactions} clicks each among the others that do; lower the k of the k-core."
         )
     stays = log.interactions.index.isin(clicks.index) | (

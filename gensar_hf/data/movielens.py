@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data.interactions import InteractionLog, load_log
 from gensar_hf.data.queries import assign_search_clicks
+from gensar_hf.errors import InputError
 from gensar_hf.wheels import Wheel
 
 RECBOLE_REQUIREMENT = "recbole==1.2.1"
@@ -58,7 +58,7 @@ def load_movielens_100k(
         ("Animation, Children's, Comedy") and `categories` ("Animation > Children's > Comedy > 1990s").
 
     Raises:
-        DataError: the folder has neither pair of files, or the download fails.
+        InputError: the folder has neither pair of files, or the download fails.
     """
     items, interactions = _read_folder(Path(folder)) if folder is not None else _read_wheel(_wheel().fetch(cache_dir))
     log = load_log(_tidy(items), interactions, TEXT_COLUMNS)
@@ -70,7 +70,7 @@ def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         return _read_grouplens((folder / "u.item").read_bytes(), (folder / "u.data").read_bytes())
     if (folder / "ml-100k.item").is_file() and (folder / "ml-100k.inter").is_file():
         return _read_recbole((folder / "ml-100k.item").read_bytes(), (folder / "ml-100k.inter").read_bytes())
-    raise DataError(f"{folder} holds neither u.data and u.item nor ml-100k.inter and ml-100k.item; {_REMEDY}.")
+    raise InputError(f"{folder} holds neither u.data and u.item nor ml-100k.inter and ml-100k.item; {_REMEDY}.")
 
 
 def _read_grouplens(items: bytes, interactions: bytes) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -112,7 +112,7 @@ def _read_text(
             encoding=encoding,
         )
     except (ValueError, pd.errors.ParserError) as error:
-        raise DataError(f"{name} is not the file of MovieLens-100k ({error}); {_REMEDY}.") from error
+        raise InputError(f"{name} is not the file of MovieLens-100k ({error}); {_REMEDY}.") from error
 
 
 def _tidy(films: pd.DataFrame) -> pd.DataFrame:

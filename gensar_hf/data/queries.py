@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data.interactions import InteractionLog
+from gensar_hf.errors import InputError
 
 # Function words of category names; the wider lists of search engines also hold words that mean something there.
 STOP_WORDS = frozenset({
@@ -61,12 +61,12 @@ def assign_search_clicks(
 
     Raises:
         ValueError: `fraction` is not a share.
-        DataError: there is no such column.
+        InputError: there is no such column.
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"`fraction` is a share of the clicks, from 0 to 1; got {fraction}.")
     if category_column not in log.items.columns:
-        raise DataError(
+        raise InputError(
             f"The items have no column {category_column}, which queries are made from, only "
             f"{', '.join(log.items.columns)}; name another column, or give real queries."
         )

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gensar_hf.artifacts import DataError, fingerprint, load_array_metadata, load_arrays, save_arrays
 from gensar_hf.data.events import Behavior, EventLog
+from gensar_hf.errors import InputError
+from gensar_hf.files import fingerprint, load_array_metadata, load_arrays, save_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +120,11 @@ class Split:
         """Read what `save` wrote.
 
         Raises:
-            DataError: the file is missing or damaged, or was made from other events.
+            InputError: the file is missing or damaged, or was made from other events.
         """
         path = Path(folder) / _SPLIT_FILE
         if load_array_metadata(path).get("events") != _events_fingerprint(events):
-            raise DataError(f"{path} was made from another log; delete it and run the data stage again.")
+            raise InputError(f"{path} was made from another log; delete it and run the data stage again.")
         arrays = load_arrays(path)
         validation, test = (
             {task: Requests(task, events, arrays[f"{part}_{task}"]) for task in TASKS}
@@ -233,7 +234,7 @@ def chronological_cut(events: EventLog, fractions: tuple[float, float, float] = 
 
     Raises:
         ValueError: the fractions are no such shares.
-        DataError: no event is earlier than the first cut.
+        InputError: no event is earlier than the first cut.
     """
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(f"`fractions` must be three shares that make 1, the first positive; got {fractions}.")
@@ -255,13 +256,13 @@ def cut_in_time(events: EventLog, first_cut: float, second_cut: float) -> Split:
         second_cut: timestamp at which the test begins.
 
     Raises:
-        DataError: no event is earlier than the first cut.
+        InputError: no event is earlier than the first cut.
     """
     limits = np.where(events.timestamps >= first_cut, _train_limits(events), events.num_events)
     ends = events.offsets[1:].copy()
     np.minimum.at(ends, events.event_users(), limits)
     if (ends == events.offsets[:-1]).all():
-        raise DataError(
+        raise InputError(
             f"No event is earlier than the first cut at timestamp {first_cut}, so nothing is left for training; cut "
             "later, by a larger share of training, or use leave-one-out."
         )

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 
 TableSource: TypeAlias = "str | os.PathLike[str] | pd.DataFrame | Any"  # Any: a datasets.Dataset, not imported here
 
@@ -34,7 +34,7 @@ class Table:
     name: str
     frame: pd.DataFrame
 
-    def complain(self, column: str, rows: np.ndarray, problem: str, remedy: str, value: Any = None) -> DataError:
+    def complain(self, column: str, rows: np.ndarray, problem: str, remedy: str, value: Any = None) -> InputError:
         """The error for the first of some bad rows.
 
         Args:
@@ -50,13 +50,13 @@ class Table:
         if len(shown) > _SHOWN_CHARACTERS:
             shown = shown[:_SHOWN_CHARACTERS] + "…"
         others = f" Rows at fault in this column: {len(rows):,}." if len(rows) > 1 else ""
-        return DataError(
+        return InputError(
             f"{self.name}, row {first + 1}, column {column}: {shown} {problem}; {remedy} "
             f"(rows are counted from 1, without the header).{others}"
         )
 
     def require(self, columns: Iterable[str]) -> None:
-        """Raise `DataError` unless all of `columns` are there; a column of nearly that name is pointed out."""
+        """Raise `InputError` unless all of `columns` are there; a column of nearly that name is pointed out."""
         present = [str(name) for name in self.frame.columns]
         for column in columns:
             if column in present:
@@ -64,7 +64,7 @@ class Table:
             by_plain_name = {name.lower().replace("_", "").replace(" ", ""): name for name in present}
             close = difflib.get_close_matches(column.replace("_", ""), by_plain_name, n=1, cutoff=0.6)
             hint = f"rename {by_plain_name[close[0]]!r} to {column!r}" if close else f"add a column named {column!r}"
-            raise DataError(f"{self.name} has no column {column}, only {', '.join(present) or 'none'}; {hint}.")
+            raise InputError(f"{self.name} has no column {column}, only {', '.join(present) or 'none'}; {hint}.")
 
 
 def read_table(source: TableSource, role: str) -> Table:
@@ -78,7 +78,7 @@ def read_table(source: TableSource, role: str) -> Table:
         role: `items` or `interactions`; it names a table that has no file.
 
     Raises:
-        DataError: the file is missing, of another kind, or damaged, or the table has no rows.
+        InputError: the file is missing, of another kind, or damaged, or the table has no rows.
     """
     if isinstance(source, pd.DataFrame):
         table = Table(f"the {role} table", source.reset_index(drop=True))
@@ -87,36 +87,36 @@ def read_table(source: TableSource, role: str) -> Table:
     elif isinstance(source, str | os.PathLike):
         table = Table(Path(source).name, _read_file(Path(source), role))
     else:
-        raise DataError(
+        raise InputError(
             f"The {role} are given as a {type(source).__name__}; give a path, a pandas DataFrame or one "
             "datasets.Dataset (of a DatasetDict, pick a split)."
         )
     if not table.frame.columns.is_unique:
         twice = table.frame.columns[table.frame.columns.duplicated()][0]
-        raise DataError(f"{table.name} has two columns named {twice}; rename or drop one of them.")
+        raise InputError(f"{table.name} has two columns named {twice}; rename or drop one of them.")
     if table.frame.empty:
-        raise DataError(f"{table.name} holds no rows; give a table with at least one.")
+        raise InputError(f"{table.name} holds no rows; give a table with at least one.")
     return table
 
 
 def _read_file(path: Path, role: str) -> pd.DataFrame:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(
+        raise InputError(
             f"{path.name}: {path.suffix or 'a name without an extension'} is not a table format that is read here; "
             f"give the {role} as one of {', '.join(_READERS)}."
         )
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"{path} {found}; give the path of the {role} file.")
+        raise InputError(f"{path} {found}; give the path of the {role} file.")
     try:
         return reader(path)
     except pd.errors.EmptyDataError:
-        raise DataError(f"{path.name} is empty; give a table with a header and at least one row.") from None
+        raise InputError(f"{path.name} is empty; give a table with a header and at least one row.") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not UTF-8 text ({error}); save it as UTF-8.") from None
+        raise InputError(f"{path.name} is not UTF-8 text ({error}); save it as UTF-8.") from None
     except (ValueError, pa.ArrowException, pd.errors.ParserError, pd.errors.ParserWarning, OSError) as error:
-        raise DataError(
+        raise InputError(
             f"{path.name} cannot be read as {path.suffix.lower()[1:]} ({error}); correct it or write it again."
         ) from error
 
@@ -254,7 +254,7 @@ def time_column(table: Table, column: str) -> np.ndarray:
     """Times as float64: numbers as they are, dates as seconds since 1970-01-01 (UTC where no zone is given).
 
     Raises:
-        DataError: a value is missing, infinite, neither a number nor an ISO date, or the column mixes the two.
+        InputError: a value is missing, infinite, neither a number nor an ISO date, or the column mixes the two.
     """
     values = _unwrapped(table.frame[column])
     remedy = "give a number (seconds, or a position) or an ISO date such as 2024-05-31T12:00:00"

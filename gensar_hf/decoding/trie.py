@@ -17,7 +17,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from gensar_hf.artifacts import written_aside
 from gensar_hf.decoding.trie_building import (
     PADDING,
     SortedSequences,
@@ -26,6 +25,7 @@ from gensar_hf.decoding.trie_building import (
     smallest_dtype,
     sort_sequences,
 )
+from gensar_hf.files import atomic_path
 
 __all__ = ["PADDING", "Trie", "TrieArrays"]
 
@@ -156,7 +156,7 @@ class Trie:
             "token_ranges": " ".join(str(bound) for bounds in self.token_ranges for bound in bounds),
             **{name: "" if (value := getattr(self, name)) is None else str(value) for name in _ROW_FORMAT},
         }
-        with written_aside(path) as aside:
+        with atomic_path(path) as aside:
             save_file(self.arrays()._asdict(), aside, metadata=metadata)
 
     @classmethod

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from gensar_hf.artifacts import DataError, load_array_metadata, load_arrays, save_arrays
+from gensar_hf.errors import InputError
+from gensar_hf.files import load_array_metadata, load_arrays, save_arrays
 
 MAX_ITEMS = 10_000
 RIDGE = 0.3
@@ -59,7 +60,7 @@ class CollaborativeMap:
             max_items: time grows with its cube, memory with its square.
 
         Raises:
-            DataError: no such tables, different numbers of rows, fewer than two items, a value that is not finite,
+            InputError: no such tables, different numbers of rows, fewer than two items, a value that is not finite,
                 or semantic embeddings that are all equal.
         """
         semantic, collaborative, trust = _checked_pairs(semantic, collaborative, num_clicks)
@@ -81,11 +82,11 @@ class CollaborativeMap:
         """Collaborative embeddings `(num_items, collaborative_dim)` float32 of `(num_items, semantic_dim)` items.
 
         Raises:
-            DataError: not a finite table of the width that the map was fitted on.
+            InputError: not a finite table of the width that the map was fitted on.
         """
         semantic = _checked("semantic", semantic)
         if semantic.shape[1] != self.semantic.shape[1]:
-            raise DataError(
+            raise InputError(
                 f"The semantic embeddings have {semantic.shape[1]} dimensions, but the map was fitted on "
                 f"{self.semantic.shape[1]}; encode the items with the encoder of the warm items."
             )
@@ -105,12 +106,12 @@ class CollaborativeMap:
         """Read what `save` wrote.
 
         Raises:
-            DataError: the file is missing, damaged, or holds something else.
+            InputError: the file is missing, damaged, or holds something else.
         """
         arrays, header = load_arrays(path), load_array_metadata(path)
         fits = header == _FORMAT and {name: array.ndim for name, array in arrays.items()} == _ARRAYS
         if not fits or not _belong_together(arrays):
-            raise DataError(
+            raise InputError(
                 f"{path} holds no map of collaborative embeddings that this version reads; fit the map again."
             )
         return cls(**arrays)
@@ -142,12 +143,12 @@ def neighbour_recall(
         other items is predicted for all, which the text has no part in; `chance`, of k random items.
 
     Raises:
-        DataError: as in `fit`, or too few items for k neighbours and that many folds.
+        InputError: as in `fit`, or too few items for k neighbours and that many folds.
     """
     semantic, collaborative, _ = _checked_pairs(semantic, collaborative, num_clicks)
     num_items = len(semantic)
     if num_items <= k or num_items < 2 * num_folds:
-        raise DataError(
+        raise InputError(
             f"There are {num_items} items; {k} neighbours and {num_folds} folds need at least "
             f"{max(k + 1, 2 * num_folds)}."
         )
@@ -197,10 +198,10 @@ def _shared_neighbours(predicted: np.ndarray, items: np.ndarray, units: np.ndarr
 def _checked(name: str, embeddings: np.ndarray) -> np.ndarray:
     table = np.asarray(embeddings, dtype=np.float32)
     if table.ndim != 2:
-        raise DataError(f"The {name} embeddings must be a table with one row per item; got the shape {table.shape}.")
+        raise InputError(f"The {name} embeddings must be a table with one row per item; got the shape {table.shape}.")
     is_finite = np.isfinite(table).all(axis=1)
     if not is_finite.all():
-        raise DataError(
+        raise InputError(
             f"The {name} embedding of item {int(is_finite.argmin())} (counted from 0) holds NaN or an infinity; make "
             "the embeddings again."
         )
@@ -213,17 +214,17 @@ def _checked_pairs(
     """Both tables, and how much each item counts, `(num_items,)` in (0, 1]."""
     semantic, collaborative = _checked("semantic", semantic), _checked("collaborative", collaborative)
     if len(semantic) != len(collaborative):
-        raise DataError(
+        raise InputError(
             f"There are {len(semantic)} semantic but {len(collaborative)} collaborative embeddings; give one of each "
             "per item, in the same order."
         )
     if len(semantic) < 2:
-        raise DataError(f"The map is learned from warm items, of which it needs at least 2; got {len(semantic)}.")
+        raise InputError(f"The map is learned from warm items, of which it needs at least 2; got {len(semantic)}.")
     if num_clicks is None:
         return semantic, collaborative, np.ones(len(semantic))
     clicks = np.asarray(num_clicks, dtype=np.float64)
     if clicks.shape != (len(semantic),) or not (clicks >= 0).all():
-        raise DataError(
+        raise InputError(
             f"`num_clicks` must hold one number of clicks, at least 0, for each of the {len(semantic)} items; got an "
             f"array of shape {clicks.shape}{'' if clicks.size == 0 else f', least value {clicks.min()}'}."
         )
@@ -256,13 +257,13 @@ def _typical_distance(rows: np.ndarray) -> float:
     """Median squared distance between items; encoders differ in how close together they put all texts.
 
     Raises:
-        DataError: all items are at the same place.
+        InputError: all items are at the same place.
     """
     some = rows[:: max(1, len(rows) // _CHUNK_ROWS)]
     distances = _squared_distances(some, rows)
     distances = distances[distances > 1e-6]
     if distances.size == 0:
-        raise DataError(
+        raise InputError(
             f"All {len(rows)} semantic embeddings are equal, so that nothing can be predicted from them; check the "
             "items' texts and the encoder."
         )

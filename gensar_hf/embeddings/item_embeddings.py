@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gensar_hf.artifacts import DataError, fingerprint, load_array_metadata, load_arrays, save_arrays
+from gensar_hf.errors import InputError
+from gensar_hf.files import fingerprint, load_array_metadata, load_arrays, save_arrays
 
 _ARRAY = "embeddings"
 _ITEMS_KEY = "item_ids_sha256"
@@ -20,7 +21,7 @@ def save_item_embeddings(path: str | os.PathLike[str], embeddings: np.ndarray, i
         item_ids: `(num_items,)` the item of each row.
 
     Raises:
-        DataError: the number of rows differs from the number of items, or a value is not finite.
+        InputError: the number of rows differs from the number of items, or a value is not finite.
     """
     embeddings = np.asarray(embeddings, dtype=np.float32)
     _check_rows(path, embeddings, item_ids)
@@ -38,18 +39,18 @@ def load_item_embeddings(path: str | os.PathLike[str], item_ids: Sequence[str]) 
         `(num_items, dim)` float32.
 
     Raises:
-        DataError: the file is missing or damaged, belongs to other items (or another order), or holds a value that
+        InputError: the file is missing or damaged, belongs to other items (or another order), or holds a value that
             is not finite.
     """
     arrays = load_arrays(path)
     if _ARRAY not in arrays:
-        raise DataError(
+        raise InputError(
             f"{path} holds no array named '{_ARRAY}', so it is no file of item embeddings; run the stage again."
         )
     embeddings = arrays[_ARRAY].astype(np.float32, copy=False)
     _check_rows(path, embeddings, item_ids)
     if load_array_metadata(path).get(_ITEMS_KEY) != fingerprint(list(item_ids)):
-        raise DataError(
+        raise InputError(
             f"{path} was made for other items, or the same ones in another order, than the {len(item_ids)} of this "
             "catalogue; delete it and run the stage again."
         )
@@ -58,14 +59,14 @@ def load_item_embeddings(path: str | os.PathLike[str], item_ids: Sequence[str]) 
 
 def _check_rows(path: str | os.PathLike[str], embeddings: np.ndarray, item_ids: Sequence[str]) -> None:
     if embeddings.ndim != 2 or len(embeddings) != len(item_ids):
-        raise DataError(
+        raise InputError(
             f"{path} needs one row for each of the {len(item_ids)} items, but the embeddings have the shape "
             f"{embeddings.shape}; make them again from this catalogue."
         )
     is_finite = np.isfinite(embeddings).all(axis=1)
     if not is_finite.all():
         row = int(is_finite.argmin())
-        raise DataError(
+        raise InputError(
             f"{path}: the embedding of item '{item_ids[row]}' (row {row + 1}) holds NaN or an infinity; the encoder "
             "or its training diverged, so make the embeddings again, for example with a lower learning rate."
         )

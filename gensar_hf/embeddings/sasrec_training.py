@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.next_item import IGNORED_LABEL, PADDING
 from gensar_hf.epoch_rows import EpochRows, EpochTrainer, rows_per_step
+from gensar_hf.errors import InputError
 
 MIN_STEPS = 500  # fewer leave a model untrained, however small the log
 
@@ -33,7 +33,7 @@ class HistoryWindows(torch.utils.data.Dataset):
         event_dropout: share of the events left out of a window, drawn for each window and epoch.
 
     Raises:
-        DataError: no history has two items.
+        InputError: no history has two items.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class HistoryWindows(torch.utils.data.Dataset):
     ) -> None:
         self.histories = [np.asarray(history, dtype=np.int64) for history in histories if len(history) >= 2]
         if not self.histories:
-            raise DataError(
+            raise InputError(
                 f"What follows what cannot be learnt: none of the {len(histories)} users has two clicks before the "
                 "held-out ones; give longer histories."
             )
@@ -155,7 +155,7 @@ def next_item_trainer(
         callbacks: for `Trainer`.
 
     Raises:
-        DataError: no history has two items.
+        InputError: no history has two items.
         ValueError: an item index outside the catalogue.
     """
     config: Any = model.config
@@ -202,7 +202,7 @@ def train_sasrec(
         Trainer's result: steps, mean loss and metrics such as the seconds.
 
     Raises:
-        DataError: no history has two items.
+        InputError: no history has two items.
         ValueError: an item index outside the catalogue.
     """
     trainer = next_item_trainer(model, histories, training_args, callbacks)

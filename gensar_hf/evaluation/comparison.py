@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gensar_hf.artifacts import read_json
 from gensar_hf.evaluation.metrics import METRICS, contributions
 from gensar_hf.evaluation.protocol import METRICS_FILE, RANKS_FILE
 from gensar_hf.evaluation.significance import bootstrap_interval, paired_t_test
+from gensar_hf.files import read_json
 
 KINDS = ("semantic", "collaborative")
 TASK_FACTS = ("protocol", "num_requests", "num_users", "num_candidates")

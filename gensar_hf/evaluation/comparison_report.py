@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from gensar_hf.artifacts import written_aside
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH
 from gensar_hf.evaluation.comparison import KINDS
 from gensar_hf.evaluation.metrics import METRICS
 from gensar_hf.evaluation.report import describe_protocol, num_digits, short_figure
+from gensar_hf.files import atomic_path
 
 _TESTED = "NDCG@5"  # the metric whose p-values stand in the tables; all others are in the JSON
 
@@ -172,7 +172,7 @@ def _saved(path: Path, draw: Any, num_systems: int) -> Path:
     figure = Figure(figsize=(7, 5) if is_square else (8, 1.2 + 0.55 * num_systems), layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure.add_subplot())
-    with written_aside(path) as aside:
+    with atomic_path(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
     return path
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data.splits import SEARCH, Requests
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation.candidates import bm25_candidates, random_candidates
 from gensar_hf.evaluation.metrics import METRICS, contributions
 from gensar_hf.evaluation.protocol import Scorer, evaluate
@@ -39,7 +39,7 @@ def evaluate_groups(
         `difference` (metric → the same); of a group without requests in the task nothing.
 
     Raises:
-        DataError: a system failed.
+        InputError: a system failed.
     """
     result: dict[str, Any] = {"systems": [scorer.name for scorer in scorers], "groups": list(groups), "tasks": {}}
     for task, requests in requests_by_task.items():
@@ -70,7 +70,7 @@ def _figures(
         sets = random_candidates(requests, num_negatives, seed)
     evaluated = evaluate(scorers, {task: requests}, {task: sets}, seed=seed)
     for name, failure in evaluated.failures.items():
-        raise DataError(f"{name} failed in {task}: {failure[task]}")
+        raise InputError(f"{name} failed in {task}: {failure[task]}")
     figures = evaluated.metrics()["tasks"][task]
     shares = {name: np.stack(list(contributions(ranks[task]).values()), 1) for name, ranks in evaluated.ranks.items()}
     difference = shares[scorers[-1].name] - shares[scorers[0].name]

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from gensar_hf.artifacts import write_json, written_aside
 from gensar_hf.data.splits import Requests
 from gensar_hf.evaluation.candidates import CandidateSets
 from gensar_hf.evaluation.full_ranking import FULL_RANKING, FULL_RANKING_UNSEEN, full_ranks
@@ -18,6 +17,7 @@ from gensar_hf.evaluation.metrics import METRICS, contributions
 from gensar_hf.evaluation.ranks import rank_of_target
 from gensar_hf.evaluation.shares import ALONE, Processes, gathered_outcomes, own_rows
 from gensar_hf.evaluation.significance import bootstrap_interval
+from gensar_hf.files import atomic_path, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class EvaluationResult:
 
     def save(self, folder: str | Path) -> None:
         """Write `ranks.parquet`, then `metrics.json`, each aside and renamed."""
-        with written_aside(Path(folder) / RANKS_FILE) as aside:
+        with atomic_path(Path(folder) / RANKS_FILE) as aside:
             self.rank_table().to_parquet(aside, index=False)
         write_json(Path(folder) / METRICS_FILE, self.metrics())
 

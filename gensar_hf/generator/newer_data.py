@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import (
     EventLog,
     InteractionLog,
@@ -20,6 +19,7 @@ from gensar_hf.data import (
     load_log,
     newer_starts,
 )
+from gensar_hf.errors import InputError
 from gensar_hf.generator.adapters import AdapterBase, add_adapter, grow_to, lora_config
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tasks import TrainingLog
@@ -74,7 +74,7 @@ class NewerData:
             validation: do without these, and ask for the same share of the others instead: to choose settings with.
 
         Raises:
-            DataError: a table that cannot be used, unknown items, newer interactions that are not newer.
+            InputError: a table that cannot be used, unknown items, newer interactions that are not newer.
         """
         rows = load_log(_items(catalogue), newer, ["text"]).interactions
         times = rows["timestamp"].to_numpy()
@@ -154,7 +154,7 @@ class NewerData:
 def _latest(times: np.ndarray, share: float) -> float:
     """The moment at which the latest share of some times begins."""
     if len(times) < 2:
-        raise DataError("There are too few newer interactions to train on some and ask for others; give more of them.")
+        raise InputError("There are too few newer interactions to train on some and ask for others; give more of them.")
     place = round((1 - share) * len(times))
     return float(np.sort(times)[min(max(place, 1), len(times) - 1)])
 
@@ -162,5 +162,5 @@ def _latest(times: np.ndarray, share: float) -> float:
 def _items(table: IdentifierTable) -> pd.DataFrame:
     texts = table.texts or table.titles
     if texts is None:
-        raise DataError("The model's identifiers.parquet holds no texts of the items; train the run again.")
+        raise InputError("The model's identifiers.parquet holds no texts of the items; train the run again.")
     return pd.DataFrame({"item_id": table.item_ids, "text": texts})

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior, EventLog
+from gensar_hf.errors import InputError
 from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, Task
 from gensar_hf.generator.teacher import TeacherItems
@@ -164,7 +164,7 @@ class ExampleSampler:
         item_vectors: the examples are for a model with item vectors, which is asked for items, too.
 
     Raises:
-        DataError: no task is left that the log has examples for.
+        InputError: no task is left that the log has examples for.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class ExampleSampler:
             if (len(self.users[task]) if task in self.users else self._has_item_examples(task))
         }
         if not possible:
-            raise DataError(
+            raise InputError(
                 f"None of the tasks {', '.join(weights)} has an example in the training events; check that users have "
                 "at least two events before their held-out ones."
             )

@@ -13,9 +13,9 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BatchEncoding, TokenizersBackend
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import Trie
+from gensar_hf.errors import InputError
 from gensar_hf.generator.catalogue import BEHAVIOR_TOKENS, Catalogue, check_fingerprint, table_fingerprint
 from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS
 from gensar_hf.generator.history import History, HistoryEvent, cut_query, is_session_of, parse_history
@@ -170,17 +170,17 @@ class GenSARTokenizer(TokenizersBackend):
         """Load the vocabulary and the identifiers from a folder or a Hub repository.
 
         Raises:
-            DataError: there is no such folder or repository, or `identifiers.parquet` is missing or is not the table
+            InputError: there is no such folder or repository, or `identifiers.parquet` is missing or is not the table
                 that the tokenizer was saved with.
         """
         try:
             path = optional_file(pretrained_model_name_or_path, IDENTIFIERS_FILE, **kwargs)
         except OSError as error:
-            raise DataError(
+            raise InputError(
                 "The model's tokenizer cannot be loaded: " + hub_trouble(pretrained_model_name_or_path, error)
             ) from error
         if path is None:
-            raise DataError(
+            raise InputError(
                 f"{pretrained_model_name_or_path} holds no {IDENTIFIERS_FILE}, without which codes cannot be turned "
                 "into items; save the tokenizer with `save_pretrained`, or copy the file from the run's model folder."
             )
@@ -203,7 +203,7 @@ class GenSARTokenizer(TokenizersBackend):
         """Take a catalogue's identifiers into use, all at once: a request sees the old catalogue or the new one.
 
         Raises:
-            DataError: the vocabulary lacks one of their code tokens.
+            InputError: the vocabulary lacks one of their code tokens.
         """
         self.catalogue = self.catalogue_of(identifiers)
 

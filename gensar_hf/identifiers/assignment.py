@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.identifiers.joint_codes import KEY_LIMIT, JointCodes, chunks, num_distinct
 
 _EQUAL_UP_TO = 1e-5  # of the largest code: batched float32 matrix products give equal items latents that differ less
@@ -76,7 +76,7 @@ def assign_unique_identifiers(
         report is about these items; their collision rate before counts collisions with taken identifiers, too.
 
     Raises:
-        DataError: there are more items than identifiers; the message says how many levels or codes would do.
+        InputError: there are more items than identifiers; the message says how many levels or codes would do.
         ValueError: `taken` has another number of levels than `codes`.
     """
     taken = _checked_taken(codes, taken)
@@ -108,7 +108,7 @@ def require_capacity(num_items: int, codebook_size: int, num_levels: int, num_ta
         num_taken: items that have theirs already.
 
     Raises:
-        DataError: `num_items + num_taken > codebook_size ** num_levels`.
+        InputError: `num_items + num_taken > codebook_size ** num_levels`.
     """
     total = num_items + num_taken
     if total <= codebook_size**num_levels:
@@ -119,7 +119,7 @@ def require_capacity(num_items: int, codebook_size: int, num_levels: int, num_ta
     while codebook_size**enough_levels < total:
         enough_levels += 1
     parts = f" ({num_taken} with an identifier and {num_items} new)" if num_taken else ""
-    raise DataError(
+    raise InputError(
         f"There are {total} items{parts}, but {num_levels} levels of {codebook_size} codes make only "
         f"{codebook_size**num_levels} identifiers; use at least {enough_levels} levels or codebooks of at least "
         f"{enough_codes} codes."

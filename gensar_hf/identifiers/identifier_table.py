@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gensar_hf.artifacts import DataError, fingerprint
+from gensar_hf.errors import InputError
+from gensar_hf.files import fingerprint
 from gensar_hf.identifiers.assignment import UniqueIdentifiers, assign_unique_identifiers, collision_rate
 from gensar_hf.identifiers.joint_codes import JointCodes
 from gensar_hf.identifiers.nearest_identifiers import nearest_identifiers
@@ -55,7 +56,7 @@ class IdentifierTable:
             learned since (`learn_items`) is its own first lender; such items stand before the other added ones.
 
     Raises:
-        DataError: an item id or an identifier occurs twice, a code is out of range, or sizes do not agree; the message
+        InputError: an item id or an identifier occurs twice, a code is out of range, or sizes do not agree; the message
             names the row (counted from 1).
     """
 
@@ -174,7 +175,7 @@ class IdentifierTable:
             item, and distortions and errors are means over the new items.
 
         Raises:
-            DataError: an id that is no string, given twice or already in the table; unusable embeddings or not one per
+            InputError: an id that is no string, given twice or already in the table; unusable embeddings or not one per
                 id; a model that is not the table's; more items than identifiers; titles or texts for a table that has
                 none.
         """
@@ -219,11 +220,11 @@ class IdentifierTable:
         Their identifiers stay taken, so that a model does not mistake a later item for them.
 
         Raises:
-            DataError: an id that is unknown, given twice or removed already, or no item would be left.
+            InputError: an id that is unknown, given twice or removed already, or no item would be left.
         """
         rows = rows_to_change(item_ids, self, available=False)
         if len(rows) == self.num_available:
-            raise DataError(
+            raise InputError(
                 f"Removing these {len(rows)} items would leave no item available; a catalogue needs at least one, so "
                 "leave one out, or add other items first."
             )
@@ -233,7 +234,7 @@ class IdentifierTable:
         """A new table in which these removed items are available again, under the identifiers that they had.
 
         Raises:
-            DataError: an id that is unknown, given twice or not removed.
+            InputError: an id that is unknown, given twice or not removed.
         """
         return self._with_availability(rows_to_change(item_ids, self, available=True), True)
 
@@ -245,13 +246,13 @@ class IdentifierTable:
         of the other added ones; rows of trained items stay what they are.
 
         Raises:
-            DataError: an item that is not among the added ones, or has been learned before.
+            InputError: an item that is not among the added ones, or has been learned before.
         """
         num_known = self.num_trained + self.num_learned
         is_added = {item_id: row for row, item_id in enumerate(self.item_ids) if row >= num_known}
         others = [item_id for item_id in item_ids if item_id not in is_added]
         if others:
-            raise DataError(
+            raise InputError(
                 f"The item '{others[0]}' is none that was added after training and still has to be learned."
             )
         chosen = np.isin(np.arange(self.num_items), [is_added[item_id] for item_id in item_ids])
@@ -308,15 +309,15 @@ class IdentifierTable:
         """Read what `save` wrote, from the file or its folder.
 
         Raises:
-            DataError: the file is missing, damaged or not an identifier table, an item id or an identifier occurs
+            InputError: the file is missing, damaged or not an identifier table, an item id or an identifier occurs
                 twice, or a code is out of range; the message names the file and the row (counted from 1).
         """
         source = table_path(path)
         values = read_fields(source)
         try:
             return cls(**values)
-        except DataError as error:
-            raise DataError(str(error).replace("The identifier table", str(source), 1)) from None
+        except InputError as error:
+            raise InputError(str(error).replace("The identifier table", str(source), 1)) from None
 
 
 def level_usage(codes: np.ndarray, codebook_size: int) -> dict[str, list[float]]:
@@ -361,7 +362,7 @@ def build_identifier_table(
         texts: one per item, kept with the identifiers.
 
     Raises:
-        DataError: unusable embeddings, more items than identifiers, or a repeated item id.
+        InputError: unusable embeddings, more items than identifiers, or a repeated item id.
     """
     codes = model.encode(semantic, collaborative)
     require_one_per_item(codes.num_items, item_ids=item_ids, titles=titles, texts=texts)
@@ -409,7 +410,7 @@ def _check_codebooks(codes: JointCodes, build_report: dict) -> None:
     """Refuse codes of another model of the same sizes: they would mean something else than the table's."""
     noted = build_report.get("codebooks_fingerprint")
     if noted is not None and noted != _codebooks_fingerprint(codes):
-        raise DataError(
+        raise InputError(
             "The model's codebooks are not those that the identifiers of the table were made with, so its codes would "
             "mean something else; add items with the joint RQ-VAE that was saved when the table was built."
         )

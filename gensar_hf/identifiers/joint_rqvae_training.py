@@ -111,7 +111,7 @@ def train_joint_rqvae(
         callbacks: for the `Trainer`, beside the dead-code reset.
 
     Raises:
-        DataError: embeddings that cannot be quantized; the message says what is wrong with them.
+        InputError: embeddings that cannot be quantized; the message says what is wrong with them.
     """
     model.fit_standardization(semantic, collaborative)
     if model.config.quantizer == "rq-kmeans" or model.config.initialization == "kmeans":

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.embedding_checks import Embeddings, checked_embeddings, require_variation
 from gensar_hf.identifiers.joint_codes import JointCodes
@@ -185,7 +185,7 @@ class JointRQVAE(PreTrainedModel):
         """Fit mean and scale of both inputs on the training items, `(num_items, semantic_dim / collaborative_dim)`.
 
         Raises:
-            DataError: wrong width, a non-finite value, fewer than two items, or all items equal.
+            InputError: wrong width, a non-finite value, fewer than two items, or all items equal.
         """
         semantic, collaborative = self._checked(semantic, collaborative)
         for name, embeddings in (("semantic", semantic), ("collaborative", collaborative)):
@@ -305,7 +305,7 @@ class JointRQVAE(PreTrainedModel):
         semantic = checked_embeddings("semantic", semantic, self.config.semantic_dim)
         collaborative = checked_embeddings("collaborative", collaborative, self.config.collaborative_dim)
         if len(semantic) != len(collaborative):
-            raise DataError(
+            raise InputError(
                 f"There are {len(semantic)} semantic but {len(collaborative)} collaborative embeddings; "
                 "give one of each per item, in the same order."
             )

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 
 if TYPE_CHECKING:
     from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
@@ -30,11 +30,11 @@ def nearest_identifiers(
         `(num_rows, k)` int64, of `known_rows`.
 
     Raises:
-        DataError: fewer than k other known items.
+        InputError: fewer than k other known items.
     """
     num_others = len(known_rows) - int(np.isin(rows, known_rows).any())
     if num_others < k:
-        raise DataError(f"There are only {num_others} known items to choose {k} nearest ones from; ask for fewer.")
+        raise InputError(f"There are only {num_others} known items to choose {k} nearest ones from; ask for fewer.")
     latents = semantic_latents(semantic_codes, model)
     known = latents[known_rows]
     nearest = np.empty((len(rows), k), dtype=np.int64)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.identifiers.joint_codes import num_distinct
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def check_fields(where: str, table: "IdentifierTable") -> None:
         table: its codes and `available` are arrays already.
 
     Raises:
-        DataError: sizes that do not agree, an item id that is no string or occurs twice, a code out of range, an
+        InputError: sizes that do not agree, an item id that is no string or occurs twice, a code out of range, an
             identifier that occurs twice, kinds that differ on a shared level, or no available item.
     """
     codes = {"semantic_codes": table.semantic_codes, "collaborative_codes": table.collaborative_codes}
@@ -33,7 +33,7 @@ def check_fields(where: str, table: "IdentifierTable") -> None:
     num_shared = table.num_shared_levels
     differs = (table.semantic_codes[:, :num_shared] != table.collaborative_codes[:, :num_shared]).any(axis=1)
     if differs.any():
-        raise DataError(
+        raise InputError(
             f"{where}, row {int(differs.argmax()) + 1}: the semantic and the collaborative codes differ on the "
             f"first {num_shared} levels, which are shared."
         )
@@ -42,28 +42,28 @@ def check_fields(where: str, table: "IdentifierTable") -> None:
 def _check_sizes(where: str, table: "IdentifierTable") -> None:
     shape = (table.num_items, table.semantic_codes.shape[-1])
     if table.num_items == 0 or table.semantic_codes.shape != shape or table.collaborative_codes.shape != shape:
-        raise DataError(
+        raise InputError(
             f"{where} must hold one row of codes of each kind per item, for at least one item; got "
             f"{table.num_items} items, semantic codes of shape {table.semantic_codes.shape} and collaborative codes "
             f"of shape {table.collaborative_codes.shape}."
         )
     for name, values in (("titles", table.titles), ("texts", table.texts)):
         if values is not None and len(values) != table.num_items:
-            raise DataError(f"{where} has {table.num_items} items but {len(values)} {name}; give one per item.")
+            raise InputError(f"{where} has {table.num_items} items but {len(values)} {name}; give one per item.")
     if table.available.dtype != bool or table.available.shape != (table.num_items,):
-        raise DataError(
+        raise InputError(
             f"{where} has {table.num_items} items, so `available` must hold as many truth values; got an array of "
             f"shape {table.available.shape} and dtype {table.available.dtype}."
         )
     lenders = table.lenders
     if lenders.ndim != 2 or len(lenders) >= table.num_items or not _may_lend(lenders, table.num_trained):
-        raise DataError(
+        raise InputError(
             f"{where}: `lenders` must name, for each of the last items, rows of items that come before them all, or "
             f"first the item's own where it has been learned; got an array of shape {lenders.shape} for "
             f"{table.num_items} items."
         )
     if not table.available.any():
-        raise DataError(f"{where} has no available item; a catalogue needs at least one, so restore some.")
+        raise InputError(f"{where} has no available item; a catalogue needs at least one, so restore some.")
 
 
 def _may_lend(lenders: np.ndarray, num_trained: int) -> bool:
@@ -77,7 +77,7 @@ def _may_lend(lenders: np.ndarray, num_trained: int) -> bool:
 def _check_item_ids(where: str, item_ids: Sequence[str]) -> None:
     if not all(issubclass(kind, str) for kind in set(map(type, item_ids))):
         row, item_id = next((row, each) for row, each in enumerate(item_ids, start=1) if not isinstance(each, str))
-        raise DataError(f"{where}, row {row}, column item_id: {item_id!r} is not a string.")
+        raise InputError(f"{where}, row {row}, column item_id: {item_id!r} is not a string.")
     if len(set(item_ids)) < len(item_ids):
         _refuse_repeats(where, "item_id", item_ids, "every item may occur only once")
 
@@ -85,7 +85,7 @@ def _check_item_ids(where: str, item_ids: Sequence[str]) -> None:
 def _check_codes(where: str, column: str, codes: np.ndarray, codebook_size: int) -> None:
     if codes.size and (codes.min() < 0 or codes.max() >= codebook_size):
         row, level = np.argwhere((codes < 0) | (codes >= codebook_size))[0]
-        raise DataError(
+        raise InputError(
             f"{where}, row {row + 1}, column {column}: code {codes[row, level]} on level {level + 1} is "
             f"not between 0 and {codebook_size - 1}."
         )
@@ -98,14 +98,14 @@ def _refuse_repeats(where: str, column: str, values: Sequence, rule: str) -> Non
     for row, value in enumerate(values, start=1):
         first = first_rows.setdefault(value, row)
         if first != row:
-            raise DataError(f"{where}, row {row}, column {column}: {value!r} is that of row {first}, too; {rule}.")
+            raise InputError(f"{where}, row {row}, column {column}: {value!r} is that of row {first}, too; {rule}.")
 
 
 def new_item_ids(item_ids: Sequence[str], table: "IdentifierTable") -> list[str]:
     """The ids as a list, none of which is in the table.
 
     Raises:
-        DataError: an id that is no string, is given twice, or is in the table, available or removed.
+        InputError: an id that is no string, is given twice, or is in the table, available or removed.
     """
     checked = _checked_ids(item_ids)
     rows = table.rows()
@@ -113,8 +113,8 @@ def new_item_ids(item_ids: Sequence[str], table: "IdentifierTable") -> list[str]
     if known is None:
         return checked
     if table.available[rows[known]]:
-        raise DataError(f"The item {known!r} is in the identifier table already; leave it out of the new items.")
-    raise DataError(
+        raise InputError(f"The item {known!r} is in the identifier table already; leave it out of the new items.")
+    raise InputError(
         f"The item {known!r} is in the identifier table already, as a removed one; bring it back with "
         f"`restore_items([{known!r}])`, which gives it the identifiers that it had."
     )
@@ -124,31 +124,31 @@ def rows_to_change(item_ids: Sequence[str], table: "IdentifierTable", available:
     """Rows `(num_changed,)` of items that are to become available (True) or removed (False).
 
     Raises:
-        DataError: an id that is no string, is given twice, is unknown, or belongs to an item that is so already.
+        InputError: an id that is no string, is given twice, is unknown, or belongs to an item that is so already.
     """
     verb = "restored" if available else "removed"
     index = table.rows()
     rows = []
     for item_id in _checked_ids(item_ids):
         if item_id not in index:
-            raise DataError(f"The item {item_id!r} cannot be {verb}, because it is not in the identifier table.")
+            raise InputError(f"The item {item_id!r} cannot be {verb}, because it is not in the identifier table.")
         if table.available[index[item_id]] == available:
             state = "it was not removed" if available else "it is removed already"
-            raise DataError(f"The item {item_id!r} cannot be {verb}, because {state}.")
+            raise InputError(f"The item {item_id!r} cannot be {verb}, because {state}.")
         rows.append(index[item_id])
     return np.array(rows, dtype=np.int64)
 
 
 def _checked_ids(item_ids: Sequence[str]) -> list[str]:
     if isinstance(item_ids, str):
-        raise DataError(f"`item_ids` must be a list of item ids; got the string {item_ids!r}, so give [{item_ids!r}].")
+        raise InputError(f"`item_ids` must be a list of item ids; got the string {item_ids!r}, so give [{item_ids!r}].")
     item_ids = list(item_ids)
     wrong = [item_id for item_id in item_ids if not isinstance(item_id, str)]
     if wrong:
-        raise DataError(f"Item ids must be strings; got {wrong[0]!r}, which is of type {type(wrong[0]).__name__}.")
+        raise InputError(f"Item ids must be strings; got {wrong[0]!r}, which is of type {type(wrong[0]).__name__}.")
     item_id, occurrences = Counter(item_ids).most_common(1)[0] if item_ids else ("", 0)
     if occurrences > 1:
-        raise DataError(f"The item {item_id!r} was given {occurrences} times; give every item once.")
+        raise InputError(f"The item {item_id!r} was given {occurrences} times; give every item once.")
     return item_ids
 
 
@@ -156,12 +156,12 @@ def check_model(model: "JointRQVAE", table: "IdentifierTable") -> None:
     """Refuse a model whose identifiers have another shape than the table's.
 
     Raises:
-        DataError: `codebook_size`, `num_shared_levels` or `num_levels` differ.
+        InputError: `codebook_size`, `num_shared_levels` or `num_levels` differ.
     """
     for name in ("codebook_size", "num_shared_levels", "num_levels"):
         ours, theirs = getattr(table, name), getattr(model.config, name)
         if ours != theirs:
-            raise DataError(
+            raise InputError(
                 f"The model has `{name}` {theirs}, but the identifiers of the table were made with {ours}; add items "
                 "with the joint RQ-VAE that was saved when the table was built."
             )
@@ -171,11 +171,11 @@ def require_one_per_item(num_items: int, item_ids: Sequence[str], **texts: Seque
     """Refuse ids, titles or texts that are not as many as the embeddings.
 
     Raises:
-        DataError: the numbers differ.
+        InputError: the numbers differ.
     """
     for name, values in {"item ids": item_ids, **texts}.items():
         if values is not None and len(values) != num_items:
-            raise DataError(f"There are {num_items} embeddings but {len(values)} {name}; give one of each per item.")
+            raise InputError(f"There are {num_items} embeddings but {len(values)} {name}; give one of each per item.")
 
 
 def extended_texts(
@@ -191,11 +191,11 @@ def extended_texts(
         num_new: number of new items.
 
     Raises:
-        DataError: the table has none, but the new items do.
+        InputError: the table has none, but the new items do.
     """
     if present is None:
         if new is not None:
-            raise DataError(
+            raise InputError(
                 f"The identifier table has no {name}, so the {num_new} new items can have none; leave `{name}` out."
             )
         return None

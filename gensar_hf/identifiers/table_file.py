@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gensar_hf.artifacts import DataError, written_aside
+from gensar_hf.errors import InputError
+from gensar_hf.files import atomic_path
 
 TABLE_FILE = "identifiers.parquet"
 FORMAT_VERSION = 1
@@ -45,7 +46,7 @@ def write_fields(target: Path, fields: dict[str, Any]) -> None:
     metadata["format_version"] = FORMAT_VERSION
     table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)})
     codes = [f"{column}.list.element" for column in ("semantic_codes", "collaborative_codes")]
-    with written_aside(target) as aside:
+    with atomic_path(target) as aside:
         pq.write_table(table, aside, use_dictionary=codes)  # ids and texts hardly repeat: a dictionary only slows them
 
 
@@ -53,7 +54,7 @@ def read_fields(source: Path) -> dict[str, Any]:
     """Read what `write_fields` wrote; a file without the column `available` has all items available.
 
     Raises:
-        DataError: the file is missing, damaged or not an identifier table, or a row has not one code a level.
+        InputError: the file is missing, damaged or not an identifier table, or a row has not one code a level.
     """
     table, metadata = _read(source)
     return {
@@ -72,22 +73,22 @@ def read_fields(source: Path) -> dict[str, Any]:
 
 def _read(source: Path) -> tuple[pa.Table, dict]:
     if not source.is_file():
-        raise DataError(
+        raise InputError(
             f"{source} does not exist; it holds the identifiers that the model's tokens stand for, so copy it from the "
             "folder in which the model was saved, or run the identifier stage again."
         )
     try:
         table = pq.read_table(source)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{source} is damaged ({error}); delete it and run the identifier stage again.") from None
+        raise InputError(f"{source} is damaged ({error}); delete it and run the identifier stage again.") from None
     missing = {"item_id", "semantic_codes", "collaborative_codes"} - set(table.column_names)
     raw = (table.schema.metadata or {}).get(_METADATA_KEY)
     if missing or raw is None:
         what = f"the column {min(missing)}" if missing else "the metadata that `IdentifierTable.save` writes"
-        raise DataError(f"{source} is not an identifier table: {what} is missing.")
+        raise InputError(f"{source} is not an identifier table: {what} is missing.")
     metadata = json.loads(raw)
     if metadata.get("format_version") != FORMAT_VERSION:
-        raise DataError(
+        raise InputError(
             f"{source} has format version {metadata.get('format_version')}, but this version of gensar-hf reads "
             f"{FORMAT_VERSION}; run the identifier stage again."
         )
@@ -117,7 +118,7 @@ def _lenders(table: pa.Table, source: Path) -> np.ndarray | None:
     num_added = int(has_lenders.sum())
     if not has_lenders[len(has_lenders) - num_added :].all():
         row = int(np.flatnonzero(has_lenders)[0])
-        raise DataError(
+        raise InputError(
             f"{source}, row {row + 1}, column lenders: only the last rows, of added items, may have lenders."
         )
     return _codes(table.slice(len(table) - num_added), "lenders", source) if num_added else None
@@ -144,7 +145,7 @@ def _codes_by_row(rows: list, column: str, source: Path) -> np.ndarray:
     for row, codes in enumerate(rows, start=1):
         is_list = isinstance(codes, list) and all(isinstance(code, int) for code in codes)
         if not is_list or len(codes) != len(rows[0]):
-            raise DataError(
+            raise InputError(
                 f"{source}, row {row}, column {column}: {codes!r} is not a list of {len(rows[0] or [])} codes."
             )
     return np.array(rows, dtype=np.int64).reshape(len(rows), len(rows[0]) if rows else 0)
@@ -158,5 +159,5 @@ def _available(table: pa.Table, source: Path) -> np.ndarray:
     if len(column) and (not pa.types.is_boolean(column.type) or column.null_count):
         values = column.to_pylist()
         row = next(row for row, value in enumerate(values) if not isinstance(value, bool))
-        raise DataError(f"{source}, row {row + 1}, column available: {values[row]!r} is not true or false.")
+        raise InputError(f"{source}, row {row + 1}, column available: {values[row]!r} is not true or false.")
     return column.to_numpy().astype(bool)

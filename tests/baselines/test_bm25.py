@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 
-from gensar_hf.artifacts import read_json
 from gensar_hf.baselines import BM25, bm25
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.data.splits import SEARCH
 from gensar_hf.evaluation import BM25Index
+from gensar_hf.files import read_json
 
 TEXTS = ["Space comedy", "war", "a comedy", "drama of war", "", "space, space, comedy"]
 

@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from gensar_hf.artifacts import load_arrays, read_json
 from gensar_hf.baselines import DenseRetrieval, dense_retrieval
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.data.splits import SEARCH
+from gensar_hf.files import load_arrays, read_json
 
 ITEMS = np.array([[1, 0], [5, 0], [0, 2], [1, 1], [-3, 0], [0, 0]], dtype=np.float32)
 QUERIES = {"space comedy": [10.0, 0.0], "war drama": [0.0, 0.1]}

@@ -5,13 +5,13 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.baselines.baseline import TrainingData, fit_by_name
 from gensar_hf.baselines.gru4rec import GRU4RecConfig, GRU4RecModel, Settings
 from gensar_hf.baselines.sequential import new_model
 from gensar_hf.data import Behavior
 from gensar_hf.data.splits import RECOMMENDATION, Requests
 from gensar_hf.embeddings.modeling_sasrec import pad_histories
+from gensar_hf.errors import InputError
 
 NUM_ITEMS = 9
 
@@ -137,7 +137,7 @@ def test_it_is_fitted_by_its_name_and_the_saved_model_scores_alike(data, tmp_pat
 def test_settings_are_the_configurations_and_checked(data, tmp_path):
     config = GRU4RecConfig()
     assert all(getattr(config, name) == value for name, value in Settings().model_values().items())
-    with pytest.raises(DataError, match="GRU4Rec: `dropout` must be at least 0 and below 1; got 2"):
+    with pytest.raises(InputError, match="GRU4Rec: `dropout` must be at least 0 and below 1; got 2"):
         fit_by_name("gru4rec", data, {"dropout": 2.0}, 0, tmp_path, tmp_path)
-    with pytest.raises(DataError, match="GRU4Rec has no setting 'num_heads'"):
+    with pytest.raises(InputError, match="GRU4Rec has no setting 'num_heads'"):
         fit_by_name("gru4rec", data, {"num_heads": 2}, 0, tmp_path, tmp_path)

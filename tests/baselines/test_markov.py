@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from gensar_hf.artifacts import DataError, load_arrays
 from gensar_hf.baselines.baseline import TrainingData, fit_by_name
 from gensar_hf.baselines.markov import MarkovChain, Settings, transition_counts
 from gensar_hf.data import Behavior, EventLog
 from gensar_hf.data.splits import RECOMMENDATION, Requests
+from gensar_hf.errors import InputError
+from gensar_hf.files import load_arrays
 
 NUM_ITEMS = 5
 R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
@@ -121,5 +122,5 @@ def test_it_is_fitted_by_its_name_and_saved(events, tmp_path):
 )
 def test_impossible_settings_are_refused(events, tmp_path, values, message):
     data = TrainingData(events, [""] * NUM_ITEMS, np.zeros((NUM_ITEMS, 1)), "none")
-    with pytest.raises(DataError, match=f"First-order Markov: {message}"):
+    with pytest.raises(InputError, match=f"First-order Markov: {message}"):
         fit_by_name("markov", data, values, 0, tmp_path, tmp_path)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.baselines import qem
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.baselines.matching import MatchingScorer, MatchingSettings
 from gensar_hf.baselines.vocabulary import Vocabulary
 from gensar_hf.data import Behavior, training_events
 from gensar_hf.data.splits import SEARCH, Requests
+from gensar_hf.errors import InputError
 
 QUICK = {"num_train_epochs": 1, "hidden_size": 8, "per_device_train_batch_size": 8, "learning_rate": 0.02}
 
@@ -165,7 +165,7 @@ def test_clicked_items_come_last_when_they_are_to_be_skipped(tiny_split, tmp_pat
 def test_no_clicks_are_an_error(make_events, tmp_path):
     R, Q, _ = Behavior
     events = make_events({"ann": [(Q, 0), (R, 1)]}, ["a", "b"], ["space"])
-    with pytest.raises(DataError, match="QEMModel cannot be trained: no event before the held-out ones is a click"):
+    with pytest.raises(InputError, match="QEMModel cannot be trained: no event before the held-out ones is a click"):
         fit(events, tmp_path / "model", personalized=False)
 
 

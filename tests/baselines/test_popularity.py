@@ -3,11 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gensar_hf.artifacts import load_arrays
 from gensar_hf.baselines import Popularity
 from gensar_hf.baselines.baseline import TrainingData, fit_by_name
 from gensar_hf.data import training_events
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH
+from gensar_hf.files import load_arrays
 
 
 @pytest.mark.parametrize("task", [RECOMMENDATION, SEARCH])

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.baselines.sequential import (
     NextItemScorer,
@@ -24,6 +23,7 @@ from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.next_item import next_item_loss
 from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_training_arguments
+from gensar_hf.errors import InputError
 
 R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
 NUM_ITEMS = 8
@@ -113,7 +113,7 @@ def test_a_small_log_is_passed_over_more_often(tmp_path, monkeypatch):
 def test_nothing_to_learn_from_is_named(make_events, tmp_path):
     events = make_events({"ann": [(R, 0)], "bob": [(Q, 0), (S, 1, 0)]}, [f"film-{item}" for item in range(NUM_ITEMS)])
     data = TrainingData(events, [""] * NUM_ITEMS, np.zeros((NUM_ITEMS, 1)), "none")
-    with pytest.raises(DataError, match="none of the 2 users has two clicks"):
+    with pytest.raises(InputError, match="none of the 2 users has two clicks"):
         fit_sequential(new_model(SASRecModel, CONFIG, 0), data, SETTINGS, 0, tmp_path)
 
 

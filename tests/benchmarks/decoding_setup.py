@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from gensar_hf.artifacts import write_json
+from gensar_hf.files import write_json
 
 START, EOS = 0, 1
 TEXT_TOKENS = 32_100  # T5's vocabulary; behind it the behavior tokens, then the codes

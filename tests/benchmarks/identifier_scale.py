@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from transformers import TrainingArguments, set_seed
 
-from gensar_hf.artifacts import load_arrays, save_arrays, write_json
 from gensar_hf.decoding import Trie
+from gensar_hf.files import load_arrays, save_arrays, write_json
 from gensar_hf.identifiers.assignment import assign_unique_identifiers
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.identifier_table import IdentifierTable

@@ -28,12 +28,12 @@ import torch
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from gensar_hf.artifacts import read_json, write_json
 from gensar_hf.data import Behavior, EventLog
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.sasrec_training import next_item_trainer
 from gensar_hf.epoch_rows import rows_per_step
+from gensar_hf.files import read_json, write_json
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.initialization import generator_from_scratch
 from gensar_hf.generator.packing import ExampleCollator, ExampleRows

@@ -30,9 +30,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from gensar_hf.artifacts import write_json
 from gensar_hf.data import InteractionLog
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
+from gensar_hf.files import write_json
 from gensar_hf.identifiers.assignment import collision_rate
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.joint_rqvae_training import train_joint_rqvae

@@ -37,7 +37,7 @@ from training_variants import (
     make_trainees,
 )
 
-from gensar_hf.artifacts import write_json
+from gensar_hf.files import write_json
 from gensar_hf.training_defaults import bf16_is_faster
 
 PAIRS = ((TOKENS_PACKAGE, TOKENS), (EVENTS_PACKAGE, EVENTS), (EVENTS_PACKAGE, EVENTS_PACKED), (EVENTS_PACKAGE, TOKENS))

@@ -10,9 +10,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import events_from_log, leave_one_out, load_amazon
 from gensar_hf.data.amazon_files import read_metadata
+from gensar_hf.errors import InputError
 
 DAY = 86_400
 REVIEWS = [  # user, item, day; the file is sorted by item, as Amazon's are
@@ -213,7 +213,7 @@ DAMAGE = {
 def test_a_damaged_line_is_named(folder, load, name, line, problem):
     lines = gzip.decompress((folder / name).read_bytes()).decode().splitlines()
     write_lines(folder / name, [lines[0], "", line, *lines[1:]])
-    with pytest.raises(DataError) as raised:
+    with pytest.raises(InputError) as raised:
         load(published=True)
     message = str(raised.value)
     assert message.startswith(f"{name}, line 3: ")
@@ -231,26 +231,26 @@ def test_damaged_files(folder, load):
     path = folder / "reviews.json.gz"
     whole = path.read_bytes()
     path.write_bytes(whole[:-30])
-    with pytest.raises(DataError, match=r"^reviews\.json\.gz is damaged after line \d+ \(.*\); download it again\.$"):
+    with pytest.raises(InputError, match=r"^reviews\.json\.gz is damaged after line \d+ \(.*\); download it again\.$"):
         load()
     path.write_bytes(gzip.compress(b'{"reviewerID": "\xff"}\n'))
-    with pytest.raises(DataError, match=r"^reviews\.json\.gz, line 1: it is not UTF-8 text"):
+    with pytest.raises(InputError, match=r"^reviews\.json\.gz, line 1: it is not UTF-8 text"):
         load()
     path.write_bytes(gzip.compress(b"\n"))
-    with pytest.raises(DataError, match=r"^reviews\.json\.gz holds no reviews; give a file such as"):
+    with pytest.raises(InputError, match=r"^reviews\.json\.gz holds no reviews; give a file such as"):
         load()
     path.unlink()
-    with pytest.raises(DataError, match=r"reviews\.json\.gz does not exist; give the path of a file"):
+    with pytest.raises(InputError, match=r"reviews\.json\.gz does not exist; give the path of a file"):
         load()
 
 
 def test_files_of_different_categories(folder, load):
     write_lines(folder / "train.qrels.gz", ["A9_0 0 B001 1"])
     write_lines(folder / "test.qrels.gz", [])
-    with pytest.raises(DataError, match=r"^train\.qrels\.gz and test\.qrels\.gz name none of the reviews; give the"):
+    with pytest.raises(InputError, match=r"^train\.qrels\.gz and test\.qrels\.gz name none of the reviews; give the"):
         load(published=True)
     write_lines(folder / "meta.json.gz", [repr(METADATA[1])])
-    with pytest.raises(DataError, match=r"^meta\.json\.gz describes none of the 4 reviewed items; give the metadata"):
+    with pytest.raises(InputError, match=r"^meta\.json\.gz describes none of the 4 reviewed items; give the metadata"):
         load()
 
 
@@ -272,7 +272,7 @@ def test_files_on_the_hub(folder, monkeypatch):
         raise LocalEntryNotFoundError("no network,\nnot in the cache.")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    with pytest.raises(DataError, match=r"^r\.gz could not be fetched .* me/amazon \(no network, not in the cache\);"):
+    with pytest.raises(InputError, match=r"^r\.gz could not be fetched .* me/amazon \(no network, not in the cache\);"):
         load_amazon("r.gz", "m.gz", repo_id="me/amazon")
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import InteractionLog, append_log, events_from_log, load_log, newer_starts, part_in_time
+from gensar_hf.errors import InputError
 
 ROWS = [
     ("u", "a", 1, ""), ("u", "b", 2, "x"), ("u", "c", 5, "x"), ("u", "a", 6, ""),
@@ -34,9 +34,9 @@ def test_a_log_is_parted_at_the_moment_when_a_share_has_passed() -> None:
 def test_rows_of_one_time_stay_together() -> None:
     earlier, later = part_in_time(make_log([(*row[:2], min(row[2], 4), row[3]) for row in ROWS]), 0.25)
     assert (len(earlier.interactions), len(later.interactions)) == (3, 5)
-    with pytest.raises(DataError, match="cannot be parted in time"):
+    with pytest.raises(InputError, match="cannot be parted in time"):
         part_in_time(make_log([(*row[:2], 4, row[3]) for row in ROWS]), 0.25)
-    with pytest.raises(DataError, match="cannot be parted in time"):
+    with pytest.raises(InputError, match="cannot be parted in time"):
         part_in_time(make_log(ROWS), 0.01)
 
 
@@ -47,5 +47,5 @@ def test_newer_events_begin_behind_the_older_ones() -> None:
     # u: a ?x b | c a, its session going on; v: a b | ?y d; w: | d
     assert (starts - events.offsets[:-1]).tolist() == [3, 2, 0]
     assert np.diff(events.offsets).tolist() == [5, 4, 1]
-    with pytest.raises(DataError, match="1 of the newer interactions are not newer: user v has one at 3"):
+    with pytest.raises(InputError, match="1 of the newer interactions are not newer: user v has one at 3"):
         newer_starts(earlier, make_log([("v", "d", 3, "")]), events)

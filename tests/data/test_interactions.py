@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import InteractionLog, k_core, load_log
+from gensar_hf.errors import InputError
 
 ITEMS = pd.DataFrame(
     {
@@ -274,16 +274,16 @@ BAD_TABLES = {
 @pytest.mark.parametrize("case", BAD_TABLES)
 def test_bad_tables_are_refused_with_place_value_and_remedy(case):
     items, interactions, message = BAD_TABLES[case]
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         load_log(items, interactions)
     assert "\n" not in str(caught.value)
     assert str(caught.value).rstrip("0123456789,").endswith((".", ": "))
 
 
 def test_naming_a_text_column_that_is_not_there():
-    with pytest.raises(DataError, match="no column titel, only item_id, title"):
+    with pytest.raises(InputError, match="no column titel, only item_id, title"):
         load_log(ITEMS, INTERACTIONS, ["titel"])
-    with pytest.raises(DataError, match="name item_id or one column twice"):
+    with pytest.raises(InputError, match="name item_id or one column twice"):
         load_log(ITEMS, INTERACTIONS, ["title", "title"])
 
 
@@ -305,16 +305,16 @@ def test_naming_a_text_column_that_is_not_there():
 def test_bad_files_are_named(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         load_log(tmp_path / name, INTERACTIONS)
 
 
 def test_messages_name_the_file(tmp_path):
     ITEMS.to_csv(tmp_path / "products.csv", index=False)
     changed(INTERACTIONS, "item_id", 2, "B9").to_csv(tmp_path / "clicks.csv", index=False)
-    with pytest.raises(DataError, match=r"^clicks\.csv, row 3, column item_id: 'B9' is not an item of products\.csv"):
+    with pytest.raises(InputError, match=r"^clicks\.csv, row 3, column item_id: 'B9' is not an item of products\.csv"):
         load_log(tmp_path / "products.csv", tmp_path / "clicks.csv")
-    with pytest.raises(DataError, match="items are given as a dict"):
+    with pytest.raises(InputError, match="items are given as a dict"):
         load_log({"item_id": ["a"]}, INTERACTIONS)
 
 
@@ -334,16 +334,16 @@ def test_a_column_of_mixed_kinds_can_be_saved(tmp_path):
 
 def test_load_notices_missing_damaged_and_foreign_files(tmp_path):
     log = load_log(ITEMS, INTERACTIONS)
-    with pytest.raises(DataError, match=r"log\.json does not exist"):
+    with pytest.raises(InputError, match=r"log\.json does not exist"):
         InteractionLog.load(tmp_path)
     log.save(tmp_path)
     about = json.loads((tmp_path / "log.json").read_text())
     (tmp_path / "log.json").write_text(json.dumps(about | {"num_items": 9}))
-    with pytest.raises(DataError, match="do not belong together"):
+    with pytest.raises(InputError, match="do not belong together"):
         InteractionLog.load(tmp_path)
     log.save(tmp_path)
     (tmp_path / "items.parquet").write_bytes((tmp_path / "items.parquet").read_bytes()[:50])
-    with pytest.raises(DataError, match=r"items\.parquet cannot be read"):
+    with pytest.raises(InputError, match=r"items\.parquet cannot be read"):
         InteractionLog.load(tmp_path)
 
 
@@ -372,7 +372,7 @@ def test_k_core_keeps_searches_of_users_that_stay():
 
 def test_k_core_that_leaves_nothing_or_makes_no_sense():
     log = load_log(ITEMS, INTERACTIONS)
-    with pytest.raises(DataError, match="No user and item have 5 clicks"):
+    with pytest.raises(InputError, match="No user and item have 5 clicks"):
         k_core(log, 5)
     with pytest.raises(ValueError, match="at least 1"):
         k_core(log, 0)
@@ -393,7 +393,7 @@ def test_k_core_is_the_largest_part_in_which_all_have_k(pairs, k):
             break
         left.remove(offender)
     if not left:
-        with pytest.raises(DataError):
+        with pytest.raises(InputError):
             k_core(log, k)
         return
     core = k_core(log, k)

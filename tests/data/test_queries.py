@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import assign_search_clicks, load_log, queries, query_from_categories
+from gensar_hf.errors import InputError
 
 
 def test_docstring_examples():
@@ -102,7 +102,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="from 0 to 1; got 40"):
         assign_search_clicks(make_log(30), 40)
     with pytest.raises(
-        DataError, match="no column genre, which queries are made from, only item_id, title, categories"
+        InputError, match="no column genre, which queries are made from, only item_id, title, categories"
     ):
         assign_search_clicks(make_log(30), 0.4, category_column="genre")
 

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import (
     RECOMMENDATION,
     SEARCH,
@@ -20,6 +19,7 @@ from gensar_hf.data import (
     training_events,
     training_mask,
 )
+from gensar_hf.errors import InputError
 
 ITEM_IDS = list("abcdefgh")
 TASKS = (RECOMMENDATION, SEARCH)
@@ -201,7 +201,7 @@ def test_a_session_across_the_cut_is_no_training_material():
 
 def test_chronological_cut_refusals():
     events = make_events([("u", item, 5, "") for item in "abcd"])
-    with pytest.raises(DataError, match=r"No event is earlier than the first cut at timestamp 5\.0"):
+    with pytest.raises(InputError, match=r"No event is earlier than the first cut at timestamp 5\.0"):
         chronological_cut(events)
     for fractions in ((0.8, 0.1), (0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0, 0.5, 0.5)):
         with pytest.raises(ValueError, match="three shares that make 1"):
@@ -238,7 +238,7 @@ def cut_or_none(events: EventLog, kind: str, min_train_events: int) -> Split | N
         return leave_one_out(events, min_train_events)
     try:
         return chronological_cut(events, (0.6, 0.2, 0.2))
-    except DataError:
+    except InputError:
         return None
 
 
@@ -380,7 +380,7 @@ def test_save_and_load_round_trip(tmp_path):
 
 def test_a_split_of_another_log_is_refused(tmp_path):
     leave_one_out(make_events(MIXED)).save(tmp_path)
-    with pytest.raises(DataError, match=r"split\.safetensors was made from another log"):
+    with pytest.raises(InputError, match=r"split\.safetensors was made from another log"):
         Split.load(tmp_path, make_events([*MIXED[:-1], ("u", "a", 8, "z")]))
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(InputError, match="does not exist"):
         Split.load(tmp_path / "elsewhere", make_events(MIXED))

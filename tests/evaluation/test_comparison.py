@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gensar_hf.artifacts import read_json, write_json
 from gensar_hf.evaluation.comparison import compare
 from gensar_hf.evaluation.comparison_report import comparison_tables
 from gensar_hf.evaluation.metrics import ndcg_per_request
+from gensar_hf.files import read_json, write_json
 
 
 def test_means_deviations_and_differences_by_hand(outcome):

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation.item_groups import evaluate_groups
 
 NUM_ITEMS = 12
@@ -65,5 +65,5 @@ def test_a_group_of_many_requests_is_sampled(requests: dict[str, Requests]) -> N
 
 
 def test_a_system_that_fails_is_named(requests: dict[str, Requests]) -> None:
-    with pytest.raises(DataError, match="after failed in recommendation: ValueError: no scores today"):
+    with pytest.raises(InputError, match="after failed in recommendation: ValueError: no scores today"):
         evaluate_groups([Knows("before", 12), Breaks("after", 0)], requests, {"all": (0, 12)}, TEXTS, 10)

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gensar_hf.artifacts import read_json
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.evaluation import METRICS, bm25_candidates, evaluate, evaluate_full_ranking, random_candidates
 from gensar_hf.evaluation.report import describe_protocol
+from gensar_hf.files import read_json
 
 TEXTS = [f"film {item} {'comedy' if item % 2 else 'drama'}" for item in range(12)]
 

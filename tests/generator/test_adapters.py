@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.generator.adapters import (
     AdapterBase,
     add_adapter,
@@ -185,7 +185,7 @@ def folder(make_base: Callable, tokenizer: GenSARTokenizer, tmp_path: Path) -> P
 
 
 def refuse(model: PreTrainedModel, folder: Path, words: str) -> None:
-    with pytest.raises(DataError, match=words) as error:
+    with pytest.raises(InputError, match=words) as error:
         load_adapter(model, folder)
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior
+from gensar_hf.errors import InputError
 from gensar_hf.generator.catalogue import Catalogue, check_fingerprint, table_fingerprint
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
@@ -133,7 +133,7 @@ def changed(identifiers: IdentifierTable, change: str) -> IdentifierTable:
 @pytest.mark.parametrize("loader", [AutoTokenizer, GenSARTokenizer])
 def test_another_table_is_refused(saved: Path, identifiers: IdentifierTable, change: str, loader: type) -> None:
     changed(identifiers, change).save(saved)
-    with pytest.raises(DataError, match="not those that the tokenizer beside them was saved with") as error:
+    with pytest.raises(InputError, match="not those that the tokenizer beside them was saved with") as error:
         loader.from_pretrained(saved)
     assert str(saved) in str(error.value)
 

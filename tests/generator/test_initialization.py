@@ -15,9 +15,9 @@ from transformers import (
     TokenizersBackend,
 )
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import TrieBeamSearch, TrieLogitsProcessor
+from gensar_hf.errors import InputError
 from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.initialization import (
@@ -227,7 +227,7 @@ def test_codes_of_a_decoder_alone_begin_near_their_items_too(causal_pipeline: Ge
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"The checkpoint '.*nowhere' cannot be loaded \(.*\); give a folder, a name"):
+    with pytest.raises(InputError, match=r"The checkpoint '.*nowhere' cannot be loaded \(.*\); give a folder, a name"):
         Backbone.named(str(tmp_path / "nowhere")).config()
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from transformers import Trainer, TrainingArguments
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import RECOMMENDATION, SEARCH
+from gensar_hf.errors import InputError
 from gensar_hf.generator.newer_data import NewerData
 from gensar_hf.generator.packing import ExampleCollator, ExampleRows
 from gensar_hf.generator.tasks import ExampleSampler
@@ -76,13 +76,13 @@ def test_validation_does_without_the_newest(catalogue: IdentifierTable) -> None:
 
 
 def test_what_cannot_be_used_is_refused(catalogue: IdentifierTable) -> None:
-    with pytest.raises(DataError, match="too few newer interactions"):
+    with pytest.raises(InputError, match="too few newer interactions"):
         NewerData.of_tables(catalogue, OLDER, NEWER[:1])
-    with pytest.raises(DataError, match="'film-99' is not an item"):
+    with pytest.raises(InputError, match="'film-99' is not an item"):
         NewerData.of_tables(catalogue, OLDER, NEWER.replace("film-4", "film-99"))
-    with pytest.raises(DataError, match="not newer"):
+    with pytest.raises(InputError, match="not newer"):
         NewerData.of_tables(catalogue, OLDER, NEWER.assign(timestamp=range(8)))
-    with pytest.raises(DataError, match="holds no texts"):
+    with pytest.raises(InputError, match="holds no texts"):
         NewerData.of_tables(replace(catalogue, texts=None, titles=None), OLDER, NEWER)
 
 

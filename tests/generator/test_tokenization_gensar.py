@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, TokenizersBackend
 
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import Behavior
+from gensar_hf.errors import InputError
 from gensar_hf.generator.history import HistoryEvent
 from gensar_hf.generator.prompts import PROMPTS, Task
 from gensar_hf.generator.tokenization_gensar import BEHAVIOR_TOKENS, GenSARTokenizer, pad_left, pad_right
@@ -275,26 +275,26 @@ def test_saving_twice_gives_the_same_files(saved: Path, tmp_path: Path) -> None:
 def test_a_folder_without_identifiers_is_refused(saved: Path) -> None:
     (saved / "identifiers.parquet").unlink()
     for loader in (AutoTokenizer, GenSARTokenizer):
-        with pytest.raises(DataError, match=r"holds no identifiers\.parquet, without which") as error:
+        with pytest.raises(InputError, match=r"holds no identifiers\.parquet, without which") as error:
             loader.from_pretrained(saved)
         assert str(saved) in str(error.value)
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere"):
+    with pytest.raises(InputError, match="nowhere"):
         GenSARTokenizer.from_pretrained(tmp_path / "nowhere")
 
 
 def test_identifiers_of_a_larger_catalogue_are_refused(saved: Path, make_identifiers: Callable) -> None:
     make_identifiers(codebook_size=8).save(saved / "identifiers.parquet")
-    with pytest.raises(DataError, match=r"lacks 24 tokens of the identifier table, first '<M1_4>'"):
+    with pytest.raises(InputError, match=r"lacks 24 tokens of the identifier table, first '<M1_4>'"):
         GenSARTokenizer.from_pretrained(saved)
 
 
 def test_damaged_identifiers_are_named(saved: Path) -> None:
     path = saved / "identifiers.parquet"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"identifiers\.parquet is damaged"):
+    with pytest.raises(InputError, match=r"identifiers\.parquet is damaged"):
         GenSARTokenizer.from_pretrained(saved)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.identifiers.assignment import assign_unique_identifiers, collision_rate, require_capacity
 from gensar_hf.identifiers.joint_codes import JointCodes
 
@@ -296,7 +296,7 @@ def test_collision_rate_by_hand():
 
 def test_more_items_than_identifiers_says_what_would_do():
     require_capacity(16, 4, 2)
-    with pytest.raises(DataError, match=r"17 items, but 2 levels of 4 codes make only 16 .* 3 levels .* 5 codes"):
+    with pytest.raises(InputError, match=r"17 items, but 2 levels of 4 codes make only 16 .* 3 levels .* 5 codes"):
         assign_unique_identifiers(random_codes(np.ones((17, 4), dtype=np.float32), 1, 1, size=4, seed=0))
 
 
@@ -304,7 +304,7 @@ def test_too_many_new_items_count_with_the_old_ones():
     codes = random_codes(np.ones((7, 4), dtype=np.float32), 1, 1, size=4, seed=0)
     taken = random_taken(1, 1, 4, num_taken=10, seed=0)
     with pytest.raises(
-        DataError, match=r"17 items \(10 with an identifier and 7 new\), but 2 levels of 4 .* 3 levels .* 5 codes"
+        InputError, match=r"17 items \(10 with an identifier and 7 new\), but 2 levels of 4 .* 3 levels .* 5 codes"
     ):
         assign_unique_identifiers(codes, taken)
 

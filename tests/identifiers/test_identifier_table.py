@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.identifier_table import IdentifierTable, build_identifier_table, level_usage
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
@@ -110,7 +110,7 @@ def test_perplexity_of_even_and_lonely_codes():
     ],
 )
 def test_invalid_tables_are_refused(changes: dict[str, object], message: str):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         small_table(**changes)
 
 
@@ -147,7 +147,7 @@ def rewritten(path: Path, **columns: list) -> Path:
     ],
 )
 def test_malformed_files_name_the_file_and_the_row(tmp_path: Path, columns: dict[str, list], message: str):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         IdentifierTable.load(rewritten(tmp_path / "ids.parquet", **columns))
 
 
@@ -157,19 +157,19 @@ def test_a_file_without_availability_has_every_item_available(tmp_path: Path):
 
 
 def test_missing_damaged_and_foreign_files(tmp_path: Path):
-    with pytest.raises(DataError, match=r"identifiers\.parquet does not exist"):
+    with pytest.raises(InputError, match=r"identifiers\.parquet does not exist"):
         IdentifierTable.load(tmp_path)
     path = small_table().save(tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"identifiers\.parquet is damaged"):
+    with pytest.raises(InputError, match=r"identifiers\.parquet is damaged"):
         IdentifierTable.load(tmp_path)
     pq.write_table(pa.table({"item_id": ["a"], "semantic_codes": [[0]], "collaborative_codes": [[0]]}), path)
-    with pytest.raises(DataError, match="metadata"):
+    with pytest.raises(InputError, match="metadata"):
         IdentifierTable.load(tmp_path)
     metadata = {b"gensar_hf.identifiers": json.dumps({"format_version": 99})}
     pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
-    with pytest.raises(DataError, match="format version 99"):
+    with pytest.raises(InputError, match="format version 99"):
         IdentifierTable.load(tmp_path)
 
 
@@ -203,7 +203,7 @@ def test_built_table_is_unique_and_reports_before_and_after(tiny_catalogue: tupl
 
 
 def test_item_ids_must_match_the_embeddings(tiny_catalogue: tuple):
-    with pytest.raises(DataError, match="50 embeddings but 2 item ids"):
+    with pytest.raises(InputError, match="50 embeddings but 2 item ids"):
         build_identifier_table(*tiny_catalogue, ["a", "b"])
 
 
@@ -305,14 +305,14 @@ def test_titles_and_texts_of_added_items(present: dict, given: dict, titles: lis
 def test_items_that_cannot_be_added(changes: dict, message: str):
     table = hand_table(titles=["A", "B"]).remove_items(["a"])
     arguments = {"embeddings": (column(1, 2), column(1, 2)), "item_ids": ["c", "d"], "model": hand_model(), **changes}
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         table.add_items(**arguments)
     assert table.item_ids == ["a", "b"]
 
 
 def test_a_full_catalogue_says_what_would_do():
     many = (np.zeros((8, 1)), np.zeros((8, 1)))
-    with pytest.raises(DataError, match=r"10 items \(2 with an identifier and 8 new\).* 3 levels .* 4 codes"):
+    with pytest.raises(InputError, match=r"10 items \(2 with an identifier and 8 new\).* 3 levels .* 4 codes"):
         hand_table().add_items(many, list("cdefghij"), hand_model())
 
 
@@ -330,7 +330,7 @@ def test_a_full_catalogue_says_what_would_do():
 )
 def test_items_that_cannot_be_removed_or_restored(method: str, item_ids: list[str], message: str):
     table = small_table().remove_items(["242"])
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         getattr(table, method)(item_ids)
     assert table.available.tolist() == [True, False, True]
 
@@ -383,14 +383,14 @@ def test_added_items_come_back_from_disk_with_their_lenders(tmp_path: Path):
 
 @pytest.mark.parametrize("lenders", [[[0, 2]], [[-1]], [[0], [0], [0], [0]]])
 def test_only_trained_items_lend(lenders: list):
-    with pytest.raises(DataError, match="`lenders` must name, for each of the last items, rows"):
+    with pytest.raises(InputError, match="`lenders` must name, for each of the last items, rows"):
         small_table(lenders=lenders)
 
 
 def test_lenders_stand_behind_trained_items_only(tmp_path: Path):
     path = small_table(lenders=[[0, 1]]).save(tmp_path)
     pq.write_table(pq.read_table(path).take([2, 0, 1]), path)
-    with pytest.raises(DataError, match=r"row 1, column lenders: only the last rows"):
+    with pytest.raises(InputError, match=r"row 1, column lenders: only the last rows"):
         IdentifierTable.load(path)
 
 
@@ -427,11 +427,11 @@ def test_added_items_that_are_learned_stand_before_those_that_borrow_only(make_i
     assert learned.learn_items(["film-10"]).lenders.tolist() == [[9, 0], [10, 2], [11, 5]]
     assert table.learn_items([]).lenders.tolist() == table.lenders.tolist()
     for item_ids in (["film-10", "film-3"], ["film-9"]):
-        with pytest.raises(DataError, match=f"'{item_ids[-1]}' is none that was added"):
+        with pytest.raises(InputError, match=f"'{item_ids[-1]}' is none that was added"):
             learned.learn_items(item_ids)
 
 
 @pytest.mark.parametrize("lenders", [[[9, 0], [9, 1], [2, 4]], [[0, 3], [10, 1], [2, 4]], [[0, 9], [5, 1], [2, 4]]])
 def test_an_item_lends_to_itself_alone_and_first(make_identifiers: Callable, lenders: list) -> None:
-    with pytest.raises(DataError, match="`lenders` must name"):
+    with pytest.raises(InputError, match="`lenders` must name"):
         replace(make_identifiers(), lenders=np.array(lenders))

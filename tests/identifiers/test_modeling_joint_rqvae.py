@@ -6,7 +6,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 from gensar_hf.identifiers.networks import Standardization, make_linear, mlp
@@ -223,7 +223,7 @@ def with_nan(table: np.ndarray) -> np.ndarray:
     ],
 )
 def test_unusable_embeddings_are_refused_in_one_sentence(tables: list[np.ndarray], message: str):
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         JointRQVAE(small_config()).fit_standardization(*tables)
     assert "\n" not in str(caught.value)
 

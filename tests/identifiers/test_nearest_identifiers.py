@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.identifier_table import build_identifier_table
@@ -57,5 +57,5 @@ def test_the_nearest_come_first_and_never_the_item_itself(quantized):
 def test_too_few_known_items_are_refused(quantized):
     table, model = quantized
     assert nearest_identifiers(table.semantic_codes, model, np.array([29]), np.arange(5), k=5).shape == (1, 5)
-    with pytest.raises(DataError, match="only 4 known items to choose 5"):
+    with pytest.raises(InputError, match="only 4 known items to choose 5"):
         nearest_identifiers(table.semantic_codes, model, np.array([2]), np.arange(5), k=5)

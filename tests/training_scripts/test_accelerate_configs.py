@@ -8,7 +8,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from transformers.models.t5 import modeling_t5
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "training_scripts" / "configs" / "accelerate").glob("*.yaml"))
 
@@ -55,5 +55,5 @@ def test_small_models_are_not_spread_over_processes(name, monkeypatch):
 
     refuse_sharding("rqvae")
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(DataError, match=f"Stage rqvae trains a small model .* does not take {name}"):
+    with pytest.raises(InputError, match=f"Stage rqvae trains a small model .* does not take {name}"):
         refuse_sharding("rqvae")

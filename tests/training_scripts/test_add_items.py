@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from gensar_hf import GenSARPipeline
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import InteractionLog
+from gensar_hf.errors import InputError
 from gensar_hf.identifiers import IdentifierTable
 
 NEW = pd.DataFrame({"item_id": ["new-1", "new-2"], "title": ["red soap oil", "blue cream mask"]})
@@ -277,7 +277,7 @@ def test_shares_of_a_search_over_all_items():
 def test_held_out_files_that_are_missing_are_named(finished_run, tmp_path):
     from evaluate_new_items import load_held_out
 
-    with pytest.raises(DataError, match="has no held-out items"):
+    with pytest.raises(InputError, match="has no held-out items"):
         load_held_out(tmp_path, InteractionLog.load(finished_run[0] / "data"))
 
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TokenizersBackend
 
 from gensar_hf import GenSARPipeline
-from gensar_hf.artifacts import read_json
+from gensar_hf.files import read_json
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from gensar_hf import GenSARPipeline
-from gensar_hf.artifacts import DataError
 from gensar_hf.data import InteractionLog
+from gensar_hf.errors import InputError
 from gensar_hf.identifiers import IdentifierTable
 
 OPTIONS = ["--finetune.max_steps=4", "--finetune.per_device_train_batch_size=2", "--finetune.num_negatives=9"]
@@ -106,7 +106,7 @@ def test_a_model_is_fine_tuned_and_asked_before_and_after(script, run_dir):
     status, again, _ = script("finetune_lora.py", "--output_dir", run_dir, *OPTIONS)
     assert (status, "known items (" in again) == (0, True)
     (run_dir / "model").rename(run_dir / "elsewhere")
-    with pytest.raises(DataError, match=r"holds an adapter for the model in .*/model, which cannot be loaded"):
+    with pytest.raises(InputError, match=r"holds an adapter for the model in .*/model, which cannot be loaded"):
         GenSARPipeline.from_pretrained(run_dir / "adapter")
     moved = GenSARPipeline.from_pretrained(run_dir / "adapter", base_model=run_dir / "elsewhere")
     assert moved.recommend([], top_k=5) == tuned.recommend([], top_k=5)

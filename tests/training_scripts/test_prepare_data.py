@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 
 CONFIG = Path(__file__).parents[2] / "training_scripts" / "configs" / "amazon-electronics.yaml"
 NUM_USERS, NUM_ITEMS, NUM_REVIEWS = 6, 8, 5
@@ -109,7 +109,7 @@ def read():
     ],
 )
 def test_settings_that_do_not_fit_are_named(read, options, named):
-    with pytest.raises(DataError) as raised:
+    with pytest.raises(InputError) as raised:
         read("--output_dir", "run", *options)
     assert named in str(raised.value)
 

@@ -87,9 +87,9 @@ def test_a_single_script_takes_the_configuration_of_the_whole_run(tmp_path):
     ],
 )
 def test_a_mistake_is_one_sentence(parse, argv, named):
-    from gensar_hf.artifacts import DataError
+    from gensar_hf.errors import InputError
 
-    with pytest.raises(DataError) as complaint:
+    with pytest.raises(InputError) as complaint:
         parse(*argv)
     assert named in str(complaint.value)
     assert "\n" not in str(complaint.value)
@@ -108,11 +108,11 @@ def test_a_mistake_is_one_sentence(parse, argv, named):
     ],
 )
 def test_a_mistake_in_a_configuration_is_one_sentence(parse, tmp_path, text, named):
-    from gensar_hf.artifacts import DataError
+    from gensar_hf.errors import InputError
 
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(DataError) as complaint:
+    with pytest.raises(InputError) as complaint:
         parse(path)
     assert named in str(complaint.value)
     assert "\n" not in str(complaint.value)

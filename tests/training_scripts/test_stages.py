@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from gensar_hf.artifacts import DataError
+from gensar_hf.errors import InputError
 
 
 @pytest.fixture
@@ -40,13 +40,13 @@ def test_a_failing_stage_leaves_what_was_finished(tmp_path, work):
 
     def fails(folder, checkpoints):
         (folder / "answer.txt").write_text("half")
-        raise DataError("It cannot be done.")
+        raise InputError("It cannot be done.")
 
     run_stage(tmp_path, "data", [0], work)
     before = {path: path.read_bytes() for path in (tmp_path / "data").iterdir()}
-    with pytest.raises(DataError):
+    with pytest.raises(InputError):
         run_stage(tmp_path, "data", [1], fails)
-    with pytest.raises(DataError):
+    with pytest.raises(InputError):
         run_stage(tmp_path, "model", [1], fails)
     assert {path: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "data"]
@@ -68,7 +68,7 @@ def test_a_half_written_or_emptied_folder_is_not_finished(tmp_path, work):
 def test_a_training_that_diverged_is_no_result(tmp_path):
     from stages import run_stage
 
-    with pytest.raises(DataError, match=r"loss is nan; lower --model.learning_rate"):
+    with pytest.raises(InputError, match=r"loss is nan; lower --model.learning_rate"):
         run_stage(tmp_path, "model", [0], lambda folder, checkpoints: {"loss": float("nan")})
     assert not (tmp_path / "model").exists()
 
@@ -102,12 +102,12 @@ def test_checkpoints_are_those_of_the_same_settings_and_rows_of_a_step(tmp_path,
     def checkpoints_of(per_device, accumulated, **changes):
         def killed(folder, checkpoints):
             (checkpoints / "checkpoint-7").mkdir(parents=True, exist_ok=True)
-            raise DataError(checkpoints.name)
+            raise InputError(checkpoints.name)
 
         sizes = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulated, "use_cpu": True}
         training = transformers.TrainingArguments(**{**training_defaults(), **sizes, **changes})
         caplog.clear()
-        with pytest.raises(DataError) as ended:
+        with pytest.raises(InputError) as ended:
             run_stage(tmp_path, "model", [0.5, training], killed)
         return str(ended.value)
 

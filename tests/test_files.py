@@ -9,19 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.artifacts import (
-    DataError,
+from gensar_hf.errors import InputError
+from gensar_hf.files import (
+    atomic_path,
     fingerprint,
-    finish_stage,
-    is_finished,
     last_checkpoint,
     load_array_metadata,
     load_arrays,
     read_json,
     save_arrays,
     write_json,
-    written_aside,
 )
+from gensar_hf.training.stages import finish_stage, is_finished
 
 
 @dataclasses.dataclass
@@ -37,7 +36,7 @@ class Color(Enum):
 def test_written_aside_replaces_a_file_and_leaves_no_temporary(tmp_path):
     path = tmp_path / "deep" / "file.txt"
     for content in ("first", "second"):
-        with written_aside(path) as aside:
+        with atomic_path(path) as aside:
             assert aside.parent == path.parent
             aside.write_text(content)
         assert path.read_text() == content
@@ -48,7 +47,7 @@ def test_written_aside_replaces_a_whole_folder(tmp_path):
     path = tmp_path / "model"
     path.mkdir()
     (path / "stale.bin").write_text("old")
-    with written_aside(path) as aside:
+    with atomic_path(path) as aside:
         aside.mkdir()
         (aside / "fresh.bin").write_text("new")
         assert (path / "stale.bin").exists(), "the old folder must be whole until the new one is"
@@ -57,7 +56,7 @@ def test_written_aside_replaces_a_whole_folder(tmp_path):
 
 
 def write_half_and_stop(path: Path, as_folder: bool) -> None:
-    with written_aside(path) as aside:
+    with atomic_path(path) as aside:
         if as_folder:
             aside.mkdir()
             aside = aside / "part"
@@ -87,14 +86,14 @@ def test_written_aside_moves_the_old_folder_back_when_the_rename_fails(tmp_path,
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", failing_rename)
-    with pytest.raises(OSError, match="disk trouble"), written_aside(path) as aside:
+    with pytest.raises(OSError, match="disk trouble"), atomic_path(path) as aside:
         aside.mkdir()
     assert os.listdir(tmp_path) == ["model"]
     assert (path / "keep").read_text() == "old"
 
 
 def test_written_aside_refuses_a_block_that_wrote_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Nothing was written"), written_aside(tmp_path / "x"):
+    with pytest.raises(FileNotFoundError, match="Nothing was written"), atomic_path(tmp_path / "x"):
         pass
     assert os.listdir(tmp_path) == []
 
@@ -143,7 +142,7 @@ def test_fingerprint_of_a_transposed_array_is_that_of_its_values():
 
 
 def test_fingerprint_refuses_what_it_does_not_know(tmp_path):
-    with pytest.raises(DataError, match="gone does not exist"):
+    with pytest.raises(InputError, match="gone does not exist"):
         fingerprint(tmp_path / "gone")
     with pytest.raises(TypeError, match="object"):
         fingerprint(object())
@@ -183,10 +182,10 @@ def test_write_json_refuses_nan_and_keeps_the_old_file(tmp_path):
 
 
 def test_read_json_names_a_missing_and_a_damaged_file(tmp_path):
-    with pytest.raises(DataError, match=r"none\.json does not exist"):
+    with pytest.raises(InputError, match=r"none\.json does not exist"):
         read_json(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text('{"a": 1,\n oops}')
-    with pytest.raises(DataError, match=r"bad\.json is damaged.*line 2"):
+    with pytest.raises(InputError, match=r"bad\.json is damaged.*line 2"):
         read_json(tmp_path / "bad.json")
 
 
@@ -215,12 +214,12 @@ def test_a_truncated_array_file_is_named(tmp_path, kept):
     save_arrays(path, {"x": np.arange(100)})
     path.write_bytes(path.read_bytes()[:kept])
     for read in (load_arrays, load_array_metadata):
-        with pytest.raises(DataError, match=r"a\.safetensors is damaged.*delete it and run the stage again"):
+        with pytest.raises(InputError, match=r"a\.safetensors is damaged.*delete it and run the stage again"):
             read(path)
 
 
 def test_a_missing_array_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"a\.safetensors does not exist"):
+    with pytest.raises(InputError, match=r"a\.safetensors does not exist"):
         load_arrays(tmp_path / "a.safetensors")
 
 

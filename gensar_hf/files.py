@@ -1,9 +1,4 @@
-"""What makes a stage's folder finished: written aside, renamed into place, and stamped with its inputs' fingerprint.
-
-Every stage of the pipeline reads named files and writes one folder. `stage.json` is written last, so that a folder
-without it is half-written, and it holds the fingerprint of what the stage read, so that a changed input is noticed.
-No other module of the package is imported here.
-"""
+"""Atomic files and folders, content fingerprints, JSON and safetensors."""
 
 from __future__ import annotations
 
@@ -17,7 +12,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +19,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from gensar_hf.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 STAGE_FILE = "stage.json"
 CARD_FILE = "README.md"
 _CHUNK_BYTES = 1 << 20
-_ASIDE_MARK = ".aside-"  # part of every temporary name, so that fingerprints can pass over leftovers of a killed run
-
-
-class DataError(ValueError):
-    """Input from outside that cannot be used; the message is a full sentence that names what to change.
-
-    Scripts print it alone, without a traceback, and exit with status 2.
-    """
+_ASIDE_MARK = ".aside-"  # part of every temporary name, so that fingerprints can ignore leftovers of a killed run
 
 
 @contextmanager
-def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Let the caller write a file or folder beside `path`, then rename it into place.
 
     Readers see the old content or the new one, never a part: the temporary lies in the same folder (so that the
@@ -124,7 +113,7 @@ def fingerprint(*inputs: Any) -> str:
         64 hexadecimal digits.
 
     Raises:
-        DataError: a path that does not exist.
+        InputError: a path that does not exist.
         TypeError: an input of another type.
     """
     digest = hashlib.sha256()
@@ -181,7 +170,7 @@ def _add_array(digest: hashlib._Hash, array: np.ndarray) -> None:
 
 def _add_path(digest: hashlib._Hash, path: Path) -> None:
     if not path.exists():
-        raise DataError(
+        raise InputError(
             f"{path} does not exist, but a stage reads it; run the stage that writes it, or correct the path."
         )
     if path.is_file():
@@ -202,88 +191,19 @@ def _counts(relative_path: Path) -> bool:
     return relative_path.name not in (STAGE_FILE, CARD_FILE) and not is_leftover
 
 
-def finish_stage(
-    stage_dir: str | os.PathLike[str], stage: str, inputs_fingerprint: str, seconds: float, details: Mapping[str, Any]
-) -> None:
-    """Declare a stage finished: write its `stage.json`, after every other file of the folder.
-
-    Args:
-        stage_dir: the folder the stage has filled.
-        stage: the stage's name.
-        inputs_fingerprint: `fingerprint` of everything the stage has read.
-        seconds: wall time the stage took.
-        details: whatever a reader may want to know (sizes, losses, ...); anything JSON can hold, numpy included.
-    """
-    record = {
-        "stage": stage,
-        "inputs_fingerprint": inputs_fingerprint,
-        "package_version": _package_version(),
-        "seconds": round(float(seconds), 3),
-        "details": dict(details),
-    }
-    write_json(Path(stage_dir) / STAGE_FILE, record)
-
-
-def is_finished(stage_dir: str | os.PathLike[str], stage: str, inputs_fingerprint: str) -> bool:
-    """Whether `stage_dir` holds this stage, complete, and made from the same inputs.
-
-    A `stage.json` that cannot be read counts as absent: the stage is then simply run again.
-    """
-    stage_file = Path(stage_dir) / STAGE_FILE
-    if not stage_file.is_file():
-        return False
-    try:
-        record = read_json(stage_file)
-    except DataError as error:
-        logger.warning("%s The stage %s is run again.", error, stage)
-        return False
-    if not isinstance(record, dict):
-        return False
-    return record.get("stage") == stage and record.get("inputs_fingerprint") == inputs_fingerprint
-
-
-def _package_version() -> str:
-    try:
-        return metadata.version("gensar-hf")
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def last_checkpoint(checkpoints: Path) -> str | None:
-    """The newest complete checkpoint of a `Trainer`; it writes `trainer_state.json` last, a killed write leaves none.
-
-    Args:
-        checkpoints: the `output_dir` of its `TrainingArguments`.
-    """
-    complete = [path for path in checkpoints.glob("checkpoint-*") if _is_json(path / "trainer_state.json")]
-    if not complete:
-        return None
-    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]))
-    logger.info("Going on from %s.", newest)
-    return str(newest)
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: the file is missing, or is not JSON (the message names the line).
+        InputError: the file is missing, or is not JSON (the message names the line).
     """
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist; run the stage that writes it, or correct the path.") from None
+        raise InputError(f"{path} does not exist; run the stage that writes it, or correct the path.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged, it is not JSON ({error}); delete it and run the stage again.") from None
+        raise InputError(f"{path} is damaged, it is not JSON ({error}); delete it and run the stage again.") from None
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
@@ -298,7 +218,7 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
         text = json.dumps(obj, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError as error:
         raise ValueError(f"{path} was not written, because its content is not valid JSON: {error}.") from error
-    with written_aside(path) as aside:
+    with atomic_path(path) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
@@ -324,7 +244,7 @@ def save_arrays(
     """
     # safetensors writes the buffer of a transposed view as it lies in memory, which would be another array.
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    with written_aside(path) as aside:
+    with atomic_path(path) as aside:
         save_file(contiguous, aside, metadata=dict(metadata) if metadata else None)
 
 
@@ -332,7 +252,7 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read what `save_arrays` wrote.
 
     Raises:
-        DataError: the file is missing, truncated or not a safetensors file.
+        InputError: the file is missing, truncated or not a safetensors file.
     """
     with _damage_reported(path):
         return load_file(path)
@@ -342,7 +262,7 @@ def load_array_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The `metadata` that `save_arrays` was given, without reading the arrays; empty when there was none.
 
     Raises:
-        DataError: as in `load_arrays`.
+        InputError: as in `load_arrays`.
     """
     with _damage_reported(path), safe_open(path, framework="numpy") as file:
         return dict(file.metadata() or {})
@@ -351,8 +271,30 @@ def load_array_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 @contextmanager
 def _damage_reported(path: str | os.PathLike[str]) -> Iterator[None]:
     if not Path(path).is_file():
-        raise DataError(f"{path} does not exist; run the stage that writes it, or correct the path.")
+        raise InputError(f"{path} does not exist; run the stage that writes it, or correct the path.")
     try:
         yield
     except (SafetensorError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete it and run the stage again.") from error
+        raise InputError(f"{path} is damaged ({error}); delete it and run the stage again.") from error
+
+
+def last_checkpoint(checkpoints: Path) -> str | None:
+    """The newest complete checkpoint of a `Trainer`; it writes `trainer_state.json` last, a killed write leaves none.
+
+    Args:
+        checkpoints: the `output_dir` of its `TrainingArguments`.
+    """
+    complete = [path for path in checkpoints.glob("checkpoint-*") if _is_json(path / "trainer_state.json")]
+    if not complete:
+        return None
+    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]))
+    logger.info("Going on from %s.", newest)
+    return str(newest)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
