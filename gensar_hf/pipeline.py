@@ -483,7 +483,7 @@ def _load_any(path: str | os.PathLike, kwargs: dict[str, Any]) -> Any:
 
 def _check_item_vectors(model: PreTrainedModel, catalogue: Catalogue) -> None:
     num_vectors = getattr(model.config, "num_items", 0)
-    num_trained = catalogue.identifiers.num_trained + catalogue.identifiers.num_learned
+    num_trained = catalogue.identifiers.num_trained + catalogue.identifiers.num_marked
     if num_vectors not in (0, num_trained):
         raise InputError(
             f"The model has vectors of {num_vectors} items, the identifier table {num_trained} items that it was "

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, TokenizersBackend
 
-from gensar_hf.data import Behavior, EventLog, Split
+from gensar_hf.data import Behavior, Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig
@@ -56,10 +56,10 @@ def build_events(
     item_ids: Sequence[str],
     queries: Sequence[str] = QUERIES,
     timestamps: Sequence[float] | None = None,
-) -> EventLog:
+) -> UserEvents:
     """An event log from rows written as in `USERS`; times count up unless given."""
     rows = [row for user_rows in users.values() for row in user_rows]
-    return EventLog(
+    return UserEvents(
         user_ids=list(users),
         item_ids=list(item_ids),
         query_texts=list(queries),
@@ -77,7 +77,7 @@ def make_identifiers() -> Callable[..., IdentifierTable]:
 
 
 @pytest.fixture(scope="session")
-def make_events() -> Callable[..., EventLog]:
+def make_events() -> Callable[..., UserEvents]:
     return build_events
 
 
@@ -87,12 +87,12 @@ def identifiers() -> IdentifierTable:
 
 
 @pytest.fixture(scope="session")
-def tiny_events(identifiers: IdentifierTable) -> EventLog:
+def tiny_events(identifiers: IdentifierTable) -> UserEvents:
     return build_events(USERS, identifiers.item_ids)
 
 
 @pytest.fixture(scope="session")
-def tiny_split(tiny_events: EventLog) -> Split:
+def tiny_split(tiny_events: UserEvents) -> Split:
     """The last click of each task is held out of ann and bob, two clicks are of cem."""
     train_ends = tiny_events.offsets[:-1] + list(TRAIN_LENGTHS.values())
     tests = {RECOMMENDATION: np.array([10, 18, 26]), SEARCH: np.array([9, 20])}

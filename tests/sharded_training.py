@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import QUERIES, TRAIN_LENGTHS, USERS, build_events, build_generator, build_identifiers
 
 from gensar_hf.generator.packing import ExampleCollator, ExampleRows
-from gensar_hf.generator.tasks import ExampleSampler, TrainingLog
+from gensar_hf.generator.tasks import ExampleSampler, TrainingExamples
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
 CONFIG = Path(__file__).parents[1] / "training_scripts" / "configs" / "accelerate" / "fsdp.yaml"
@@ -31,7 +31,7 @@ tokenizer = GenSARTokenizer.train_from_texts(
     [*(identifiers.texts or []), *QUERIES], identifiers, vocab_size=120, history_encoding="events", max_history_events=8
 )
 events = build_events(USERS, identifiers.item_ids)
-log = TrainingLog(tokenizer, events, events.offsets[:-1] + list(TRAIN_LENGTHS.values()), identifiers.texts)
+log = TrainingExamples(tokenizer, events, events.offsets[:-1] + list(TRAIN_LENGTHS.values()), identifiers.texts)
 sampler = ExampleSampler(log, window=6, max_target_tokens=25, item_vectors=True)
 rows, collate = ExampleRows(sampler, NUM_STEPS * NUM_ROWS, 8), ExampleCollator(tokenizer)
 

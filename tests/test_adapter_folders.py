@@ -44,7 +44,7 @@ def unmerged(base_dir: Path) -> tuple[GenSARPipeline, Path]:
     auto_class = AutoModelForCausalLM if tokenizer.decoder_only else AutoModelForSeq2SeqLM
     model = auto_class.from_pretrained(base_dir)
     has_vectors = getattr(model.config, "num_items", 0) > 0
-    base = AdapterBase.of(model, str(base_dir), lenders=LENDERS if has_vectors else None)
+    base = AdapterBase.of(model, str(base_dir), neighbors=LENDERS if has_vectors else None)
     rows = (12, 13) if has_vectors else ()
     config = lora_config(grow_to(model, base), tokenizer.code_token_ids, rank=2, item_rows=rows)
     with_adapter = add_adapter(model, config)

@@ -105,13 +105,13 @@ def with_added(
     """The pipeline with a catalogue whose last two items were added and borrow from two others each."""
     pipe = pipelines[request.param]
     table = pipe.tokenizer.identifiers
-    added = replace(table, lenders=np.array([[0, 3], [5, 1]]))
+    added = replace(table, neighbors=np.array([[0, 3], [5, 1]]))
     pipe.set_catalogue(added)
     yield pipe, table
     pipe.set_catalogue(table)
 
 
-def test_an_added_item_has_the_mean_probability_of_its_lenders(with_added: tuple) -> None:
+def test_an_added_item_has_the_mean_probability_of_its_neighbors(with_added: tuple) -> None:
     pipe, table = with_added
     rows, queries = np.array([[11, 2, 10, 0]] * 4), QUERIES
     borrowed = np.exp(pipe.score_items(HISTORIES, rows, queries))

@@ -50,7 +50,7 @@ def test_an_added_item_borrows_vectors_too_and_is_read_as_its_nearest(
     pipe = GenSARPipeline(make_generator(tokenizer, num_items=10), tokenizer)
     own = np.exp(pipe.score_items([HISTORY], np.arange(10)[None], ["horror"]))[0]
     nearest = pipe.model.encoder(**_encoder_inputs(tokenizer, [{"item_id": "film-5"}]))[0]
-    pipe.set_catalogue(replace(table, lenders=np.array([[0, 3], [5, 1]])))
+    pipe.set_catalogue(replace(table, neighbors=np.array([[0, 3], [5, 1]])))
     scores = np.exp(pipe.score_items([HISTORY], np.arange(12)[None], ["horror"]))[0]
     assert scores[:10] == pytest.approx(own, rel=1e-4)
     assert scores[10:] == pytest.approx([own[[0, 3]].mean(), own[[5, 1]].mean()], rel=1e-4)
@@ -61,14 +61,14 @@ def test_an_added_item_borrows_vectors_too_and_is_read_as_its_nearest(
     assert not torch.equal(pipe.model.encoder(**inputs)[0], nearest)  # its own identifier, the nearest one's vector
 
 
-def test_an_added_item_that_was_learned_is_one_of_its_own_lenders(
+def test_an_added_item_that_was_learned_is_one_of_its_own_neighbors(
     make_generator: Callable, make_identifiers: Callable
 ) -> None:
     table = replace(make_identifiers(12), titles=None, texts=None)
     tokenizer = GenSARTokenizer.train_from_texts(TEXTS, first_items(table, 11), vocab_size=100)
     pipe = GenSARPipeline(make_generator(tokenizer, num_items=11), tokenizer)
     own = np.exp(pipe.score_items([HISTORY], np.arange(11)[None], ["horror"]))[0]
-    pipe.set_catalogue(replace(table, lenders=np.array([[10, 3], [5, 1]])))
+    pipe.set_catalogue(replace(table, neighbors=np.array([[10, 3], [5, 1]])))
     scores = np.exp(pipe.score_items([HISTORY], np.arange(12)[None], ["horror"]))[0]
     expected = [*own[:10], own[[10, 3]].mean(), own[[5, 1]].mean()]
     assert scores == pytest.approx(expected, rel=1e-4)

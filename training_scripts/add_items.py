@@ -28,7 +28,7 @@ from gensar_hf.embeddings.semantic import encode_texts
 from gensar_hf.errors import InputError
 from gensar_hf.files import STAGE_FILE, read_json
 from gensar_hf.identifiers import IdentifierTable
-from gensar_hf.identifiers.identifier_table import NUM_LENDERS
+from gensar_hf.identifiers.identifier_table import NUM_NEIGHBORS
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
 NUM_SHOWN, NUM_NEIGHBOURS = 20, 3
@@ -140,7 +140,7 @@ def extended_table(
     semantic: np.ndarray,
     collaborative: np.ndarray,
     run_dir: Path,
-    num_lenders: int = NUM_LENDERS,
+    num_neighbors: int = NUM_NEIGHBORS,
 ) -> IdentifierTable:
     """The catalogue with the new items behind the old ones, quantized by the run's joint RQ-VAE."""
     with damage_reported(run_dir / RQVAE):
@@ -148,7 +148,7 @@ def extended_table(
     titles = item_titles(log) if table.titles is not None else None
     texts = log.item_texts() if table.texts is not None else None
     item_ids = log.items["item_id"].tolist()
-    return table.add_items((semantic, collaborative), item_ids, model, titles, texts, num_lenders)
+    return table.add_items((semantic, collaborative), item_ids, model, titles, texts, num_neighbors)
 
 
 def changed_table(settings: Settings, table: IdentifierTable) -> tuple[IdentifierTable, Table | None]:

@@ -27,7 +27,7 @@ from stages import (
 )
 
 from gensar_hf.baselines import BM25, DenseRetrieval, Popularity, SASRecScorer
-from gensar_hf.data import RECOMMENDATION, SEARCH, EventLog, InteractionLog, Requests, Split, training_events
+from gensar_hf.data import RECOMMENDATION, SEARCH, InteractionLog, Requests, Split, UserEvents, training_events
 from gensar_hf.data.splits import TASKS
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
@@ -106,7 +106,7 @@ def evaluation_requests(
 def scorers(
     run_dir: Path,
     log: InteractionLog,
-    events: EventLog,
+    events: UserEvents,
     split: Split,
     arguments: EvaluationArguments,
 ) -> list:

@@ -26,7 +26,7 @@ from stages import DATA, MODEL, RESULTS, RQVAE, SEMANTIC, damage_reported, load_
 from tqdm.auto import tqdm
 
 from gensar_hf.baselines import BM25, DenseRetrieval
-from gensar_hf.data import SEARCH, EventLog, InteractionLog, Requests, Split
+from gensar_hf.data import SEARCH, InteractionLog, Requests, Split, UserEvents
 from gensar_hf.embeddings.cold_items import neighbour_recall
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import bm25_candidates, bootstrap_interval, evaluate, random_candidates
@@ -51,14 +51,14 @@ class NewItemsArguments:
 
     max_requests: int = field(default=1000, metadata={"help": "of either task; a seeded sample of more."})
     max_beam_requests: int = field(default=300, metadata={"help": "of the search over the whole catalogue."})
-    nums_lenders: list[int] = field(
+    nums_neighbors: list[int] = field(
         default_factory=lambda: [5, 10, 20, 40],
         metadata={"help": "numbers of known items that a new one borrows from; chosen on validation clicks."},
     )
 
     def __post_init__(self) -> None:
-        if min(self.max_requests, self.max_beam_requests, *self.nums_lenders) < 1:
-            raise ValueError("`max_requests`, `max_beam_requests` and `nums_lenders` must be at least 1.")
+        if min(self.max_requests, self.max_beam_requests, *self.nums_neighbors) < 1:
+            raise ValueError("`max_requests`, `max_beam_requests` and `nums_neighbors` must be at least 1.")
 
 
 SECTION = Section("new_items", NewItemsArguments)
@@ -81,7 +81,7 @@ class AddedItems:
     """
 
     log: InteractionLog
-    events: EventLog
+    events: UserEvents
     split: Split
     held_out: InteractionLog
     warm: WarmItems
@@ -109,7 +109,7 @@ class AddedItems:
         with damage_reported(run_dir / MODEL):
             pipeline = GenSARPipeline.from_pretrained(run_dir / MODEL)
         tables = {
-            kind: extended_table(known, held_out, semantic, np.array(vectors), run_dir, num_lenders=0)
+            kind: extended_table(known, held_out, semantic, np.array(vectors), run_dir, num_neighbors=0)
             for kind, vectors in kinds.items()
         }
         return cls(log, events, split, held_out, warm, semantic, known, tables, model, pipeline)
@@ -124,17 +124,17 @@ class AddedItems:
         """The texts of all items, new ones behind."""
         return self.log.item_texts() + self.held_out.item_texts()
 
-    def lenders(self, kind: str, k: int, of_known_items: bool = False) -> np.ndarray:
+    def neighbors(self, kind: str, k: int, of_known_items: bool = False) -> np.ndarray:
         """The k nearest known items of every new item, or of every known one."""
         known = np.arange(self.num_known)
         new = np.arange(self.num_known, self.tables[kind].num_items)
         codes = self.tables[kind].semantic_codes
         return nearest_identifiers(codes, self.model, known if of_known_items else new, known, k)
 
-    def pipeline_over(self, kind: str, num_lenders: int = 0) -> GenSARPipeline:
+    def pipeline_over(self, kind: str, num_neighbors: int = 0) -> GenSARPipeline:
         """The pipeline with a table, whose new items borrow or (0) rely on their own identifiers; one at a time."""
-        lenders = self.lenders(kind, num_lenders) if num_lenders else None
-        self.pipeline.set_catalogue(replace(self.tables[kind], lenders=lenders))
+        neighbors = self.neighbors(kind, num_neighbors) if num_neighbors else None
+        self.pipeline.set_catalogue(replace(self.tables[kind], neighbors=neighbors))
         return self.pipeline
 
     def pipeline_over_known(self) -> GenSARPipeline:
@@ -147,9 +147,9 @@ class AddedItems:
         """Whether new items can do without borrowing; where items have vectors, new ones have none of their own."""
         return self.pipeline.model.encoder.items is None
 
-    def scorer(self, kind: str, name: str = "GenSAR", num_lenders: int = 0) -> GeneratorScorer:
+    def scorer(self, kind: str, name: str = "GenSAR", num_neighbors: int = 0) -> GeneratorScorer:
         """The generator over a table, see `pipeline_over`."""
-        return GeneratorScorer(self.pipeline_over(kind, num_lenders), name)
+        return GeneratorScorer(self.pipeline_over(kind, num_neighbors), name)
 
 
 def load_held_out(run_dir: Path, log: InteractionLog) -> InteractionLog:
@@ -187,23 +187,25 @@ def figures(ranks: np.ndarray, groups: np.ndarray, seed: int) -> dict[str, dict[
     return {name: {"value": value, "low": least, "high": most} for name, value, least, most in columns}
 
 
-def try_nums_lenders(added: AddedItems, task: str, arguments: NewItemsArguments, seed: int) -> dict[int, float]:
-    """NDCG@10 of known items' validation clicks, their items ranked as if they were new, by number of lenders.
+def try_nums_neighbors(added: AddedItems, task: str, arguments: NewItemsArguments, seed: int) -> dict[int, float]:
+    """NDCG@10 of known items' validation clicks, their items ranked as if they were new, by number of neighbors.
 
     Empty where there are no validation clicks.
     """
     requests = sample(added.split.validation[task], arguments.max_requests, seed)
-    nums = [num for num in arguments.nums_lenders if num < added.num_known]
+    nums = [num for num in arguments.nums_neighbors if num < added.num_known]
     if not len(requests) or not nums:
         return {}
     texts = added.log.item_texts()
     sets = candidates_for(requests, texts, min(99, added.num_known - 1), seed)
     generator = GeneratorScorer(added.pipeline_over_known())
-    lenders = added.lenders("map", max(nums), of_known_items=True)
-    return {num: ndcg(ranks, 10) for num, ranks in ranks_as_new(generator, requests, sets, lenders, nums).items()}
+    neighbors = added.neighbors("map", max(nums), of_known_items=True)
+    return {num: ndcg(ranks, 10) for num, ranks in ranks_as_new(generator, requests, sets, neighbors, nums).items()}
 
 
-def candidate_figures(added: AddedItems, requests: Requests, settings: Settings, num_lenders: int, encoder: str) -> Any:
+def candidate_figures(
+    added: AddedItems, requests: Requests, settings: Settings, num_neighbors: int, encoder: str
+) -> Any:
     """Every system's figures for one task, on sampled candidates."""
     arguments, seed = settings[RESULTS][0], settings[RESULTS][0].seed
     sets = candidates_for(requests, added.item_texts, arguments.num_negatives, seed)
@@ -215,7 +217,7 @@ def candidate_figures(added: AddedItems, requests: Requests, settings: Settings,
     if added.can_rely_on_identifiers:
         ranks |= ranks_of([added.scorer("map", "GenSAR, own identifiers")], requests, sets)
     for kind, suffix in (("map", ""), ("mean", ", mean for map"), ("zeros", ", zeros for map")):
-        ranks |= ranks_of([added.scorer(kind, f"GenSAR, borrowed{suffix}", num_lenders)], requests, sets)
+        ranks |= ranks_of([added.scorer(kind, f"GenSAR, borrowed{suffix}", num_neighbors)], requests, sets)
     every_rank = np.arange(1, sets.candidates.shape[1] + 1)
     chance = {name: {"value": float(values.mean())} for name, values in contributions(every_rank).items()}
     return {
@@ -240,12 +242,12 @@ def ranks_of(systems: Any, requests: Requests, sets: CandidateSets) -> dict[str,
     return {name: by_task[requests.task] for name, by_task in result.ranks.items()}
 
 
-def beam_figures(added: AddedItems, task: str, requests: Requests, num_lenders: int) -> dict[str, Any]:
+def beam_figures(added: AddedItems, task: str, requests: Requests, num_neighbors: int) -> dict[str, Any]:
     """Answers out of the whole catalogue: are new items among the first, with and without borrowing?"""
     variants = [("New, own identifiers", 0)] if added.can_rely_on_identifiers else []
     answers = {
         name: [rows for rows, _ in found_rows(added.pipeline_over("map", num), requests)]
-        for name, num in (*variants, ("New, borrowed", num_lenders))
+        for name, num in (*variants, ("New, borrowed", num_neighbors))
     }
     shares = {name: reach(rows, requests.target_items, added.num_known) for name, rows in answers.items()}
     known = sample(added.split.test[task], len(requests), seed=0)
@@ -296,16 +298,18 @@ def new_item_figures(added: AddedItems, settings: Settings, encoder: str) -> dic
     for task, requests in new_item_requests(added.log, added.split, added.held_out).items():
         if not len(requests):
             continue
-        by_lenders = try_nums_lenders(added, task, arguments, seed)
-        num_lenders = max(by_lenders, key=lambda num: by_lenders[num], default=min(DEFAULT_LENDERS, added.num_known))
+        by_neighbors = try_nums_neighbors(added, task, arguments, seed)
+        num_neighbors = max(
+            by_neighbors, key=lambda num: by_neighbors[num], default=min(DEFAULT_LENDERS, added.num_known)
+        )
         asked = sample(requests, arguments.max_requests, seed)
         result["tasks"][task] = {
-            "num_lenders": num_lenders,
-            "validation_ndcg@10_by_num_lenders": by_lenders,
-            **candidate_figures(added, asked, settings, num_lenders, encoder),
+            "num_neighbors": num_neighbors,
+            "validation_ndcg@10_by_num_neighbors": by_neighbors,
+            **candidate_figures(added, asked, settings, num_neighbors, encoder),
             "known_items": known_item_figures(added, task, settings),
             "whole_catalogue": beam_figures(
-                added, task, sample(requests, arguments.max_beam_requests, seed), num_lenders
+                added, task, sample(requests, arguments.max_beam_requests, seed), num_neighbors
             ),
         }
     return result

@@ -158,7 +158,7 @@ def train(data: NewerData, settings: Settings, folder: Path, checkpoints: Path) 
         "steps": output.global_step,
         "loss": output.training_loss,
         "known_items": data.num_known,
-        "new_items": data.num_learned,
+        "new_items": data.num_marked,
     }
 
 

@@ -11,7 +11,7 @@ SHOWN_METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@10")
 NOTE = (
     "± half the width of the 95% bootstrap interval over users; of a difference the interval itself. New items: first "
     "seen in the newer interactions, and clicked in those that were trained on. Before, they borrow the scores of "
-    "known items, as add_items.py leaves them; after, they are one of their own lenders."
+    "known items, as add_items.py leaves them; after, they are one of their own neighbors."
 )
 
 

@@ -35,7 +35,7 @@ def _candidate_table(task: str, found: dict[str, Any], result: dict[str, Any]) -
     ]
     note = (
         "± half the width of the 95% bootstrap interval over the new items. "
-        f"Borrowed: the mean probability of the {found['num_lenders']} known items with the nearest identifiers, a "
+        f"Borrowed: the mean probability of the {found['num_neighbors']} known items with the nearest identifiers, a "
         "number that was chosen on validation clicks of known items."
     )
     if found["known_items"]:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from sections import dataclass_values, training_defaults
 from transformers import TrainingArguments
 
-from gensar_hf.data import EventLog, InteractionLog, Split, events_from_log
+from gensar_hf.data import InteractionLog, Split, UserEvents, events_from_log
 from gensar_hf.epoch_rows import rows_per_step
 from gensar_hf.errors import InputError
 from gensar_hf.files import STAGE_FILE, atomic_path, fingerprint, read_json
@@ -153,7 +153,7 @@ def _refuse_divergence(stage: str, details: dict[str, Any]) -> None:
             raise InputError(f"Stage {stage} diverged: its {name} is {value}; lower --{stage}.learning_rate.")
 
 
-def load_data(run_dir: Path) -> tuple[InteractionLog, EventLog, Split]:
+def load_data(run_dir: Path) -> tuple[InteractionLog, UserEvents, Split]:
     """The data stage's log, its events and the split."""
     log = InteractionLog.load(run_dir / DATA)
     events = events_from_log(log)

@@ -30,7 +30,7 @@ from stages import (
 )
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
-from gensar_hf.data import EventLog, InteractionLog, Split, training_mask
+from gensar_hf.data import InteractionLog, Split, UserEvents, training_mask
 from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.epoch_rows import rows_per_step
@@ -51,7 +51,7 @@ from gensar_hf.generator.item_vectors import plain_weights
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.packing import ExampleCollator, ExampleRows, batches_per_step
 from gensar_hf.generator.prompts import Task
-from gensar_hf.generator.tasks import DEFAULT_TASK_WEIGHTS, ExampleSampler, TrainingLog
+from gensar_hf.generator.tasks import DEFAULT_TASK_WEIGHTS, ExampleSampler, TrainingExamples
 from gensar_hf.generator.teacher import TeacherItems, teacher_of_sasrec
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
@@ -194,7 +194,7 @@ def make_tokenizer(
     backbone: Backbone | None,
     identifiers: IdentifierTable,
     item_texts: list[str],
-    events: EventLog,
+    events: UserEvents,
     split: Split,
 ) -> GenSARTokenizer:
     """A vocabulary of its own from item texts and training queries, or that of pretrained weights."""
@@ -212,7 +212,7 @@ def make_tokenizer(
 
 
 def make_sampler(
-    arguments: ModelArguments, log: TrainingLog, seed: int, teacher: TeacherItems | None = None
+    arguments: ModelArguments, log: TrainingExamples, seed: int, teacher: TeacherItems | None = None
 ) -> ExampleSampler:
     """Draws the training examples."""
     weights = {Task(task): weight for task, weight in (arguments.task_weights or DEFAULT_TASK_WEIGHTS).items()}
@@ -231,7 +231,7 @@ def make_sampler(
     )
 
 
-def make_teacher(arguments: ModelArguments, log: TrainingLog, run_dir: Path) -> TeacherItems | None:
+def make_teacher(arguments: ModelArguments, log: TrainingExamples, run_dir: Path) -> TeacherItems | None:
     """What the run's SASRec expects at each training click; None where it is not asked."""
     weights = arguments.task_weights or DEFAULT_TASK_WEIGHTS
     if arguments.teacher_share == 0 or not weights.get(Task.NEXT_RECOMMENDED_ITEM):
@@ -359,7 +359,7 @@ def run(settings: Settings) -> StageReport:
         identifiers, backbone = IdentifierTable.load(run_dir / RQVAE), make_backbone(given)
         arguments = replace(given, history_encoding="tokens") if is_decoder_only(backbone) else given
         tokenizer = make_tokenizer(arguments, backbone, identifiers, log.item_texts(), events, split)
-        training_log = TrainingLog(tokenizer, events, split.train_ends, log.item_texts())
+        training_log = TrainingExamples(tokenizer, events, split.train_ends, log.item_texts())
         model = make_model(arguments, backbone, tokenizer, run_dir, training.seed, training_log.num_clicks())
         counts = {"parameters": model.num_parameters()}
         if arguments.has_item_vectors and arguments.item_features:

@@ -14,7 +14,7 @@ from settings import Settings
 from stages import COLLABORATIVE, DATA, StageReport, load_data, refuse_sharding, run_stage
 from transformers import set_seed
 
-from gensar_hf.data import EventLog, Split
+from gensar_hf.data import Split, UserEvents
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.item_embeddings import save_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
@@ -56,7 +56,7 @@ def tuned() -> dict:
 SECTION = Section(COLLABORATIVE, CollaborativeArguments, tuned)
 
 
-def training_clicks(events: EventLog, split: Split) -> list[np.ndarray]:
+def training_clicks(events: UserEvents, split: Split) -> list[np.ndarray]:
     """Each user's clicked items in training events, oldest first; queries are left out."""
     histories = [events.items[start:end] for start, end in zip(events.offsets[:-1], split.train_ends, strict=True)]
     return [items[items >= 0] for items in histories]

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from gensar_hf.data.events import EventLog
 from gensar_hf.data.splits import Requests
+from gensar_hf.data.user_events import UserEvents
 from gensar_hf.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class TrainingData:
         text_encoder: name or path of the sentence-transformers model that made them.
     """
 
-    events: EventLog
+    events: UserEvents
     item_texts: Sequence[str]
     item_embeddings: np.ndarray
     text_encoder: str

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from gensar_hf.baselines.vocabulary import PADDING, Vocabulary
-from gensar_hf.data.events import Behavior, EventLog
+from gensar_hf.data.user_events import Behavior, UserEvents
 
 CLICKS = (Behavior.RECOMMENDED_ITEM, Behavior.SEARCHED_ITEM)
 
@@ -62,7 +62,7 @@ def _stacked(tables: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def click_examples(
-    events: EventLog,
+    events: UserEvents,
     vocabulary: Vocabulary,
     behaviors: Sequence[Behavior] = CLICKS,
     with_users: bool = True,

@@ -21,8 +21,8 @@ from gensar_hf.baselines.matching import (
     mean_vectors,
 )
 from gensar_hf.baselines.vocabulary import PADDING
-from gensar_hf.data.events import Behavior
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH
+from gensar_hf.data.user_events import Behavior
 
 NAME = "JSR"
 REFERENCE = (

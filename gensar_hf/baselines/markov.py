@@ -9,8 +9,8 @@ import numpy as np
 
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.baselines.sequential import clicked_items
-from gensar_hf.data.events import EventLog
 from gensar_hf.data.splits import RECOMMENDATION, Requests
+from gensar_hf.data.user_events import UserEvents
 from gensar_hf.files import save_arrays
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class MarkovChain:
     tasks = frozenset({RECOMMENDATION})
     num_parameters = 0  # counts are not learnt
 
-    def __init__(self, events: EventLog, settings: Settings) -> None:
+    def __init__(self, events: UserEvents, settings: Settings) -> None:
         clicks = events.items[events.items >= 0]
         num_clicks = np.bincount(clicks, minlength=events.num_items)
         self.smoothing = settings.smoothing
@@ -99,7 +99,7 @@ class MarkovChain:
         save_arrays(folder / "transitions.safetensors", {**arrays, "popularity": self.popularity})
 
 
-def transition_counts(events: EventLog, max_skip: int, skip_weight: float) -> "csr_array":
+def transition_counts(events: UserEvents, max_skip: int, skip_weight: float) -> "csr_array":
     """How often one item was clicked after another by the same user.
 
     Args:

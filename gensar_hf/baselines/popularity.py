@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from gensar_hf.baselines.baseline import TrainingData
-from gensar_hf.data.events import EventLog
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.data.user_events import UserEvents
 from gensar_hf.files import save_arrays
 
 NAME = "Popularity"
@@ -37,7 +37,7 @@ class Popularity:
     tasks = frozenset({RECOMMENDATION, SEARCH})
     num_parameters = 0  # counts are not learnt
 
-    def __init__(self, events: EventLog) -> None:
+    def __init__(self, events: UserEvents) -> None:
         self.counts = np.bincount(events.items[events.items >= 0], minlength=events.num_items)  # (num_items,)
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:

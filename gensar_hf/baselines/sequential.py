@@ -11,8 +11,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from gensar_hf.baselines.baseline import TrainingData
-from gensar_hf.data.events import EventLog
 from gensar_hf.data.splits import RECOMMENDATION, Requests
+from gensar_hf.data.user_events import UserEvents
 from gensar_hf.files import last_checkpoint
 from gensar_hf.training_defaults import machine_defaults
 
@@ -167,7 +167,7 @@ class NextItemScorer:
         return scores
 
 
-def user_clicks(events: EventLog) -> list[np.ndarray]:
+def user_clicks(events: UserEvents) -> list[np.ndarray]:
     """Each user's clicked items, oldest first, without the queries."""
     histories = np.split(events.items, events.offsets[1:-1])
     return [items[items >= 0] for items in histories]

@@ -2,7 +2,6 @@
 
 from gensar_hf.data.amazon import load_amazon
 from gensar_hf.data.continuation import append_log, newer_starts, part_in_time
-from gensar_hf.data.events import Behavior, EventLog, events_from_log
 from gensar_hf.data.hub_log import export_log, log_from_hub, push_log
 from gensar_hf.data.interactions import InteractionLog, k_core, load_log
 from gensar_hf.data.movielens import load_movielens_100k
@@ -18,15 +17,16 @@ from gensar_hf.data.splits import (
     training_events,
     training_mask,
 )
+from gensar_hf.data.user_events import Behavior, UserEvents, events_from_log
 
 __all__ = [
     "RECOMMENDATION",
     "SEARCH",
     "Behavior",
-    "EventLog",
     "InteractionLog",
     "Requests",
     "Split",
+    "UserEvents",
     "append_log",
     "assign_search_clicks",
     "chronological_cut",

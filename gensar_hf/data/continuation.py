@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from gensar_hf.data.events import EventLog, events_from_log
 from gensar_hf.data.interactions import InteractionLog
+from gensar_hf.data.user_events import UserEvents, events_from_log
 from gensar_hf.errors import InputError
 
 
@@ -57,7 +57,7 @@ def append_log(log: InteractionLog, other: InteractionLog) -> InteractionLog:
     return InteractionLog(items, rows.iloc[order].reset_index(drop=True), log.text_columns)
 
 
-def newer_starts(older: InteractionLog, newer: InteractionLog, events: EventLog) -> np.ndarray:
+def newer_starts(older: InteractionLog, newer: InteractionLog, events: UserEvents) -> np.ndarray:
     """Where each user's newer events begin.
 
     Args:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gensar_hf.data.events import Behavior, EventLog
+from gensar_hf.data.user_events import Behavior, UserEvents
 from gensar_hf.errors import InputError
 from gensar_hf.files import fingerprint, load_array_metadata, load_arrays, save_arrays
 
@@ -36,7 +36,7 @@ class Requests:
     """
 
     task: str
-    events: EventLog
+    events: UserEvents
     targets: np.ndarray
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ class Requests:
         return Requests(self.task, self.events, self.targets[chosen])
 
 
-def _own_query(events: EventLog, start: int, searched_item: int) -> int:
+def _own_query(events: UserEvents, start: int, searched_item: int) -> int:
     """The query event that the searched item answered: the last one before it."""
     return start + int(np.flatnonzero(events.behaviors[start:searched_item] == Behavior.SEARCH_QUERY)[-1])
 
@@ -102,7 +102,7 @@ class Split:
         test: the requests to report, by task.
     """
 
-    events: EventLog
+    events: UserEvents
     train_ends: np.ndarray
     validation: dict[str, Requests]
     test: dict[str, Requests]
@@ -116,7 +116,7 @@ class Split:
         save_arrays(Path(folder) / _SPLIT_FILE, arrays, {"events": _events_fingerprint(self.events)})
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], events: EventLog) -> Split:
+    def load(cls, folder: str | os.PathLike[str], events: UserEvents) -> Split:
         """Read what `save` wrote.
 
         Raises:
@@ -133,14 +133,14 @@ class Split:
         return cls(events, arrays["train_ends"], validation, test)
 
 
-def _events_fingerprint(events: EventLog) -> str:
+def _events_fingerprint(events: UserEvents) -> str:
     return fingerprint(
         events.user_ids, events.item_ids, events.query_texts, events.offsets, events.behaviors, events.items,
         events.queries, events.timestamps,
     )  # fmt: skip
 
 
-def leave_one_out(events: EventLog, min_train_events: int = 1) -> Split:
+def leave_one_out(events: UserEvents, min_train_events: int = 1) -> Split:
     """Hold out, per user and task, the last click (test) and the last but one (validation).
 
     A task gives a user's test request if the user has two clicks of that task, and the validation request if there
@@ -191,7 +191,7 @@ def leave_one_out(events: EventLog, min_train_events: int = 1) -> Split:
     return Split(events, kept, _requests(events, validation), _requests(events, test))
 
 
-def _last_clicks(events: EventLog, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _last_clicks(events: UserEvents, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per user: the last click of the task, the last but one (both -1 where there are too few), and their number."""
     clicks = np.flatnonzero(events.behaviors == _TARGET_BEHAVIOR[task])
     ends = np.searchsorted(clicks, events.offsets)
@@ -202,7 +202,7 @@ def _last_clicks(events: EventLog, task: str) -> tuple[np.ndarray, np.ndarray, n
     return last, before_last, counts
 
 
-def _train_limits(events: EventLog) -> np.ndarray:
+def _train_limits(events: UserEvents) -> np.ndarray:
     """Where training ends if an event is held out: the first event at the timestamp of it, or of its query."""
     positions = np.arange(events.num_events, dtype=np.int64)
     first_at_its_time = np.ones(events.num_events, dtype=bool)
@@ -211,11 +211,11 @@ def _train_limits(events: EventLog) -> np.ndarray:
     return np.maximum.accumulate(np.where(first_at_its_time, positions, 0))[events.session_starts()]
 
 
-def _requests(events: EventLog, targets: dict[str, np.ndarray]) -> dict[str, Requests]:
+def _requests(events: UserEvents, targets: dict[str, np.ndarray]) -> dict[str, Requests]:
     return {task: Requests(task, events, targets[task].astype(np.int64)) for task in TASKS}
 
 
-def _report(events: EventLog, train_ends: np.ndarray, test: dict[str, np.ndarray]) -> None:
+def _report(events: UserEvents, train_ends: np.ndarray, test: dict[str, np.ndarray]) -> None:
     logger.info(
         "%d of %d events are training events; %d recommendation and %d search requests are held out for the test.",
         int((train_ends - events.offsets[:-1]).sum()),
@@ -225,7 +225,7 @@ def _report(events: EventLog, train_ends: np.ndarray, test: dict[str, np.ndarray
     )
 
 
-def chronological_cut(events: EventLog, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> Split:
+def chronological_cut(events: UserEvents, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> Split:
     """`cut_in_time` at the moments when the first share, and the first two shares, of all events have passed.
 
     Args:
@@ -242,7 +242,7 @@ def chronological_cut(events: EventLog, fractions: tuple[float, float, float] = 
     return cut_in_time(events, first_cut, second_cut)
 
 
-def cut_in_time(events: EventLog, first_cut: float, second_cut: float) -> Split:
+def cut_in_time(events: UserEvents, first_cut: float, second_cut: float) -> Split:
     """Cut the whole log at two moments: what comes first is training material, every later click is a request.
 
     Events before `first_cut` are training events, clicks from then on, and before `second_cut`, validation requests,
@@ -288,7 +288,7 @@ def training_mask(split: Split) -> np.ndarray:
     return np.arange(split.events.num_events) < split.train_ends[users]
 
 
-def training_events(split: Split) -> EventLog:
+def training_events(split: Split) -> UserEvents:
     """A log that holds what training may read and nothing else.
 
     Users, items and queries keep their places; what a held-out event holds, its query's text included, is gone.
@@ -299,7 +299,7 @@ def training_events(split: Split) -> EventLog:
     events, mask = split.events, training_mask(split)
     queries = events.queries[mask]
     used = set(queries.tolist())
-    return EventLog(
+    return UserEvents(
         user_ids=events.user_ids,
         item_ids=events.item_ids,
         query_texts=[text if query in used else "" for query, text in enumerate(events.query_texts)],

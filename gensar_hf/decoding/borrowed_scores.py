@@ -26,27 +26,27 @@ def mean_probability(log_probabilities: np.ndarray) -> np.ndarray:
         return np.log(np.exp(log_probabilities - shift).mean(axis=-1)) + shift[..., 0]
 
 
-def rank_with_borrowers(
-    rows: np.ndarray, scores: np.ndarray, borrowers: np.ndarray, lenders: np.ndarray
+def rank_with_cold_items(
+    rows: np.ndarray, scores: np.ndarray, cold_items: np.ndarray, neighbors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The result of a search among known items, with the new items at the places that their lenders give them.
+    """The result of a search among known items, with the new items at the places that their neighbors give them.
 
     Args:
-        rows: `(num_found,)` the lenders that a search has found, best first; what it has not found counts as
-            improbable. A borrower may be among them: it is then one of its own lenders.
+        rows: `(num_found,)` the neighbors that a search has found, best first; what it has not found counts as
+            improbable. A borrower may be among them: it is then one of its own neighbors.
         scores: `(num_found,)` natural logarithms of their probabilities.
-        borrowers: `(num_new,)` rows of the new items.
-        lenders: `(num_new, k)` rows of each one's nearest known items.
+        cold_items: `(num_new,)` rows of the new items.
+        neighbors: `(num_new, k)` rows of each one's nearest known items.
 
     Returns:
-        rows and scores of both kinds together, best first; new items none of whose lenders was found are left out.
+        rows and scores of both kinds together, best first; new items none of whose neighbors was found are left out.
     """
-    log_probabilities = np.full(1 + max(rows.max(initial=0), lenders.max(initial=0)), -np.inf)
+    log_probabilities = np.full(1 + max(rows.max(initial=0), neighbors.max(initial=0)), -np.inf)
     log_probabilities[rows] = scores
-    borrowed = mean_probability(log_probabilities[lenders])
+    borrowed = mean_probability(log_probabilities[neighbors])
     is_found = np.isfinite(borrowed)
-    is_known = ~np.isin(rows, borrowers)
-    all_rows = np.concatenate([rows[is_known], borrowers[is_found]])
+    is_known = ~np.isin(rows, cold_items)
+    all_rows = np.concatenate([rows[is_known], cold_items[is_found]])
     all_scores = np.concatenate([scores[is_known], borrowed[is_found]])
     order = np.argsort(-all_scores, kind="stable")
     return all_rows[order], all_scores[order]

@@ -1,4 +1,4 @@
-"""Items that every stage of training went without: requests for them, and how many lenders they need."""
+"""Items that every stage of training went without: requests for them, and how many neighbors they need."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gensar_hf.data.continuation import append_log
-from gensar_hf.data.events import Behavior, EventLog, events_from_log
 from gensar_hf.data.interactions import InteractionLog
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests, Split
+from gensar_hf.data.user_events import Behavior, UserEvents, events_from_log
 from gensar_hf.decoding.borrowed_scores import mean_probability
 from gensar_hf.evaluation.candidates import CandidateSets
 from gensar_hf.evaluation.generator_scorer import GeneratorScorer
@@ -60,7 +60,7 @@ def new_item_requests(log: InteractionLog, split: Split, held_out: InteractionLo
     }
 
 
-def _training_cutoffs(split: Split, events: EventLog) -> np.ndarray:
+def _training_cutoffs(split: Split, events: UserEvents) -> np.ndarray:
     """The time at which each user's training events end, `(num_users,)`; -inf for users that training never saw.
 
     Splits cut between two times, never within one, so the time says on which side an event is.
@@ -73,7 +73,7 @@ def _training_cutoffs(split: Split, events: EventLog) -> np.ndarray:
     return np.array([by_user.get(user, -np.inf) for user in events.user_ids])
 
 
-def _asked_for_new_items_only(events: EventLog, is_new: np.ndarray) -> np.ndarray:
+def _asked_for_new_items_only(events: UserEvents, is_new: np.ndarray) -> np.ndarray:
     """Queries after which nothing but new items was clicked: they left the log together with these clicks."""
     starts = events.session_starts()
     clicks = events.behaviors == Behavior.SEARCHED_ITEM
@@ -87,28 +87,28 @@ def ranks_as_new(
     generator: GeneratorScorer,
     requests: Requests,
     candidates: CandidateSets,
-    lenders: np.ndarray,
-    nums_lenders: Sequence[int],
+    neighbors: np.ndarray,
+    nums_neighbors: Sequence[int],
 ) -> dict[int, np.ndarray]:
-    """Ranks of known targets if they were new: to choose the number of lenders with, without any new item.
+    """Ranks of known targets if they were new: to choose the number of neighbors with, without any new item.
 
     Args:
         generator: scores known items.
         requests: for known items, such as `split.validation`.
         candidates: of these requests.
-        lenders: `(num_items, k)` item indices, every item's nearest others, nearest first.
-        nums_lenders: numbers of lenders to try, at most k.
+        neighbors: `(num_items, k)` item indices, every item's nearest others, nearest first.
+        nums_neighbors: numbers of neighbors to try, at most k.
 
     Returns:
-        number of lenders → `(num_requests,)` ranks of the targets.
+        number of neighbors → `(num_requests,)` ranks of the targets.
     """
     num_candidates, columns = candidates.candidates.shape[1], candidates.target_columns
-    asked = np.concatenate([candidates.candidates, lenders[requests.target_items]], axis=1)
+    asked = np.concatenate([candidates.candidates, neighbors[requests.target_items]], axis=1)
     scores = np.array(generator.score(requests, asked))
     ranks = {}
-    for num_lenders in nums_lenders:
+    for num_neighbors in nums_neighbors:
         among = scores[:, :num_candidates].copy()
-        lent = scores[:, num_candidates : num_candidates + num_lenders]
+        lent = scores[:, num_candidates : num_candidates + num_neighbors]
         among[np.arange(len(requests)), columns] = mean_probability(lent)
-        ranks[num_lenders] = rank_of_target(among, columns)
+        ranks[num_neighbors] = rank_of_target(among, columns)
     return ranks

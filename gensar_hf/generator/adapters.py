@@ -45,18 +45,18 @@ class AdapterBase:
         name: folder, absolute or as seen from the adapter's, or Hub name of the model.
         fingerprint: of the model as it lies there, see `model_fingerprint`.
         vocab_size: rows of the token tables, at least as many as the model has there.
-        lenders: `(num_new, k)` rows of the model's item table; a new item's vector begins as the mean of them. Empty
+        neighbors: `(num_new, k)` rows of the model's item table; a new item's vector begins as the mean of them. Empty
             where there are no new items, or items have no vectors.
     """
 
     name: str
     fingerprint: str
     vocab_size: int
-    lenders: np.ndarray
+    neighbors: np.ndarray
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, name: str, vocab_size: int | None = None, lenders: np.ndarray | None = None
+        cls, model: PreTrainedModel, name: str, vocab_size: int | None = None, neighbors: np.ndarray | None = None
     ) -> "AdapterBase":
         """Note a model that was just loaded, before anything is changed.
 
@@ -64,10 +64,10 @@ class AdapterBase:
             model: as it was loaded.
             name: where from.
             vocab_size: that the adapter needs; default: the model's.
-            lenders: see the class.
+            neighbors: see the class.
         """
-        lenders = np.zeros((0, 0), dtype=np.int64) if lenders is None else np.asarray(lenders, dtype=np.int64)
-        return cls(name, model_fingerprint(model), max(_num_tokens(model), vocab_size or 0), lenders)
+        neighbors = np.zeros((0, 0), dtype=np.int64) if neighbors is None else np.asarray(neighbors, dtype=np.int64)
+        return cls(name, model_fingerprint(model), max(_num_tokens(model), vocab_size or 0), neighbors)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `adapter_base.json`."""
@@ -76,7 +76,7 @@ class AdapterBase:
             "base_model": self.name,
             "base_fingerprint": self.fingerprint,
             "vocab_size": self.vocab_size,
-            "lenders": self.lenders,
+            "neighbors": self.neighbors,
         }
         write_json(Path(folder) / ADAPTER_BASE_FILE, record)
 
@@ -91,10 +91,10 @@ class AdapterBase:
         try:
             if record["format_version"] != _FORMAT_VERSION:
                 raise ValueError(f"its format_version is {record['format_version']}")
-            lenders = np.array(record["lenders"] or np.zeros((0, 0)), dtype=np.int64)
-            if lenders.ndim != 2:
-                raise ValueError("its lenders are no table")
-            base = cls(str(record["base_model"]), str(record["base_fingerprint"]), int(record["vocab_size"]), lenders)
+            neighbors = np.array(record["neighbors"] or np.zeros((0, 0)), dtype=np.int64)
+            if neighbors.ndim != 2:
+                raise ValueError("its neighbors are no table")
+            base = cls(str(record["base_model"]), str(record["base_fingerprint"]), int(record["vocab_size"]), neighbors)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} does not say which model the adapter was made for ({error}).") from None
         return base
@@ -178,8 +178,8 @@ def grow_to(model: PreTrainedModel, base: AdapterBase) -> PreTrainedModel:
         # An output table of its own would be dropped where the configuration says "tied", as T5 v1.1's does.
         model.config.tie_word_embeddings = outputs is None or outputs.weight is inputs.weight
         model.resize_token_embeddings(base.vocab_size, mean_resizing=False)  # the adapter holds the new rows
-    if len(base.lenders):
-        add_item_vectors(_item_vectors(model), base.lenders)
+    if len(base.neighbors):
+        add_item_vectors(_item_vectors(model), base.neighbors)
         model.config.num_items = _item_vectors(model).table.num_embeddings
     return model
 

@@ -99,9 +99,9 @@ class Catalogue:
     def trained_rows(self, rows: np.ndarray) -> np.ndarray:
         """The rows, in place of each added item that was not learned since that of the nearest trained one."""
         table = self.identifiers
-        if len(table.lenders) == 0:
+        if len(table.neighbors) == 0:
             return rows
-        return np.where(rows < table.num_trained, rows, table.lenders[np.maximum(rows - table.num_trained, 0), 0])
+        return np.where(rows < table.num_trained, rows, table.neighbors[np.maximum(rows - table.num_trained, 0), 0])
 
     def candidate_rows(self, item_ids: Any, on_unknown: str = "raise") -> np.ndarray:
         """`(num_candidates,)` rows of items that are to be ranked.

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import TrieBeamSearch
-from gensar_hf.decoding.borrowed_scores import mean_probability, rank_with_borrowers
+from gensar_hf.decoding.borrowed_scores import mean_probability, rank_with_cold_items
 from gensar_hf.decoding.candidate_scoring import score_candidates
 from gensar_hf.decoding.context import DecodingContext, EncoderContext, PromptContext
 from gensar_hf.generator.catalogue import Catalogue
@@ -66,13 +66,13 @@ def _exact_scores(
     by_vector: "ScoresByVector | None",
 ) -> np.ndarray:
     """As `exact_scores`; `by_vector` is what `_scores_by_vector` has said of the requests."""
-    asked, nums_asked = zip(*[_with_lenders(own_rows, catalogue) for own_rows in rows], strict=True)
+    asked, nums_asked = zip(*[_with_neighbors(own_rows, catalogue) for own_rows in rows], strict=True)
     sequences = [catalogue.item_token_ids[requests.behavior][own_rows] for own_rows in asked]
     scores = score_candidates(requests.context, sequences).cpu().numpy()
     if by_vector is not None:
         for own_scores, own_by_vector, own_rows in zip(scores, by_vector.own, asked, strict=True):
             own_scores[: len(own_rows)] += requests.context.model.config.item_weight * own_by_vector[own_rows]
-    if len(catalogue.identifiers.lenders) == 0:
+    if len(catalogue.identifiers.neighbors) == 0:
         return scores
     merged = np.full((len(rows), max(map(len, rows), default=0)), -np.inf, dtype=np.float32)
     for place, own_nums in enumerate(nums_asked):
@@ -86,7 +86,7 @@ class ScoresByVector(NamedTuple):
     """Log-probabilities of items by their vectors."""
 
     own: np.ndarray  # (batch_size, num_vectors)
-    borrowed: np.ndarray  # (batch_size, num_items), of an added item the mean of its lenders'
+    borrowed: np.ndarray  # (batch_size, num_items), of an added item the mean of its neighbors'
 
 
 @torch.inference_mode()
@@ -106,22 +106,22 @@ def _scores_by_vector(requests: EncodedRequests, catalogue: Catalogue) -> Scores
     is_searched = torch.full_like(last, requests.behavior is Behavior.SEARCHED_ITEM)
     scores = items.logits(states, is_searched).float().log_softmax(dim=-1).cpu().numpy()
     table = catalogue.identifiers
-    if len(table.lenders) == 0:
+    if len(table.neighbors) == 0:
         return ScoresByVector(scores, scores)
-    borrowed = mean_probability(scores[:, table.lenders])
+    borrowed = mean_probability(scores[:, table.neighbors])
     return ScoresByVector(scores, np.concatenate([scores[:, : table.num_trained], borrowed], axis=1))
 
 
-def _with_lenders(rows: np.ndarray, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
-    """The rows, each added item's replaced by those of its lenders, and how many there are of each, `(num_rows,)`."""
+def _with_neighbors(rows: np.ndarray, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
+    """The rows, each added item's replaced by those of its neighbors, and how many there are of each, `(num_rows,)`."""
     table = catalogue.identifiers
     rows, nums = np.asarray(rows), np.ones(len(rows), dtype=np.int64)
     is_added = rows >= table.num_trained
     if not is_added.any():
         return rows, nums
-    nums[is_added] = table.lenders.shape[1]
+    nums[is_added] = table.neighbors.shape[1]
     asked = np.repeat(rows, nums)
-    asked[np.repeat(is_added, nums)] = table.lenders[rows[is_added] - table.num_trained].ravel()
+    asked[np.repeat(is_added, nums)] = table.neighbors[rows[is_added] - table.num_trained].ravel()
     return asked, nums
 
 
@@ -171,7 +171,7 @@ def best_items(
 def with_added_items(
     rows: np.ndarray, scores: np.ndarray, catalogue: Catalogue, excluded: Collection[int] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a search has found, and the added items at the places that their lenders give them.
+    """What a search has found, and the added items at the places that their neighbors give them.
 
     Args:
         rows: `(num_found,)`, best first; what has not been found counts as improbable.
@@ -180,16 +180,16 @@ def with_added_items(
         excluded: rows that must not be answered.
 
     Returns:
-        rows and scores of both, best first; added items none of whose lenders was found are left out.
+        rows and scores of both, best first; added items none of whose neighbors was found are left out.
     """
     table = catalogue.identifiers
-    if len(table.lenders) == 0:
+    if len(table.neighbors) == 0:
         return rows, scores
-    can_lend = rows < table.num_trained + table.num_learned
-    borrowers = np.flatnonzero(table.available[table.num_trained :])
-    borrowers = borrowers[~np.isin(borrowers + table.num_trained, list(excluded))]
-    return rank_with_borrowers(
-        rows[can_lend], scores[can_lend], borrowers + table.num_trained, table.lenders[borrowers]
+    can_lend = rows < table.num_trained + table.num_marked
+    cold_items = np.flatnonzero(table.available[table.num_trained :])
+    cold_items = cold_items[~np.isin(cold_items + table.num_trained, list(excluded))]
+    return rank_with_cold_items(
+        rows[can_lend], scores[can_lend], cold_items + table.num_trained, table.neighbors[cold_items]
     )
 
 

@@ -153,20 +153,22 @@ def _clicks_so_far(is_click: torch.Tensor, starts: torch.Tensor | None) -> tuple
     return examples, total - before
 
 
-def add_item_vectors(items: ItemVectors, lenders: np.ndarray) -> None:
+def add_item_vectors(items: ItemVectors, neighbors: np.ndarray) -> None:
     """Append items, whose vectors and biases begin as the means of those of others, in place.
 
     Args:
         items: of the encoder; `config.num_items` is the caller's to set.
-        lenders: `(num_new, k)` rows of the items that each new one begins as, see `IdentifierTable`.
+        neighbors: `(num_new, k)` rows of the items that each new one begins as, see `IdentifierTable`.
 
     Raises:
         ValueError: there is no such row.
     """
     num_items = items.table.num_embeddings
-    if len(lenders) and not 0 <= lenders.min() <= lenders.max() < num_items:
-        raise ValueError(f"Lenders must be rows of the {num_items} items; got {lenders.min()} to {lenders.max()}.")
-    rows = torch.from_numpy(lenders).to(items.bias.device)
+    if len(neighbors) and not 0 <= neighbors.min() <= neighbors.max() < num_items:
+        raise ValueError(
+            f"Neighbors must be rows of the {num_items} items; got {neighbors.min()} to {neighbors.max()}."
+        )
+    rows = torch.from_numpy(neighbors).to(items.bias.device)
     with torch.no_grad():
         vectors = torch.cat([items.table.weight, items.table.weight[rows].mean(dim=1)])
         items.bias = nn.Parameter(torch.cat([items.bias, items.bias[rows].mean(dim=1)]))

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from gensar_hf.data import (
-    EventLog,
     InteractionLog,
     Requests,
+    UserEvents,
     append_log,
     cut_in_time,
     events_from_log,
@@ -22,7 +22,7 @@ from gensar_hf.data import (
 from gensar_hf.errors import InputError
 from gensar_hf.generator.adapters import AdapterBase, add_adapter, grow_to, lora_config
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
-from gensar_hf.generator.tasks import TrainingLog
+from gensar_hf.generator.tasks import TrainingExamples
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 
@@ -48,7 +48,7 @@ class NewerData:
         after: the one in which those that training sees clicked are learned, and lend to themselves, too.
     """
 
-    events: EventLog
+    events: UserEvents
     starts: np.ndarray
     train_ends: np.ndarray
     requests: dict[str, Requests]
@@ -81,7 +81,7 @@ class NewerData:
         test_cut = _latest(times, test_share)
         cut = _latest(times[times < test_cut], test_share) if validation else test_cut
         added = set(catalogue.item_ids[catalogue.num_trained :])
-        after = catalogue.learn_items(sorted(added & set(rows["item_id"][times < cut])))
+        after = catalogue.mark_trained(sorted(added & set(rows["item_id"][times < cut])))
         items = _items(after)
         older_log = InteractionLog(items, older, ("text",))
         newer_log = InteractionLog(items[:0], rows, ("text",))
@@ -100,9 +100,9 @@ class NewerData:
         return self.before.num_trained
 
     @property
-    def num_learned(self) -> int:
+    def num_marked(self) -> int:
         """New items that training sees clicked."""
-        return self.after.num_learned
+        return self.after.num_marked
 
     @property
     def item_texts(self) -> Sequence[str]:
@@ -111,12 +111,12 @@ class NewerData:
 
     def item_groups(self) -> dict[str, tuple[int, int]]:
         """Kinds of items: the first one of each, and the one after its last."""
-        bounds = [0, self.num_known, self.num_known + self.num_learned, self.after.num_items]
+        bounds = [0, self.num_known, self.num_known + self.num_marked, self.after.num_items]
         return dict(zip(GROUPS, pairwise(bounds), strict=True))
 
-    def training_log(self, tokenizer: GenSARTokenizer) -> TrainingLog:
+    def training_log(self, tokenizer: GenSARTokenizer) -> TrainingExamples:
         """What training reads and asks for; the tokenizer's catalogue is `after`."""
-        return TrainingLog(tokenizer, self.events, self.train_ends, self.item_texts, self.starts)
+        return TrainingExamples(tokenizer, self.events, self.train_ends, self.item_texts, self.starts)
 
     def with_adapter(
         self,
@@ -140,12 +140,12 @@ class NewerData:
         Returns:
             the model with the adapter, and what is saved beside it.
         """
-        learned = slice(self.num_known, self.num_known + self.num_learned)
-        lenders, item_rows = None, list[int]()
-        if getattr(model.config, "num_items", 0) and self.num_learned:  # no decoder alone has any
+        learned = slice(self.num_known, self.num_known + self.num_marked)
+        neighbors, item_rows = None, list[int]()
+        if getattr(model.config, "num_items", 0) and self.num_marked:  # no decoder alone has any
             places = [self.before.index_of(item_id) - self.num_known for item_id in self.after.item_ids[learned]]
-            lenders, item_rows = self.before.lenders[places], list(range(learned.start, learned.stop))
-        base = AdapterBase.of(model, name, lenders=lenders)
+            neighbors, item_rows = self.before.neighbors[places], list(range(learned.start, learned.stop))
+        base = AdapterBase.of(model, name, neighbors=neighbors)
         grow_to(model, base)
         tokens = tokenizer.code_token_ids.tolist()
         return add_adapter(model, lora_config(model, tokens, rank, alpha, dropout, item_rows=item_rows)), base

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gensar_hf.data import Behavior, EventLog
+from gensar_hf.data import Behavior, UserEvents
 from gensar_hf.errors import InputError
 from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, Task
@@ -76,7 +76,7 @@ class Example:
 
 
 @dataclass
-class TrainingLog:
+class TrainingExamples:
     """The events that training may read, as tokens.
 
     Attributes:
@@ -89,12 +89,12 @@ class TrainingLog:
         item_text_tokens: the words of each item's text.
         is_target: `(num_events,)` bool, events that training may ask for.
         session_starts: `(num_events,)` the query event that a searched item answered; of other events themselves.
-        described: `(num_described,)` items that have a text, and are there to be learned (see `lenders` of the table).
+        described: `(num_described,)` items that have a text, and are trained on (see `IdentifierTable.neighbors`).
         searched: `(num_searched,)` training events that are search clicks, and may be asked for.
     """
 
     tokenizer: GenSARTokenizer
-    events: EventLog
+    events: UserEvents
     train_ends: np.ndarray
     item_texts: Sequence[str]
     target_starts: np.ndarray | None = None
@@ -121,8 +121,8 @@ class TrainingLog:
             for query in used
         }
         self.item_text_tokens = [self.tokenizer.text_ids(text) for text in self.item_texts]
-        num_learned = self.tokenizer.identifiers.num_trained + self.tokenizer.identifiers.num_learned
-        self.described = np.flatnonzero([len(tokens) > 0 for tokens in self.item_text_tokens[:num_learned]])
+        num_marked = self.tokenizer.identifiers.num_trained + self.tokenizer.identifiers.num_marked
+        self.described = np.flatnonzero([len(tokens) > 0 for tokens in self.item_text_tokens[:num_marked]])
         self.searched = np.flatnonzero(is_asked & (events.behaviors == Behavior.SEARCHED_ITEM))
 
     def event_tokens(self, window: np.ndarray | slice) -> list[np.ndarray]:
@@ -169,7 +169,7 @@ class ExampleSampler:
 
     def __init__(
         self,
-        log: TrainingLog,
+        log: TrainingExamples,
         task_weights: Mapping[Task, float] | None = None,
         window: int = 50,
         max_target_tokens: int = 120,
@@ -325,7 +325,7 @@ class ExampleSampler:
         return self._instructions[key]
 
 
-def _is_twin(events: EventLog) -> np.ndarray:
+def _is_twin(events: UserEvents) -> np.ndarray:
     """`(num_events,)` bool: the user already has a click on the same item at the same moment.
 
     In the authors' Amazon data a review is a recommendation event and a search click at once; asking for the second

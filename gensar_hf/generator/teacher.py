@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from gensar_hf.data import EventLog
+from gensar_hf.data import UserEvents
 
 if TYPE_CHECKING:
     from gensar_hf.embeddings.modeling_sasrec import SASRecModel
@@ -43,7 +43,7 @@ class TeacherItems:
 
 @torch.inference_mode()
 def teacher_of_sasrec(
-    model: "SASRecModel", events: EventLog, train_ends: np.ndarray, num_kept: int = 64
+    model: "SASRecModel", events: UserEvents, train_ends: np.ndarray, num_kept: int = 64
 ) -> TeacherItems:
     """Ask SASRec for every training click that has another one before it.
 
@@ -78,7 +78,7 @@ def teacher_of_sasrec(
     return TeacherItems(items, cumulative)
 
 
-def _windows(events: EventLog, train_ends: np.ndarray, max_length: int) -> list[tuple[np.ndarray, int]]:
+def _windows(events: UserEvents, train_ends: np.ndarray, max_length: int) -> list[tuple[np.ndarray, int]]:
     """Clicks (event indices) of at most `max_length` predictions, and the first prediction that is asked for.
 
     Windows overlap by half, so that nearly every prediction has half a window of clicks before it.

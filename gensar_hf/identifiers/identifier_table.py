@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # torch and transformers are not needed to read a table
     from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
 _KINDS = ("semantic", "collaborative")
-NUM_LENDERS = 5
+NUM_NEIGHBORS = 5
 
 
 @dataclass
@@ -50,10 +50,10 @@ class IdentifierTable:
         build_report: how the identifiers came about (`build_identifier_table`), merged into `report()`.
         available: `(num_items,)` bool, all true if None is given. False is a removed item: it is never generated, but
             it keeps its row and its identifiers, because it may stand in histories.
-        lenders: `(num_added, k)` int64. The last `num_added` items were added after training. A generator has learned
+        neighbors: `(num_added, k)` int64. The last `num_added` items were added after training. A generator has learned
             which combinations of codes exist, and gives the others next to no probability; so an added item borrows
             those of the k trained items with the nearest semantic identifiers, whose rows these are. One that has been
-            learned since (`learn_items`) is its own first lender; such items stand before the other added ones.
+            learned since (`mark_trained`) is its own first lender; such items stand before the other added ones.
 
     Raises:
         InputError: an item id or an identifier occurs twice, a code is out of range, or sizes do not agree; the message
@@ -69,14 +69,14 @@ class IdentifierTable:
     texts: list[str] | None = None
     build_report: dict = field(default_factory=dict)
     available: np.ndarray = None  # type: ignore[assignment]  # always an array once the table is made
-    lenders: np.ndarray = None  # type: ignore[assignment]  # the same
+    neighbors: np.ndarray = None  # type: ignore[assignment]  # the same
 
     def __post_init__(self) -> None:
         self.semantic_codes = np.asarray(self.semantic_codes, dtype=np.int64)
         self.collaborative_codes = np.asarray(self.collaborative_codes, dtype=np.int64)
         self.available = np.ones(self.num_items, bool) if self.available is None else np.asarray(self.available)
-        no_lenders = np.zeros((0, 0), dtype=np.int64)
-        self.lenders = no_lenders if self.lenders is None else np.asarray(self.lenders, dtype=np.int64)
+        no_neighbors = np.zeros((0, 0), dtype=np.int64)
+        self.neighbors = no_neighbors if self.neighbors is None else np.asarray(self.neighbors, dtype=np.int64)
         self._rows: dict[str, int] | None = None
         check_fields("The identifier table", self)
 
@@ -93,12 +93,12 @@ class IdentifierTable:
     @property
     def num_trained(self) -> int:
         """Items that were there when the generator was trained; the added ones stand behind them."""
-        return self.num_items - len(self.lenders)
+        return self.num_items - len(self.neighbors)
 
     @property
-    def num_learned(self) -> int:
+    def num_marked(self) -> int:
         """Added items that have been learned since, and lend to themselves; they stand behind the trained ones."""
-        return int((self.lenders[:, :1] >= self.num_trained).sum())
+        return int((self.neighbors[:, :1] >= self.num_trained).sum())
 
     @property
     def num_levels(self) -> int:
@@ -153,7 +153,7 @@ class IdentifierTable:
         model: "JointRQVAE",
         titles: Sequence[str] | None = None,
         texts: Sequence[str] | None = None,
-        num_lenders: int = NUM_LENDERS,
+        num_neighbors: int = NUM_NEIGHBORS,
     ) -> "IdentifierTable":
         """A new table with further items, quantized with the model that the identifiers were made with.
 
@@ -166,7 +166,7 @@ class IdentifierTable:
             model: the joint RQ-VAE that made this table, unchanged.
             titles: one per new item; if left out although this table has titles, the texts, else empty strings.
             texts: one per new item; if left out although this table has texts, the titles, else empty strings.
-            num_lenders: see `lenders`; fewer where there are not so many trained items; 0: the new items rely on their
+            num_neighbors: see `neighbors`; fewer where there are fewer trained items; 0: the new items rely on their
                 own identifiers.
 
         Returns:
@@ -202,17 +202,17 @@ class IdentifierTable:
             texts=all_texts,
             build_report=report,
             available=np.concatenate([self.available, np.ones(codes.num_items, dtype=bool)]),
-            lenders=self._with_lenders(semantic_codes, model, num_lenders),
+            neighbors=self._with_neighbors(semantic_codes, model, num_neighbors),
         )
 
-    def _with_lenders(self, semantic_codes: np.ndarray, model: "JointRQVAE", num_lenders: int) -> np.ndarray:
-        """Lenders of all added items, the newest of which stand at the end of `(num_items, num_levels)` codes."""
+    def _with_neighbors(self, semantic_codes: np.ndarray, model: "JointRQVAE", num_neighbors: int) -> np.ndarray:
+        """Neighbors of all added items, the newest of which stand at the end of `(num_items, num_levels)` codes."""
         new_rows = np.arange(self.num_items, len(semantic_codes))
-        num_lenders = self.lenders.shape[1] if len(self.lenders) else min(num_lenders, self.num_trained)
-        if num_lenders == 0:
-            return self.lenders
-        nearest = nearest_identifiers(semantic_codes, model, new_rows, np.arange(self.num_trained), num_lenders)
-        return np.concatenate([self.lenders.reshape(-1, num_lenders), nearest])
+        num_neighbors = self.neighbors.shape[1] if len(self.neighbors) else min(num_neighbors, self.num_trained)
+        if num_neighbors == 0:
+            return self.neighbors
+        nearest = nearest_identifiers(semantic_codes, model, new_rows, np.arange(self.num_trained), num_neighbors)
+        return np.concatenate([self.neighbors.reshape(-1, num_neighbors), nearest])
 
     def remove_items(self, item_ids: Sequence[str]) -> "IdentifierTable":
         """A new table in which these items are not available: never generated, but still readable in histories.
@@ -238,17 +238,17 @@ class IdentifierTable:
         """
         return self._with_availability(rows_to_change(item_ids, self, available=True), True)
 
-    def learn_items(self, item_ids: Sequence[str]) -> "IdentifierTable":
+    def mark_trained(self, item_ids: Sequence[str]) -> "IdentifierTable":
         """A new table in which these added items lend to themselves, too, as a model has learned them since.
 
         A few clicks teach less than is borrowed, and what they teach is lost where an item borrows only. So each gets
-        the place of the first of its lenders, and the farthest is left out. The items stand, in their order, in front
+        the place of the first of its neighbors, and the farthest is left out. The items stand, in their order, in front
         of the other added ones; rows of trained items stay what they are.
 
         Raises:
             InputError: an item that is not among the added ones, or has been learned before.
         """
-        num_known = self.num_trained + self.num_learned
+        num_known = self.num_trained + self.num_marked
         is_added = {item_id: row for row, item_id in enumerate(self.item_ids) if row >= num_known}
         others = [item_id for item_id in item_ids if item_id not in is_added]
         if others:
@@ -258,10 +258,10 @@ class IdentifierTable:
         chosen = np.isin(np.arange(self.num_items), [is_added[item_id] for item_id in item_ids])
         order = np.argsort((np.arange(self.num_items) >= num_known) & ~chosen, kind="stable")
         rows = order.tolist()
-        lenders = self.lenders[order[self.num_trained :] - self.num_trained]
-        learned = slice(self.num_learned, self.num_learned + int(chosen.sum()))
+        neighbors = self.neighbors[order[self.num_trained :] - self.num_trained]
+        learned = slice(self.num_marked, self.num_marked + int(chosen.sum()))
         own_rows = np.arange(num_known, num_known + int(chosen.sum()))[:, None]
-        lenders[learned] = np.concatenate([own_rows, lenders[learned, :-1]], axis=1)
+        neighbors[learned] = np.concatenate([own_rows, neighbors[learned, :-1]], axis=1)
         return replace(
             self,
             item_ids=[self.item_ids[row] for row in rows],
@@ -270,7 +270,7 @@ class IdentifierTable:
             titles=None if self.titles is None else [self.titles[row] for row in rows],
             texts=None if self.texts is None else [self.texts[row] for row in rows],
             available=self.available[order],
-            lenders=lenders,
+            neighbors=neighbors,
         )
 
     def _with_availability(self, rows: np.ndarray, value: bool) -> "IdentifierTable":

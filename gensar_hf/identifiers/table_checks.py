@@ -55,21 +55,21 @@ def _check_sizes(where: str, table: "IdentifierTable") -> None:
             f"{where} has {table.num_items} items, so `available` must hold as many truth values; got an array of "
             f"shape {table.available.shape} and dtype {table.available.dtype}."
         )
-    lenders = table.lenders
-    if lenders.ndim != 2 or len(lenders) >= table.num_items or not _may_lend(lenders, table.num_trained):
+    neighbors = table.neighbors
+    if neighbors.ndim != 2 or len(neighbors) >= table.num_items or not _may_lend(neighbors, table.num_trained):
         raise InputError(
-            f"{where}: `lenders` must name, for each of the last items, rows of items that come before them all, or "
-            f"first the item's own where it has been learned; got an array of shape {lenders.shape} for "
+            f"{where}: `neighbors` must name, for each of the last items, rows of items that come before them all, or "
+            f"first the item's own where it has been learned; got an array of shape {neighbors.shape} for "
             f"{table.num_items} items."
         )
     if not table.available.any():
         raise InputError(f"{where} has no available item; a catalogue needs at least one, so restore some.")
 
 
-def _may_lend(lenders: np.ndarray, num_trained: int) -> bool:
-    """Whether all lenders are trained items, or an item itself, first, where none before it lacks that."""
-    is_own = lenders[:, :1] == num_trained + np.arange(len(lenders))[:, None]
-    is_trained = (lenders >= 0) & (lenders < num_trained)
+def _may_lend(neighbors: np.ndarray, num_trained: int) -> bool:
+    """Whether all neighbors are trained items, or an item itself, first, where none before it lacks that."""
+    is_own = neighbors[:, :1] == num_trained + np.arange(len(neighbors))[:, None]
+    is_trained = (neighbors >= 0) & (neighbors < num_trained)
     is_trained[:, :1] |= is_own
     return bool(is_trained.all()) and bool((np.diff(is_own[:, :1].astype(int), axis=0) <= 0).all())
 

@@ -28,7 +28,7 @@ def write_fields(target: Path, fields: dict[str, Any]) -> None:
     """Write the fields of an `IdentifierTable`, by name, aside first.
 
     Columns: `item_id`, `semantic_codes`, `collaborative_codes` (lists of int32), `available`, and `title` and `text` if
-    the table has them, and `lenders` (null for trained items) if items were added; the numbers and the report are in
+    the table has them, and `neighbors` (null for trained items) if items were added; the numbers and the report are in
     the file's metadata.
     """
     columns = {
@@ -40,8 +40,8 @@ def write_fields(target: Path, fields: dict[str, Any]) -> None:
     for column, name in (("title", "titles"), ("text", "texts")):
         if fields[name] is not None:
             columns[column] = pa.array(fields[name], pa.string())
-    if len(fields["lenders"]):
-        columns["lenders"] = _lenders_column(fields["lenders"], len(fields["item_ids"]))
+    if len(fields["neighbors"]):
+        columns["neighbors"] = _neighbors_column(fields["neighbors"], len(fields["item_ids"]))
     metadata = {name: fields[name] for name in ("num_shared_levels", "codebook_size", "build_report")}
     metadata["format_version"] = FORMAT_VERSION
     table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)})
@@ -67,7 +67,7 @@ def read_fields(source: Path) -> dict[str, Any]:
         "texts": _strings(table["text"]) if "text" in table.column_names else None,
         "build_report": metadata.get("build_report", {}),
         "available": _available(table, source),
-        "lenders": _lenders(table, source),
+        "neighbors": _neighbors(table, source),
     }
 
 
@@ -101,27 +101,27 @@ def _list_column(codes: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(codes.astype(np.int32).ravel()))
 
 
-def _lenders_column(lenders: np.ndarray, num_items: int) -> pa.Array:
+def _neighbors_column(neighbors: np.ndarray, num_items: int) -> pa.Array:
     """A list for each of the last rows, null for those before."""
-    num_added, num_lenders = lenders.shape
-    offsets = np.maximum(np.arange(num_items + 1) - (num_items - num_added), 0) * num_lenders
+    num_added, num_neighbors = neighbors.shape
+    offsets = np.maximum(np.arange(num_items + 1) - (num_items - num_added), 0) * num_neighbors
     is_trained = np.arange(num_items) < num_items - num_added
-    values = pa.array(lenders.astype(np.int32).ravel())
+    values = pa.array(neighbors.astype(np.int32).ravel())
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values, mask=pa.array(is_trained))
 
 
-def _lenders(table: pa.Table, source: Path) -> np.ndarray | None:
+def _neighbors(table: pa.Table, source: Path) -> np.ndarray | None:
     """`(num_added, k)` int64 of the rows behind the last null."""
-    if "lenders" not in table.column_names:
+    if "neighbors" not in table.column_names:
         return None
-    has_lenders = table["lenders"].is_valid().to_numpy()
-    num_added = int(has_lenders.sum())
-    if not has_lenders[len(has_lenders) - num_added :].all():
-        row = int(np.flatnonzero(has_lenders)[0])
+    has_neighbors = table["neighbors"].is_valid().to_numpy()
+    num_added = int(has_neighbors.sum())
+    if not has_neighbors[len(has_neighbors) - num_added :].all():
+        row = int(np.flatnonzero(has_neighbors)[0])
         raise InputError(
-            f"{source}, row {row + 1}, column lenders: only the last rows, of added items, may have lenders."
+            f"{source}, row {row + 1}, column neighbors: only the last rows, of added items, may have neighbors."
         )
-    return _codes(table.slice(len(table) - num_added), "lenders", source) if num_added else None
+    return _codes(table.slice(len(table) - num_added), "neighbors", source) if num_added else None
 
 
 def _strings(column: pa.ChunkedArray) -> list[str]:

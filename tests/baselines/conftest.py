@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import Trainer
 
-from gensar_hf.data.events import EventLog
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests, Split
+from gensar_hf.data.user_events import UserEvents
 
 CLICKS = [[0, 1, 2], [0, 3, 4], [0, 1, 5]]  # each user's: training, recommendation request, search request
 QUERIES = ["space comedy", "war drama", "space comedy"]
@@ -18,7 +18,7 @@ QUERIES = ["space comedy", "war drama", "space comedy"]
 
 @pytest.fixture
 def split() -> Split:
-    events = EventLog(
+    events = UserEvents(
         user_ids=["ann", "bob", "cem"],
         item_ids=[f"film-{item}" for item in range(6)],
         query_texts=["space comedy", "war drama"],

@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 from gensar_hf.baselines.baseline import TrainingData, fit_by_name
 from gensar_hf.baselines.markov import MarkovChain, Settings, transition_counts
-from gensar_hf.data import Behavior, EventLog
+from gensar_hf.data import Behavior, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, Requests
 from gensar_hf.errors import InputError
 from gensar_hf.files import load_arrays
@@ -23,13 +23,13 @@ USERS = {"ann": [(R, 0), (Q, 0), (S, 1, 0), (R, 2)], "bob": [(R, 0), (R, 1), (R,
 
 
 @pytest.fixture
-def events(make_events) -> EventLog:
+def events(make_events) -> UserEvents:
     return make_events(USERS, [f"film-{item}" for item in range(NUM_ITEMS)])
 
 
-def log_of(histories: list[list[int]]) -> EventLog:
+def log_of(histories: list[list[int]]) -> UserEvents:
     items = np.array([item for history in histories for item in history], dtype=np.int64)
-    return EventLog(
+    return UserEvents(
         user_ids=[f"user-{user}" for user in range(len(histories))],
         item_ids=[f"film-{item}" for item in range(NUM_ITEMS)],
         query_texts=[],

@@ -28,7 +28,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from gensar_hf.data import Behavior, EventLog
+from gensar_hf.data import Behavior, UserEvents
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.sasrec_training import next_item_trainer
@@ -37,7 +37,7 @@ from gensar_hf.files import read_json, write_json
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.initialization import generator_from_scratch
 from gensar_hf.generator.packing import ExampleCollator, ExampleRows
-from gensar_hf.generator.tasks import DEFAULT_TASK_WEIGHTS, ExampleSampler, TrainingLog
+from gensar_hf.generator.tasks import DEFAULT_TASK_WEIGHTS, ExampleSampler, TrainingExamples
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
@@ -81,7 +81,7 @@ class StepLosses(TrainerCallback):
             self.losses.append(float(logs["loss"]))
 
 
-def make_events(seed: int) -> EventLog:
+def make_events(seed: int) -> UserEvents:
     """Users who mostly click the next item, every fifth click after a search, histories of different lengths."""
     rng = np.random.default_rng(seed)
     behaviors, items, queries, offsets = [], [], [], [0]
@@ -98,7 +98,7 @@ def make_events(seed: int) -> EventLog:
             items.append(item)
             queries.append(query)
         offsets.append(len(items))
-    return EventLog(
+    return UserEvents(
         user_ids=[f"user {row}" for row in range(NUM_USERS)],
         item_ids=[f"item {row}" for row in range(NUM_ITEMS)],
         query_texts=[f"kind {row}" for row in range(NUM_QUERIES)],
@@ -133,7 +133,7 @@ def train_generator(training: TrainingArguments, losses: StepLosses, history_enc
     sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
     items = {"num_items": NUM_ITEMS * is_packed, "item_dropout": 0.0, "dropout_rate": 0.0}
     model = generator_from_scratch(GenSARConfig(**sizes, **items), tokenizer)
-    log = TrainingLog(tokenizer, events, events.offsets[1:], identifiers.texts)
+    log = TrainingExamples(tokenizer, events, events.offsets[1:], identifiers.texts)
     sampler = ExampleSampler(
         log, DEFAULT_TASK_WEIGHTS, 20, max_target_tokens=60 * is_packed, seed=training.seed, item_vectors=is_packed
     )

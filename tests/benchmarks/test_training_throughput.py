@@ -12,9 +12,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from gensar_hf.data import EventLog, Split
+from gensar_hf.data import Split, UserEvents
 from gensar_hf.generator.packing import ExampleCollator, ExampleRows
-from gensar_hf.generator.tasks import ExampleSampler, TrainingLog
+from gensar_hf.generator.tasks import ExampleSampler, TrainingExamples
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 
@@ -51,7 +51,7 @@ def trained(
     script: ModuleType,
     variants: ModuleType,
     arguments: argparse.Namespace,
-    tiny_events: EventLog,
+    tiny_events: UserEvents,
     tiny_split: Split,
     identifiers: IdentifierTable,
 ) -> dict:
@@ -65,13 +65,13 @@ def test_the_common_way_reads_the_same_examples(
     variants: ModuleType,
     tokenizers: dict[str, GenSARTokenizer],
     encoding: str,
-    tiny_events: EventLog,
+    tiny_events: UserEvents,
     tiny_split: Split,
     identifiers: IdentifierTable,
 ) -> None:
     """Text and back: the same tensors as the package's, where a packed row has its targets side by side."""
     tokenizer = tokenizers[encoding]
-    log = TrainingLog(tokenizer, tiny_events, tiny_split.train_ends, identifiers.texts)
+    log = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends, identifiers.texts)
     is_packed = encoding == "events"
     rows = ExampleRows(ExampleSampler(log, window=6, max_target_tokens=25 * is_packed), 40, 12 * is_packed)
     examples = [one for index in range(40) for one in variants.alone(rows[index])]

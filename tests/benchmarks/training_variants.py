@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from gensar_hf.data import Behavior, EventLog, InteractionLog, Requests, Split, events_from_log, training_mask
+from gensar_hf.data import Behavior, InteractionLog, Requests, Split, UserEvents, events_from_log, training_mask
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.history import HistoryEvent
 from gensar_hf.generator.initialization import generator_from_scratch
 from gensar_hf.generator.modeling_gensar import IGNORED_LABEL, GenSARForConditionalGeneration
 from gensar_hf.generator.packing import ExampleCollator, ExampleRows, Row, batches_per_step
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS
-from gensar_hf.generator.tasks import Example, ExampleSampler, Target, TrainingLog
+from gensar_hf.generator.tasks import Example, ExampleSampler, Target, TrainingExamples
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.training_defaults import bf16_is_faster
@@ -189,7 +189,7 @@ def collate_texts(examples: Sequence[TextExample], tokenizer: GenSARTokenizer) -
 class Source:
     """The log, the identifiers and the item texts that all variants are made of."""
 
-    events: EventLog
+    events: UserEvents
     split: Split
     identifiers: IdentifierTable
     item_texts: Sequence[str]
@@ -243,7 +243,7 @@ def make_trainees(source: Source, arguments: argparse.Namespace) -> dict[str, Tr
     trainees = {}
     for encoding, max_events in (("tokens", arguments.token_events), ("events", arguments.max_history_events)):
         tokenizer = source.tokenizer(encoding, max_events)
-        log = TrainingLog(tokenizer, source.events, source.split.train_ends, source.item_texts)
+        log = TrainingExamples(tokenizer, source.events, source.split.train_ends, source.item_texts)
         is_packed = encoding == "events"
         sampler = ExampleSampler(
             log, window=max_events, max_target_tokens=MAX_TARGET_TOKENS if is_packed else 0, seed=arguments.seed

@@ -8,10 +8,10 @@ from gensar_hf.data import (
     RECOMMENDATION,
     SEARCH,
     Behavior,
-    EventLog,
     InteractionLog,
     Requests,
     Split,
+    UserEvents,
     chronological_cut,
     events_from_log,
     leave_one_out,
@@ -31,7 +31,7 @@ def make_log(rows: list[tuple]) -> InteractionLog:
     return load_log(items, pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "query"]))
 
 
-def make_events(rows: list[tuple]) -> EventLog:
+def make_events(rows: list[tuple]) -> UserEvents:
     return events_from_log(make_log(rows))
 
 
@@ -39,7 +39,7 @@ def items_of(requests: Requests) -> str:
     return "".join(ITEM_IDS[item] for item in requests.target_items)
 
 
-def described(events: EventLog, positions) -> str:
+def described(events: UserEvents, positions) -> str:
     """One letter per event: the item, or ? for a query."""
     return "".join("?" if events.items[event] < 0 else ITEM_IDS[events.items[event]] for event in positions)
 
@@ -233,7 +233,7 @@ def sorted_log(rows: list[tuple]) -> InteractionLog:
     return InteractionLog(ITEMS, frame.astype({"timestamp": "float64"}), ("title",))
 
 
-def cut_or_none(events: EventLog, kind: str, min_train_events: int) -> Split | None:
+def cut_or_none(events: UserEvents, kind: str, min_train_events: int) -> Split | None:
     if kind == "leave one out":
         return leave_one_out(events, min_train_events)
     try:

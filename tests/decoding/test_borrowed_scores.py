@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.decoding.borrowed_scores import mean_probability, rank_with_borrowers
+from gensar_hf.decoding.borrowed_scores import mean_probability, rank_with_cold_items
 
 
 def test_the_mean_is_one_of_probabilities_not_of_logarithms():
@@ -24,26 +24,26 @@ def test_the_mean_lies_between_the_least_and_the_greatest(values):
 
 def test_new_items_stand_where_their_lenders_put_them():
     rows, scores = np.array([3, 0, 2]), np.log([0.5, 0.3, 0.1])
-    # 7 borrows (0.5 + 0.3) / 2, 8 borrows (0.1 + 0) / 2, and nobody of 9's lenders was found
-    lenders = np.array([[3, 0], [2, 1], [1, 4]])
+    # 7 borrows (0.5 + 0.3) / 2, 8 borrows (0.1 + 0) / 2, and nobody of 9's neighbors was found
+    neighbors = np.array([[3, 0], [2, 1], [1, 4]])
 
-    ranked, ranked_scores = rank_with_borrowers(rows, scores, np.array([7, 8, 9]), lenders)
+    ranked, ranked_scores = rank_with_cold_items(rows, scores, np.array([7, 8, 9]), neighbors)
 
     np.testing.assert_array_equal(ranked, [3, 7, 0, 2, 8])
     np.testing.assert_allclose(np.exp(ranked_scores), [0.5, 0.4, 0.3, 0.1, 0.05])
 
 
-def test_a_new_item_may_be_among_its_own_lenders():
+def test_a_new_item_may_be_among_its_own_neighbors():
     rows, scores = np.array([7, 3, 0]), np.log([0.5, 0.3, 0.1])
-    ranked, ranked_scores = rank_with_borrowers(rows, scores, np.array([7, 8]), np.array([[7, 3], [8, 0]]))
+    ranked, ranked_scores = rank_with_cold_items(rows, scores, np.array([7, 8]), np.array([[7, 3], [8, 0]]))
     np.testing.assert_array_equal(ranked, [7, 3, 0, 8])
     np.testing.assert_allclose(np.exp(ranked_scores), [0.4, 0.3, 0.1, 0.05])
 
 
 def test_without_new_items_or_without_answers_nothing_changes():
     rows, scores = np.array([3, 0]), np.array([-1.0, -2.0])
-    ranked, ranked_scores = rank_with_borrowers(rows, scores, np.zeros(0, int), np.zeros((0, 5), int))
+    ranked, ranked_scores = rank_with_cold_items(rows, scores, np.zeros(0, int), np.zeros((0, 5), int))
     np.testing.assert_array_equal(ranked, rows)
     np.testing.assert_array_equal(ranked_scores, scores)
-    ranked, _ = rank_with_borrowers(rows[:0], scores[:0], np.array([7]), np.array([[0, 3]]))
+    ranked, _ = rank_with_cold_items(rows[:0], scores[:0], np.array([7]), np.array([[0, 3]]))
     assert len(ranked) == 0

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gensar_hf.data.events import Behavior, EventLog
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.data.user_events import Behavior, UserEvents
 from gensar_hf.evaluation.comparison import Outcome
 from gensar_hf.files import write_json
 
@@ -47,7 +47,7 @@ def build_requests(
         query_ids.append(user if queries is not None else -1)
         targets.append(len(items) - 1)
         offsets.append(len(items))
-    events = EventLog(
+    events = UserEvents(
         user_ids=[f"user-{user}" for user in range(len(clicks))],
         item_ids=[f"item-{item}" for item in range(num_items)],
         query_texts=list(queries or []),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gensar_hf import GenSARPipeline
-from gensar_hf.data import Behavior, EventLog, Split
+from gensar_hf.data import Behavior, Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.evaluation.generator_scorer import GeneratorScorer, request_history
 
@@ -55,13 +55,13 @@ def test_scores_are_the_log_probabilities_of_the_identifiers(
 
 
 def test_items_are_found_by_their_ids_not_by_their_order(
-    tiny_split: Split, tiny_events: EventLog, pipelines: dict[str, GenSARPipeline], make_events: Callable
+    tiny_split: Split, tiny_events: UserEvents, pipelines: dict[str, GenSARPipeline], make_events: Callable
 ) -> None:
     """An event log that lists the catalogue in another order gives the same scores for the same items."""
     pipe, requests = pipelines["events"], tiny_split.test[RECOMMENDATION]
     order = np.random.default_rng(1).permutation(12)
     place = np.argsort(order)
-    shuffled = EventLog(
+    shuffled = UserEvents(
         **{
             **vars(tiny_events),
             "item_ids": [tiny_events.item_ids[item] for item in order],

@@ -1,4 +1,4 @@
-"""Requests for held-out items read nothing of them, and borrowed scores are the lenders' means."""
+"""Requests for held-out items read nothing of them, and borrowed scores are the neighbors' means."""
 
 import numpy as np
 import pandas as pd
@@ -95,10 +95,10 @@ def test_known_targets_are_ranked_by_what_they_would_borrow(parts):
     requests = split.test[RECOMMENDATION]
     assert requests.target_items.tolist() == [4]  # i6, in the catalogue without the new items
     sets = CandidateSets(np.array([[0, 4, 1, 5]]), np.array([1]), "random-3", 0)
-    lenders = np.zeros((6, 3), dtype=int)
-    lenders[4] = [0, 1, 5]
+    neighbors = np.zeros((6, 3), dtype=int)
+    neighbors[4] = [0, 1, 5]
 
-    ranks = ranks_as_new(CountingScorer(WEIGHTS[:6]), requests, sets, lenders, [1, 2, 3])
+    ranks = ranks_as_new(CountingScorer(WEIGHTS[:6]), requests, sets, neighbors, [1, 2, 3])
 
     # own .05: third; borrowed .30 ties with the candidate before it, .25 lies between .30 and .20, .17 below both
     assert {num: found.tolist() for num, found in ranks.items()} == {1: [2], 2: [2], 3: [3]}

@@ -75,11 +75,11 @@ def trained(
     model: PreTrainedModel, tokenizer: GenSARTokenizer, shape: str = "t5"
 ) -> tuple[torch.nn.Module, AdapterBase]:
     """The model with an adapter whose weights are no longer those that it began with, and two tokens more."""
-    lenders = LENDERS if shape.startswith("t5") else None
-    base = AdapterBase.of(model, "films/base", len(tokenizer) + NEW_TOKENS, lenders)
+    neighbors = LENDERS if shape.startswith("t5") else None
+    base = AdapterBase.of(model, "films/base", len(tokenizer) + NEW_TOKENS, neighbors)
     grow_to(model, base)
     token_ids = [*tokenizer.code_token_ids, *range(len(tokenizer), len(tokenizer) + NEW_TOKENS)]
-    item_rows = () if lenders is None else (12, 13)
+    item_rows = () if neighbors is None else (12, 13)
     with_adapter = add_adapter(model, lora_config(model, token_ids, rank=2, item_rows=item_rows))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -144,19 +144,19 @@ def test_a_step_of_training_changes_the_chosen_rows_and_nothing_else(
             assert not torch.isclose(parameter, before[name]).all(), name
 
 
-def test_new_items_begin_as_the_mean_of_their_lenders(make_base: Callable, tokenizer: GenSARTokenizer) -> None:
+def test_new_items_begin_as_the_mean_of_their_neighbors(make_base: Callable, tokenizer: GenSARTokenizer) -> None:
     model = make_base()
     with torch.no_grad():
         model.encoder.items.bias.copy_(torch.arange(12.0))
     before = model.encoder.items.table.weight.detach().clone()
-    grow_to(model, AdapterBase.of(model, "base", lenders=LENDERS))
+    grow_to(model, AdapterBase.of(model, "base", neighbors=LENDERS))
     items = model.encoder.items
     assert model.config.num_items == len(items.table.weight) == 14
     assert torch.equal(items.table.weight[:12], before)
     torch.testing.assert_close(items.table.weight[12], (before[0] + before[3]) / 2)
     assert items.bias.tolist() == [*range(12), 1.5, 3.0]
-    with pytest.raises(ValueError, match="Lenders must be rows of the 14 items; got 0 to 14"):
-        grow_to(model, AdapterBase.of(model, "base", lenders=np.array([[0, 14]])))
+    with pytest.raises(ValueError, match="Neighbors must be rows of the 14 items; got 0 to 14"):
+        grow_to(model, AdapterBase.of(model, "base", neighbors=np.array([[0, 14]])))
 
 
 def test_other_layers_can_be_named(make_base: Callable, tokenizer: GenSARTokenizer) -> None:
@@ -214,8 +214,8 @@ def test_damaged_weights_are_refused(make_base: Callable, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "field", "value"),
     [
-        ("adapter_base.json", "format_version", 2), ("adapter_base.json", "lenders", [[0], [1, 2]]),
-        ("adapter_base.json", "lenders", [[0, 50]]), ("adapter_config.json", "peft_type", "XLORA"),
+        ("adapter_base.json", "format_version", 2), ("adapter_base.json", "neighbors", [[0], [1, 2]]),
+        ("adapter_base.json", "neighbors", [[0, 50]]), ("adapter_config.json", "peft_type", "XLORA"),
         ("adapter_config.json", "r", "many"), ("adapter_config.json", "target_modules", ["nothing"]),
         ("adapter_config.json", "trainable_token_indices", {"shared": [10_000]}),
     ],

@@ -42,7 +42,7 @@ def catalogue(identifiers: IdentifierTable) -> IdentifierTable:
         titles=[*identifiers.titles, "One", "Two", "Three"],
         texts=[*identifiers.texts, "One", "Two", "Three"],
         available=np.ones(15, dtype=bool),
-        lenders=np.array([[0, 1], [2, 3], [4, 5]]),
+        neighbors=np.array([[0, 1], [2, 3], [4, 5]]),
     )
 
 
@@ -62,7 +62,7 @@ def test_the_newest_are_asked_for_and_the_others_trained_on(catalogue: Identifie
     assert asked(data, RECOMMENDATION) == [("bob", "film-5"), ("cem", "film-0"), ("dan", "new-2")]
     assert asked(data, SEARCH) == [("ann", "new-1")]
     assert data.after.item_ids[12:] == events.item_ids[12:] == ["new-2", "new-1", "new-3"]
-    assert (data.num_known, data.num_learned, data.after.lenders.tolist()) == (12, 1, [[12, 2], [0, 1], [4, 5]])
+    assert (data.num_known, data.num_marked, data.after.neighbors.tolist()) == (12, 1, [[12, 2], [0, 1], [4, 5]])
     assert data.item_groups() == {"known items": (0, 12), "new items": (12, 13), "new items without clicks": (13, 15)}
     assert data.item_texts[12:] == ["Two", "One", "Three"]
     assert (data.before.num_trained, data.before.item_ids) == (12, catalogue.item_ids)
@@ -103,7 +103,7 @@ def test_an_adapter_is_trained_on_newer_clicks(
     with_adapter, base = data.with_adapter(model, "base", tokenizer)
     assert getattr(model.config, "num_items", 0) == (13 if num_items else 0)
     if num_items:
-        assert base.lenders.tolist() == [[2, 3]]
+        assert base.neighbors.tolist() == [[2, 3]]
         np.testing.assert_allclose(model.encoder.items.table.weight[12].detach(), vectors[[2, 3]].mean(0), rtol=1e-6)
     is_packed = tokenizer.history_encoding == "events"
     log = data.training_log(tokenizer)

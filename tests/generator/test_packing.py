@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.data import Behavior, EventLog, Split
+from gensar_hf.data import Behavior, Split, UserEvents
 from gensar_hf.generator.modeling_gensar import IGNORED_LABEL, GenSARForConditionalGeneration
 from gensar_hf.generator.packing import ExampleCollator, ExampleRows, Row, batches_per_step
 from gensar_hf.generator.prompts import Task
-from gensar_hf.generator.tasks import Example, ExampleSampler, ItemTarget, Target, TrainingLog
+from gensar_hf.generator.tasks import Example, ExampleSampler, ItemTarget, Target, TrainingExamples
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline
@@ -254,9 +254,9 @@ def test_rows_of_tokens_compute_the_same_in_any_batch(
 
 @pytest.fixture(scope="module")
 def sampler(
-    tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, tiny_events: EventLog, tiny_split: Split
+    tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, tiny_events: UserEvents, tiny_split: Split
 ) -> ExampleSampler:
-    log = TrainingLog(tokenizers["events"], tiny_events, tiny_split.train_ends, identifiers.texts)
+    log = TrainingExamples(tokenizers["events"], tiny_events, tiny_split.train_ends, identifiers.texts)
     return ExampleSampler(log, window=6, max_target_tokens=25, seed=3)
 
 
@@ -299,12 +299,12 @@ def test_a_row_depends_on_the_seed_and_its_index_alone(sampler: ExampleSampler) 
 
 @pytest.fixture(scope="module")
 def samplers(
-    tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, tiny_events: EventLog, tiny_split: Split
+    tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, tiny_events: UserEvents, tiny_split: Split
 ) -> dict[str, ExampleSampler]:
     """One sampler for each history encoding."""
     return {
         encoding: ExampleSampler(
-            TrainingLog(tokenizers[encoding], tiny_events, tiny_split.train_ends, identifiers.texts),
+            TrainingExamples(tokenizers[encoding], tiny_events, tiny_split.train_ends, identifiers.texts),
             window=6, max_target_tokens=25 if encoding == "events" else 0, seed=7,
         )
         for encoding in tokenizers
@@ -407,12 +407,12 @@ def test_a_real_batch_trains(sampler: ExampleSampler, generators: dict[str, GenS
 def test_an_item_without_text_does_not_break_a_batch(
     tokenizers: dict[str, GenSARTokenizer],
     generators: dict[str, GenSARForConditionalGeneration],
-    tiny_events: EventLog,
+    tiny_events: UserEvents,
     tiny_split: Split,
 ) -> None:
     """Titles may be missing in a user's own table."""
     texts = ["" if item % 2 else f"film {item}" for item in range(tiny_events.num_items)]
-    log = TrainingLog(tokenizers["events"], tiny_events, tiny_split.train_ends, texts)
+    log = TrainingExamples(tokenizers["events"], tiny_events, tiny_split.train_ends, texts)
     weights = {Task.DESCRIPTION_TO_IDENTIFIER: 1.0, Task.IDENTIFIER_TO_DESCRIPTION: 1.0}
     rows = ExampleRows(ExampleSampler(log, weights, seed=0), num_rows=20)
     collate = ExampleCollator(tokenizers["events"])

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.data import Behavior, EventLog, Split
+from gensar_hf.data import Behavior, Split, UserEvents
 from gensar_hf.generator.prompts import PROMPTS, Task
-from gensar_hf.generator.tasks import DEFAULT_TASK_WEIGHTS, Example, ExampleSampler, TrainingLog
+from gensar_hf.generator.tasks import DEFAULT_TASK_WEIGHTS, Example, ExampleSampler, TrainingExamples
 from gensar_hf.generator.teacher import TeacherItems
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
@@ -26,14 +26,16 @@ TRAIN_LENGTH = 5
 def make_log(tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, make_events: Callable) -> Callable:
     """Users, and how many of each one's events are training events → a training log."""
 
-    def build(users: dict[str, list[tuple]], *lengths: int, encoding: str = "events", **options: list) -> TrainingLog:
+    def build(
+        users: dict[str, list[tuple]], *lengths: int, encoding: str = "events", **options: list
+    ) -> TrainingExamples:
         events = make_events(users, identifiers.item_ids, **options)
-        return TrainingLog(tokenizers[encoding], events, events.offsets[:-1] + list(lengths), identifiers.titles)
+        return TrainingExamples(tokenizers[encoding], events, events.offsets[:-1] + list(lengths), identifiers.titles)
 
     return build
 
 
-def read(log: TrainingLog, tokens: np.ndarray) -> str:
+def read(log: TrainingExamples, tokens: np.ndarray) -> str:
     """Tokens as text: `R3` and `S3` for identifiers with their behavior token, `r3`, `s3` without, else the words."""
     names = {}
     for behavior, letter in ((R, "R"), (S, "S")):
@@ -42,7 +44,7 @@ def read(log: TrainingLog, tokens: np.ndarray) -> str:
     return names.get(tuple(tokens)) or log.tokenizer.decode(tokens)
 
 
-def unroll(log: TrainingLog, example: Example) -> set[tuple[str, ...]]:
+def unroll(log: TrainingExamples, example: Example) -> set[tuple[str, ...]]:
     """Every (event, …, response) of an example, without the instruction."""
     events = [read(log, event) for event in example.events[1:]]
     return {(*events[: target.end - 1], read(log, target.response)) for target in example.targets}
@@ -233,9 +235,11 @@ def test_a_draw_is_a_function_of_the_generator_it_is_given(
 
 @pytest.fixture(scope="module")
 def shared_sampler(
-    tokenizers: dict[str, GenSARTokenizer], tiny_events: EventLog, tiny_split: Split, identifiers: IdentifierTable
+    tokenizers: dict[str, GenSARTokenizer], tiny_events: UserEvents, tiny_split: Split, identifiers: IdentifierTable
 ) -> ExampleSampler:
-    return ExampleSampler(TrainingLog(tokenizers["events"], tiny_events, tiny_split.train_ends, identifiers.titles))
+    return ExampleSampler(
+        TrainingExamples(tokenizers["events"], tiny_events, tiny_split.train_ends, identifiers.titles)
+    )
 
 
 def drawn_tasks(sampler: ExampleSampler, number: int = 300) -> list[Task]:
@@ -327,7 +331,7 @@ def test_the_same_item_at_another_moment_is_no_twin(make_log: Callable) -> None:
 
 def test_what_came_before_the_newer_events_is_read_and_never_asked_for(make_log: Callable) -> None:
     log = make_log(ONE_USER, TRAIN_LENGTH)
-    newer = TrainingLog(log.tokenizer, log.events, log.train_ends, log.item_texts, log.events.offsets[:-1] + 3)
+    newer = TrainingExamples(log.tokenizer, log.events, log.train_ends, log.item_texts, log.events.offsets[:-1] + 3)
     sampler = ExampleSampler(newer, recommend_searched=False, item_vectors=True)
     assert all_of(sampler, Task.NEXT_RECOMMENDED_ITEM) == {("R0", QUERY, "S1", "S2", "R3")}
     assert all_of(sampler, Task.NEXT_SEARCHED_ITEM) == {("R0", QUERY, "S1", "S2")}
@@ -342,8 +346,8 @@ def test_items_that_borrow_are_not_described(
 ) -> None:
     log = make_log(ONE_USER, TRAIN_LENGTH)
     tokenizer = GenSARTokenizer.from_pretrained(model_dirs["events"])
-    tokenizer.attach_identifiers(replace(identifiers, lenders=np.array([[0, 3], [5, 1]])))
-    described = TrainingLog(tokenizer, log.events, log.train_ends, log.item_texts).described
+    tokenizer.attach_identifiers(replace(identifiers, neighbors=np.array([[0, 3], [5, 1]])))
+    described = TrainingExamples(tokenizer, log.events, log.train_ends, log.item_texts).described
     assert described.tolist() == list(range(10))
 
 
@@ -379,7 +383,7 @@ def test_nothing_held_out_is_ever_drawn(
         lengths.append(len(training))
     queries = ["comedy", "space adventure", "zzzz horror"]
     events = make_events(users, identifiers.item_ids, queries=queries)
-    log = TrainingLog(tokenizers["events"], events, events.offsets[:-1] + lengths, identifiers.titles)
+    log = TrainingExamples(tokenizers["events"], events, events.offsets[:-1] + lengths, identifiers.titles)
     marks = {tuple(ids) for behavior in (R, S) for ids in log.tokenizer.item_token_ids[behavior][8:]}
     marks.add((log.tokenizer.behavior_ids[Q], *log.tokenizer.text_ids(queries[2])))
     max_target_tokens = data.draw(st.sampled_from([0, 12]))

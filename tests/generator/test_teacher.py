@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gensar_hf.data import Behavior, EventLog
+from gensar_hf.data import Behavior, UserEvents
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel, pad_histories
 from gensar_hf.generator.teacher import TeacherItems, teacher_of_sasrec
@@ -21,7 +21,7 @@ TRAIN_LENGTHS = [9, 1, 2]
 
 
 @pytest.fixture
-def events(make_events: Callable) -> EventLog:
+def events(make_events: Callable) -> UserEvents:
     return make_events(USERS, [f"film-{item}" for item in range(12)])
 
 
@@ -42,7 +42,7 @@ def test_draws_follow_the_probabilities() -> None:
     assert teacher.draw(1, rng) is None
 
 
-def test_every_training_click_behind_another_one_is_asked_for(events: EventLog, sasrec: SASRecModel) -> None:
+def test_every_training_click_behind_another_one_is_asked_for(events: UserEvents, sasrec: SASRecModel) -> None:
     teacher = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS)
     asked = np.flatnonzero(teacher.cumulative[:, -1])
     # Ann's clicks but the first and the held-out one; of the others one click of Cem's.
@@ -50,7 +50,7 @@ def test_every_training_click_behind_another_one_is_asked_for(events: EventLog, 
     assert np.allclose(teacher.cumulative[asked, -1], 1)
 
 
-def test_probabilities_are_those_of_the_model(events: EventLog, sasrec: SASRecModel) -> None:
+def test_probabilities_are_those_of_the_model(events: UserEvents, sasrec: SASRecModel) -> None:
     teacher = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS)
     # Windows overlap by half of the model's length: Ann's fifth prediction is the third of its own half.
     for event, history in ((2, [0]), (4, [0, 1, 2]), (5, [0, 1, 2, 3]), (12, [3])):
@@ -61,7 +61,7 @@ def test_probabilities_are_those_of_the_model(events: EventLog, sasrec: SASRecMo
         assert teacher.items[event, 0] == expected.argmax()
 
 
-def test_few_items_are_kept_and_share_the_whole_probability(events: EventLog, sasrec: SASRecModel) -> None:
+def test_few_items_are_kept_and_share_the_whole_probability(events: UserEvents, sasrec: SASRecModel) -> None:
     sasrec.train()
     teacher = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS, num_kept=3)
     assert sasrec.training  # and was asked without dropout, or the second teacher would be another one

@@ -373,24 +373,24 @@ def test_add_remove_restore_save_load(tiny_catalogue: tuple, data: st.DataObject
     assert (table.num_items, table.available.tolist()) == (num_old, [True] * num_old)
 
 
-def test_added_items_come_back_from_disk_with_their_lenders(tmp_path: Path):
-    table = small_table(lenders=[[0, 1]])
+def test_added_items_come_back_from_disk_with_their_neighbors(tmp_path: Path):
+    table = small_table(neighbors=[[0, 1]])
     assert table.num_trained == 2
     table.save(tmp_path)
-    assert IdentifierTable.load(tmp_path).lenders.tolist() == [[0, 1]]
+    assert IdentifierTable.load(tmp_path).neighbors.tolist() == [[0, 1]]
     assert small_table().num_trained == 3
 
 
-@pytest.mark.parametrize("lenders", [[[0, 2]], [[-1]], [[0], [0], [0], [0]]])
-def test_only_trained_items_lend(lenders: list):
-    with pytest.raises(InputError, match="`lenders` must name, for each of the last items, rows"):
-        small_table(lenders=lenders)
+@pytest.mark.parametrize("neighbors", [[[0, 2]], [[-1]], [[0], [0], [0], [0]]])
+def test_only_trained_items_lend(neighbors: list):
+    with pytest.raises(InputError, match="`neighbors` must name, for each of the last items, rows"):
+        small_table(neighbors=neighbors)
 
 
 def test_lenders_stand_behind_trained_items_only(tmp_path: Path):
-    path = small_table(lenders=[[0, 1]]).save(tmp_path)
+    path = small_table(neighbors=[[0, 1]]).save(tmp_path)
     pq.write_table(pq.read_table(path).take([2, 0, 1]), path)
-    with pytest.raises(InputError, match=r"row 1, column lenders: only the last rows"):
+    with pytest.raises(InputError, match=r"row 1, column neighbors: only the last rows"):
         IdentifierTable.load(path)
 
 
@@ -404,34 +404,34 @@ def test_added_items_borrow_from_the_nearest_trained_ones_and_never_from_one_ano
     model.initialize_codebooks(semantic, collaborative, seed=0)
     table = build_identifier_table(model, semantic, collaborative, [str(row) for row in range(30)])
     twins = (semantic[[7, 21]], collaborative[[7, 21]])
-    once = table.add_items(twins, ["a", "b"], model, num_lenders=3)
-    assert (once.num_trained, once.lenders.shape) == (30, (2, 3))
-    assert once.lenders[:, 0].tolist() == [7, 21]  # an item with the same embeddings is the nearest
+    once = table.add_items(twins, ["a", "b"], model, num_neighbors=3)
+    assert (once.num_trained, once.neighbors.shape) == (30, (2, 3))
+    assert once.neighbors[:, 0].tolist() == [7, 21]  # an item with the same embeddings is the nearest
     twice = once.add_items(twins, ["c", "d"], model)
     assert twice.num_trained == 30
-    assert twice.lenders.tolist() == [*once.lenders.tolist(), *once.lenders.tolist()]
-    assert table.add_items(twins, ["a", "b"], model, num_lenders=0).num_trained == 32
+    assert twice.neighbors.tolist() == [*once.neighbors.tolist(), *once.neighbors.tolist()]
+    assert table.add_items(twins, ["a", "b"], model, num_neighbors=0).num_trained == 32
 
 
 def test_added_items_that_are_learned_stand_before_those_that_borrow_only(make_identifiers: Callable) -> None:
-    table = replace(make_identifiers(), lenders=np.array([[0, 3], [5, 1], [2, 4]]))  # of film-9, film-10 and film-11
-    learned = table.remove_items(["film-10"]).learn_items(["film-11", "film-9"])
+    table = replace(make_identifiers(), neighbors=np.array([[0, 3], [5, 1], [2, 4]]))  # of film-9, film-10 and film-11
+    learned = table.remove_items(["film-10"]).mark_trained(["film-11", "film-9"])
     assert learned.item_ids == [*table.item_ids[:9], "film-9", "film-11", "film-10"]
-    assert (table.num_learned, learned.num_trained, learned.num_learned) == (0, 9, 2)
-    assert learned.lenders.tolist() == [[9, 0], [10, 2], [5, 1]]
+    assert (table.num_marked, learned.num_trained, learned.num_marked) == (0, 9, 2)
+    assert learned.neighbors.tolist() == [[9, 0], [10, 2], [5, 1]]
     assert learned.available.tolist() == [True] * 11 + [False]
     for item_id in table.item_ids:
         rows = learned.index_of(item_id), table.index_of(item_id)
         for name in ("semantic_codes", "collaborative_codes", "titles", "texts"):
             assert np.array_equal(getattr(learned, name)[rows[0]], getattr(table, name)[rows[1]])
-    assert learned.learn_items(["film-10"]).lenders.tolist() == [[9, 0], [10, 2], [11, 5]]
-    assert table.learn_items([]).lenders.tolist() == table.lenders.tolist()
+    assert learned.mark_trained(["film-10"]).neighbors.tolist() == [[9, 0], [10, 2], [11, 5]]
+    assert table.mark_trained([]).neighbors.tolist() == table.neighbors.tolist()
     for item_ids in (["film-10", "film-3"], ["film-9"]):
         with pytest.raises(InputError, match=f"'{item_ids[-1]}' is none that was added"):
-            learned.learn_items(item_ids)
+            learned.mark_trained(item_ids)
 
 
-@pytest.mark.parametrize("lenders", [[[9, 0], [9, 1], [2, 4]], [[0, 3], [10, 1], [2, 4]], [[0, 9], [5, 1], [2, 4]]])
-def test_an_item_lends_to_itself_alone_and_first(make_identifiers: Callable, lenders: list) -> None:
-    with pytest.raises(InputError, match="`lenders` must name"):
-        replace(make_identifiers(), lenders=np.array(lenders))
+@pytest.mark.parametrize("neighbors", [[[9, 0], [9, 1], [2, 4]], [[0, 3], [10, 1], [2, 4]], [[0, 9], [5, 1], [2, 4]]])
+def test_an_item_lends_to_itself_alone_and_first(make_identifiers: Callable, neighbors: list) -> None:
+    with pytest.raises(InputError, match="`neighbors` must name"):
+        replace(make_identifiers(), neighbors=np.array(neighbors))

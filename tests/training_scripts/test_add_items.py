@@ -230,7 +230,7 @@ def test_held_out_items_are_added_and_asked_for_and_the_model_stays(script, fini
         argv.append("--model.item_vectors=false")
         assert script("train_generator.py", "--output_dir", run_dir, *tiny("model"), argv[-1])[0] == 0
     before = contents(run_dir)
-    options = ["--new_items.max_beam_requests=4", "--new_items.nums_lenders", "2", "3", "--results.num_negatives=9"]
+    options = ["--new_items.max_beam_requests=4", "--new_items.nums_neighbors", "2", "3", "--results.num_negatives=9"]
     status, printed, complaint = script("evaluate_new_items.py", *argv, *options)
     assert status == 0, complaint
     assert {name: content for name, content in contents(run_dir).items() if name in before} == before
@@ -245,7 +245,7 @@ def test_held_out_items_are_added_and_asked_for_and_the_model_stays(script, fini
     assert set(search["systems"]) >= {"BM25", "Dense retrieval", "GenSAR, borrowed"}
     # Where items have vectors, a new one has none to rely on.
     assert ("GenSAR, own identifiers" in search["systems"]) == (not item_vectors)
-    assert search["num_lenders"] in (2, 3)
+    assert search["num_neighbors"] in (2, 3)
     for shares in search["whole_catalogue"].values():
         assert shares["requests@100"] == shares["items@100"] == 1  # more answers than items
     written = (run_dir / "results" / "new_items.md").read_text()
@@ -281,14 +281,14 @@ def test_held_out_files_that_are_missing_are_named(finished_run, tmp_path):
         load_held_out(tmp_path, InteractionLog.load(finished_run[0] / "data"))
 
 
-def test_figures_are_written_with_the_protocol_the_interval_and_the_number_of_lenders():
+def test_figures_are_written_with_the_protocol_the_interval_and_the_number_of_neighbors():
     from new_items_report import markdown_tables
 
     figure = {"value": 0.25, "low": 0.2, "high": 0.4}
     metrics = ("HR@1", "HR@5", "HR@10", "NDCG@10")
     shares = {f"{what}@{depth}": 0.5 for what in ("requests", "items", "places") for depth in (10, 100)}
     task = {
-        "num_lenders": 20, "protocol": "bm25-hard-99", "num_requests": 1234, "num_items": 5, "known_items": None,
+        "num_neighbors": 20, "protocol": "bm25-hard-99", "num_requests": 1234, "num_items": 5, "known_items": None,
         "systems": {"Chance": {name: {"value": 0.1} for name in metrics}, "GenSAR": dict.fromkeys(metrics, figure)},
         "whole_catalogue": {"New, borrowed": shares},
     }  # fmt: skip

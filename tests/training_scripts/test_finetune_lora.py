@@ -74,7 +74,7 @@ def test_a_model_is_fine_tuned_and_asked_before_and_after(script, run_dir):
     assert table.item_ids[: known.num_items] == known.item_ids
     assert set(table.item_ids[known.num_items :]) == {f"B004ZT000{number}" for number in range(4)}
     assert table.num_trained == known.num_trained
-    assert tuned.model.config.num_items == known.num_trained + table.num_learned > known.num_trained
+    assert tuned.model.config.num_items == known.num_trained + table.num_marked > known.num_trained
     found = tuned.recommend([{"item_id": table.item_ids[-1]}], top_k=50)
     assert {answer["item_id"] for answer in found} == set(table.item_ids)
     weights = dict(base.model.named_parameters())
@@ -97,7 +97,7 @@ def test_a_model_is_fine_tuned_and_asked_before_and_after(script, run_dir):
             after, before = (group["systems"][name]["NDCG@10"]["value"] for name in ("after", "before"))
             assert group["difference"]["NDCG@10"]["value"] == pytest.approx(after - before)
     clicked = set(newer["item_id"][newer["timestamp"] < cut])
-    assert set(table.item_ids[known.num_items :][: table.num_learned]) == clicked - set(known.item_ids)
+    assert set(table.item_ids[known.num_items :][: table.num_marked]) == clicked - set(known.item_ids)
     written = (run_dir / "adapter" / "finetune.md").read_text()
     for text in (printed, written):
         assert "Recommendation of still newer clicks" in text

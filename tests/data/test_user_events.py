@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.data import Behavior, EventLog, InteractionLog, events_from_log, load_log
+from gensar_hf.data import Behavior, InteractionLog, UserEvents, events_from_log, load_log
 
 ITEM_IDS = ["a", "b", "c", "d"]
 R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
@@ -16,7 +16,7 @@ def make_log(rows: list[tuple]) -> InteractionLog:
     return load_log(items, pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "query"]))
 
 
-def described(events: EventLog, user: int) -> list[tuple]:
+def described(events: UserEvents, user: int) -> list[tuple]:
     return [
         (
             Behavior(events.behaviors[event]).token,

@@ -25,7 +25,7 @@ class Behavior(IntEnum):
 
 
 @dataclass(frozen=True, eq=False)
-class EventLog:
+class UserEvents:
     """All users' events, sorted by user, then by time.
 
     Attributes:
@@ -75,7 +75,7 @@ class EventLog:
         return np.where(self.behaviors == Behavior.SEARCHED_ITEM, last_query, positions)
 
 
-def events_from_log(log: InteractionLog) -> EventLog:
+def events_from_log(log: InteractionLog) -> UserEvents:
     """Turn rows into events.
 
     Rows in a row (in the log's order) with the same user and query are one search session: one query event, at the
@@ -109,7 +109,7 @@ def events_from_log(log: InteractionLog) -> EventLog:
     behaviors = np.full(num_events, Behavior.SEARCH_QUERY, dtype=np.int8)
     behaviors[click_events] = np.where(queries[clicks] >= 0, Behavior.SEARCHED_ITEM, Behavior.RECOMMENDED_ITEM)
     per_user = np.bincount(users[row_of_event], minlength=len(user_ids))
-    return EventLog(
+    return UserEvents(
         user_ids=list(user_ids),
         item_ids=log.items["item_id"].tolist(),
         query_texts=list(query_texts),
