@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -34,6 +34,25 @@ def optional_file(path: str | os.PathLike, name: str, **kwargs: Any) -> Path | N
     options = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
     found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options)
     return None if found is None else Path(found)
+
+
+def folder_of(path: str | os.PathLike, name: str, **kwargs: Any) -> Path:
+    """A folder inside a folder or a Hub repository, which is downloaded if it is not in the cache.
+
+    Args:
+        path: folder or Hub name.
+        name: of the folder in it.
+        **kwargs: `revision`, `cache_dir`, `subfolder`, …; options of no concern to the Hub are ignored.
+
+    Raises:
+        OSError: there is no such repository, or it cannot be reached.
+    """
+    inner = Path(kwargs.get("subfolder") or "") / name
+    if Path(path).is_dir():
+        return Path(path) / inner
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+    options = {option: kwargs[option] for option in names if option in kwargs}
+    return Path(snapshot_download(os.fspath(path), allow_patterns=f"{inner.as_posix()}/*", **options)) / inner
 
 
 def push_folder(

@@ -1,42 +1,35 @@
-"""Ask a trained model: recommend, search, suggest queries, rank."""
+"""`GenSARPipeline`: recommendations, search results, query suggestions and rankings of a trained model."""
 
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from gensar_hf.data import Behavior
-from gensar_hf.decoding.packed_linear import pack_linears
+from gensar_hf.data.tables import TableSource
 from gensar_hf.errors import InputError
 from gensar_hf.files import CARD_FILE, atomic_path
 from gensar_hf.generator.adapters import adapter_base, load_adapter, merge_adapter
-from gensar_hf.generator.answers import (
-    Answer,
-    answers_of,
-    as_batch,
-    checked_top_k,
-    chunks,
-    distinct_queries,
-    ranked_answers,
-    unbatch,
-)
 from gensar_hf.generator.catalogue import Catalogue
 from gensar_hf.generator.history import History, as_events
 from gensar_hf.generator.item_scores import EncodedRequests, beam_scores, best_items, encode_requests, exact_scores
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
-from gensar_hf.hub import hub_trouble, optional_file, push_folder
+from gensar_hf.hub import folder_of, hub_trouble, optional_file, push_folder
 from gensar_hf.identifiers import IdentifierTable
+from gensar_hf.new_items import ITEM_ENCODER_DIR, ItemEncoder, read_new_items
 
+Answer = dict[str, Any]
 MAX_SUGGESTION_TOKENS = 32
 
 logger = logging.getLogger(__name__)
@@ -57,8 +50,8 @@ class GenSARPipeline:
         tokenizer: of the same folder.
         num_beams: of the constrained beam search (paper: 30); raised to `top_k` where that is larger.
         batch_size: requests that are answered at once.
-        pack_weights: answer with a copy of the model whose weights are packed for the CPU (`pack_linears`).
-        card: the model card, which goes with the model where it is saved or pushed to.
+        card: text of the model card, which is saved and pushed with the model.
+        item_encoder: turns the texts of new items into identifiers, for `add_items`.
 
     Raises:
         InputError: the model has fewer embeddings than the tokenizer has tokens, item vectors for another number of
@@ -71,8 +64,8 @@ class GenSARPipeline:
         tokenizer: GenSARTokenizer,
         num_beams: int = 30,
         batch_size: int = 32,
-        pack_weights: bool = False,
         card: str | None = None,
+        item_encoder: ItemEncoder | None = None,
     ) -> None:
         embeddings: Any = model.get_input_embeddings()
         num_tokens = len(embeddings.weight)
@@ -82,7 +75,7 @@ class GenSARPipeline:
                 "together. Load both from one model folder."
             )
         if tokenizer.decoder_only is model.config.is_encoder_decoder:
-            kinds = ("a decoder alone", "an encoder and a decoder")
+            kinds = ("a decoder-only model", "an encoder-decoder model")
             raise InputError(
                 f"The tokenizer encodes requests for {kinds[not tokenizer.decoder_only]}, the model is "
                 f"{kinds[model.config.is_encoder_decoder]}; load both from one model folder."
@@ -94,9 +87,11 @@ class GenSARPipeline:
                 f"{history_encoding}; load both from one model folder."
             )
         _check_item_vectors(model, tokenizer.catalogue)
-        self.model = pack_linears(model.eval()) if pack_weights else model.eval()
-        self._unpacked, self.card = model, card
+        self.model = model.eval()
         self.tokenizer = tokenizer
+        self.card = card
+        self.item_encoder = item_encoder
+        self._source: tuple[Any, dict[str, Any]] | None = None  # where an item encoder can be read from
         self.num_beams = num_beams
         self.batch_size = batch_size
 
@@ -151,12 +146,30 @@ class GenSARPipeline:
         except OSError:  # offline, and the rest is in the cache
             card_path = None
         card = None if card_path is None else card_path.read_text(encoding="utf-8")
-        return cls(model.to(device), tokenizer, card=card)
+        try:
+            has_encoder = optional_file(path, f"{ITEM_ENCODER_DIR}/item_encoder.json", **kwargs) is not None
+        except OSError:
+            has_encoder = False
+        pipe = cls(model.to(device), tokenizer, card=card)
+        pipe._source = (path, kwargs) if has_encoder else None
+        return pipe
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write all that `from_pretrained` reads: model, tokenizer, identifiers, and the model card if there is one."""
-        self._unpacked.save_pretrained(folder)
+        """Write all that `from_pretrained` reads: model, tokenizer, identifiers, item encoder, and the card if any.
+
+        LoRA weights that were trained are merged into the model; `GenSARTrainer.save_model` writes them alone.
+        """
+        plain_model(self.model).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        self.save_extras(folder)
+
+    def save_extras(self, folder: str | os.PathLike) -> None:
+        """Write what a model folder holds besides model and tokenizer: the item encoder and the card, if there are."""
+        encoder_dir = Path(folder) / ITEM_ENCODER_DIR
+        if self.item_encoder is not None:
+            self.item_encoder.save(encoder_dir)
+        elif self._source is not None:
+            self.load_item_encoder().save(encoder_dir)
         if self.card is not None:
             with atomic_path(Path(folder) / CARD_FILE) as aside:
                 aside.write_text(self.card, encoding="utf-8")
@@ -188,7 +201,7 @@ class GenSARPipeline:
             InputError: the Hub refuses, or cannot be reached.
         """
         if self.card is None:
-            logger.warning("The model has no model card (%s); training_scripts/write_cards.py fills one in.", CARD_FILE)
+            logger.warning("The model has no model card (%s); `gensar_hf.model_card` writes one.", CARD_FILE)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return push_folder(
@@ -265,6 +278,7 @@ class GenSARPipeline:
             on_unknown: as for `recommend`.
         """
         histories, is_batch = as_batch(history)
+        self.model.eval()
         catalogue, top_k = self.tokenizer.catalogue, checked_top_k(top_k)
         suppressed = self.tokenizer.code_token_ids.tolist()
         answers = []
@@ -403,7 +417,71 @@ class GenSARPipeline:
         catalogue.trie  # noqa: B018 - built here, not by the first request
         self.tokenizer.catalogue = catalogue
 
-    # ---- how they are found
+    @property
+    def items(self) -> pd.DataFrame:
+        """The catalogue: `item_id`, `title`, `text`, `available`, one row an item."""
+        return self.tokenizer.identifiers.items_frame()
+
+    def add_items(self, items: TableSource) -> list[Answer]:
+        """Add new items to the catalogue. Nothing is trained, and no other identifier changes.
+
+        The text encoder of the training reads the new items, a map predicts their collaborative embeddings, the joint
+        RQ-VAE quantizes both, and free identifiers are assigned. Until they are trained on, new items are scored as
+        their nearest trained items.
+
+        Args:
+            items: path, DataFrame or `datasets.Dataset` with `item_id` and the text columns of the training.
+
+        Returns:
+            one entry an item: `{"item_id", "title", "nearest"}`, the titles of the nearest trained items.
+
+        Raises:
+            InputError: a column, an id or a text is missing, an id is known, or the model folder has no item encoder.
+        """
+        encoder, table = self.load_item_encoder(), self.tokenizer.identifiers
+        new = read_new_items(items, table, encoder.text_columns)
+        extended = encoder.extend(table, new)
+        self.set_catalogue(extended)
+        names = extended.titles or extended.item_ids
+        added = extended.neighbors[len(extended.neighbors) - len(new) :]
+        return [
+            {"item_id": item_id, "title": title, "nearest": [names[row] for row in rows]}
+            for item_id, title, rows in zip(new["item_id"], new["title"], added.tolist(), strict=True)
+        ]
+
+    def remove_items(self, item_ids: Sequence[str]) -> None:
+        """Take items out of all answers; they stay known in histories, and `restore_items` brings them back.
+
+        Raises:
+            InputError: an unknown item.
+        """
+        self.set_catalogue(self.tokenizer.identifiers.remove_items(item_ids))
+
+    def restore_items(self, item_ids: Sequence[str]) -> None:
+        """Bring removed items back.
+
+        Raises:
+            InputError: an unknown item.
+        """
+        self.set_catalogue(self.tokenizer.identifiers.restore_items(item_ids))
+
+    def load_item_encoder(self) -> ItemEncoder:
+        """The item encoder, read from the model's folder or repository at the first call.
+
+        Raises:
+            InputError: the model has none, or it is damaged.
+        """
+        if self.item_encoder is None:
+            if self._source is None:
+                raise InputError(
+                    "The model has no item encoder, so new items cannot get identifiers; train it with this version of "
+                    f"gensar-hf, or copy the folder `{ITEM_ENCODER_DIR}` from where it was trained."
+                )
+            path, options = self._source
+            self.item_encoder = ItemEncoder.load(folder_of(path, ITEM_ENCODER_DIR, **options))
+        return self.item_encoder
+
+    # ---- scoring
 
     def _items(
         self,
@@ -433,6 +511,7 @@ class GenSARPipeline:
         on_unknown: str,
     ) -> EncodedRequests:
         """Read the histories; they are answered with searched items, or with recommended ones if there is no query."""
+        self.model.eval()  # a training may have left dropout on
         behavior = Behavior.RECOMMENDED_ITEM if queries is None else Behavior.SEARCHED_ITEM
         inputs = self._inputs(histories, queries, behavior, catalogue, on_unknown)
         return encode_requests(self.model, inputs, behavior)
@@ -493,3 +572,60 @@ def _check_item_vectors(model: PreTrainedModel, catalogue: Catalogue) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def answers_of(rows: np.ndarray, scores: np.ndarray, catalogue: Catalogue) -> list[Answer]:
+    """Rows of the identifier table `(num_items,)` and their scores, as callers get them."""
+    item_ids, titles = catalogue.identifiers.item_ids, catalogue.identifiers.titles
+    return [
+        {"item_id": item_ids[row], "score": score, "title": None if titles is None else titles[row]}
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+    ]
+
+
+def ranked_answers(rows: Sequence[np.ndarray], scores: np.ndarray, catalogue: Catalogue) -> list[list[Answer]]:
+    """Each request's rows by their scores, the best first, equal ones in the order given.
+
+    Args:
+        rows: one `(num_candidates,)` array a request.
+        scores: `(num_requests, most candidates)`.
+        catalogue: whose rows they are.
+    """
+    answers = []
+    for own_rows, own_scores in zip(rows, scores, strict=True):
+        order = np.argsort(-own_scores[: len(own_rows)], kind="stable")
+        answers.append(answers_of(own_rows[order], own_scores[order], catalogue))
+    return answers
+
+
+def as_batch(history: Any) -> tuple[list[History], bool]:
+    """One history or a list of them as a list, and whether it was one."""
+    is_batch = isinstance(history, Sequence) and len(history) > 0 and isinstance(history[0], (list, tuple))
+    return (list(history) if is_batch else [history]), is_batch
+
+
+def unbatch(answers: list[list[Answer]], is_batch: bool) -> list[Answer] | list[list[Answer]]:
+    """The answers of a batch, or of the one history that was asked with."""
+    return answers if is_batch else answers[0]
+
+
+def chunks(rows: Sequence, size: int) -> Iterator[Sequence]:
+    """`rows` in pieces of at most `size`."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def checked_top_k(top_k: Any) -> int:
+    """`top_k`, or a `ValueError` if it is no positive whole number."""
+    if not isinstance(top_k, (int, np.integer)) or top_k < 1:
+        raise ValueError(f"`top_k` must be a whole number of at least 1; got {top_k!r}.")
+    return int(top_k)
+
+
+def distinct_queries(words: list[str], scores: list[float], top_k: int) -> list[Answer]:
+    """The first `top_k` queries that are no repetition, with their scores; `words` come best first."""
+    best: dict[str, float] = {}
+    for text, score in zip(words, scores, strict=True):
+        if text.strip():
+            best.setdefault(text.strip(), score)
+    return [{"query": text, "score": score} for text, score in list(best.items())[:top_k]]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -164,3 +164,7 @@ def pad_histories(histories: list[np.ndarray], max_length: int) -> torch.Tensor:
     for row, history in zip(table, kept, strict=True):
         row[: len(history)] = history + 1
     return torch.from_numpy(table)
+
+
+AutoConfig.register(SASRecConfig.model_type, SASRecConfig)
+AutoModel.register(SASRecConfig, SASRecModel)

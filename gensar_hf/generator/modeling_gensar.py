@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import T5ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
@@ -399,3 +399,7 @@ def _stack_config(config: GenSARConfig, is_decoder: bool, num_layers: int) -> Ge
 
 def _causal(length: int, device: torch.device) -> torch.Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril_()
+
+
+AutoConfig.register(GenSARConfig.model_type, GenSARConfig)
+AutoModelForSeq2SeqLM.register(GenSARConfig, GenSARForConditionalGeneration)

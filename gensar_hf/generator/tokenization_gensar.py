@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BatchEncoding, TokenizersBackend
+from transformers import AutoTokenizer, BatchEncoding, TokenizersBackend
 
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import Trie
 from gensar_hf.errors import InputError
 from gensar_hf.generator.catalogue import BEHAVIOR_TOKENS, Catalogue, check_fingerprint, table_fingerprint
-from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS
+from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS, GenSARConfig
 from gensar_hf.generator.history import History, HistoryEvent, cut_query, is_session_of, parse_history
 from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, all_instructions
@@ -460,3 +460,6 @@ def _as_batch(
             f"{len(histories)} histories, {len(queries)} queries and {len(behaviors)} behaviors."
         )
     return list(zip(histories, queries, behaviors, strict=True))
+
+
+AutoTokenizer.register(GenSARConfig, fast_tokenizer_class=GenSARTokenizer)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -320,3 +320,7 @@ class JointRQVAE(PreTrainedModel):
                 for left, right in batches
             ]
         )
+
+
+AutoConfig.register(JointRQVAEConfig.model_type, JointRQVAEConfig)
+AutoModel.register(JointRQVAEConfig, JointRQVAE)

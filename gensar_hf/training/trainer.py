@@ -1,0 +1,279 @@
+"""`GenSARTrainer`: a `transformers.Trainer` for the generator of a pipeline."""
+
+import copy
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import TrainOutput, speed_metrics
+
+from gensar_hf.data import InteractionDataset
+from gensar_hf.data.splits import training_mask
+from gensar_hf.errors import InputError
+from gensar_hf.evaluation import Evaluation
+from gensar_hf.files import write_json
+from gensar_hf.generator.adapters import add_adapter, lora_config
+from gensar_hf.generator.examples import ExampleCollator, ExampleRows, ExampleSampler, TrainingExamples
+from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
+from gensar_hf.generator.prompts import Task
+from gensar_hf.pipeline import GenSARPipeline
+from gensar_hf.training.arguments import GenSARTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+MIN_STEPS = 300  # fewer leave a generator untrained, however small the log
+MAX_TARGET_TOKENS = 120  # response tokens packed into one row of events
+DEFAULT_LORA_RANK = 16  # of a causal language model
+
+
+class ProgressBar(ProgressCallback):
+    """The progress bar of the steps, with the latest loss, and one line an evaluation."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show the loss behind the bar."""
+        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.2f}", refresh=False)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Write the step's NDCG@10."""
+        if state.is_world_process_zero and self.training_bar is not None and metrics:
+            shown = {name: value for name, value in metrics.items() if name.endswith("ndcg@10")}
+            text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+            self.training_bar.write(f"step {state.global_step}: {text}")
+
+
+class GenSARTrainer(Trainer):
+    """Trains the generator of a pipeline on all tasks; evaluates with HR@k and NDCG@k on held-out clicks.
+
+    Args:
+        pipe: as `GenSARPipeline.from_pretrained` or `train` return it; its model is trained in place.
+        args: a `lora_rank` above 0 trains LoRA, the code tokens and the vectors of items that were added, and leaves
+            all other weights as they are; `save_model` then writes an adapter.
+        train_dataset: matched to the pipeline's catalogue by item id. What its split holds out is not read.
+        eval_dataset: its validation requests are asked; a mapping of names to datasets prefixes the metrics with the
+            names. Default: `train_dataset`.
+        teacher: see `ExampleSampler`.
+        callbacks, optimizers, …: as for `Trainer`.
+
+    Raises:
+        InputError: the dataset has an item that the catalogue lacks, no training events, or, with `eval_strategy`, no
+            validation requests.
+    """
+
+    def __init__(
+        self,
+        pipe: GenSARPipeline,
+        args: GenSARTrainingArguments,
+        train_dataset: InteractionDataset | None = None,
+        eval_dataset: InteractionDataset | Mapping[str, InteractionDataset] | None = None,
+        *,
+        teacher: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        set_seed(args.seed)
+        self.pipe, self.dataset, self._teacher = pipe, train_dataset, teacher
+        self._evaluations: dict[int, Evaluation] = {}
+        args = copy.copy(args)
+        self._steps_follow_epochs = args.max_steps <= 0
+        model: Any = pipe.model
+        rank = args.lora_rank
+        if rank is None:
+            rank = DEFAULT_LORA_RANK if pipe.tokenizer.decoder_only else 0
+        if rank and not hasattr(model, "peft_config"):
+            model = pipe.add_adapter(rank, args.lora_target_modules)
+        if train_dataset is not None:
+            self._examples = TrainingExamples.of_dataset(pipe.tokenizer, train_dataset)
+        tune_for_cpu(args, model, pipe.tokenizer.history_encoding)
+        if self._steps_follow_epochs and train_dataset is not None:
+            args.max_steps = self._num_steps(args)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=ExampleCollator(pipe.tokenizer),
+            train_dataset=None,
+            eval_dataset=eval_dataset if eval_dataset is not None else train_dataset,  # type: ignore[arg-type]
+            processing_class=pipe.tokenizer,
+            callbacks=callbacks,
+            **kwargs,
+        )
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        if not args.disable_tqdm:
+            self.add_callback(ProgressBar())
+
+    # ---- data
+
+    def _num_steps(self, args: Any) -> int:
+        """Steps of `num_train_epochs` passes over the training events, `MIN_STEPS` at least."""
+        tokenizer = self.pipe.tokenizer
+        is_packed = tokenizer.history_encoding == "events"
+        targets_per_row = MAX_TARGET_TOKENS / (1 + tokenizer.identifiers.num_levels) if is_packed else 1
+        num_targets = args.num_train_epochs * self._examples.num_target_events
+        return max(MIN_STEPS, round(num_targets / (targets_per_row * rows_per_step(args))))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Rows of examples for all steps, drawn as they are read."""
+        if self.dataset is None:
+            raise InputError("`GenSARTrainer` has no `train_dataset`; give an InteractionDataset to train on.")
+        args: Any = self.args
+        tokenizer = self.pipe.tokenizer
+        is_packed = tokenizer.history_encoding == "events"
+        weights = None if args.task_weights is None else {Task(name): w for name, w in args.task_weights.items()}
+        sampler = ExampleSampler(
+            self._examples,
+            weights,
+            window=tokenizer.max_history_events,
+            max_target_tokens=MAX_TARGET_TOKENS if is_packed else 0,
+            seed=args.seed,
+            teacher=self._teacher,
+            item_vectors=getattr(self.pipe.model.config, "num_items", 0) > 0,
+        )
+        step_size = rows_per_step(args)
+        # Only one process sorts: several would each have to draw all rows of a step.
+        is_sorted = args.gradient_accumulation_steps > 1 and args.world_size == 1
+        num_rows = args.max_steps * step_size
+        # Room for a whole history and its instruction, or for many small examples side by side.
+        max_positions = 1 + tokenizer.max_history_events if is_packed else 0
+        self.train_dataset = ExampleRows(sampler, num_rows, max_positions, step_size if is_sorted else 1)
+        return super().get_train_dataloader()
+
+    # ---- training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; the pipeline answers with the trained model afterwards. Arguments as for `Trainer.train`."""
+        if self._steps_follow_epochs and self.dataset is not None:
+            self.args.max_steps = self._num_steps(self.args)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self.pipe.model = self._plain_model().eval()
+        return output
+
+    def _plain_model(self) -> PreTrainedModel:
+        """The generator, out of what wraps it; LoRA layers stay in it."""
+        model: Any = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.hyperparameter_search`; each trial starts from the model that the trainer was made with.
+
+        The sum of the metrics is maximized unless `compute_objective` and `direction` say otherwise.
+        """
+        if self.model_init is None:
+            start = copy.deepcopy(self.model)
+            self.model_init = lambda: copy.deepcopy(start)
+        kwargs.setdefault("direction", "maximize")
+        return super().hyperparameter_search(*args, **kwargs)
+
+    # ---- evaluation
+
+    def evaluate(  # type: ignore[override]
+        self,
+        eval_dataset: InteractionDataset | Mapping[str, InteractionDataset] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """HR@k and NDCG@k on the validation requests of a dataset, against sampled candidates.
+
+        Args:
+            eval_dataset: default: the trainer's.
+            ignore_keys: of no effect.
+            metric_key_prefix: of the metrics' names.
+
+        Returns:
+            `eval_recommendation_ndcg@10`, `eval_search_hr@5`, …, and `eval_ndcg@10`, the mean over the tasks.
+
+        Raises:
+            InputError: the dataset has no validation requests.
+        """
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]  # type: ignore[index, call-overload]
+        if isinstance(dataset, Mapping):
+            metrics: dict[str, float] = {}
+            for name, part in dataset.items():
+                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        if dataset is None:
+            raise InputError("There is nothing to evaluate on; give an InteractionDataset as `eval_dataset`.")
+        start = time.time()
+        args: Any = self.args
+        evaluation = self._evaluations.get(id(dataset))
+        if evaluation is None:
+            evaluation = Evaluation(
+                dataset,
+                part="validation",
+                num_negatives=args.num_negatives,
+                max_users=args.eval_max_users,
+                skip_clicked=args.exclude_seen,
+                seed=args.seed,
+            )
+            if evaluation.num_requests == 0:
+                raise InputError(
+                    "The dataset has no validation requests to evaluate on: no user has three clicks of one kind; give "
+                    "another `eval_dataset`, or train with eval_strategy='no'."
+                )
+            self._evaluations[id(dataset)] = evaluation
+        model = self._plain_model()
+        was_training = model.training
+        pipe = copy.copy(self.pipe)
+        pipe.model = model
+        values = evaluation.validation_metrics(pipe)
+        model.train(was_training)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        metrics |= speed_metrics(metric_key_prefix, start, num_samples=evaluation.num_requests)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # ---- saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a folder that `GenSARPipeline.from_pretrained` loads: a model, or with LoRA an adapter."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save and not _internal_call:
+            self.pipe.save_extras(output_dir or self.args.output_dir or ".")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As `Trainer` saves; the settings as JSON, not as a pickled file."""
+        folder = Path(output_dir or self.args.output_dir or ".")
+        super()._save(str(folder), state_dict)
+        if self.args.should_save:
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            write_json(folder / "training_args.json", self.args.to_dict())
+
+    def push_to_hub(self, repo_id: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Upload model, tokenizer, identifiers and card in one commit.
+
+        Args:
+            repo_id: such as `"me/films"`; default: `args.hub_model_id`.
+            **kwargs: as for `GenSARPipeline.push_to_hub`.
+        """
+        name = repo_id or self.args.hub_model_id
+        if not name:
+            raise InputError("Name the repository: `trainer.push_to_hub('me/films')`, or set `hub_model_id`.")
+        return self.pipe.push_to_hub(name, **kwargs)
+
+
+def rows_per_step(args: Any) -> int:
+    """Rows of one optimizer step, over all devices, processes and accumulated batches."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def tune_for_cpu(args: Any, model: Any, history_encoding: str) -> None:
+    """Compute the same steps in the way that takes least time without a GPU; changes `args` in place."""
+    if args.device.type != "cpu":
+        return
+    if isinstance(model, GenSARForConditionalGeneration):
+        # Attention with a learned bias has no fused kernel on CPUs; what SDPA falls back to is slower than eager.
+        model.set_attn_implementation("eager")
+    # Batches of rows of like length are padded less, but each has costs of its own (benchmarks/training_throughput.py).
+    num_rows, most = args.train_batch_size, 2 if history_encoding == "events" else 4
+    num_batches = max(n for n in range(1, min(most, max(1, num_rows // 4)) + 1) if num_rows % n == 0)
+    args.per_device_train_batch_size //= num_batches
+    args.gradient_accumulation_steps *= num_batches
