@@ -22,7 +22,7 @@ from gensar_hf.data.amazon_files import (
     read_query_texts,
     read_reviews,
 )
-from gensar_hf.data.interactions import InteractionLog, load_log
+from gensar_hf.data.dataset import InteractionDataset
 from gensar_hf.data.queries import assign_search_clicks
 from gensar_hf.errors import InputError
 
@@ -40,7 +40,7 @@ def load_amazon(
     search_fraction: float = 0.4,
     seed: int = 0,
     text_columns: Sequence[str] | None = None,
-) -> InteractionLog:
+) -> InteractionDataset:
     """Load a category of the Amazon reviews of 2014, such as Electronics; each review is a click.
 
     The reviews hold no searches. Queries come from the items' category paths (`queries.query_from_categories`) or, with
@@ -184,18 +184,18 @@ def _one_query_per_pair(
     return chosen_pairs, distinct[starts + (draws * counts).astype(np.int64)] % num_queries
 
 
-def _with_fewer_searches(log: InteractionLog, fraction: float, seed: int) -> InteractionLog:
+def _with_fewer_searches(log: InteractionDataset, fraction: float, seed: int) -> InteractionDataset:
     """The log in which a random share of the rows keeps its query; the others are clicks on recommendations."""
     rows = log.interactions
     keeps = np.random.default_rng(seed).random(len(rows)) < fraction
-    return InteractionLog(log.items, rows.assign(query=rows["query"].where(keeps, "")), log.text_columns)
+    return InteractionDataset(log.items, rows.assign(query=rows["query"].where(keeps, "")), log.text_columns)
 
 
-def _with_recommendations(log: InteractionLog) -> InteractionLog:
+def _with_recommendations(log: InteractionDataset) -> InteractionDataset:
     """The log in which a click on a recommendation, at the same moment, stands before every search click."""
     rows = log.interactions
     copies = np.repeat(np.arange(len(rows)), np.where(rows["query"] == "", 1, 2))
     is_first = np.ones(len(copies), dtype=bool)
     is_first[1:] = copies[1:] != copies[:-1]
     doubled = rows.iloc[copies].reset_index(drop=True)
-    return InteractionLog(log.items, doubled.assign(query=doubled["query"].mask(is_first, "")), log.text_columns)
+    return InteractionDataset(log.items, doubled.assign(query=doubled["query"].mask(is_first, "")), log.text_columns)

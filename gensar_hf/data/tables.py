@@ -229,12 +229,12 @@ def _scalar_texts(values: pd.Series) -> tuple[pd.Series, np.ndarray]:
         return values.fillna("").astype("str"), none
     if values.dtype != object:  # bool, datetime, ...
         return values.astype("str"), np.flatnonzero(~missing)
-    texts = ["" if absent else _text_of(value) for value, absent in zip(values, missing, strict=True)]
+    texts = ["" if absent else text_of(value) for value, absent in zip(values, missing, strict=True)]
     bad = np.array([position for position, text in enumerate(texts) if text is None], dtype=np.int64)
     return pd.Series(["" if text is None else text for text in texts], index=values.index, dtype="str"), bad
 
 
-def _text_of(value: Any, separators: tuple[str, ...] = (", ", " > ")) -> str | None:
+def text_of(value: Any, separators: tuple[str, ...] = (", ", " > ")) -> str | None:
     """One value as text, or None when it is neither text, a whole number, nor a list of these two levels deep."""
     if isinstance(value, str):
         return value
@@ -245,7 +245,7 @@ def _text_of(value: Any, separators: tuple[str, ...] = (", ", " > ")) -> str | N
     if isinstance(value, float | np.floating):
         return str(int(value)) if float(value).is_integer() else None
     if isinstance(value, list | tuple | np.ndarray) and separators:
-        inner = [_text_of(part, separators[1:]) for part in value if part is not None]
+        inner = [text_of(part, separators[1:]) for part in value if part is not None]
         return None if None in inner else separators[0].join(part for part in inner if part)
     return None
 

@@ -1,14 +1,13 @@
-"""The log → what happened, one event a position, as flat arrays."""
+"""Events of all users as flat arrays, sorted by user, then by time."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 import pandas as pd
-
-from gensar_hf.data.interactions import InteractionLog
 
 
 class Behavior(IntEnum):
@@ -75,23 +74,22 @@ class UserEvents:
         return np.where(self.behaviors == Behavior.SEARCHED_ITEM, last_query, positions)
 
 
-def events_from_log(log: InteractionLog) -> UserEvents:
+def user_events(item_ids: Sequence[str], interactions: pd.DataFrame) -> UserEvents:
     """Turn rows into events.
 
-    Rows in a row (in the log's order) with the same user and query are one search session: one query event, at the
-    time of the first of them, then one searched item per row that has an item. A row without a query is one click on
-    a recommendation. Item i is row i of `log.items`.
+    Consecutive rows with the same user and query are one search session: one query event, at the time of the first of
+    them, then one searched item per row that has an item. A row without a query is one click on a recommendation.
 
     Args:
-        log: as `load_log` returns it.
+        item_ids: the catalogue.
+        interactions: as `InteractionDataset.interactions`.
 
     Raises:
-        ValueError: the log was put together by hand, and its users are not contiguous, its times fall within a user,
-            or an item is not in `log.items`.
+        ValueError: the rows of a user are not contiguous or not in the order of time, or `item_ids` lacks an item.
     """
-    rows = log.interactions
+    rows = interactions
     users, user_ids = pd.factorize(rows["user_id"])
-    items = pd.Index(log.items["item_id"]).get_indexer(pd.Index(rows["item_id"]))
+    items = pd.Index(item_ids, dtype="str").get_indexer(pd.Index(rows["item_id"]))
     queries, query_texts = pd.factorize(rows["query"].mask(rows["query"] == ""))  # a masked value has the code -1
     times = rows["timestamp"].to_numpy(dtype=np.float64)
     _check_order(rows, users, items, times)
@@ -111,7 +109,7 @@ def events_from_log(log: InteractionLog) -> UserEvents:
     per_user = np.bincount(users[row_of_event], minlength=len(user_ids))
     return UserEvents(
         user_ids=list(user_ids),
-        item_ids=log.items["item_id"].tolist(),
+        item_ids=list(item_ids),
         query_texts=list(query_texts),
         offsets=np.concatenate([[0], np.cumsum(per_user)]).astype(np.int64),
         behaviors=behaviors,
@@ -125,13 +123,13 @@ def _check_order(rows: pd.DataFrame, users: np.ndarray, items: np.ndarray, times
     unknown = np.flatnonzero((items < 0) & (rows["item_id"] != "").to_numpy())
     if len(unknown):
         raise ValueError(
-            f"Row {unknown[0]} of `log.interactions` has the item {rows['item_id'].iloc[unknown[0]]!r}, which is not "
-            "in `log.items`; make logs with `load_log`, which checks it."
+            f"Row {unknown[0]} of the interactions has the item {rows['item_id'].iloc[unknown[0]]!r}, which is not in "
+            "the catalogue; let `InteractionDataset` read the tables, which checks them."
         )
     user_steps = np.diff(users)
     out_of_order = (user_steps < 0) | ((user_steps == 0) & (np.diff(times) < 0))
     if out_of_order.any():
         raise ValueError(
-            f"Row {int(out_of_order.argmax()) + 1} of `log.interactions` is out of order; rows must be sorted by user, "
-            "then by time, as `load_log` returns them."
+            f"Row {int(out_of_order.argmax()) + 1} of the interactions is out of order; rows must be sorted by user, "
+            "then by time, as in `InteractionDataset.interactions`."
         )
