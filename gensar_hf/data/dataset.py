@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -145,6 +146,8 @@ class InteractionDataset:
         split: SplitMethod,
         history: InteractionDataset | None,
     ) -> None:
+        if split not in get_args(SplitMethod):
+            raise ValueError(f"`split` must be one of {', '.join(map(repr, get_args(SplitMethod)))}; got {split!r}.")
         is_history = np.zeros(len(rows), dtype=bool)
         if history is not None:
             _check_history(history.interactions, items, rows)
@@ -304,7 +307,7 @@ class InteractionDataset:
         return self._with(items, rows, np.concatenate([self._is_history, other._is_history])[order])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `items.parquet`, `interactions.parquet`, `split.safetensors` and, last, `dataset.json` into `folder`."""
+        """Write `items.parquet`, `interactions.parquet`, `split.safetensors` and, last, `dataset.json` to `folder`."""
         folder = Path(folder)
         rows = self.interactions
         if self._is_history.any():

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -141,7 +141,7 @@ class Split:
         )
         if all(np.array_equal(validation[task].targets, test[task].targets) for task in TASKS):
             validation = test
-        return cls(events, arrays["train_ends"], validation, test, arrays.get("target_starts"))  # absent in 0.1
+        return cls(events, arrays["train_ends"], validation, test, arrays.get("target_starts", events.offsets[:-1]))
 
 
 def _events_fingerprint(events: UserEvents) -> str:
@@ -162,16 +162,13 @@ def make_split(events: UserEvents, method: SplitMethod, target_starts: np.ndarra
         target_starts: as in `Split`.
 
     Raises:
-        ValueError: there is no such method.
         InputError: as in `cut_in_time`.
     """
-    if method not in get_args(SplitMethod):
-        raise ValueError(f"`split` must be one of {', '.join(map(repr, get_args(SplitMethod)))}; got {method!r}.")
     if method == "leave_one_out":
         return leave_one_out(events, target_starts=target_starts)
     if method == "chronological":
         return chronological_cut(events, target_starts=target_starts)
-    starts = events.offsets[:-1] if target_starts is None else target_starts
+    starts = _default_starts(events, target_starts)
     targets = dict.fromkeys(TASKS, np.empty(0, dtype=np.int64))
     if method == "held_out":
         is_target = _is_target(events, starts)
@@ -207,12 +204,12 @@ def leave_one_out(events: UserEvents, min_train_events: int = 1, target_starts: 
     if min_train_events < 0:
         raise ValueError(f"`min_train_events` counts events and cannot be negative; got {min_train_events}.")
     starts, ends = events.offsets[:-1], events.offsets[1:]
+    target_starts = _default_starts(events, target_starts)
     test, validation, counts = {}, {}, {}
     for task in TASKS:
-        test[task], validation[task], counts[task] = _last_clicks(events, task)
-        if target_starts is not None:
-            test[task] = np.where(test[task] >= target_starts, test[task], -1)
-            validation[task] = np.where(validation[task] >= target_starts, validation[task], -1)
+        last, before_last, counts[task] = _last_clicks(events, task)
+        test[task] = np.where(last >= target_starts, last, -1)
+        validation[task] = np.where(before_last >= target_starts, before_last, -1)
     train_limits = _train_limits(events)
 
     def train_ends(*held_out: np.ndarray) -> np.ndarray:
@@ -290,6 +287,7 @@ def chronological_cut(
     """
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(f"`fractions` must be three shares whose sum is 1, the first positive; got {fractions}.")
+    target_starts = _default_starts(events, target_starts)
     times = np.sort(events.timestamps[_is_target(events, target_starts)])
     passed = (round(fractions[0] * len(times)), round((fractions[0] + fractions[1]) * len(times)))
     first_cut, second_cut = (float(times[count]) if count < len(times) else np.inf for count in passed)
@@ -314,6 +312,7 @@ def cut_in_time(
     Raises:
         InputError: no event is earlier than the first cut.
     """
+    target_starts = _default_starts(events, target_starts)
     is_target = _is_target(events, target_starts)
     is_late = is_target & (events.timestamps >= first_cut)
     limits = np.where(is_late, _train_limits(events), events.num_events)
@@ -333,10 +332,12 @@ def cut_in_time(
     return Split(events, ends, _requests(events, validation), _requests(events, test), target_starts)
 
 
-def _is_target(events: UserEvents, target_starts: np.ndarray | None) -> np.ndarray:
+def _default_starts(events: UserEvents, target_starts: np.ndarray | None) -> np.ndarray:
+    return events.offsets[:-1] if target_starts is None else target_starts
+
+
+def _is_target(events: UserEvents, target_starts: np.ndarray) -> np.ndarray:
     """Events that may be training targets or requests, `(num_events,)` bool."""
-    if target_starts is None:
-        return np.ones(events.num_events, dtype=bool)
     return np.arange(events.num_events) >= target_starts[events.event_users()]
 
 

@@ -89,7 +89,7 @@ def user_events(item_ids: Sequence[str], interactions: pd.DataFrame) -> UserEven
     """
     rows = interactions
     users, user_ids = pd.factorize(rows["user_id"])
-    items = pd.Index(item_ids, dtype="str").get_indexer(pd.Index(rows["item_id"]))
+    items = pd.Index(list(item_ids), dtype="str").get_indexer(pd.Index(rows["item_id"]))
     queries, query_texts = pd.factorize(rows["query"].mask(rows["query"] == ""))  # a masked value has the code -1
     times = rows["timestamp"].to_numpy(dtype=np.float64)
     _check_order(rows, users, items, times)
