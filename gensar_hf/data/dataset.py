@@ -104,7 +104,7 @@ class InteractionDataset:
                 "contains; filter the tables first, or leave one of the two out."
             )
         item_table, interaction_table = read_table(items, "items"), read_table(interactions, "interactions")
-        catalogue, columns = _check_items(item_table, text_columns)
+        catalogue, columns = check_items(item_table, text_columns)
         rows = _check_interactions(interaction_table, item_table.name, catalogue)
         if search_fraction:
             rows = assign_search_clicks(catalogue, rows, search_fraction, seed, category_column)
@@ -355,7 +355,12 @@ class InteractionDataset:
         return dataset
 
 
-def _check_items(table: Table, text_columns: Sequence[str] | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def check_items(table: Table, text_columns: Sequence[str] | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The items table in the form of `InteractionDataset.items`, and its text columns.
+
+    Raises:
+        InputError: a column or an id is missing, an id is repeated, or a value of a text column is not text.
+    """
     table.require(["item_id"])
     item_ids = id_column(table, "item_id")
     _check_item_ids(table, item_ids)

@@ -12,7 +12,7 @@ import pandas as pd
 from gensar_hf.data.dataset import InteractionDataset
 from gensar_hf.errors import InputError
 
-_REMEDY = "give a folder with GroupLens' u.data and u.item, from https://grouplens.org/datasets/movielens/100k"
+_REMEDY = "pass a folder with GroupLens' u.data and u.item, from https://grouplens.org/datasets/movielens/100k"
 TEXT_COLUMNS = ("title", "year", "genres")
 _CLICK_COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 # The order of the 19 flags in u.item, as in GroupLens' u.genre.
@@ -48,9 +48,9 @@ def load_movielens_100k(
         InputError: the folder has neither pair of files, or a file is not that of MovieLens-100k.
     """
     folder = Path(folder)
-    for name_of_items, name_of_clicks, read in _FORMATS:
-        if (folder / name_of_items).is_file() and (folder / name_of_clicks).is_file():
-            films, clicks = read(folder / name_of_items, folder / name_of_clicks)
+    for items_name, clicks_name, read in _FORMATS:
+        if (folder / items_name).is_file() and (folder / clicks_name).is_file():
+            films, clicks = read(folder / items_name, folder / clicks_name)
             return InteractionDataset(
                 _tidy(films), clicks, text_columns=TEXT_COLUMNS, search_fraction=search_fraction, seed=seed
             )

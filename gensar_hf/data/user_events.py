@@ -28,15 +28,15 @@ class UserEvents:
     """All users' events, sorted by user, then by time.
 
     Attributes:
-        user_ids: `num_users` ids; position u is user u.
-        item_ids: the whole catalogue; position i is item i.
-        query_texts: the distinct queries; position q is query q.
+        user_ids: the id of each user.
+        item_ids: the id of each item of the catalogue.
+        query_texts: the distinct queries.
         offsets: `(num_users + 1,)` int64; the events of user u are `offsets[u]:offsets[u + 1]`.
         behaviors: `(num_events,)` int8, values of `Behavior`.
         items: `(num_events,)` int64, -1 for a query.
-        queries: `(num_events,)` int64, -1 for a click on a recommendation; a searched item carries the query it
-            answered.
-        timestamps: `(num_events,)` float64, never falling within a user.
+        queries: `(num_events,)` int64, -1 for a click on a recommendation; a searched item has the query of its
+            session.
+        timestamps: `(num_events,)` float64, non-decreasing within a user.
     """
 
     user_ids: list[str]
@@ -50,17 +50,17 @@ class UserEvents:
 
     @property
     def num_users(self) -> int:
-        """How many users there are."""
+        """Number of users."""
         return len(self.user_ids)
 
     @property
     def num_items(self) -> int:
-        """How many items the catalogue has, those without any event included."""
+        """Number of items in the catalogue, those without events included."""
         return len(self.item_ids)
 
     @property
     def num_events(self) -> int:
-        """How many events there are."""
+        """Number of events."""
         return len(self.behaviors)
 
     def event_users(self) -> np.ndarray:
@@ -68,7 +68,7 @@ class UserEvents:
         return np.repeat(np.arange(self.num_users, dtype=np.int64), np.diff(self.offsets))
 
     def session_starts(self) -> np.ndarray:
-        """For every searched item the event of the query it answered; for other events themselves. `(num_events,)`."""
+        """The query event of each searched item's session, and every other event itself, `(num_events,)` int64."""
         positions = np.arange(self.num_events, dtype=np.int64)
         last_query = np.maximum.accumulate(np.where(self.behaviors == Behavior.SEARCH_QUERY, positions, -1))
         return np.where(self.behaviors == Behavior.SEARCHED_ITEM, last_query, positions)
@@ -87,21 +87,21 @@ def user_events(item_ids: Sequence[str], interactions: pd.DataFrame) -> UserEven
     Raises:
         ValueError: the rows of a user are not contiguous or not in the order of time, or `item_ids` lacks an item.
     """
-    rows = interactions
-    users, user_ids = pd.factorize(rows["user_id"])
-    items = pd.Index(list(item_ids), dtype="str").get_indexer(pd.Index(rows["item_id"]))
-    queries, query_texts = pd.factorize(rows["query"].mask(rows["query"] == ""))  # a masked value has the code -1
-    times = rows["timestamp"].to_numpy(dtype=np.float64)
-    _check_order(rows, users, items, times)
+    users, user_ids = pd.factorize(interactions["user_id"])
+    items = pd.Index(list(item_ids), dtype="str").get_indexer(pd.Index(interactions["item_id"]))
+    typed = interactions["query"].mask(interactions["query"] == "")
+    queries, query_texts = pd.factorize(typed)  # a masked value has the code -1
+    times = interactions["timestamp"].to_numpy(dtype=np.float64)
+    _check_order(interactions, users, items, times)
 
-    same_as_before = np.zeros(len(rows), dtype=bool)
+    same_as_before = np.zeros(len(interactions), dtype=bool)
     same_as_before[1:] = (users[1:] == users[:-1]) & (queries[1:] == queries[:-1])
     opens = (queries >= 0) & ~same_as_before
     clicks = items >= 0
     row_ends = np.cumsum(opens.astype(np.int64) + clicks)
     query_events, click_events = (row_ends - 1 - clicks)[opens], (row_ends - 1)[clicks]
 
-    num_events = int(row_ends[-1]) if len(rows) else 0
+    num_events = int(row_ends[-1]) if len(interactions) else 0
     row_of_event = np.empty(num_events, dtype=np.int64)
     row_of_event[query_events], row_of_event[click_events] = np.flatnonzero(opens), np.flatnonzero(clicks)
     behaviors = np.full(num_events, Behavior.SEARCH_QUERY, dtype=np.int8)
@@ -119,12 +119,12 @@ def user_events(item_ids: Sequence[str], interactions: pd.DataFrame) -> UserEven
     )
 
 
-def _check_order(rows: pd.DataFrame, users: np.ndarray, items: np.ndarray, times: np.ndarray) -> None:
-    unknown = np.flatnonzero((items < 0) & (rows["item_id"] != "").to_numpy())
+def _check_order(interactions: pd.DataFrame, users: np.ndarray, items: np.ndarray, times: np.ndarray) -> None:
+    unknown = np.flatnonzero((items < 0) & (interactions["item_id"] != "").to_numpy())
     if len(unknown):
         raise ValueError(
-            f"Row {unknown[0]} of the interactions has the item {rows['item_id'].iloc[unknown[0]]!r}, which is not in "
-            "the catalogue; let `InteractionDataset` read the tables, which checks them."
+            f"Row {unknown[0]} of the interactions has the item {interactions['item_id'].iloc[unknown[0]]!r}, which is "
+            "not in the catalogue; let `InteractionDataset` read the tables, which checks them."
         )
     user_steps = np.diff(users)
     out_of_order = (user_steps < 0) | ((user_steps == 0) & (np.diff(times) < 0))

@@ -130,11 +130,11 @@ def test_published_queries_reach_the_reviews_of_their_pairs(load):
 
 def test_one_seed_draws_the_same_reviews_whatever_the_queries(load):
     from_categories, published = (load(published=way, search_fraction=0.5, seed=3) for way in (False, True))
-    wanted, drawn, given = (
+    wanted, drawn, result = (
         data.interactions["query"] != ""
         for data in (load(published=True, search_fraction=1), from_categories, published)
     )
-    assert given.tolist() == (wanted & drawn).tolist()
+    assert result.tolist() == (wanted & drawn).tolist()
     assert (load(published=True, search_fraction=0).interactions["query"] == "").all()
 
 

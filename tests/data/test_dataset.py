@@ -138,7 +138,7 @@ def test_times_in_all_their_forms(times, expected):
     assert InteractionDataset(ITEMS, frame).interactions["timestamp"].tolist() == expected
 
 
-def test_order_stands_in_for_a_timestamp():
+def test_order_replaces_a_missing_timestamp():
     frame = pd.DataFrame({"user_id": ["a"] * 2, "item_id": ["B1", "B2"], "order": [1, 0]})
     assert rows(InteractionDataset(ITEMS, frame)) == [("a", "B2", 0.0, ""), ("a", "B1", 1.0, "")]
 
@@ -172,9 +172,9 @@ BAD_TABLES = {
     "no items": (ITEMS.iloc[:0], INTERACTIONS, "the items table holds no rows"),
     "no interactions": (ITEMS, INTERACTIONS.iloc[:0], "the interactions table holds no rows"),
     "NaN time": (ITEMS, changed(INTERACTIONS, "timestamp", 3, np.nan),
-        "row 4, column timestamp: nan is no time, the value is missing"),
+        "row 4, column timestamp: nan is not a time, the value is missing"),
     "blank time": (ITEMS, INTERACTIONS.assign(timestamp=["1", "2", " ", "3"]),
-        "row 3, column timestamp: ' ' is no time"),
+        "row 3, column timestamp: ' ' is not a time"),
     "infinite time": (ITEMS, INTERACTIONS.assign(timestamp=[1, np.inf, 2, 3]),
         "row 2, column timestamp: inf is not a finite number"),
     "no date": (ITEMS, INTERACTIONS.assign(timestamp=["1", "2", "yesterday", "3"]),
@@ -197,7 +197,7 @@ BAD_TABLES = {
     "text is bytes": (changed(ITEMS, "title", 2, b"x"), INTERACTIONS,
         "row 3, column title: b'x' is not text but a bytes"),
     "text is floats": (ITEMS.assign(title=[1.5, 2.5, None]), INTERACTIONS,
-        "row 1, column title: .*1.5.* is not text but a float.*Rows at fault in this column: 2"),
+        "row 1, column title: .*1.5.* is not text but a float.*Bad rows in this column: 2"),
     "text is truth": (ITEMS.assign(title=[True, False, True]), INTERACTIONS, "column title: .*True.* is not text"),
     "no text at all": (ITEMS.assign(title="", brand=None), INTERACTIONS,
         "text columns title, brand are empty in every row"),
@@ -231,8 +231,8 @@ def test_naming_a_text_column_that_is_not_there():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("gone.csv", None, r"gone\.csv does not exist; give the path of the items file"),
-        ("items.xlsx", b"x", r"items\.xlsx: \.xlsx is not a table format.*\.parquet, \.csv"),
+        ("gone.csv", None, r"gone\.csv does not exist; pass the path of the items file"),
+        ("items.xlsx", b"x", r"items\.xlsx: \.xlsx is not a supported table format.*\.parquet, \.csv"),
         ("items.csv", b"", r"items\.csv is empty"),
         ("items.csv", b"item_id,title\n", r"items\.csv holds no rows"),
         ("items.csv", b"item_id,title\na,b\nc,d,e\n", r"items\.csv cannot be read as csv .*line 3"),
@@ -255,7 +255,7 @@ def test_messages_name_the_file(tmp_path):
     changed(INTERACTIONS, "item_id", 2, "B9").to_csv(tmp_path / "clicks.csv", index=False)
     with pytest.raises(InputError, match=r"^clicks\.csv, row 3, column item_id: 'B9' is not an item of products\.csv"):
         InteractionDataset(tmp_path / "products.csv", tmp_path / "clicks.csv")
-    with pytest.raises(InputError, match="items are given as a dict"):
+    with pytest.raises(InputError, match="items are a dict"):
         InteractionDataset({"item_id": ["a"]}, INTERACTIONS)
 
 

@@ -107,5 +107,5 @@ def test_a_folder_without_the_files(tmp_path):
 
 def test_a_file_of_another_kind(recbole_folder):
     (recbole_folder / "ml-100k.item").write_bytes(b"header\n\xff\xfe")
-    with pytest.raises(InputError, match=r"^ml-100k\.item is not the file of MovieLens-100k .*; give a folder with"):
+    with pytest.raises(InputError, match=r"^ml-100k\.item is not the file of MovieLens-100k .*; pass a folder with"):
         load_movielens_100k(recbole_folder)

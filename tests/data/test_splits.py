@@ -93,7 +93,7 @@ def test_a_click_of_the_task_stays_before_the_requests(task, clicks, validation,
     assert len(split.validation[other]) == len(split.test[other]) == 0
 
 
-def test_events_at_the_time_of_a_held_out_event_are_no_training_events():
+def test_events_at_the_time_of_a_held_out_event_are_not_training_events():
     rows = [("u", "a", 1, ""), ("u", "b", 2, ""), ("u", "c", 3, ""), ("u", "d", 3, ""), ("u", "e", 3, "")]
     split = leave_one_out(make_events(rows))
     assert items_of(split.validation[RECOMMENDATION]) == "d"
@@ -149,7 +149,7 @@ def test_a_twin_and_the_query_of_a_twin_are_not_in_the_history():
     recommendation, search = split.test[RECOMMENDATION], split.test[SEARCH]
     assert described(split.events, recommendation.history(0)) == "?aa?bb?cc"
     assert described(split.events, search.history(0)) == "?aa?bb?cc"
-    # the other way round in the file: the recommendation stands before the search
+    # the other way round in the file: the recommendation comes before the search
     swapped = [rows[position ^ 1] for position in range(len(rows))]
     split = leave_one_out(make_events(swapped), min_train_events=0)
     assert described(split.events, split.test[SEARCH].history(0)) == "a?ab?bc?c"
@@ -167,7 +167,7 @@ def test_an_item_clicked_before_at_another_time_stays():
     assert described(split.events, split.test[RECOMMENDATION].history(0)) == "ab"
 
 
-def test_subsets_keep_the_order_asked_for():
+def test_subsets_keep_their_order():
     rows = [(user, item, time, "") for user in "uvw" for time, item in enumerate("abc")]
     requests = leave_one_out(make_events(rows)).test[RECOMMENDATION]
     assert requests.users.tolist() == [0, 1, 2]
@@ -186,7 +186,7 @@ def test_chronological_cut_by_hand():
     assert len(split.test[SEARCH]) == 0
 
 
-def test_a_session_across_the_cut_is_no_training_material():
+def test_a_session_across_the_cut_is_not_training_material():
     rows = [("u", "a", 0, ""), ("u", "b", 1, "x"), ("u", "c", 9, "x")]
     rows += [("v", "d", time, "") for time in range(2, 8)]
     split = chronological_cut(make_events(rows), (0.8, 0.1, 0.1))
@@ -265,7 +265,7 @@ def test_nothing_at_or_after_a_held_out_event_is_training_material(rows, kind, m
         trained = np.flatnonzero(mask & (users == user))
         assert trained.tolist() == list(range(start, split.train_ends[user]))
         assert (events.timestamps[trained] < first).all()
-        if kind == "leave one out":  # and no event is given away without need
+        if kind == "leave one out":  # and no event is dropped without need
             assert len(trained) == (events.timestamps[start:end] < first).sum()
             assert not own or len(trained) >= min_train_events
 
@@ -307,7 +307,7 @@ def test_training_material_is_blind_to_what_is_held_out(rows, min_train_events, 
 
 @settings(max_examples=40, deadline=None)
 @given(ROWS, st.sampled_from(["leave one out", "chronological"]), st.integers(0, 2))
-def test_requests_ask_for_clicks_of_their_task_and_histories_do_not_give_them_away(rows, kind, min_train_events):
+def test_requests_are_clicks_of_their_task_and_histories_do_not_contain_them(rows, kind, min_train_events):
     events = user_events(ITEM_IDS, sorted_rows(rows))
     split = cut_or_none(events, kind, min_train_events)
     if split is None:

@@ -103,7 +103,7 @@ def test_events_keep_the_sessions_of_the_rows(rows):
     data = make_data(rows)
     events = data.events
     for user, user_id in enumerate(events.user_ids):
-        sessions: list[list] = []  # of the rows: [query, time of the first row, clicks]; "" parts sessions, too
+        sessions: list[list] = []  # of the rows: [query, time of the first row, clicks]; "" separates sessions
         for row in data.interactions[data.interactions["user_id"] == user_id].itertuples():
             if not (row.query and sessions and sessions[-1][0] == row.query):
                 sessions.append([row.query, row.timestamp, []])
