@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from gensar_hf.data import Behavior
-from gensar_hf.decoding.packed_linear import pack_linears
 from gensar_hf.errors import InputError
 from gensar_hf.files import CARD_FILE, atomic_path
 from gensar_hf.generator.adapters import adapter_base, load_adapter, merge_adapter
@@ -57,7 +56,6 @@ class GenSARPipeline:
         tokenizer: of the same folder.
         num_beams: of the constrained beam search (paper: 30); raised to `top_k` where that is larger.
         batch_size: requests that are answered at once.
-        pack_weights: answer with a copy of the model whose weights are packed for the CPU (`pack_linears`).
         card: the model card, which goes with the model where it is saved or pushed to.
 
     Raises:
@@ -71,7 +69,6 @@ class GenSARPipeline:
         tokenizer: GenSARTokenizer,
         num_beams: int = 30,
         batch_size: int = 32,
-        pack_weights: bool = False,
         card: str | None = None,
     ) -> None:
         embeddings: Any = model.get_input_embeddings()
@@ -94,8 +91,7 @@ class GenSARPipeline:
                 f"{history_encoding}; load both from one model folder."
             )
         _check_item_vectors(model, tokenizer.catalogue)
-        self.model = pack_linears(model.eval()) if pack_weights else model.eval()
-        self._unpacked, self.card = model, card
+        self.model, self.card = model.eval(), card
         self.tokenizer = tokenizer
         self.num_beams = num_beams
         self.batch_size = batch_size
@@ -155,7 +151,7 @@ class GenSARPipeline:
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write all that `from_pretrained` reads: model, tokenizer, identifiers, and the model card if there is one."""
-        self._unpacked.save_pretrained(folder)
+        self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.card is not None:
             with atomic_path(Path(folder) / CARD_FILE) as aside:
