@@ -154,13 +154,6 @@ def test_suggestions_hold_no_code_token_however_likely(make_generator: Callable,
     assert not np.isin(seen[0].sequences[:, 2:].numpy(), tokenizer.code_token_ids).any()
 
 
-def test_packed_weights_give_the_same_answers(pipelines: dict[str, GenSARPipeline], kind: str) -> None:
-    pipe = pipelines[kind]
-    packed = GenSARPipeline(pipe.model, pipe.tokenizer, pack_weights=True)
-    assert_same_answers(packed.recommend(HISTORIES, top_k=4), pipe.recommend(HISTORIES, top_k=4), "item_id")
-    assert_same_answers(packed.suggest_queries(HISTORIES), pipe.suggest_queries(HISTORIES), "query")
-
-
 # ---- ranking
 
 

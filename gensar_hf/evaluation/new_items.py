@@ -11,10 +11,10 @@ from gensar_hf.data.continuation import append_log
 from gensar_hf.data.interactions import InteractionLog
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests, Split
 from gensar_hf.data.user_events import Behavior, UserEvents, events_from_log
-from gensar_hf.decoding.borrowed_scores import mean_probability
 from gensar_hf.evaluation.candidates import CandidateSets
 from gensar_hf.evaluation.generator_scorer import GeneratorScorer
 from gensar_hf.evaluation.ranks import rank_of_target
+from gensar_hf.generator.item_scores import mean_probability
 
 
 @dataclass(frozen=True, eq=False)

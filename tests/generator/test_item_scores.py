@@ -1,11 +1,11 @@
-"""New items at the probabilities that their nearest known items lend them."""
+"""Items added after training get the mean probability of their nearest trained items."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.decoding.borrowed_scores import mean_probability, rank_with_cold_items
+from gensar_hf.generator.item_scores import mean_probability, rank_with_cold_items
 
 
 def test_the_mean_is_one_of_probabilities_not_of_logarithms():
@@ -22,9 +22,9 @@ def test_the_mean_lies_between_the_least_and_the_greatest(values):
     assert min(values) - 1e-9 <= mean <= max(values) + 1e-9
 
 
-def test_new_items_stand_where_their_lenders_put_them():
+def test_cold_items_rank_by_the_scores_of_their_neighbors():
     rows, scores = np.array([3, 0, 2]), np.log([0.5, 0.3, 0.1])
-    # 7 borrows (0.5 + 0.3) / 2, 8 borrows (0.1 + 0) / 2, and nobody of 9's neighbors was found
+    # 7 borrows (0.5 + 0.3) / 2, 8 borrows (0.1 + 0) / 2, and none of 9's neighbors was found
     neighbors = np.array([[3, 0], [2, 1], [1, 4]])
 
     ranked, ranked_scores = rank_with_cold_items(rows, scores, np.array([7, 8, 9]), neighbors)
@@ -33,14 +33,14 @@ def test_new_items_stand_where_their_lenders_put_them():
     np.testing.assert_allclose(np.exp(ranked_scores), [0.5, 0.4, 0.3, 0.1, 0.05])
 
 
-def test_a_new_item_may_be_among_its_own_neighbors():
+def test_a_cold_item_may_be_among_its_own_neighbors():
     rows, scores = np.array([7, 3, 0]), np.log([0.5, 0.3, 0.1])
     ranked, ranked_scores = rank_with_cold_items(rows, scores, np.array([7, 8]), np.array([[7, 3], [8, 0]]))
     np.testing.assert_array_equal(ranked, [7, 3, 0, 8])
     np.testing.assert_allclose(np.exp(ranked_scores), [0.4, 0.3, 0.1, 0.05])
 
 
-def test_without_new_items_or_without_answers_nothing_changes():
+def test_without_cold_items_or_without_results_nothing_changes():
     rows, scores = np.array([3, 0]), np.array([-1.0, -2.0])
     ranked, ranked_scores = rank_with_cold_items(rows, scores, np.zeros(0, int), np.zeros((0, 5), int))
     np.testing.assert_array_equal(ranked, rows)

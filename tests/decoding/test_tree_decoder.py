@@ -1,4 +1,7 @@
-"""Decoders alone: tree decoding against `generate` and against one forward for each candidate."""
+"""The output head against the whole table of log-probabilities; decoder-only models against `generate`.
+
+Tree decoding with T5 is tested in `test_beam_search.py` and `test_candidate_scoring.py`.
+"""
 
 from typing import Any
 
@@ -18,12 +21,14 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from gensar_hf.decoding import Trie, TrieBeamSearch, TrieLogitsProcessor
 from gensar_hf.decoding.candidate_scoring import score_candidates
-from gensar_hf.decoding.context import PromptContext
 from gensar_hf.decoding.logits_process import DEAD_SCORE
+from gensar_hf.decoding.tree_decoder import OutputHead, PromptContext
 
 END, FREE_TEXT, RECOMMENDED, SEARCHED = 1, 2, 3, 4
 FIRST_CODE, VOCAB_SIZE = 5, 40
@@ -48,7 +53,7 @@ CONFIGS = {
 
 
 def build(config: Any, seed: int = 0, attention: str | None = None) -> PreTrainedModel:
-    """Large weights, so that wrong positions and wrong masks show."""
+    """Large weights, so that wrong positions and masks change the scores."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
@@ -76,7 +81,7 @@ def item_trie(num_items: int = 50, num_levels: int = 3, num_codes: int = 6) -> T
 
 
 def prompts_of(behaviors: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Prompts of different lengths, padded on the left, in which behavior tokens occur, too."""
+    """Prompts of different lengths, padded on the left, that contain behavior tokens as well."""
     rng = np.random.default_rng(seed)
     input_ids = torch.full((len(behaviors), max(PROMPT_LENGTHS) + 1), END)
     mask = torch.zeros_like(input_ids)
@@ -87,7 +92,7 @@ def prompts_of(behaviors: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def both(model: Any, inputs: dict, trie: Trie, num_beams: int, excluded: Any = None, **options: Any) -> tuple[Any, Any]:
-    """The output of `generate` with the logits processor, which is the definition, and ours."""
+    """The output of `generate` with the logits processor, which defines the result, and ours."""
     options = {
         "num_beams": num_beams, "num_return_sequences": num_beams, "max_new_tokens": trie.max_length - 1,
         "length_penalty": 0.0, "return_dict_in_generate": True, "output_scores": True, "eos_token_id": END,
@@ -98,7 +103,69 @@ def both(model: Any, inputs: dict, trie: Trie, num_beams: int, excluded: Any = N
     return expected, model.generate(**inputs, **options, custom_generate=TrieBeamSearch(trie, excluded=excluded))
 
 
-# ---- the same as generate
+# ---- output head
+
+
+def build_t5(vocab_size: int = 5000, tied: bool = True) -> T5ForConditionalGeneration:
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=vocab_size, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, tie_word_embeddings=tied
+    )
+    return T5ForConditionalGeneration(config).eval()
+
+
+def whole_table(model: T5ForConditionalGeneration, states: torch.Tensor) -> torch.Tensor:
+    scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
+    return model.lm_head(states * scale).double().log_softmax(dim=-1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("vocab_size", [7, 2048, 2049, 5000])
+def test_ranges_and_tokens_of_any_vocabulary(vocab_size: int, tied: bool) -> None:
+    model = build_t5(vocab_size, tied)
+    states = 5 * torch.randn(3, 4, 8)
+    expected = whole_table(model, states)
+    head = OutputHead.of_t5(model)
+    for first, end in ((0, vocab_size), (3, 5), (vocab_size - 2, vocab_size)):
+        found = head.range_log_probabilities(states, first, end)
+        torch.testing.assert_close(found.double(), expected[..., first:end], atol=1e-4, rtol=0)
+    rows, tokens = torch.randint(0, 12, (5, 6)), torch.randint(0, vocab_size, (5, 6))
+    found = head.token_log_probabilities(states.flatten(0, 1), rows, tokens)
+    torch.testing.assert_close(found.double(), expected.flatten(0, 1)[rows, tokens], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_large_logits_do_not_overflow() -> None:
+    model = build_t5(tied=False)
+    states = 300 * torch.randn(2, 8)
+    assert model.lm_head(states).max() > 500
+    expected = whole_table(model, states)[:, :10]
+    found = OutputHead.of_t5(model).range_log_probabilities(states, 0, 10)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["hook", "bias", "subclass"])
+def test_a_head_that_is_more_than_a_matrix_is_called(kind: str) -> None:
+    model = build_t5(vocab_size=50, tied=False)
+    shift = torch.linspace(-3, 3, 50)
+    if kind == "hook":
+        model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + shift)
+    elif kind == "bias":
+        model.lm_head.bias = torch.nn.Parameter(shift)
+    else:
+        head = type("ShiftedHead", (torch.nn.Linear,), {"forward": lambda self, x: x @ self.weight.T + shift})(8, 50)
+        model.lm_head = head
+    states = torch.randn(6, 8)
+    expected, head = whole_table(model, states), OutputHead.of_t5(model)
+    torch.testing.assert_close(head.range_log_probabilities(states, 5, 9).double(), expected[:, 5:9], atol=1e-5, rtol=0)
+    rows, tokens = torch.tensor([0, 5, 5]), torch.tensor([49, 0, 7])
+    found = head.token_log_probabilities(states, rows, tokens)
+    torch.testing.assert_close(found.double(), expected[rows, tokens], atol=1e-5, rtol=0)
+
+
+# ---- decoder-only models: the same as generate
 
 
 @pytest.mark.parametrize("num_beams", [2, 30])
@@ -158,7 +225,7 @@ def test_free_text_is_left_as_the_model_writes_it() -> None:
 
 
 def one_by_one(model: PreTrainedModel, inputs: dict, sequences: np.ndarray) -> np.ndarray:
-    """Teacher forcing of every candidate alone, its prompt unpadded; the behavior token is given."""
+    """Teacher forcing of one candidate at a time, without padding; the behavior token is in the prompt."""
     scores = np.zeros(sequences.shape[:2])
     for row, candidate in np.ndindex(*scores.shape):
         prompt = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist()
@@ -201,31 +268,37 @@ def test_a_window_that_is_wide_enough_makes_no_difference_and_a_narrow_one_is_re
     expected, found = both(model, inputs, trie, 4)
     assert torch.equal(found.sequences, expected.sequences)
     longer = {name: torch.cat([tensor[:, :4], tensor], dim=1) for name, tensor in inputs.items()}
-    with pytest.raises(ValueError, match="take 14 tokens, but the model's attention looks back 11 only"):
+    with pytest.raises(ValueError, match="have 14 tokens, but the model's attention window has 11"):
         model.generate(**longer, custom_generate=TrieBeamSearch(trie), num_beams=2, max_new_tokens=3)
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=8, n_layer=1, n_head=1), "takes no mask, positions and cache"),
-        (MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=8, num_hidden_layers=1), "takes no mask, positions and cache"),
+        (
+            BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=8, n_layer=1, n_head=1),
+            "its forward does not take a mask",
+        ),
+        (
+            MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=8, num_hidden_layers=1),
+            "its forward does not take a mask",
+        ),
         (
             Qwen3Config(**SIZES, layer_types=["full_attention", "linear_attention"]),
-            "some of whose layers are no attention",
+            "some of its layers are not attention",
         ),
     ],
 )
-def test_models_that_no_mask_tells_everything_are_refused(config: Any, reason: str) -> None:
+def test_models_that_depend_on_more_than_a_mask_are_refused(config: Any, reason: str) -> None:
     model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ValueError, match=rf"cannot be decoded in trees with a \w+ .*{reason}.* TrieLogitsProcessor"):
+    with pytest.raises(ValueError, match=rf"does not support this \w+: {reason}.* TrieLogitsProcessor"):
         PromptContext.of_prompts(model, torch.tensor([[5, 6]]))
 
 
 def test_attention_without_masks_is_refused() -> None:
     model = build(CONFIGS["llama"])
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="whose attention is 'flash_attention_2'; load it with"):
+    with pytest.raises(ValueError, match="its attention is 'flash_attention_2'; load it with"):
         PromptContext.of_prompts(model, torch.tensor([[5, 6]]))
 
 
@@ -233,9 +306,9 @@ def test_prompts_padded_on_the_right_or_empty_are_refused() -> None:
     model, search = build(CONFIGS["llama"]), TrieBeamSearch(item_trie())
     options = {"custom_generate": search, "num_beams": 2, "max_new_tokens": 3, "pad_token_id": END}
     rows = torch.tensor([[7, 8, RECOMMENDED], [7, SEARCHED, END]])
-    with pytest.raises(ValueError, match="begin at the same place in all rows of a batch; pad the prompts on the left"):
+    with pytest.raises(ValueError, match=r"begin at the same position in all rows .*; pad the prompts on the left"):
         model.generate(input_ids=rows, attention_mask=(rows != END).long(), **options)
-    with pytest.raises(ValueError, match="A prompt needs a token at least before the behavior token; got none"):
+    with pytest.raises(ValueError, match="A prompt needs at least one token before the behavior token; got none"):
         model.generate(input_ids=rows[:1, 2:], **options)
 
 
