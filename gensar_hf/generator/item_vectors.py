@@ -79,60 +79,6 @@ class ItemVectors(nn.Module):
         return F.linear(requests, self.table.weight, self.bias)
 
 
-class _OwnAndFeatures(nn.Module):
-    """Item vectors while they are trained: what an item has learned alone, and a linear map of its features."""
-
-    features: torch.Tensor
-
-    def __init__(self, features: torch.Tensor, feature_map: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("features", features, persistent=False)
-        self.map = nn.Parameter(feature_map)
-
-    def forward(self, own: torch.Tensor) -> torch.Tensor:
-        """`(num_items, d_model)` in and out, in float32 under autocast, too: it is a weight."""
-        with torch.autocast(own.device.type, enabled=False):
-            return own + self.features @ self.map
-
-    def right_inverse(self, vectors: torch.Tensor) -> torch.Tensor:
-        """The own parts that give these vectors."""
-        return vectors - self.features @ self.map
-
-
-def share_features(items: ItemVectors, features: torch.Tensor, feature_map: torch.Tensor) -> None:
-    """Train the vectors as a map of the items' features, which all items share, and a part of each item's own.
-
-    A click then teaches something about all items with a similar text, and weight decay draws an item of few clicks
-    towards what its features say instead of towards nothing. The vectors stay as they are at first; `plain_weights`
-    gives the weights of a model that knows nothing of features.
-
-    Args:
-        items: changed in place.
-        features: `(num_items, num_features)`.
-        feature_map: `(num_features, d_model)`, to begin with; what it leaves of the vectors is the items' own.
-    """
-    weight = items.table.weight
-    shared = _OwnAndFeatures(features.to(weight), feature_map.to(weight))
-    parametrize.register_parametrization(items.table, "weight", shared)
-
-
-def plain_weights(items: ItemVectors, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict, of the items or of a model that holds them, in which shared features are part of the vectors.
-
-    Args:
-        items: whose `features` are taken; the weights are those given, which may have been gathered from processes.
-        weights: by name; changed in place where features are shared.
-    """
-    shared = dict(items.table.named_modules()).get("parametrizations.weight.0")
-    if not isinstance(shared, _OwnAndFeatures):
-        return weights
-    suffix = "table.parametrizations.weight.original"
-    (prefix,) = (name.removesuffix(suffix) for name in weights if name.endswith(suffix))
-    own, feature_map = weights.pop(prefix + suffix), weights.pop(f"{prefix}table.parametrizations.weight.0.map")
-    weights[f"{prefix}table.weight"] = own + shared.features.to(own) @ feature_map
-    return weights
-
-
 def _clicks_so_far(is_click: torch.Tensor, starts: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The example that each position belongs to, counted over those that hold clicks, and the clicks up to it.
 
@@ -173,3 +119,85 @@ def add_item_vectors(items: ItemVectors, neighbors: np.ndarray) -> None:
         vectors = torch.cat([items.table.weight, items.table.weight[rows].mean(dim=1)])
         items.bias = nn.Parameter(torch.cat([items.bias, items.bias[rows].mean(dim=1)]))
     items.table = nn.Embedding.from_pretrained(vectors, freeze=False)
+
+
+# ---- item features that are shared in training
+
+
+class _FeatureMap(nn.Module):
+    """Parametrization of item vectors: a linear map of the items' features, plus a rest for each item."""
+
+    features: torch.Tensor
+
+    def __init__(self, features: torch.Tensor, feature_map: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("features", features, persistent=False)
+        self.map = nn.Parameter(feature_map)
+
+    def forward(self, rest: torch.Tensor) -> torch.Tensor:
+        """`(num_items, d_model)` in and out; float32 under autocast, because it is a weight."""
+        with torch.autocast(rest.device.type, enabled=False):
+            return rest + self.features @ self.map
+
+    def right_inverse(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The rests that give these vectors."""
+        return vectors - self.features @ self.map
+
+
+_REST, _MAP = "table.parametrizations.weight.original", "table.parametrizations.weight.0.map"
+FEATURE_MAP = "feature_map"  # its name among saved weights, where it stands next to the plain vectors
+
+
+def share_features(items: ItemVectors, features: torch.Tensor, feature_map: torch.Tensor) -> None:
+    """Train the item vectors as a map of the items' features, which all items share, plus a rest for each item.
+
+    A click then trains all items with a similar text, and weight decay draws an item of few clicks towards its features
+    instead of towards zero. The vectors keep their values. Saved weights are plain (`plain_weights`), and are divided
+    again when they are loaded into a model whose features are shared, so that a training can be resumed.
+
+    Args:
+        items: changed in place.
+        features: `(num_items, num_features)`.
+        feature_map: `(num_features, d_model)`, the map to start from.
+    """
+    weight = items.table.weight
+    shared = _FeatureMap(features.to(weight), feature_map.to(weight))
+    parametrize.register_parametrization(items.table, "weight", shared)
+    items.register_load_state_dict_pre_hook(_divide_plain_weights)
+
+
+def merge_features(items: ItemVectors) -> None:
+    """End the sharing, in place: the vectors become plain parameters with the values that they have."""
+    if parametrize.is_parametrized(items.table, "weight"):
+        parametrize.remove_parametrizations(items.table, "weight", leave_parametrized=True)
+
+
+def plain_weights(items: ItemVectors, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same state dict with plain item vectors, and, where features are shared, the `feature_map`.
+
+    Args:
+        items: the module whose features are taken.
+        weights: state dict of `items` or of a model that holds them, possibly gathered from several processes.
+    """
+    if not parametrize.is_parametrized(items.table, "weight") or not any(name.endswith(_REST) for name in weights):
+        return weights
+    (prefix,) = (name.removesuffix(_REST) for name in weights if name.endswith(_REST))
+    plain = {name: value for name, value in weights.items() if name not in (prefix + _REST, prefix + _MAP)}
+    rest, feature_map = weights[prefix + _REST], weights[prefix + _MAP]
+    plain[f"{prefix}table.weight"] = rest + _features(items).to(rest) @ feature_map
+    plain[prefix + FEATURE_MAP] = feature_map
+    return plain
+
+
+def _divide_plain_weights(items: ItemVectors, weights: dict[str, torch.Tensor], prefix: str, *unused: object) -> None:
+    """Before a state dict is loaded: plain vectors → map and rest."""
+    if not parametrize.is_parametrized(items.table, "weight") or f"{prefix}table.weight" not in weights:
+        return
+    vectors = weights.pop(f"{prefix}table.weight")
+    feature_map = weights.pop(prefix + FEATURE_MAP, items.get_parameter(_MAP).detach()).to(vectors)
+    weights[prefix + _REST] = vectors - _features(items).to(vectors) @ feature_map
+    weights[prefix + _MAP] = feature_map
+
+
+def _features(items: ItemVectors) -> torch.Tensor:
+    return items.get_buffer("table.parametrizations.weight.0.features")

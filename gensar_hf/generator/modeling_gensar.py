@@ -1,6 +1,7 @@
 """The generator: a T5 whose encoder can read one event as one position."""
 
 import copy
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm, T5Stack
 
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, ItemVectors
+from gensar_hf.generator.item_vectors import FEATURE_MAP, ITEM_VECTOR_STD, ItemVectors, plain_weights
 
 IGNORED_LABEL = -100
 
@@ -226,6 +227,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
     encoder: GenSAREncoder
     # `forward` divides by `num_items_in_batch` itself, so gradient accumulation is exact.
     accepts_loss_kwargs = True
+    _keys_to_ignore_on_load_unexpected = [rf"encoder\.items\.{FEATURE_MAP}"]  # noqa: RUF012 - as in transformers
 
     def __init__(self, config: GenSARConfig) -> None:
         # Not T5ForConditionalGeneration.__init__, whose encoder would have to be replaced afterwards.
@@ -348,6 +350,18 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             cache=decoder_outputs.cache,
             encoder_last_hidden_state=hidden_states,
         )
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *args: Any,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As in transformers, with plain item vectors, however they are trained (`share_features`)."""
+        if self.encoder.items is not None:
+            state_dict = plain_weights(self.encoder.items, self.state_dict() if state_dict is None else state_dict)
+        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
 
     def output_logits(self, decoder_states: torch.Tensor) -> torch.Tensor:
         """`(…, d_model)` decoder states → `(…, vocab_size)` logits."""
