@@ -1,4 +1,4 @@
-"""A vector for each item, beside its identifiers: what a few codes cannot tell apart."""
+"""Item vectors: one trained vector per item, in addition to its identifiers."""
 
 import numpy as np
 import torch
@@ -9,16 +9,16 @@ from torch.nn.utils import parametrize
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 
 NO_ITEM = -1
-ITEM_VECTOR_STD = 0.1  # of new vectors: logits are then small beside the biases
+ITEM_VECTOR_STD = 0.1  # of new vectors, so that their logits are small compared with the biases
 
 
 class ItemVectors(nn.Module):
-    """Reads clicked items into the encoder, and scores all items against what the encoder has made of a request.
+    """Vectors of clicked items for the encoder, and scores of all items from the encoder's state of a request.
 
-    One table serves both, as in SASRec. An identifier shares its codes with other items, which is what lets a generator
-    speak of them all with a small vocabulary; on a catalogue of some thousand items a vector of the item's own tells
-    more. Generative and dense retrieval in one model is the idea of LIGER (Yang et al. 2024, "Unifying generative and
-    dense retrieval for sequential recommendation"), whose item vectors are made from texts.
+    One table serves both, as in SASRec. Differs from the paper, whose items have identifiers only: items share codes,
+    so that identifiers alone separate the items of a small catalogue less well (docs/results.md). Generative and dense
+    retrieval in one model follows LIGER (Yang et al. 2024, "Unifying generative and dense retrieval for sequential
+    recommendation"), whose item vectors are computed from texts.
     """
 
     def __init__(self, config: GenSARConfig) -> None:
@@ -32,24 +32,24 @@ class ItemVectors(nn.Module):
         self.gru_projection = nn.Linear(config.d_model, config.d_model, bias=False) if config.item_recurrence else None
 
     def event_vectors(self, event_items: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, num_positions)` rows of the items, -1 for none → what is added to the pooled events."""
+        """`(batch_size, num_positions)` items, -1 for none → `(…, d_model)`, to be added to the pooled events."""
         vectors = self.read(self.dropout(self.table(event_items.clamp(min=0))))
         return vectors * (event_items >= 0)[:, :, None]
 
     def click_states(self, event_items: torch.Tensor, starts: torch.Tensor | None = None) -> torch.Tensor:
-        """What a recurrent layer has made of the clicks so far, position by position (as in GRU4Rec).
+        """States of a recurrent layer over the clicks up to each position (as in GRU4Rec).
 
-        Attention weighs clicks by where they stand; a gated state learns from far fewer steps that the latest ones
-        count most. It sees clicks alone, so that a session's queries do not push the clicks before them away.
+        A gated state learns in far fewer steps than attention that the latest clicks count most. It reads clicks only,
+        so that the queries of a session do not displace the clicks before them.
 
         Args:
             event_items: `(batch_size, num_positions)` long, the item that each position is a click on, -1 for none.
-            starts: `(batch_size, num_positions)` long, the first position of each position's own example, when several
-                are packed into one row; default 0.
+            starts: `(batch_size, num_positions)` long, the first position of the example that each position belongs to,
+                if several are packed into one row; default 0.
 
         Returns:
-            `(batch_size, num_positions, d_model)`, what is added to the encoder's states; zeros before the first click
-            of an example, and everywhere for a model without the layer.
+            `(batch_size, num_positions, d_model)`, to be added to the encoder's states; zeros before the first click
+            of an example, and everywhere without the layer.
         """
         is_click = event_items >= 0
         if self.gru is None or self.gru_projection is None or not is_click.any():
@@ -65,10 +65,10 @@ class ItemVectors(nn.Module):
         return self.gru_projection(self.dropout(states[examples, num_clicks]))
 
     def logits(self, states: torch.Tensor, is_searched: torch.Tensor) -> torch.Tensor:
-        """How well each item answers each request.
+        """Logits of all items.
 
         Args:
-            states: `(num_requests, d_model)` of the encoder, at the last position of each request.
+            states: `(num_requests, d_model)` states of the encoder at the last position of each request.
             is_searched: `(num_requests,)` long, 1 where the click answers a query, 0 where it is a recommendation.
 
         Returns:
@@ -80,15 +80,15 @@ class ItemVectors(nn.Module):
 
 
 def _clicks_so_far(is_click: torch.Tensor, starts: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The example that each position belongs to, counted over those that hold clicks, and the clicks up to it.
+    """The example of each position, numbered among the examples with clicks, and the number of clicks up to it.
 
     Args:
         is_click: `(batch_size, num_positions)` bool.
         starts: as for `ItemVectors.click_states`.
 
     Returns:
-        `(batch_size, num_positions)` long each. A position of an example without clicks has some example's number, and
-        no clicks.
+        `(batch_size, num_positions)` long each. A position of an example without clicks has an arbitrary number, and 0
+        clicks.
     """
     starts = torch.zeros_like(is_click, dtype=torch.long) if starts is None else starts
     total = is_click.cumsum(dim=1)
@@ -100,14 +100,14 @@ def _clicks_so_far(is_click: torch.Tensor, starts: torch.Tensor | None) -> tuple
 
 
 def add_item_vectors(items: ItemVectors, neighbors: np.ndarray) -> None:
-    """Append items, whose vectors and biases begin as the means of those of others, in place.
+    """Append items, in place; their vectors and biases start as the means of those of their neighbors.
 
     Args:
-        items: of the encoder; `config.num_items` is the caller's to set.
-        neighbors: `(num_new, k)` rows of the items that each new one begins as, see `IdentifierTable`.
+        items: of the encoder; the caller sets `config.num_items`.
+        neighbors: `(num_new, k)` rows of other items, see `IdentifierTable`.
 
     Raises:
-        ValueError: there is no such row.
+        ValueError: a neighbor that does not exist.
     """
     num_items = items.table.num_embeddings
     if len(neighbors) and not 0 <= neighbors.min() <= neighbors.max() < num_items:
