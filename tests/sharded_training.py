@@ -17,8 +17,7 @@ from transformers.models.t5 import modeling_t5
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import QUERIES, TRAIN_LENGTHS, USERS, build_events, build_generator, build_identifiers
 
-from gensar_hf.generator.packing import ExampleCollator, ExampleRows
-from gensar_hf.generator.tasks import ExampleSampler, TrainingExamples
+from gensar_hf.generator.examples import ExampleCollator, ExampleRows, ExampleSampler, TrainingExamples
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
 CONFIG = Path(__file__).parents[1] / "training_scripts" / "configs" / "accelerate" / "fsdp.yaml"
@@ -31,8 +30,8 @@ tokenizer = GenSARTokenizer.train_from_texts(
     [*(identifiers.texts or []), *QUERIES], identifiers, vocab_size=120, history_encoding="events", max_history_events=8
 )
 events = build_events(USERS, identifiers.item_ids)
-log = TrainingExamples(tokenizer, events, events.offsets[:-1] + list(TRAIN_LENGTHS.values()), identifiers.texts)
-sampler = ExampleSampler(log, window=6, max_target_tokens=25, item_vectors=True)
+log = TrainingExamples(tokenizer, events, events.offsets[:-1] + list(TRAIN_LENGTHS.values()))
+sampler = ExampleSampler(log, window=6, max_target_tokens=25)
 rows, collate = ExampleRows(sampler, NUM_STEPS * NUM_ROWS, 8), ExampleCollator(tokenizer)
 
 whole = build_generator(tokenizer, num_items=12, item_dropout=0.0).train()

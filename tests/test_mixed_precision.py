@@ -11,8 +11,7 @@ from gensar_hf.baselines.baseline import TrainingData, fit_by_name
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.sasrec_training import train_sasrec
-from gensar_hf.generator.packing import ExampleCollator, ExampleRows
-from gensar_hf.generator.tasks import ExampleSampler, TrainingExamples
+from gensar_hf.generator.examples import ExampleCollator, ExampleRows, ExampleSampler, TrainingExamples
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.joint_rqvae_training import train_joint_rqvae
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
@@ -36,8 +35,8 @@ class Losses(TrainerCallback):
 def generator(arguments, callback, make_generator, tokenizers, tiny_events, tiny_split, identifiers):
     tokenizer = tokenizers["events"]
     model = make_generator(tokenizer, num_items=12).train()
-    log = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends, identifiers.texts)
-    rows = ExampleRows(ExampleSampler(log, window=6, max_target_tokens=25, item_vectors=True), 12, 8)
+    log = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends)
+    rows = ExampleRows(ExampleSampler(log, window=6, max_target_tokens=25), 12, 8)
     return model, lambda: Trainer(
         model, arguments, train_dataset=rows, data_collator=ExampleCollator(tokenizer), callbacks=[callback]
     ).train()

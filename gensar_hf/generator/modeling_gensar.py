@@ -1,6 +1,7 @@
-"""The generator: a T5 whose encoder can read one event as one position."""
+"""The generator: a T5 whose encoder can read an event as one position."""
 
 import copy
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,10 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5ForConditionalGene
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
-from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm, T5Stack
+from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, ItemVectors
+from gensar_hf.generator.item_vectors import FEATURE_MAP, ITEM_VECTOR_STD, ItemVectors, plain_weights
 
 IGNORED_LABEL = -100
 
@@ -21,20 +22,20 @@ IGNORED_LABEL = -100
 def pool_events(embeddings: torch.Tensor, event_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the embeddings of each event's tokens and divide by the square root of their number.
 
-    The square root keeps the variance of a sum of independent embeddings at that of one embedding, whatever the
-    number of words of a query.
+    The square root keeps the variance of a sum of independent embeddings at that of one embedding, for queries of any
+    length.
 
     Args:
         embeddings: `(batch_size, num_tokens, d_model)`.
         event_ids: `(batch_size, num_tokens)` long, the position that each token belongs to, -1 for padding.
 
     Returns:
-        `(batch_size, num_positions, d_model)` pooled embeddings and `(batch_size, num_positions)` bool, which of the
-        positions hold an event.
+        `(batch_size, num_positions, d_model)` pooled embeddings and `(batch_size, num_positions)` bool, true
+        where a position holds an event.
     """
     batch_size, _, d_model = embeddings.shape
     num_positions = int(event_ids.max()) + 1
-    # One position more in each row takes the padding and is cut off again.
+    # An extra position in each row collects the padding and is cut off again.
     slots = torch.where(event_ids < 0, num_positions, event_ids)
     slots = slots + torch.arange(batch_size, device=slots.device)[:, None] * (num_positions + 1)
     num_slots = batch_size * (num_positions + 1)
@@ -59,10 +60,10 @@ def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class PackedTargets:
-    """Several targets behind one another in one decoder row; none of them sees the others.
+    """Several targets in one decoder row, none of which sees the others.
 
-    T5 knows positions only as differences, and has none in cross-attention, so a packed target computes exactly what
-    it would compute alone.
+    T5 has relative positions only, and none in cross-attention, so a packed target gets exactly the logits that it has
+    in a row by itself.
 
     Attributes:
         target_ids: `(batch_size, num_decoder_tokens)` long, which target each decoder token belongs to, -1 padding.
@@ -80,30 +81,27 @@ class PackedTargets:
         return same & _causal(same.shape[1], same.device)
 
     def cross_attention(self, num_positions: int) -> torch.Tensor:
-        """`(batch_size, num_decoder_tokens, num_positions)` bool: what came before the target."""
+        """`(batch_size, num_decoder_tokens, num_positions)` bool: the encoder positions before the target."""
         positions = torch.arange(num_positions, device=self.starts.device)
         return (positions >= self.starts[:, :, None]) & (positions < self.ends[:, :, None])
 
 
 class T5Initialization:
-    """Keeps T5's own initialisation in subclasses of its models.
+    """Keeps T5's initialization in subclasses of its models.
 
-    transformers skips modules without parameters of their own when it initialises a class that is not its own, as a
-    precaution against code that overwrites loaded weights. T5 initialises its attention and feed-forward layers from
-    just such modules, so the weights would start with a standard deviation of 1 and hardly train.
+    transformers skips modules without direct parameters when it initializes a class outside the library, to protect
+    loaded weights. T5 initializes its attention and feed-forward layers from such modules, so the weights would start
+    with a standard deviation of 1 and hardly train.
     """
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """No: the weights are initialised by T5's code."""
+        """False: the weights are initialized by T5's code."""
         return False
 
 
 class EventProjection(nn.Module):
-    """A feed-forward layer on top of each pooled event: what its tokens mean together, not only their sum.
-
-    It starts as the identity, so that pretrained weights see plain sums at first.
-    """
+    """A residual feed-forward layer on each pooled event, which starts as the identity."""
 
     def __init__(self, config: GenSARConfig) -> None:
         super().__init__()
@@ -114,32 +112,6 @@ class EventProjection(nn.Module):
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """`(batch_size, num_positions, d_model)` in and out."""
         return pooled + self.wo(self.wi(self.layer_norm(pooled)).relu())
-
-
-def recency_bias(attention: T5Attention, slope: float) -> torch.Tensor:
-    """A position bias to start from that falls with the distance, by `slope` an event in the first head.
-
-    Each head's slope is a quarter of that of the head before, so that the heads look back over longer and longer times
-    (ALiBi, Press et al. 2022, sec. 3, where the slopes stay as they are). T5's random start gives near and far events
-    the same weight.
-
-    Args:
-        attention: the encoder's first.
-        slope: logits an event.
-
-    Returns:
-        `(num_buckets, num_heads)`: of each of T5's buckets of distances the mean distance times the slope, negative; 0
-        for the buckets of later positions.
-    """
-    num_buckets, max_distance = attention.relative_attention_num_buckets, attention.relative_attention_max_distance
-    distances = torch.arange(max_distance + 1)
-    buckets = attention._relative_position_bucket(
-        -distances, bidirectional=True, num_buckets=num_buckets, max_distance=max_distance
-    )
-    counts = buckets.bincount(minlength=num_buckets)
-    means = buckets.bincount(distances.float(), minlength=num_buckets) / counts.clamp(min=1)
-    slopes = slope * 4.0 ** -torch.arange(attention.n_heads)
-    return -means[:, None] * slopes
 
 
 class GenSAREncoder(T5Initialization, T5Stack):
@@ -159,9 +131,6 @@ class GenSAREncoder(T5Initialization, T5Stack):
         if isinstance(module, EventProjection):
             init.normal_(module.wi.weight, mean=0.0, std=self.config.d_model**-0.5)
             init.zeros_(module.wo.weight)
-        elif isinstance(module, T5Attention) and module.has_relative_attention_bias:
-            if self.config.history_encoding == "events" and not self.config.is_decoder and self.config.recency_slope:
-                init.copy_(module.relative_attention_bias.weight, recency_bias(module, self.config.recency_slope))
         elif isinstance(module, ItemVectors):
             init.normal_(module.table.weight, mean=0.0, std=ITEM_VECTOR_STD)
             init.zeros_(module.bias)
@@ -169,7 +138,7 @@ class GenSAREncoder(T5Initialization, T5Stack):
                 if projection is not None:
                     init.normal_(projection.weight, mean=0.0, std=self.config.d_model**-0.5)
             for parameter in module.gru.parameters() if module.gru is not None else ():
-                init.uniform_(parameter, -(self.config.d_model**-0.5), self.config.d_model**-0.5)  # as torch does
+                init.uniform_(parameter, -(self.config.d_model**-0.5), self.config.d_model**-0.5)  # torch's default
 
     def forward(
         self,
@@ -186,11 +155,11 @@ class GenSAREncoder(T5Initialization, T5Stack):
         Args:
             input_ids: `(batch_size, num_tokens)`.
             attention_mask: `(batch_size, num_tokens)`, 0 for padding.
-            event_ids: `(batch_size, num_tokens)` long, the position of each token, -1 for padding; None: every token
-                is a position of its own and sees all others.
+            event_ids: `(batch_size, num_tokens)` long, the position of each token, -1 for padding; None: plain T5,
+                where every token is a position and sees all others.
             event_items: `(batch_size, num_positions)` long, the item (row of the identifier table) that each position
-                is a click on, -1 for none; read by a model with `num_items`.
-            encoder_starts: `(batch_size, num_positions)` long, the first position that each position may see, when
+                is a click on, -1 for none; ignored by a model without item vectors.
+            encoder_starts: `(batch_size, num_positions)` long, the first position that each position may see, if
                 several examples are packed into one row; default 0.
             inputs_embeds: `(batch_size, num_tokens, d_model)` instead of `input_ids`.
             **kwargs: as for T5.
@@ -224,8 +193,9 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
 
     config_class = GenSARConfig
     encoder: GenSAREncoder
-    # `forward` divides by `num_items_in_batch` itself, so gradient accumulation is exact.
+    # `forward` divides by `num_items_in_batch`, so gradient accumulation is exact.
     accepts_loss_kwargs = True
+    _keys_to_ignore_on_load_unexpected = [rf"encoder\.items\.{FEATURE_MAP}"]  # noqa: RUF012 - as in transformers
 
     def __init__(self, config: GenSARConfig) -> None:
         # Not T5ForConditionalGeneration.__init__, whose encoder would have to be replaced afterwards.
@@ -277,17 +247,17 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
                 several targets packed into one row, see `PackedTargets`.
             decoder_starts: first encoder position that a decoder token may see.
             decoder_ends: the position after the last one.
-            encoder_outputs: what the encoder returned, to decode again without encoding.
+            encoder_outputs: of an earlier call, to skip encoding.
             cache: keys and values of the decoder.
             inputs_embeds: `(batch_size, num_tokens, d_model)` instead of `input_ids`.
             decoder_inputs_embeds: the same for the decoder.
             labels: `(batch_size, num_decoder_tokens)`, -100 is ignored.
-            item_positions: `(batch_size, num_items)` long, encoder positions behind which items were clicked.
-            item_is_searched: 1 where the click answered a query, 0 where it is a recommendation.
-            item_labels: those items, -100 is ignored; the cross entropy over all items by their vectors is added to
-                the loss, an item counting as much as one token.
-            num_items_in_batch: number of labels in the whole batch over all accumulation steps and processes; the
-                summed loss is divided by it. Default: the labels at hand.
+            item_positions: `(batch_size, num_item_targets)` long, the last encoder position before each clicked item.
+            item_is_searched: 1 where the click answers a query, 0 where it is a recommendation.
+            item_labels: the clicked items, -100 is ignored. The cross entropy over all items by their vectors is added
+                to the loss; an item weighs as much as one token.
+            num_items_in_batch: number of labels in the whole batch over all accumulation steps and processes, by which
+                the summed loss is divided. Default: the number of labels in this call.
             use_cache: keep the decoder's keys and values.
             **kwargs: as for T5.
 
@@ -312,7 +282,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             decoder_input_ids = self._shift_right(labels)
         if decoder_target_ids is not None:
             if decoder_starts is None or decoder_ends is None:
-                raise ValueError("`decoder_target_ids` needs `decoder_starts` and `decoder_ends` beside it.")
+                raise ValueError("`decoder_target_ids` needs `decoder_starts` and `decoder_ends`.")
             targets = PackedTargets(decoder_target_ids, decoder_starts, decoder_ends)
             decoder_attention_mask = additive_mask(targets.self_attention(), hidden_states.dtype)
             encoder_mask = additive_mask(targets.cross_attention(hidden_states.shape[1]), hidden_states.dtype)
@@ -329,7 +299,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
         states = decoder_outputs[0]
         loss = None
         if labels is not None and decoder_target_ids is not None:
-            # Packed rows end at different lengths: only the labelled tokens are worth a row of logits.
+            # Packed rows have different lengths; logits are computed for labelled tokens only.
             is_labelled = labels != IGNORED_LABEL
             states, labels = states[is_labelled], labels[is_labelled]
         logits = self.output_logits(states)
@@ -339,7 +309,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             loss = summed_cross_entropy(logits, labels, num_items_in_batch)
             if item_labels is not None and self.encoder.items is not None:
                 if item_positions is None or item_is_searched is None:
-                    raise ValueError("`item_labels` needs `item_positions` and `item_is_searched` beside it.")
+                    raise ValueError("`item_labels` needs `item_positions` and `item_is_searched`.")
                 item_targets = item_positions, item_is_searched, item_labels
                 loss = loss + item_loss(self.encoder.items, hidden_states, *item_targets, num_items_in_batch)
         return Seq2SeqLMOutput(
@@ -348,6 +318,18 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             cache=decoder_outputs.cache,
             encoder_last_hidden_state=hidden_states,
         )
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *args: Any,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As in transformers, with plain item vectors, however they are trained (`share_features`)."""
+        if self.encoder.items is not None:
+            state_dict = plain_weights(self.encoder.items, self.state_dict() if state_dict is None else state_dict)
+        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
 
     def output_logits(self, decoder_states: torch.Tensor) -> torch.Tensor:
         """`(…, d_model)` decoder states → `(…, vocab_size)` logits."""
@@ -375,12 +357,12 @@ def item_loss(
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int,
 ) -> torch.Tensor:
-    """Cross entropy of the clicked items over all items, by their vectors, divided as that of the tokens is.
+    """Cross entropy of the clicked items over all items, by their vectors, divided like that of the tokens.
 
     Args:
         items: of the encoder.
         states: `(batch_size, num_positions, d_model)` of the encoder.
-        positions: `(batch_size, num_targets)` long, the encoder positions behind which items were clicked.
+        positions: `(batch_size, num_targets)` long, the last encoder position before each click.
         is_searched: `(batch_size, num_targets)` long, 1 for a search result, 0 for a recommendation.
         labels: `(batch_size, num_targets)` long, the items; -100 is ignored.
         num_items_in_batch: as for `summed_cross_entropy`.

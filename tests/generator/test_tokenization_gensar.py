@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, TokenizersBackend
 
-from gensar_hf.data import Behavior
+from gensar_hf.data import RECOMMENDATION, SEARCH, Behavior, Requests, Split, UserEvents
 from gensar_hf.errors import InputError
-from gensar_hf.generator.history import HistoryEvent
-from gensar_hf.generator.prompts import PROMPTS, Task
+from gensar_hf.generator.examples import TrainingExamples
+from gensar_hf.generator.history import EventArrays
+from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, Task
 from gensar_hf.generator.tokenization_gensar import BEHAVIOR_TOKENS, GenSARTokenizer, pad_left, pad_right
 from gensar_hf.identifiers import IdentifierTable
 
@@ -210,6 +211,35 @@ def test_a_batch_pads_what_single_requests_hold(tokenizers: dict[str, GenSARToke
             assert torch.equal(batch["event_ids"][row, :length], single["event_ids"][0])
 
 
+@pytest.mark.parametrize("kind", ["events", "tokens", "vectors", "causal"])
+def test_training_serving_and_evaluation_encode_a_history_alike(
+    kind: str, pipelines: dict, tiny_events: UserEvents, tiny_split: Split
+) -> None:
+    """From a user's events as training arrays, as arrays of a held-out request, and as the dicts of a caller."""
+    tokenizer = pipelines[kind].tokenizer
+    examples = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends)
+    targets = {Behavior.RECOMMENDED_ITEM: (4, 7), Behavior.SEARCHED_ITEM: (3, 6, 12)}  # 3 is in the middle of a session
+    requests = [(behavior, target) for behavior, clicks in targets.items() for target in clicks]
+    for behavior, target in requests:
+        task = SEARCH if behavior is Behavior.SEARCHED_ITEM else RECOMMENDATION
+        request = Requests(task, tiny_events, np.array([target]))
+        query = request.query_texts[0] or None
+        first = int(tiny_events.offsets[request.users[0]])
+        instruction = tokenizer.text_ids(PROMPTS[HISTORY_TASKS[behavior]].instruction())
+        window = slice(max(first, target - tokenizer.max_history_events), target)
+        trained, _ = tokenizer.assemble(instruction, examples.event_tokens(window))
+        arrays = EventArrays.of_user_events(tiny_events, request.history(0), examples.item_rows)
+        evaluated = tokenizer.encode_events([arrays], query, behavior.token)
+        history = [
+            {"item_id": None if item < 0 else tiny_events.item_ids[item], "query": text}
+            for _, item, text in zip(*arrays, strict=True)
+        ]
+        served = tokenizer.encode_request(history, query, behavior.token)
+        assert all(torch.equal(evaluated[name], served[name]) for name in served)
+        ids = served["input_ids"][0].tolist()
+        assert (ids[:-1] if tokenizer.decoder_only else ids) == trained.tolist()
+
+
 def test_one_query_and_behavior_may_serve_a_whole_batch(tokenizer: GenSARTokenizer) -> None:
     batch = tokenizer.encode_request([HISTORY, []], "space", "<S_I>")
     listed = tokenizer.encode_request([HISTORY, []], ["space", "space"], ["<S_I>", "<S_I>"])
@@ -346,7 +376,7 @@ def test_no_user_text_is_read_as_a_token_by_the_vocabulary_of_t5(
         assert not forbidden & set(tokenizer.text_ids(text).tolist()), text
 
 
-# ---- for a decoder alone
+# ---- for decoder-only models
 
 
 @pytest.fixture(scope="module")
@@ -372,13 +402,12 @@ def test_a_prompt_begins_as_a_text_and_ends_with_the_behavior_token(causal: GenS
     encoding = causal.encode_request([HISTORY, []], [None, "Space"], ["<R_I>", "<S_I>"])
     assert set(encoding) == {"input_ids", "attention_mask"}
     ids, mask = encoding["input_ids"].tolist(), encoding["attention_mask"].tolist()
-    typed, clicked = HistoryEvent(Behavior.SEARCH_QUERY, query="Comedy 1990s"), HistoryEvent(Behavior.SEARCHED_ITEM, 3)
-    searched = HistoryEvent(Behavior.SEARCH_QUERY, query="Space")
+    searched = causal.item_token_ids[Behavior.SEARCHED_ITEM]
     words = [causal.text_ids(text) for text in (INSTRUCTION, PROMPTS[Task.NEXT_SEARCHED_ITEM].templates[0])]
     ends = [[causal.behavior_ids[asked]] for asked in (Behavior.RECOMMENDED_ITEM, Behavior.SEARCHED_ITEM)]
     expected = [
-        [0, *words[0], *causal.event_tokens(typed), *causal.event_tokens(clicked), *ends[0]],
-        [0, *words[1], *causal.event_tokens(searched), *ends[1]],
+        [0, *words[0], *causal.query_tokens("Comedy 1990s"), *searched[3], *ends[0]],
+        [0, *words[1], *causal.query_tokens("Space"), *ends[1]],
     ]
     for row, tokens in enumerate(expected):
         num_padded = len(ids[row]) - len(tokens)
@@ -394,7 +423,9 @@ def test_answers_are_found_behind_the_prompt(causal: GenSARTokenizer) -> None:
     assert causal.decode_items(rows) == ["film-4", "film-9", None]
 
 
-def test_a_tokenizer_for_a_decoder_alone_is_loaded_as_it_was_saved(causal: GenSARTokenizer, tmp_path: Path) -> None:
+def test_a_tokenizer_for_a_decoder_only_model_is_loaded_as_it_was_saved(
+    causal: GenSARTokenizer, tmp_path: Path
+) -> None:
     causal.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert type(loaded) is GenSARTokenizer
@@ -412,10 +443,12 @@ def test_no_user_text_is_read_as_a_token_of_another_tokenizer(causal: GenSARToke
         assert not forbidden & set(causal.text_ids(text).tolist()), text
 
 
-def test_what_a_decoder_alone_cannot_do_is_refused(
+def test_what_a_decoder_only_model_cannot_do_is_refused(
     byte_tokenizer: TokenizersBackend, identifiers: IdentifierTable
 ) -> None:
-    with pytest.raises(ValueError, match="A decoder alone reads histories as 'tokens'; got history_encoding='events'"):
+    with pytest.raises(
+        ValueError, match="A decoder-only model reads histories as 'tokens'; got history_encoding='events'"
+    ):
         GenSARTokenizer.from_text_tokenizer(byte_tokenizer, identifiers, "events", decoder_only=True)
     no_end = TokenizersBackend(tokenizer_object=byte_tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="has no `eos_token`, which ends the words of a query"):

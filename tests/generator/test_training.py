@@ -9,11 +9,9 @@ from torch.utils.data import Dataset, Subset
 from transformers import Trainer, TrainingArguments
 
 from gensar_hf.data import Split, UserEvents
+from gensar_hf.generator.examples import ExampleCollator, ExampleRows, ExampleSampler, TrainingExamples
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
-from gensar_hf.generator.packing import ExampleCollator, ExampleRows
-from gensar_hf.generator.tasks import ExampleSampler, TrainingExamples
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
-from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline
 
 
@@ -32,13 +30,10 @@ def model(pipelines: dict[str, GenSARPipeline], kind: str) -> GenSARForCondition
 
 
 @pytest.fixture
-def rows(
-    tokenizer: GenSARTokenizer, identifiers: IdentifierTable, tiny_events: UserEvents, tiny_split: Split, kind: str
-) -> ExampleRows:
-    log = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends, identifiers.texts)
-    is_packed, item_vectors = kind in ("events", "vectors"), kind == "vectors"
-    sampler = ExampleSampler(log, window=8, max_target_tokens=20 if is_packed else 0, seed=5, item_vectors=item_vectors)
-    return ExampleRows(sampler, num_rows=160, max_positions=10 if is_packed else 0)
+def rows(tokenizer: GenSARTokenizer, tiny_events: UserEvents, tiny_split: Split, kind: str) -> ExampleRows:
+    examples = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends)
+    sampler = ExampleSampler(examples, max_target_tokens=20, seed=5, item_vectors=kind == "vectors")
+    return ExampleRows(sampler, num_rows=160)
 
 
 def train(

@@ -1,4 +1,4 @@
-"""The six tasks on logs that are small enough to write down every example they may give."""
+"""The six tasks on event sequences that are short enough to write down every possible example."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gensar_hf.data import Behavior, Split, UserEvents
+from gensar_hf.errors import InputError
+from gensar_hf.generator.examples import DEFAULT_TASK_WEIGHTS, Example, ExampleSampler, TrainingExamples
 from gensar_hf.generator.prompts import PROMPTS, Task
-from gensar_hf.generator.tasks import DEFAULT_TASK_WEIGHTS, Example, ExampleSampler, TrainingExamples
 from gensar_hf.generator.teacher import TeacherItems
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
@@ -24,13 +25,13 @@ TRAIN_LENGTH = 5
 
 @pytest.fixture
 def make_log(tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, make_events: Callable) -> Callable:
-    """Users, and how many of each one's events are training events → a training log."""
+    """Users and the number of training events of each → training examples."""
 
     def build(
         users: dict[str, list[tuple]], *lengths: int, encoding: str = "events", **options: list
     ) -> TrainingExamples:
         events = make_events(users, identifiers.item_ids, **options)
-        return TrainingExamples(tokenizers[encoding], events, events.offsets[:-1] + list(lengths), identifiers.titles)
+        return TrainingExamples(tokenizers[encoding], events, events.offsets[:-1] + list(lengths))
 
     return build
 
@@ -56,7 +57,7 @@ def draws(sampler: ExampleSampler, task: Task, number: int = 80) -> Iterator[Exa
 
 
 def all_of(sampler: ExampleSampler, task: Task, number: int = 80) -> set[tuple[str, ...]]:
-    return set().union(*(unroll(sampler.log, example) for example in draws(sampler, task, number)))
+    return set().union(*(unroll(sampler.examples, example) for example in draws(sampler, task, number)))
 
 
 QUERY = "<S_Q> comedy 1990s"
@@ -77,21 +78,9 @@ def test_tasks_of_the_log(task: Task, expected: set, max_target_tokens: int, mak
     assert all_of(sampler, task) == expected
 
 
-@pytest.mark.parametrize("max_target_tokens", [0, 120])
-def test_what_was_searched_is_recommended_with_its_query_out_of_sight(
-    max_target_tokens: int, make_log: Callable
-) -> None:
-    sampler = ExampleSampler(
-        make_log(ONE_USER, TRAIN_LENGTH), max_target_tokens=max_target_tokens, recommend_searched=True
-    )
-    expected = {("R0",), ("R0", "R1"), ("R0", "R2"), ("R0", QUERY, "S1", "S2", "R3")}
-    assert all_of(sampler, Task.NEXT_RECOMMENDED_ITEM) == expected
-    assert all_of(sampler, Task.NEXT_SEARCHED_ITEM) == {("R0", QUERY, "S1"), ("R0", QUERY, "S1", "S2")}
-
-
 def item_targets(sampler: ExampleSampler, task: Task) -> set[tuple[str, ...]]:
     """Every (event, …, clicked item) that the item vectors are asked for, without the instruction."""
-    log, found = sampler.log, set()
+    log, found = sampler.examples, set()
     for example in draws(sampler, task):
         events = [read(log, event) for event in example.events[1:]]
         for target in example.item_targets:
@@ -102,55 +91,40 @@ def item_targets(sampler: ExampleSampler, task: Task) -> set[tuple[str, ...]]:
 def test_item_vectors_are_asked_for_every_click_whatever_the_task(make_log: Callable) -> None:
     """Even where few response tokens are allowed; and know the item of every click they see."""
     log = make_log(ONE_USER, TRAIN_LENGTH)
-    sampler = ExampleSampler(log, max_target_tokens=5, recommend_searched=True, item_vectors=True)
-    searched = {("R0", QUERY, "S1"), ("R0", QUERY, "S1", "S2")}
-    expected = searched | {("R0",), ("R0", "R1"), ("R0", "R2"), ("R0", QUERY, "S1", "S2", "R3")}
+    sampler = ExampleSampler(log, max_target_tokens=5)
+    expected = {("R0",), ("R0", QUERY, "S1"), ("R0", QUERY, "S1", "S2"), ("R0", QUERY, "S1", "S2", "R3")}
     for task in (Task.NEXT_RECOMMENDED_ITEM, Task.NEXT_SEARCHED_ITEM):
         assert item_targets(sampler, task) == expected
         for example in draws(sampler, task):
             names = [read(log, event) for event in example.events[1:]]
             clicked = [-1 if name == QUERY else int(name[1:]) for name in names]
             assert example.event_items.tolist() == [-1, *clicked]
-    assert item_targets(ExampleSampler(log, item_vectors=True), Task.NEXT_QUERY) == searched | {
-        ("R0",),
-        ("R0", QUERY, "S1", "S2", "R3"),
-    }
+    assert item_targets(ExampleSampler(log), Task.NEXT_QUERY) == expected
     assert item_targets(sampler, Task.AD_HOC_SEARCH) == {(QUERY, "S1"), (QUERY, "S2")}
     assert {target[-1] for target in item_targets(sampler, Task.DESCRIPTION_TO_IDENTIFIER)} == {
         f"S{item}" for item in range(12)
     }
     assert item_targets(sampler, Task.IDENTIFIER_TO_DESCRIPTION) == set()
-    without = ExampleSampler(log)
+    without = ExampleSampler(log, item_vectors=False)
     assert not any(example.item_targets for task in without.tasks for example in draws(without, task, 10))
 
 
 def test_a_teacher_names_its_share_of_the_recommended_items(make_log: Callable) -> None:
     log = make_log(ONE_USER, TRAIN_LENGTH)
     items, cumulative = np.full((7, 1), 9, dtype=np.int32), np.ones((7, 1), dtype=np.float32)
-    cumulative[0] = 0  # the first click: the teacher has nothing to say
+    cumulative[0] = 0  # no prediction for the first click
     teacher = TeacherItems(items, cumulative)
-    options = {"recommend_searched": True, "teacher": teacher}
-    from_log, from_teacher = {("R0",), ("R0", "R1")}, {("R0",), ("R0", "R9")}
-    assert from_log | from_teacher <= all_of(ExampleSampler(log, **options), Task.NEXT_RECOMMENDED_ITEM)
-    alone = all_of(ExampleSampler(log, teacher_share=1.0, **options), Task.NEXT_RECOMMENDED_ITEM)
-    assert alone == {("R0",), ("R0", "R9"), ("R0", QUERY, "S1", "S2", "R9")}
-    assert all_of(ExampleSampler(log, teacher_share=1.0, **options), Task.NEXT_SEARCHED_ITEM) == {
-        ("R0", QUERY, "S1"),
-        ("R0", QUERY, "S1", "S2"),
-    }
-
-
-def test_a_session_longer_than_the_window_leaves_nothing_to_see(make_log: Callable) -> None:
-    users = {"ann": [(R, 0), (Q, 0), (S, 1, 0), (S, 2, 0), (S, 3, 0), (S, 4, 0)]}
-    sampler = ExampleSampler(make_log(users, 6), window=2, recommend_searched=True)
-    seen = all_of(sampler, Task.NEXT_RECOMMENDED_ITEM)
-    assert ("R4",) in seen
-    assert not any(QUERY in example or "S" in "".join(example) for example in seen)
+    history = ("R0", QUERY, "S1", "S2")
+    both = all_of(ExampleSampler(log, teacher=teacher), Task.NEXT_RECOMMENDED_ITEM)
+    assert both == {("R0",), (*history, "R3"), (*history, "R9")}
+    only = ExampleSampler(log, teacher=teacher, teacher_share=1.0)
+    assert all_of(only, Task.NEXT_RECOMMENDED_ITEM) == {("R0",), (*history, "R9")}
+    assert all_of(only, Task.NEXT_SEARCHED_ITEM) == {("R0", QUERY, "S1"), history}
 
 
 def test_tasks_of_the_items_know_both_identifiers(make_log: Callable, identifiers: IdentifierTable) -> None:
     sampler = ExampleSampler(make_log(ONE_USER, TRAIN_LENGTH))
-    pairs = {(title.lower(), f"{letter}{item}") for item, title in enumerate(identifiers.titles) for letter in "rs"}
+    pairs = {(text.lower(), f"{letter}{item}") for item, text in enumerate(identifiers.texts) for letter in "rs"}
     assert all_of(sampler, Task.DESCRIPTION_TO_IDENTIFIER, 400) == pairs
     responses = all_of(sampler, Task.IDENTIFIER_TO_DESCRIPTION, 400)
     assert responses == {(identifier, f"{text}</s>") for text, identifier in pairs}
@@ -159,14 +133,14 @@ def test_tasks_of_the_items_know_both_identifiers(make_log: Callable, identifier
 def test_the_instruction_names_the_kind_of_identifier(make_log: Callable) -> None:
     sampler = ExampleSampler(make_log(ONE_USER, TRAIN_LENGTH))
     for example in draws(sampler, Task.DESCRIPTION_TO_IDENTIFIER):
-        kind = {"r": "collaborative", "s": "semantic"}[read(sampler.log, example.targets[0].response)[0]]
-        assert kind in read(sampler.log, example.events[0])
+        kind = {"r": "collaborative", "s": "semantic"}[read(sampler.examples, example.targets[0].response)[0]]
+        assert kind in read(sampler.examples, example.events[0])
 
 
 @pytest.mark.parametrize("task", Task)
 def test_every_wording_is_drawn(task: Task, make_log: Callable) -> None:
     sampler = ExampleSampler(make_log(ONE_USER, TRAIN_LENGTH))
-    seen = {read(sampler.log, example.events[0]) for example in draws(sampler, task)}
+    seen = {read(sampler.examples, example.events[0]) for example in draws(sampler, task)}
     kinds = ("semantic", "collaborative")
     wanted = {PROMPTS[task].instruction(i, kind) for i in range(len(PROMPTS[task].templates)) for kind in kinds}
     assert {text.replace(" ", "") for text in seen} == {text.replace(" ", "") for text in wanted}
@@ -191,7 +165,7 @@ def test_one_target_at_least_is_kept(make_log: Callable) -> None:
 
 def test_targets_over_the_limit_are_left_out(make_log: Callable) -> None:
     sampler = ExampleSampler(
-        make_log({"ann": [(R, item) for item in range(12)]}, 12), max_target_tokens=17
+        make_log({"ann": [(R, item) for item in range(12)]}, 12), window=50, max_target_tokens=17, item_vectors=False
     )  # three identifiers of five tokens
     examples = list(draws(sampler, Task.NEXT_RECOMMENDED_ITEM))
     assert max(len(example.targets) for example in examples) == 3
@@ -235,11 +209,9 @@ def test_a_draw_is_a_function_of_the_generator_it_is_given(
 
 @pytest.fixture(scope="module")
 def shared_sampler(
-    tokenizers: dict[str, GenSARTokenizer], tiny_events: UserEvents, tiny_split: Split, identifiers: IdentifierTable
+    tokenizers: dict[str, GenSARTokenizer], tiny_events: UserEvents, tiny_split: Split
 ) -> ExampleSampler:
-    return ExampleSampler(
-        TrainingExamples(tokenizers["events"], tiny_events, tiny_split.train_ends, identifiers.titles)
-    )
+    return ExampleSampler(TrainingExamples(tokenizers["events"], tiny_events, tiny_split.train_ends))
 
 
 def drawn_tasks(sampler: ExampleSampler, number: int = 300) -> list[Task]:
@@ -331,8 +303,8 @@ def test_the_same_item_at_another_moment_is_no_twin(make_log: Callable) -> None:
 
 def test_what_came_before_the_newer_events_is_read_and_never_asked_for(make_log: Callable) -> None:
     log = make_log(ONE_USER, TRAIN_LENGTH)
-    newer = TrainingExamples(log.tokenizer, log.events, log.train_ends, log.item_texts, log.events.offsets[:-1] + 3)
-    sampler = ExampleSampler(newer, recommend_searched=False, item_vectors=True)
+    newer = TrainingExamples(log.tokenizer, log.events, log.train_ends, log.events.offsets[:-1] + 3)
+    sampler = ExampleSampler(newer)
     assert all_of(sampler, Task.NEXT_RECOMMENDED_ITEM) == {("R0", QUERY, "S1", "S2", "R3")}
     assert all_of(sampler, Task.NEXT_SEARCHED_ITEM) == {("R0", QUERY, "S1", "S2")}
     assert {read(log, t.response) for e in draws(sampler, Task.AD_HOC_SEARCH) for t in e.targets} == {"S2"}
@@ -347,8 +319,56 @@ def test_items_that_borrow_are_not_described(
     log = make_log(ONE_USER, TRAIN_LENGTH)
     tokenizer = GenSARTokenizer.from_pretrained(model_dirs["events"])
     tokenizer.attach_identifiers(replace(identifiers, neighbors=np.array([[0, 3], [5, 1]])))
-    described = TrainingExamples(tokenizer, log.events, log.train_ends, log.item_texts).described
-    assert described.tolist() == list(range(10))
+    examples = TrainingExamples(tokenizer, log.events, log.train_ends)
+    assert examples.described.tolist() == list(range(10))
+
+
+def test_added_items_are_read_as_their_neighbor_and_are_no_targets(
+    make_log: Callable, model_dirs: dict, identifiers: IdentifierTable
+) -> None:
+    log = make_log({"ann": [(R, 0), (R, 11), (R, 10), (R, 1)]}, 4)
+    tokenizer = GenSARTokenizer.from_pretrained(model_dirs["events"])
+    tokenizer.attach_identifiers(replace(identifiers, neighbors=np.array([[10, 3], [5, 1]])))  # 10 is marked as trained
+    examples = TrainingExamples(tokenizer, log.events, log.train_ends)
+    assert examples.is_target.tolist() == [True, False, True, True]
+    assert examples.event_items.tolist() == [0, 5, 10, 1]
+    assert all_of(ExampleSampler(examples), Task.NEXT_RECOMMENDED_ITEM) == {
+        ("R0",), ("R0", "R11", "R10"), ("R0", "R11", "R10", "R1"),
+    }  # fmt: skip
+
+
+# ---- items are matched by id
+
+
+def test_items_in_another_order_than_the_identifier_table_train_as_themselves(
+    tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, make_events: Callable
+) -> None:
+    """Position 0 of the events is film-11; the table's further items are absent."""
+    backwards = identifiers.item_ids[:1:-1]
+    events = make_events({"ann": [(R, 0), (Q, 0), (S, 1, 0), (R, 2)]}, backwards)
+    examples = TrainingExamples(tokenizers["events"], events, events.offsets[1:])
+    teacher = TeacherItems(np.full((4, 1), 3, dtype=np.int32), np.ones((4, 1), dtype=np.float32))
+    sampler = ExampleSampler(examples)
+    assert all_of(sampler, Task.NEXT_RECOMMENDED_ITEM) == {("R11",), ("R11", QUERY, "S10", "R9")}
+    assert all_of(sampler, Task.AD_HOC_SEARCH) == {(QUERY, "S10")}
+    assert item_targets(sampler, Task.NEXT_SEARCHED_ITEM) == {
+        ("R11",), ("R11", QUERY, "S10"), ("R11", QUERY, "S10", "R9"),
+    }  # fmt: skip
+    for example in draws(sampler, Task.NEXT_SEARCHED_ITEM, 20):
+        assert example.event_items.tolist() == [-1, 11, -1, 10][: len(example.event_items)]
+    assert examples.num_clicks().nonzero()[0].tolist() == [9, 10, 11]
+    taught = all_of(ExampleSampler(examples, teacher=teacher, teacher_share=1.0), Task.NEXT_RECOMMENDED_ITEM)
+    assert taught == {("R8",), ("R11", QUERY, "S10", "R8")}
+
+
+def test_items_that_the_identifier_table_lacks_are_refused(
+    tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, make_events: Callable
+) -> None:
+    events = make_events({"ann": [(R, 0)]}, [*identifiers.item_ids, "new-1", "new-2"])
+    with pytest.raises(
+        InputError, match=r"2 of the 14 items are not in .* first 'new-1'; add them with `pipe\.add_items`"
+    ):
+        TrainingExamples(tokenizers["events"], events, events.offsets[1:])
 
 
 def test_ad_hoc_search_knows_training_clicks_only(make_log: Callable) -> None:
@@ -383,11 +403,11 @@ def test_nothing_held_out_is_ever_drawn(
         lengths.append(len(training))
     queries = ["comedy", "space adventure", "zzzz horror"]
     events = make_events(users, identifiers.item_ids, queries=queries)
-    log = TrainingExamples(tokenizers["events"], events, events.offsets[:-1] + lengths, identifiers.titles)
+    log = TrainingExamples(tokenizers["events"], events, events.offsets[:-1] + lengths)
     marks = {tuple(ids) for behavior in (R, S) for ids in log.tokenizer.item_token_ids[behavior][8:]}
     marks.add((log.tokenizer.behavior_ids[Q], *log.tokenizer.text_ids(queries[2])))
     max_target_tokens = data.draw(st.sampled_from([0, 12]))
-    sampler = ExampleSampler(log, window=5, max_target_tokens=max_target_tokens, seed=seed, item_vectors=True)
+    sampler = ExampleSampler(log, window=5, max_target_tokens=max_target_tokens, seed=seed)
     rng = np.random.default_rng(seed)
     of_the_log = set(sampler.tasks) - {Task.DESCRIPTION_TO_IDENTIFIER, Task.IDENTIFIER_TO_DESCRIPTION}
     for task in sorted(of_the_log) * 10:
@@ -400,4 +420,4 @@ def test_nothing_held_out_is_ever_drawn(
 
 
 def test_held_out_queries_are_not_even_tokenized(make_log: Callable) -> None:
-    assert set(make_log(ONE_USER, TRAIN_LENGTH).query_tokens) == {0}
+    assert set(make_log(ONE_USER, TRAIN_LENGTH).query_tokens) == {"comedy 1990s"}

@@ -10,12 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gensar_hf.data import Behavior, Split, UserEvents
+from gensar_hf.generator.examples import (
+    Example,
+    ExampleCollator,
+    ExampleRows,
+    ExampleSampler,
+    ItemTarget,
+    Row,
+    Target,
+    TrainingExamples,
+    batches_per_step,
+)
 from gensar_hf.generator.modeling_gensar import IGNORED_LABEL, GenSARForConditionalGeneration
-from gensar_hf.generator.packing import ExampleCollator, ExampleRows, Row, batches_per_step
 from gensar_hf.generator.prompts import Task
-from gensar_hf.generator.tasks import Example, ExampleSampler, ItemTarget, Target, TrainingExamples
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
-from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline
 
 POSITION_BUCKETS = {
@@ -143,7 +151,7 @@ def test_without_labels_a_packed_row_gives_the_logits_of_every_token(
     assert torch.equal(everything[labels != IGNORED_LABEL], labelled)
 
 
-def test_a_packed_example_sees_nothing_of_its_neighbours(
+def test_a_packed_example_sees_nothing_of_its_neighbors(
     tokenizers: dict[str, GenSARTokenizer], generators: dict[str, GenSARForConditionalGeneration]
 ) -> None:
     """And a target nothing of the events behind its end, nor of the other targets."""
@@ -211,7 +219,7 @@ def test_the_collator_writes_one_target_a_row_where_tokens_are_positions(
     }
 
 
-def test_the_collator_continues_the_prompts_of_a_decoder_alone(causal_pipeline: GenSARPipeline) -> None:
+def test_the_collator_continues_the_prompts_of_a_decoder_only_model(causal_pipeline: GenSARPipeline) -> None:
     """Rows end together; the labels are those of the last three tokens, and the model shifts them by one."""
     first = Example(Task.NEXT_QUERY, [np.array([11, 12]), np.array([13])], [Target(2, np.array([21, 22]))])
     second = Example(Task.NEXT_QUERY, [np.array([14]), np.array([15])], [Target(1, np.array([24]))])
@@ -225,7 +233,7 @@ def test_the_collator_continues_the_prompts_of_a_decoder_alone(causal_pipeline: 
     }
 
 
-def test_the_loss_of_a_decoder_alone_is_that_of_the_responses_one_by_one(causal_pipeline: GenSARPipeline) -> None:
+def test_the_loss_of_a_decoder_only_model_is_that_of_the_responses_one_by_one(causal_pipeline: GenSARPipeline) -> None:
     rows = [[example(seed, (3, *range(1, length)), {length: 1 + seed})] for seed, length in enumerate((2, 6, 4))]
     model, total, num_tokens = causal_pipeline.model, 0.0, 0
     for ((one,),) in zip(rows, strict=True):
@@ -253,10 +261,8 @@ def test_rows_of_tokens_compute_the_same_in_any_batch(
 
 
 @pytest.fixture(scope="module")
-def sampler(
-    tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, tiny_events: UserEvents, tiny_split: Split
-) -> ExampleSampler:
-    log = TrainingExamples(tokenizers["events"], tiny_events, tiny_split.train_ends, identifiers.texts)
+def sampler(tokenizers: dict[str, GenSARTokenizer], tiny_events: UserEvents, tiny_split: Split) -> ExampleSampler:
+    log = TrainingExamples(tokenizers["events"], tiny_events, tiny_split.train_ends)
     return ExampleSampler(log, window=6, max_target_tokens=25, seed=3)
 
 
@@ -276,19 +282,19 @@ def test_a_row_is_filled_with_examples_of_one_task_up_to_the_limits(sampler: Exa
 
 
 def test_no_limit_of_positions_means_one_example_a_row(sampler: ExampleSampler) -> None:
-    rows = ExampleRows(sampler, num_rows=20)
+    rows = ExampleRows(sampler, num_rows=20, max_positions=0)
     assert {len(rows[index]) for index in range(20)} == {1}
 
 
 def test_a_row_depends_on_the_seed_and_its_index_alone(sampler: ExampleSampler) -> None:
     rows = ExampleRows(sampler, num_rows=30, max_positions=10)
-    collate = ExampleCollator(sampler.log.tokenizer)
+    collate = ExampleCollator(sampler.examples.tokenizer)
     forwards = [collate([rows[index]]) for index in range(30)]
     backwards = [collate([rows[index]]) for index in reversed(range(30))][::-1]
     for one, other in zip(forwards, backwards, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
     reseeded = ExampleRows(
-        ExampleSampler(sampler.log, window=6, max_target_tokens=25, seed=4), num_rows=30, max_positions=10
+        ExampleSampler(sampler.examples, window=6, max_target_tokens=25, seed=4), num_rows=30, max_positions=10
     )
     again = [collate([reseeded[index]]) for index in range(30)]
     assert any(not torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(forwards, again, strict=True))
@@ -299,12 +305,12 @@ def test_a_row_depends_on_the_seed_and_its_index_alone(sampler: ExampleSampler) 
 
 @pytest.fixture(scope="module")
 def samplers(
-    tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, tiny_events: UserEvents, tiny_split: Split
+    tokenizers: dict[str, GenSARTokenizer], tiny_events: UserEvents, tiny_split: Split
 ) -> dict[str, ExampleSampler]:
     """One sampler for each history encoding."""
     return {
         encoding: ExampleSampler(
-            TrainingExamples(tokenizers[encoding], tiny_events, tiny_split.train_ends, identifiers.texts),
+            TrainingExamples(tokenizers[encoding], tiny_events, tiny_split.train_ends),
             window=6, max_target_tokens=25 if encoding == "events" else 0, seed=7,
         )
         for encoding in tokenizers
@@ -354,7 +360,7 @@ def test_a_resumed_run_sees_the_rows_of_an_uninterrupted_one(samplers: dict[str,
 def test_batches_of_like_length_sum_to_the_gradient_of_the_step(
     samplers: dict[str, ExampleSampler], make_generator: Callable, encoding: str
 ) -> None:
-    collate = ExampleCollator(samplers[encoding].log.tokenizer)
+    collate = ExampleCollator(samplers[encoding].examples.tokenizer)
     max_positions = 12 if encoding == "events" else 0
     gradients, num_positions = [], []
     for rows_per_step, rows_per_batch in ((1, 8), (8, 4), (8, 2)):
@@ -364,7 +370,7 @@ def test_batches_of_like_length_sum_to_the_gradient_of_the_step(
             for first in range(0, 8, rows_per_batch)
         ]
         num_labels = sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in batches)
-        model = make_generator(samplers[encoding].log.tokenizer).double()
+        model = make_generator(samplers[encoding].examples.tokenizer).double()
         for batch in batches:
             model(**batch, num_items_in_batch=num_labels).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
@@ -401,21 +407,24 @@ def test_a_real_batch_trains(sampler: ExampleSampler, generators: dict[str, GenS
     batch = [rows[index] for index in range(60)]
     assert {row[0].task for row in batch} == set(Task)
     with torch.no_grad():
-        assert torch.isfinite(generators["events"](**ExampleCollator(sampler.log.tokenizer)(batch)).loss)
+        assert torch.isfinite(generators["events"](**ExampleCollator(sampler.examples.tokenizer)(batch)).loss)
 
 
 def test_an_item_without_text_does_not_break_a_batch(
-    tokenizers: dict[str, GenSARTokenizer],
+    model_dirs: dict,
     generators: dict[str, GenSARForConditionalGeneration],
     tiny_events: UserEvents,
     tiny_split: Split,
 ) -> None:
     """Titles may be missing in a user's own table."""
-    texts = ["" if item % 2 else f"film {item}" for item in range(tiny_events.num_items)]
-    log = TrainingExamples(tokenizers["events"], tiny_events, tiny_split.train_ends, texts)
+    tokenizer = GenSARTokenizer.from_pretrained(model_dirs["events"])
+    table = tokenizer.identifiers
+    texts = ["" if item % 2 else text for item, text in enumerate(table.texts)]
+    tokenizer.attach_identifiers(replace(table, texts=texts))
+    log = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends)
     weights = {Task.DESCRIPTION_TO_IDENTIFIER: 1.0, Task.IDENTIFIER_TO_DESCRIPTION: 1.0}
     rows = ExampleRows(ExampleSampler(log, weights, seed=0), num_rows=20)
-    collate = ExampleCollator(tokenizers["events"])
+    collate = ExampleCollator(tokenizer)
     with torch.no_grad():
         for index in range(20):
             assert torch.isfinite(generators["events"](**collate([rows[index]])).loss)
