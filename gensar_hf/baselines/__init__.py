@@ -17,7 +17,7 @@ from gensar_hf.baselines.qem import QEMConfig, QEMModel
 from gensar_hf.baselines.sequential import NextItemScorer, fit_next_item_model
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
-from gensar_hf.evaluation.protocol import Scorer
+from gensar_hf.evaluation import Scorer
 
 
 @dataclass(frozen=True)

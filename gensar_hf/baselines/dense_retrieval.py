@@ -3,18 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from torch import nn
 
 from gensar_hf.baselines.bm25 import gather_query_scores
 from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.data.user_events import UserEvents
 from gensar_hf.embeddings.semantic import DEFAULT_ENCODER, _load_encoder
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 NAME = "Dense retrieval"
 
@@ -50,13 +46,12 @@ class DenseRetrieval:
 
     Args:
         item_embeddings: `(num_items, dim)` in catalogue order, from the same encoder; zero rows score 0.
-        query_encoder: function from queries to `(num_queries, dim)`, a `SentenceTransformer`, or the name or path of
-            one, which is loaded once.
+        query_encoder: function from queries to `(num_queries, dim)`, such as `SentenceTransformer.encode`.
         name: the row's name in tables.
         query_prefix: text put before every query.
+        num_parameters: parameters of the encoder.
 
     Raises:
-        InputError: the named model cannot be found or loaded.
         ValueError: the embeddings are not a finite matrix, or, in `score`, the dimensions differ.
     """
 
@@ -65,20 +60,18 @@ class DenseRetrieval:
     def __init__(
         self,
         item_embeddings: np.ndarray,
-        query_encoder: "Callable[[list[str]], np.ndarray] | SentenceTransformer | str",
+        query_encoder: Callable[[list[str]], np.ndarray],
         name: str = NAME,
         query_prefix: str = "",
+        num_parameters: int = 0,
     ) -> None:
         if item_embeddings.ndim != 2 or not np.isfinite(item_embeddings).all():
             raise ValueError(
                 f"`item_embeddings` must be a finite (num_items, dim) matrix; got shape {item_embeddings.shape}."
             )
-        self.name, self.query_prefix = name, query_prefix
         self.item_embeddings = _normalized(item_embeddings)
-        encoder: Any = _load_encoder(query_encoder, None) if isinstance(query_encoder, str) else query_encoder
-        is_model = isinstance(encoder, nn.Module)
-        self.num_parameters = sum(weights.numel() for weights in encoder.parameters()) if is_model else 0
-        self._encode_texts: Callable[[list[str]], np.ndarray] = encoder.encode if is_model else encoder
+        self.query_encoder, self.query_prefix = query_encoder, query_prefix
+        self.name, self.num_parameters = name, num_parameters
         self._query_embeddings: dict[str, np.ndarray] = {}
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
@@ -93,7 +86,7 @@ class DenseRetrieval:
         return np.stack([self._query_embeddings[query] for query in queries]) @ self.item_embeddings.T
 
     def _encode_queries(self, queries: list[str]) -> np.ndarray:
-        embeddings = np.asarray(self._encode_texts([self.query_prefix + query for query in queries]))
+        embeddings = np.asarray(self.query_encoder([self.query_prefix + query for query in queries]))
         if embeddings.shape != (len(queries), self.item_embeddings.shape[1]):
             raise ValueError(
                 f"The query encoder gave shape {embeddings.shape} for {len(queries)} queries, but the items have "
@@ -120,4 +113,5 @@ def fit(
     encoder = _load_encoder(config.model or DEFAULT_ENCODER, None)
     embeddings = encoder.encode([config.passage_prefix + text for text in item_texts], show_progress_bar=True)
     name = NAME if config.model is None else f"{NAME} ({Path(config.model).name})"
-    return DenseRetrieval(embeddings, encoder, name, config.query_prefix)
+    num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    return DenseRetrieval(embeddings, encoder.encode, name, config.query_prefix, num_parameters)

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from gensar_hf.embeddings.next_item import PADDING, last_states, next_item_loss
+from gensar_hf.embeddings.modeling_sasrec import PADDING, last_states, next_item_loss
 
 
 @strict

@@ -23,7 +23,6 @@ from gensar_hf.data.user_events import Behavior, UserEvents
 from gensar_hf.embeddings import sasrec_training
 from gensar_hf.embeddings.modeling_sasrec import pad_histories
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation.full_ranking import history_items
 from gensar_hf.training_defaults import machine_defaults
 
 PADDING = 0
@@ -409,7 +408,8 @@ class MatchingScorer:
             chunk = requests.subset(rows)
             item_scores = self._score_items(chunk)
             if self.model.config.skip_clicked:
-                item_scores[history_items(chunk)] = -np.inf
+                for row, clicked in enumerate(clicked_items(chunk)):
+                    item_scores[row, clicked] = -np.inf
             scores[rows] = np.take_along_axis(item_scores, candidates[rows], axis=1)
         return scores
 

@@ -14,9 +14,7 @@ from transformers import PreTrainedConfig
 from gensar_hf.baselines import BASELINES
 from gensar_hf.data.splits import RECOMMENDATION, Requests, training_events
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation.candidates import CandidateSets, bm25_candidates, random_candidates
-from gensar_hf.evaluation.metrics import METRICS
-from gensar_hf.evaluation.protocol import Scorer, evaluate
+from gensar_hf.evaluation import METRICS, CandidateSets, Scorer, bm25_candidates, evaluate, random_candidates
 
 if TYPE_CHECKING:
     from gensar_hf.data.dataset import InteractionDataset
