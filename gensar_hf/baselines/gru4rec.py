@@ -1,7 +1,6 @@
-"""GRU4Rec: the next item from the clicked items, read one after the other by a recurrent network."""
+"""GRU4Rec: the next item from the clicked items, read in order by a recurrent network."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,37 +10,22 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from gensar_hf.baselines.baseline import TrainingData
-from gensar_hf.baselines.sequential import (
-    NextItemScorer,
-    TrainingSettings,
-    checked_config,
-    fit_sequential,
-    new_model,
-)
-from gensar_hf.embeddings.next_item import PADDING, last_states, next_item_loss
-
-NAME = "GRU4Rec"
-REFERENCE = (
-    "Balázs Hidasi, Alexandros Karatzoglou, Linas Baltrunas and Domonkos Tikk: Session-based Recommendations with "
-    "Recurrent Neural Networks, ICLR 2016; Balázs Hidasi and Alexandros Karatzoglou: Recurrent Neural Networks with "
-    "Top-k Gains for Session-based Recommendations, CIKM 2018"
-)
+from gensar_hf.embeddings.modeling_sasrec import PADDING, last_states, next_item_loss
 
 
 @strict
 class GRU4RecConfig(PreTrainedConfig):
-    """Sizes and regularisation of a `GRU4RecModel`.
+    """Sizes and regularization of a `GRU4RecModel`.
 
     Args:
         num_items: size of the catalogue; the model adds the padding row.
         embedding_size: width of the item embeddings.
         hidden_size: width of the GRU's state.
-        num_layers: GRU layers, one upon the other.
-        max_length: events of a history that are read, the latest ones.
+        num_layers: stacked GRU layers.
+        max_length: latest events of a history that are read.
         dropout: on the input embeddings, between layers and on the projected states.
-        event_dropout: share of a training window's events that are left out of it, anew in every epoch.
-        label_smoothing: of the cross entropy while training.
+        event_dropout: fraction of a training window's events that are dropped, drawn for every epoch.
+        label_smoothing: label smoothing of the training loss.
         initializer_range: standard deviation of the initial embeddings.
     """
 
@@ -64,7 +48,7 @@ class GRU4RecConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
 
     def validate_shares(self) -> None:
-        """Part of the `@strict` validation: what is a probability lies in [0, 1)."""
+        """Part of the `@strict` validation: probabilities lie in [0, 1)."""
         for name in ("dropout", "event_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1; got {getattr(self, name)}.")
@@ -72,7 +56,7 @@ class GRU4RecConfig(PreTrainedConfig):
 
 @dataclass
 class GRU4RecOutput(ModelOutput):
-    """What `GRU4RecModel` answers.
+    """Output of `GRU4RecModel`.
 
     loss: scalar, None without labels. logits: `(batch_size, length, num_items)`, column `i` is item `i`; None with
     labels.
@@ -84,6 +68,9 @@ class GRU4RecOutput(ModelOutput):
 
 class GRU4RecModel(PreTrainedModel):
     """Predict the next item of a history with a GRU; the item table is input and output ("constrained embedding").
+
+    Hidasi et al., Session-based Recommendations with Recurrent Neural Networks, ICLR 2016; Hidasi and Karatzoglou,
+    Recurrent Neural Networks with Top-k Gains for Session-based Recommendations, CIKM 2018.
 
     Histories are padded on the RIGHT with 0, which no earlier position sees.
 
@@ -129,15 +116,15 @@ class GRU4RecModel(PreTrainedModel):
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> GRU4RecOutput:
-        """Read histories; with labels, the loss at every labelled position.
+        """Compute next-item logits, or with labels the loss at every labeled position.
 
         Args:
             input_ids: `(batch_size, length)` item index + 1, 0 = padding, on the right.
             labels: `(batch_size, length)` the item that follows each position, index + 1; 0 and -100 are ignored.
-            num_items_in_batch: labels in the whole batch, as Trainer counts them; default: those given here.
+            num_items_in_batch: labels in the whole batch, as Trainer counts them; default: the labels of this call.
 
         Returns:
-            with labels the loss, mean cross entropy over the catalogue; without, the logits.
+            the loss (mean cross entropy over the catalogue) with labels, the logits without.
         """
         hidden = self._encode(input_ids)
         if labels is None:
@@ -166,29 +153,3 @@ class GRU4RecModel(PreTrainedModel):
             `(batch_size, num_items)` logits.
         """
         return F.linear(last_states(self._encode(input_ids), input_ids), self.item_embeddings())
-
-
-@dataclass
-class Settings(TrainingSettings):
-    """Of the training, and of `GRU4RecConfig`, where they are explained; the defaults are the same."""
-
-    embedding_size: int = GRU4RecConfig.embedding_size
-    hidden_size: int = GRU4RecConfig.hidden_size
-    num_layers: int = GRU4RecConfig.num_layers
-    max_length: int = GRU4RecConfig.max_length
-    dropout: float = GRU4RecConfig.dropout
-    event_dropout: float = GRU4RecConfig.event_dropout
-    label_smoothing: float = GRU4RecConfig.label_smoothing
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checked_config(GRU4RecConfig, **self.model_values())
-
-
-def fit(data: TrainingData, settings: Settings, seed: int, folder: Path, checkpoints: Path) -> NextItemScorer:
-    """Train a GRU4Rec; see `baseline.fit_by_name`."""
-    config = GRU4RecConfig(num_items=data.events.num_items, **settings.model_values())
-    model = new_model(GRU4RecModel, config, seed)
-    fit_sequential(model, data, settings, seed, checkpoints)
-    model.save_pretrained(folder)
-    return NextItemScorer(model, NAME)

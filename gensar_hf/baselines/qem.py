@@ -1,66 +1,52 @@
-"""QEM, personalized or not: a query's words and a user's id against the items' ids."""
+"""QEM: query words and, if personalized, the user's id against item ids."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
 
-from gensar_hf.baselines.baseline import TrainingData
-from gensar_hf.baselines.click_examples import CLICKS, click_examples
 from gensar_hf.baselines.matching import (
+    CLICKS,
+    PADDING,
     MatchingConfig,
     MatchingModel,
     MatchingScorer,
-    MatchingSettings,
     build_model,
+    click_examples,
     fit_matching,
-    learn_vocabulary,
     mean_vectors,
 )
-from gensar_hf.baselines.vocabulary import PADDING
-from gensar_hf.data.splits import SEARCH
-from gensar_hf.data.user_events import Behavior
-
-NAME = "QEM"
-REFERENCE = (
-    "Ai, Zhang, Bi, Chen and Croft, Learning a Hierarchical Embedding Model for Personalized Product Search, SIGIR "
-    "2017; Ai, Hill, Vishwanathan and Croft, A Zero Attention Model for Personalized Product Search, CIKM 2019"
-)
+from gensar_hf.data.user_events import Behavior, UserEvents
 
 
-@dataclass
-class Settings(MatchingSettings):
-    """QEM's settings, beside those of `MatchingSettings`.
+@strict
+class QEMConfig(MatchingConfig):
+    """Configuration of a `QEMModel`, in addition to `MatchingConfig`.
 
-    Attributes:
-        personalized: whether the user's vector is added to the query's, as in HEM (Ai et al. 2017).
-        recommendation_clicks: whether a personalized model learns from clicks on recommendations, too: from the user
-            alone to the item.
+    Args:
+        personalized: add the user's vector to the query's, as in HEM (Ai et al. 2017).
+        recommendation_clicks: train a personalized model also on clicks on recommendations, from the user to the item.
     """
+
+    model_type = "qem"
 
     personalized: bool = True
     recommendation_clicks: bool = True
 
 
-@strict
-class QEMConfig(MatchingConfig):
-    """Sizes of a `QEMModel`; see `Settings`."""
-
-    model_type = "qem"
-
-    personalized: bool = True
-
-
 class QEMModel(MatchingModel):
-    """Request's vector = tanh(W · mean of the words' vectors + b) [+ weight · user's vector].
+    """Request vector = tanh(W · mean of the word vectors + b) [+ weight · user vector].
+
+    Ai, Zhang, Bi, Chen and Croft, Learning a Hierarchical Embedding Model for Personalized Product Search, SIGIR 2017;
+    Ai, Hill, Vishwanathan and Croft, A Zero Attention Model for Personalized Product Search, CIKM 2019.
 
     Differs from the papers: trained with cross entropy over the whole catalogue instead of a few sampled negatives; a
-    bias for each item, which is its popularity; the weight of the user is learnt instead of searched (HEM's λ); texts
-    teach the vectors by predicting their item from all their words at once, not word by word from the item, and users
-    have no texts. That clicks without a query teach the users' vectors is ours, and a setting.
+    bias for each item, initialized with its popularity; the user weight is learned instead of searched (HEM's λ); texts
+    train the vectors by predicting their item from all words at once, not word by word from the item, and users have no
+    texts. Clicks without a query train the user vectors (`recommendation_clicks`).
     """
 
     config_class = QEMConfig
@@ -88,26 +74,16 @@ class QEMModel(MatchingModel):
         return vectors + self.user_weight * self.user_table(user_ids)
 
 
-def fit(data: TrainingData, settings: Settings, seed: int, folder: Path, checkpoints: Path) -> MatchingScorer:
-    """Learn from search clicks, and from what else the settings name.
-
-    Args:
-        data: to learn from.
-        settings: of model and training.
-        seed: of initial weights, batches and dropout.
-        folder: for the model and its vocabulary.
-        checkpoints: where a training that was killed goes on.
+def fit(
+    events: UserEvents, item_texts: Sequence[str], config: QEMConfig, training: Mapping[str, Any]
+) -> MatchingScorer:
+    """Train on search clicks and on what the settings add; see `Baseline.fit`.
 
     Raises:
         InputError: there is no click to learn from.
     """
-    vocabulary = learn_vocabulary(data, settings)
-    num_users = data.events.num_users if settings.personalized else 0
-    model = build_model(
-        QEMModel, data, vocabulary, settings, seed, num_users=num_users, personalized=settings.personalized
-    )
-    learns_from_all = settings.personalized and settings.recommendation_clicks
-    clicks = click_examples(data.events, vocabulary, CLICKS if learns_from_all else [Behavior.SEARCHED_ITEM])
-    fit_matching(model, data, vocabulary, [clicks], settings, seed, folder, checkpoints)
-    tasks = frozenset({SEARCH})
-    return MatchingScorer(model, vocabulary, NAME, tasks, user_tasks=tasks, skip_clicked=settings.skip_clicked)
+    num_users = None if config.personalized else 0
+    model = build_model(QEMModel, events, item_texts, config, training["seed"], num_users)
+    uses_all_clicks = config.personalized and config.recommendation_clicks
+    clicks = click_examples(events, model, CLICKS if uses_all_clicks else [Behavior.SEARCHED_ITEM])
+    return fit_matching(model, [clicks], item_texts, training, "QEM")
