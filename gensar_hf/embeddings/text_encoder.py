@@ -108,7 +108,8 @@ class LexicalTextEncoder:
         self.weights = np.concatenate([each.idf_ for each in vectorizers.values()]).astype(np.float32)
         counts = self._tf_idf(distinct)
         dim = max(1, min(dim, *(size - 1 for size in counts.shape)))
-        components = TruncatedSVD(dim, random_state=seed).fit(counts).components_
+        with np.errstate(invalid="ignore"):  # a single text has no variance to explain
+            components = TruncatedSVD(dim, random_state=seed).fit(counts).components_
         self.components = components.astype(np.float16).astype(np.float32)
         return self
 

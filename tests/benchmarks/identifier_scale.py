@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gensar_hf.identifiers.joint_codes import JointCodes
 from transformers import TrainingArguments, set_seed
 
 from gensar_hf.decoding import Trie
@@ -31,7 +32,6 @@ from gensar_hf.files import load_arrays, save_arrays, write_json
 from gensar_hf.identifiers.assignment import assign_unique_identifiers
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.identifier_table import IdentifierTable
-from gensar_hf.identifiers.joint_codes import JointCodes
 from gensar_hf.identifiers.joint_rqvae_training import train_joint_rqvae
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 

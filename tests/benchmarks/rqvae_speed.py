@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from sklearn.cluster import KMeans
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -31,7 +32,6 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from gensar_hf.data import InteractionLog
-from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.files import write_json
 from gensar_hf.identifiers.assignment import collision_rate
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
