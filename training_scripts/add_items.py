@@ -13,9 +13,6 @@ from pathlib import Path
 import numpy as np
 from console import main
 from encode_items import EMBEDDINGS_FILE
-from gensar_hf.embeddings.cold_items import CollaborativeMap, nearest_items
-from gensar_hf.embeddings.item_embeddings import load_item_embeddings
-from gensar_hf.embeddings.semantic import encode_texts
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -25,6 +22,9 @@ from stages import COLLABORATIVE, DATA, MODEL, RQVAE, SEMANTIC, damage_reported,
 
 from gensar_hf.data import InteractionLog, training_mask
 from gensar_hf.data.tables import id_column, read_table, text_column
+from gensar_hf.embeddings.cold_items import CollaborativeMap, nearest_items
+from gensar_hf.embeddings.item_embeddings import load_item_embeddings
+from gensar_hf.embeddings.semantic import encode_texts
 from gensar_hf.errors import InputError
 from gensar_hf.files import STAGE_FILE, read_json
 from gensar_hf.identifiers import IdentifierTable

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from console import main
-from gensar_hf.embeddings.item_embeddings import save_item_embeddings
-from gensar_hf.embeddings.semantic import PACKAGED_MINILM, encode_texts
 from sections import Section
 from settings import Settings
 from stages import DATA, SEMANTIC, StageReport, load_data, run_stage
 
+from gensar_hf.embeddings.item_embeddings import save_item_embeddings
+from gensar_hf.embeddings.semantic import PACKAGED_MINILM, encode_texts
 from gensar_hf.files import write_json
 
 EMBEDDINGS_FILE = "item_embeddings.safetensors"

@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 from console import main
 from encode_items import EMBEDDINGS_FILE
-from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from sections import Section
 from settings import Settings
 from stages import (
@@ -30,6 +29,7 @@ from stages import (
 from gensar_hf.baselines import BM25, DenseRetrieval, Popularity, SASRecScorer
 from gensar_hf.data import RECOMMENDATION, SEARCH, InteractionLog, Requests, Split, UserEvents, training_events
 from gensar_hf.data.splits import TASKS
+from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import bm25_candidates, evaluate, evaluate_full_ranking, random_candidates

@@ -23,7 +23,6 @@ import yaml
 from console import main
 from encode_items import EMBEDDINGS_FILE
 from evaluate import FULL_RANKING, EvaluationArguments, evaluation_requests, save_result
-from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from rich.console import Console
 from sections import Section
 from settings import Settings
@@ -31,6 +30,7 @@ from stages import BASELINES, DATA, RESULTS, SEMANTIC, load_data, run_stage
 
 from gensar_hf.baselines.baseline import FittedBaseline, TrainingData, fit_by_name, load_module, make_settings
 from gensar_hf.data import training_events
+from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import evaluate, evaluate_full_ranking
 from gensar_hf.evaluation.comparison import Outcome, compare

@@ -17,8 +17,6 @@ import pandas as pd
 import run_pipeline
 from add_items import WarmItems, encode_new_items, extended_table
 from console import main
-from gensar_hf.embeddings.cold_items import neighbour_recall
-from gensar_hf.identifiers.nearest_identifiers import nearest_identifiers
 from new_items_report import markdown_tables, terminal_tables
 from prepare_data import HELD_OUT_INTERACTIONS, HELD_OUT_ITEMS
 from rich.console import Console
@@ -29,6 +27,7 @@ from tqdm.auto import tqdm
 
 from gensar_hf.baselines import BM25, DenseRetrieval
 from gensar_hf.data import SEARCH, InteractionLog, Requests, Split, UserEvents
+from gensar_hf.embeddings.cold_items import neighbour_recall
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import bm25_candidates, bootstrap_interval, evaluate, random_candidates
 from gensar_hf.evaluation.candidates import CandidateSets
@@ -38,6 +37,7 @@ from gensar_hf.evaluation.new_items import new_item_requests, ranks_as_new
 from gensar_hf.files import atomic_path, read_json, write_json
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
+from gensar_hf.identifiers.nearest_identifiers import nearest_identifiers
 from gensar_hf.pipeline import GenSARPipeline
 
 FILE = "new_items"

@@ -14,7 +14,6 @@ import torch
 from console import main, metrics_unprinted, show_training_bar
 from encode_items import EMBEDDINGS_FILE
 from evaluate import EvaluationArguments, evaluation_requests
-from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from sections import Section
 from settings import Settings
 from stages import (
@@ -32,6 +31,7 @@ from stages import (
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 from gensar_hf.data import InteractionLog, Split, UserEvents, training_mask
+from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.epoch_rows import rows_per_step
 from gensar_hf.evaluation.item_weight import qualities_of_weights

@@ -9,12 +9,12 @@ from typing import Literal
 
 from console import main, metrics_unprinted
 from encode_items import EMBEDDINGS_FILE
-from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from sections import Section, dataclass_values
 from settings import Settings
 from stages import COLLABORATIVE, DATA, RQVAE, SEMANTIC, StageReport, load_data, refuse_sharding, run_stage
 from transformers import set_seed
 
+from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.identifier_table import build_identifier_table
 from gensar_hf.identifiers.joint_rqvae_training import train_joint_rqvae

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from console import main, metrics_unprinted
 from encode_items import EMBEDDINGS_FILE
-from gensar_hf.embeddings.item_embeddings import save_item_embeddings
 from sections import Section, dataclass_values
 from settings import Settings
 from stages import COLLABORATIVE, DATA, StageReport, load_data, refuse_sharding, run_stage
@@ -17,6 +16,7 @@ from transformers import set_seed
 
 from gensar_hf.data import Split, UserEvents
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
+from gensar_hf.embeddings.item_embeddings import save_item_embeddings
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_training_arguments, train_sasrec
 from gensar_hf.files import last_checkpoint

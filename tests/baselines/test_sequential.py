@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from gensar_hf.embeddings.next_item import next_item_loss
 
 from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.baselines.sequential import (
@@ -22,6 +21,7 @@ from gensar_hf.data import Behavior
 from gensar_hf.data.splits import RECOMMENDATION, Requests
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
+from gensar_hf.embeddings.next_item import next_item_loss
 from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_training_arguments
 from gensar_hf.errors import InputError
 
