@@ -11,12 +11,55 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
-from gensar_hf.embeddings.next_item import PADDING, last_states, next_item_loss
+
+PADDING = 0
+IGNORED_LABEL = -100
+
+
+def next_item_loss(
+    hidden: torch.Tensor,
+    item_embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    label_smoothing: float = 0.0,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Cross entropy over the whole catalogue at the labelled positions.
+
+    Args:
+        hidden: `(batch_size, length, dim)`.
+        item_embeddings: `(num_items, dim)`.
+        labels: `(batch_size, length)` item index + 1; 0 and -100 are ignored.
+        label_smoothing: share of the target's probability that is spread over all items.
+        num_items_in_batch: labels in the whole batch, as Trainer counts them; default: those of this call.
+
+    Returns:
+        scalar: the sum divided by that number.
+    """
+    # The catalogue's logits are the largest tensor by far, so only labelled positions get any.
+    is_labelled = labels > PADDING
+    logits = F.linear(hidden[is_labelled], item_embeddings)  # (num_labels, num_items)
+    loss_sum = F.cross_entropy(logits, labels[is_labelled] - 1, reduction="sum", label_smoothing=label_smoothing)
+    return loss_sum / (is_labelled.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+
+def last_states(hidden: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    """Each history's state after its last event, zeros for an empty one.
+
+    Args:
+        hidden: `(batch_size, length, dim)`.
+        input_ids: `(batch_size, length)` item index + 1, 0 = padding on the right.
+
+    Returns:
+        `(batch_size, dim)`.
+    """
+    lengths = (input_ids != PADDING).sum(dim=1)
+    rows = torch.arange(len(input_ids), device=input_ids.device)
+    return hidden[rows, (lengths - 1).clamp(min=0)] * (lengths > 0)[:, None]
 
 
 @dataclass
 class SASRecOutput(ModelOutput):
-    """What `SASRecModel` answers.
+    """What `SASRecModel` returns.
 
     loss: scalar, None without labels. logits: `(batch_size, length, num_items)`, column `i` is item `i`; None with
     labels.
@@ -29,7 +72,7 @@ class SASRecOutput(ModelOutput):
 
 
 class SASRecBlock(nn.Module):
-    """Causal self-attention and a feed-forward layer, each after a layer norm and beside a residual connection."""
+    """Causal self-attention and a feed-forward layer, each with a layer norm before it and a residual connection."""
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
@@ -101,7 +144,7 @@ class SASRecModel(PreTrainedModel):
         Args:
             input_ids: `(batch_size, length)` item index + 1, 0 = padding, on the right; length at most `max_length`.
             labels: `(batch_size, length)` the item that follows each position, index + 1; 0 and -100 are ignored.
-            num_items_in_batch: labels in the whole batch, as Trainer counts them; default: those given here.
+            num_items_in_batch: labels in the whole batch, as Trainer counts them; default: those of this call.
 
         Returns:
             with labels the loss, mean cross entropy over the catalogue; without, the logits.

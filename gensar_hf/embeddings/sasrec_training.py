@@ -1,33 +1,31 @@
 """Histories to training windows, and the training of SASRec and other next-item models with `Trainer`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import TrainOutput
 
-from gensar_hf.embeddings.modeling_sasrec import SASRecModel
-from gensar_hf.embeddings.next_item import IGNORED_LABEL, PADDING
-from gensar_hf.epoch_rows import EpochRows, EpochTrainer, rows_per_step
+from gensar_hf.embeddings.modeling_sasrec import IGNORED_LABEL, PADDING, SASRecModel
 from gensar_hf.errors import InputError
 
-MIN_STEPS = 500  # fewer leave a model untrained, however small the log
+MIN_STEPS = 500  # fewer leave a model untrained, however small the data set
 
 
 class HistoryWindows(torch.utils.data.Dataset):
     """Every history cut into windows of at most `max_length` predictions, at another offset in every epoch.
 
     A window of events `a … b` has the inputs `a … b - 1` and the labels `a + 1 … b`. The first cut of a history is
-    drawn anew for each epoch from `(seed, epoch)` alone, so that a resumed training sees what an uninterrupted one
-    does; the last window is moved back to be full. Random cuts were slightly ahead of fixed ones (NDCG@10 .449
+    drawn for each epoch from `(seed, epoch)` alone, so that a resumed training sees what an uninterrupted one sees; the
+    last window is moved back to be full. Random cuts were slightly ahead of fixed ones (NDCG@10 .449
     against .441 on MovieLens-100k, one seed, within the noise).
 
     Args:
-        histories: item indices of each user, oldest first; those with fewer than two items teach nothing and are
-            passed over.
+        histories: item indices of each user, oldest first; those with fewer than two items are skipped.
         max_length: longest window, the model's `max_length`.
         seed: of the cuts.
         event_dropout: share of the events left out of a window, drawn for each window and epoch.
@@ -42,8 +40,8 @@ class HistoryWindows(torch.utils.data.Dataset):
         self.histories = [np.asarray(history, dtype=np.int64) for history in histories if len(history) >= 2]
         if not self.histories:
             raise InputError(
-                f"What follows what cannot be learnt: none of the {len(histories)} users has two clicks before the "
-                "held-out ones; give longer histories."
+                f"Cannot train a next-item model: none of the {len(histories)} users has two training clicks; give "
+                "longer histories."
             )
         self.max_length, self.seed, self.event_dropout = max_length, seed, event_dropout
         self._num_predictions = num_predictions = np.array([len(history) - 1 for history in self.histories])
@@ -95,13 +93,49 @@ class HistoryWindows(torch.utils.data.Dataset):
         return kept if len(kept) >= 2 else events
 
 
-def collate_windows(windows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Pad a batch on the right: `input_ids` with 0, `labels` with -100, both `(batch_size, longest)`.
+class WindowSampler(torch.utils.data.Sampler[int]):
+    """The order of the windows in an epoch, drawn from `(seed, epoch)` alone.
 
-    No windows, what a process may get of an epoch's last step, are one of padding, which has no loss.
+    Trainer's own sampler for `"group_by_length"` draws from the global generator, which a training that is resumed in
+    the middle of an epoch has in another state.
+
+    Args:
+        windows: the data set, which gets the epoch as well.
+        training_args: `train_sampling_strategy`, the batch size and the seed (`data_seed`, or `seed`).
     """
-    if not windows:
-        return {"input_ids": torch.full((1, 1), PADDING), "labels": torch.full((1, 1), IGNORED_LABEL)}
+
+    def __init__(self, windows: HistoryWindows, training_args: TrainingArguments) -> None:
+        self.windows, self.order = windows, str(training_args.train_sampling_strategy)
+        self.batch_size = training_args.train_batch_size * training_args.gradient_accumulation_steps
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the windows and the order of this epoch; the data loader calls it."""
+        self.epoch = epoch
+        self.windows.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.windows.seed + self.epoch)
+        if "sequential" in self.order:
+            return iter(range(len(self)))
+        if "group_by_length" in self.order:
+            return iter(get_length_grouped_indices(self.windows.lengths.tolist(), self.batch_size, generator=generator))
+        return iter(torch.randperm(len(self), generator=generator).tolist())
+
+
+class WindowTrainer(Trainer):
+    """Trains on `HistoryWindows` in the order of `WindowSampler`."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> WindowSampler:
+        windows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return WindowSampler(windows, self.args)
+
+
+def collate_windows(windows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Pad a batch on the right: `input_ids` with 0, `labels` with -100, both `(batch_size, longest)`."""
     inputs, labels = ([window[name] for window in windows] for name in ("input_ids", "labels"))
     pad = torch.nn.utils.rnn.pad_sequence
     return {
@@ -146,7 +180,7 @@ def next_item_trainer(
     training_args: TrainingArguments,
     callbacks: list[TrainerCallback] | None = None,
 ) -> Trainer:
-    """A `Trainer` that teaches a model what follows what, at every position of every history.
+    """A `Trainer` of a next-item model, with a target at every position of every history.
 
     Args:
         model: with SASRec's `forward`; its config has `num_items`, `max_length` and `event_dropout`.
@@ -167,18 +201,19 @@ def next_item_trainer(
             )
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     windows = HistoryWindows(histories, config.max_length, seed, config.event_dropout)
-    return EpochTrainer(
+    return WindowTrainer(
         model=model,
         args=training_args,
-        train_dataset=EpochRows(windows, training_args),
+        train_dataset=windows,
         data_collator=collate_windows,
         callbacks=callbacks,
     )
 
 
 def num_training_steps(histories: Sequence[np.ndarray], training_args: TrainingArguments, max_length: int) -> int:
-    """Steps for `num_train_epochs` passes over the windows, and never so few that a small log trains nothing."""
-    steps_per_epoch = -(-len(HistoryWindows(histories, max_length)) // rows_per_step(training_args))
+    """Steps for `num_train_epochs` passes over the windows, at least `MIN_STEPS`."""
+    per_process = training_args.train_batch_size * training_args.gradient_accumulation_steps
+    steps_per_epoch = -(-len(HistoryWindows(histories, max_length)) // (per_process * training_args.world_size))
     return max(MIN_STEPS, round(training_args.num_train_epochs * steps_per_epoch))
 
 
@@ -192,7 +227,7 @@ def train_sasrec(
     """Train in place with full-softmax cross entropy at every position.
 
     Args:
-        model: a new model; its config says the window length and the event dropout.
+        model: a new model; its config has the window length and the event dropout.
         histories: item indices of each user, oldest first, TRAINING events only.
         training_args: such as `sasrec_training_arguments(output_dir)`; `data_seed` (or `seed`) draws the windows.
         resume_from_checkpoint: as in `Trainer.train`.

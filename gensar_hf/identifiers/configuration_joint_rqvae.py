@@ -13,8 +13,8 @@ class JointRQVAEConfig(PreTrainedConfig):
     Args:
         semantic_dim: width of the semantic embeddings.
         collaborative_dim: width of the collaborative embeddings.
-        embeddings: `"both"`; or `"semantic"` or `"collaborative"`, the paper's ablation (fig. 4): that one alone is
-            quantized, all levels are shared (`num_specific_levels` is added to `num_shared_levels`), and the one
+        embeddings: `"both"`; or `"semantic"` or `"collaborative"`, the paper's ablation (fig. 4): only that one
+            is quantized, all levels are shared (`num_specific_levels` is added to `num_shared_levels`), and the one
             identifier serves search and recommendation.
         latent_dim: d, width of each latent; specific codes have d dimensions, shared codes 2d.
         hidden_sizes: hidden layers of both encoders, outermost first (the decoders mirror them); may be empty.
@@ -28,8 +28,8 @@ class JointRQVAEConfig(PreTrainedConfig):
         initialization: `"kmeans"` starts the encoders as PCA projections, their decoders as the transposes (MLPs still,
             see `make_linear`) and the codebooks by residual k-means; `"random"` starts everything at random.
         collaborative_scale: root mean square of the collaborative latents at the start (PCA), that of the semantic ones
-            being 1. Below 1 the shared codes follow the semantic embeddings more closely: of two items with like
-            clicks, fewer collide, because their meaning parts them; of two with like texts, more do.
+            being 1. Below 1 the shared codes follow the semantic embeddings more closely: fewer collisions between
+            items with similar clicks, more between items with similar texts.
         ema_decay: 0 = codes are learned by gradient; otherwise each is a moving average, of this decay, of its latents.
         sinkhorn_epsilon: entropy of the balanced assignment on the last level while training; 0 = nearest code.
         sinkhorn_iterations: of the balanced assignment.

@@ -10,9 +10,8 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from gensar_hf.errors import InputError
+from gensar_hf.identifiers.assignment import JointCodes
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
-from gensar_hf.identifiers.embedding_checks import Embeddings, checked_embeddings, require_variation
-from gensar_hf.identifiers.joint_codes import JointCodes
 from gensar_hf.identifiers.networks import ENCODE_BATCH_SIZE, Standardization, fit_projection, mlp
 from gensar_hf.identifiers.quantization import (
     ResidualVectorQuantizer,
@@ -21,14 +20,17 @@ from gensar_hf.identifiers.quantization import (
     residual_quantize,
     straight_through,
 )
+from gensar_hf.item_embeddings import checked_table, require_equal_lengths
+
+Embeddings = np.ndarray | torch.Tensor
 
 
 @dataclass
 class JointRQVAEOutput(ModelOutput):
     """What `JointRQVAE.forward` returns.
 
-    loss: scalar, the sum of the two below, times the batch's share in `num_items_in_batch`.
-    reconstruction_loss: scalar, ‖v_s − v̂_s‖² + ‖v_c − v̂_c‖² on standardised embeddings.
+    loss: scalar, the sum of the two below.
+    reconstruction_loss: scalar, ‖v_s − v̂_s‖² + ‖v_c − v̂_c‖² on standardized embeddings.
     quantization_loss: scalar, codebook and commitment losses of all levels of both kinds.
     semantic_codes, collaborative_codes: `(batch_size, num_levels)` long, shared levels first.
     """
@@ -43,16 +45,15 @@ class JointRQVAEOutput(ModelOutput):
 class JointRQVAE(PreTrainedModel):
     """Quantizes a semantic and a collaborative embedding of each item into two identifiers with a shared prefix.
 
-    `[z_s; z_c]` goes through the shared codebooks; what they leave over is cut in half, for the semantic and the
-    collaborative codebooks. Before training, `fit_standardization` and `initialize_codebooks` set what is fitted and
-    not learned; `train_joint_rqvae` calls both.
+    `[z_s; z_c]` goes through the shared codebooks; the residual is cut in half, for the semantic and the collaborative
+    codebooks. Before training, `fit_standardization` and `initialize_codebooks` fit the standardization and the start
+    of the codebooks; `train_joint_rqvae` calls both.
     """
 
     config_class = JointRQVAEConfig
     config: JointRQVAEConfig
     base_model_prefix = "joint_rqvae"
     main_input_name = "semantic_embeddings"
-    accepts_loss_kwargs = True  # `num_items_in_batch` makes the loss exact over batches of a step that differ in size
 
     def __init__(self, config: JointRQVAEConfig) -> None:
         super().__init__(config)
@@ -109,7 +110,7 @@ class JointRQVAE(PreTrainedModel):
         return nn.ModuleList(networks.get(self.config.embeddings, []))
 
     def encode_latents(self, semantic_embeddings: torch.Tensor, collaborative_embeddings: torch.Tensor) -> torch.Tensor:
-        """`[z_s; z_c]`, `(batch_size, 2 * latent_dim)` float32, of standardised embeddings (standardise them first).
+        """`[z_s; z_c]`, `(batch_size, 2 * latent_dim)` float32, of standardized embeddings.
 
         The half of an embedding that `config.embeddings` leaves out is 0.
         """
@@ -129,7 +130,6 @@ class JointRQVAE(PreTrainedModel):
         semantic_embeddings: torch.Tensor,
         collaborative_embeddings: torch.Tensor,
         return_loss: bool = True,
-        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> JointRQVAEOutput:
         """Encode, quantize, decode.
 
@@ -137,8 +137,6 @@ class JointRQVAE(PreTrainedModel):
             semantic_embeddings: `(batch_size, semantic_dim)`, as they come from the text encoder.
             collaborative_embeddings: `(batch_size, collaborative_dim)`, as they come from the recommender.
             return_loss: tells `Trainer` that a batch without labels has a loss; False leaves the losses out.
-            num_items_in_batch: rows of the whole step, over its batches and processes, for a loss that is a share of
-                the step's; default: the rows given here.
 
         Returns:
             `JointRQVAEOutput`. In training mode with `sinkhorn_epsilon > 0` the last level's codes are the balanced
@@ -159,8 +157,6 @@ class JointRQVAE(PreTrainedModel):
                 decoded = self.collaborative_decoder(collaborative_latents).float()
                 reconstruction_loss = reconstruction_loss + mean_squared_error(collaborative, decoded)
             loss = reconstruction_loss + quantization_loss
-            if num_items_in_batch is not None:
-                loss = loss * (len(latents) / num_items_in_batch)
         return JointRQVAEOutput(
             loss=loss,
             reconstruction_loss=reconstruction_loss,
@@ -188,14 +184,20 @@ class JointRQVAE(PreTrainedModel):
             InputError: wrong width, a non-finite value, fewer than two items, or all items equal.
         """
         semantic, collaborative = self._checked(semantic, collaborative)
+        if len(semantic) < 2:
+            raise InputError("Only 1 item was given; the quantizer needs at least 2 different items.")
         for name, embeddings in (("semantic", semantic), ("collaborative", collaborative)):
-            require_variation(name, embeddings)
+            if bool((embeddings == embeddings[0]).all()):
+                raise InputError(
+                    f"All {len(embeddings)} {name} embeddings are equal, so that no code can distinguish the items; "
+                    "check the items' texts or interactions and the model that made the embeddings."
+                )
         self.semantic_standardization.fit(semantic)
         self.collaborative_standardization.fit(collaborative)
 
     @torch.no_grad()
     def initialize_codebooks(self, semantic: Embeddings, collaborative: Embeddings, seed: int) -> None:
-        """Fit all codebooks by residual k-means on the latents of the items; standardisation must be fitted before.
+        """Fit all codebooks by residual k-means on the latents of the items; the standardization must be fitted before.
 
         With `quantizer="rq-kmeans"` this is all the training there is, and the PCA projections are fitted first.
 
@@ -242,7 +244,7 @@ class JointRQVAE(PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, semantic: Embeddings, collaborative: Embeddings) -> JointCodes:
-        """Nearest codes of items, not yet unique; also for items that were not there when the model was trained.
+        """Nearest codes of items, not yet unique; the items need not be those that the model was trained on.
 
         Args:
             semantic: `(num_items, semantic_dim)`.
@@ -275,7 +277,7 @@ class JointRQVAE(PreTrainedModel):
     def reconstruction_error(
         self, semantic: Embeddings, collaborative: Embeddings, quantized_latents: np.ndarray
     ) -> dict[str, float]:
-        """Mean squared error of the decoded embeddings, on standardised dimensions: the share of variance that is lost.
+        """Mean squared error of the decoded embeddings, on standardized dimensions: the share of variance that is lost.
 
         Args:
             semantic: `(num_items, semantic_dim)`.
@@ -302,14 +304,21 @@ class JointRQVAE(PreTrainedModel):
         return dict(zip(("semantic", "collaborative"), errors, strict=True))
 
     def _checked(self, semantic: Embeddings, collaborative: Embeddings) -> tuple[torch.Tensor, torch.Tensor]:
-        semantic = checked_embeddings("semantic", semantic, self.config.semantic_dim)
-        collaborative = checked_embeddings("collaborative", collaborative, self.config.collaborative_dim)
-        if len(semantic) != len(collaborative):
-            raise InputError(
-                f"There are {len(semantic)} semantic but {len(collaborative)} collaborative embeddings; "
-                "give one of each per item, in the same order."
-            )
-        return semantic.to(self.device), collaborative.to(self.device)
+        """Both tables as float32 tensors on the model's device."""
+        tables = []
+        for name, embeddings in (("semantic", semantic), ("collaborative", collaborative)):
+            on_cpu = embeddings.detach().cpu() if isinstance(embeddings, torch.Tensor) else embeddings
+            table, width = checked_table(name, on_cpu), getattr(self.config, f"{name}_dim")
+            if len(table) == 0:
+                raise InputError(f"The {name} embeddings must be a table with one row per item; got no item.")
+            if table.shape[1] != width:
+                raise InputError(
+                    f"The {name} embeddings have {table.shape[1]} dimensions, but `{name}_dim` of the model is "
+                    f"{width}; build the model with `{name}_dim={table.shape[1]}` or encode the items again."
+                )
+            tables.append(torch.from_numpy(table).to(self.device))
+        require_equal_lengths(*tables)
+        return tables[0], tables[1]
 
     def _all_latents(self, semantic: torch.Tensor, collaborative: torch.Tensor) -> torch.Tensor:
         """Latents of all items, `(num_items, 2 * latent_dim)`, computed in batches."""

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,13 @@ from hypothesis import strategies as st
 
 from gensar_hf.errors import InputError
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
-from gensar_hf.identifiers.identifier_table import IdentifierTable, build_identifier_table, level_usage
+from gensar_hf.identifiers.identifier_table import (
+    IdentifierTable,
+    build_identifier_table,
+    level_usage,
+    nearest_identifiers,
+    semantic_latents,
+)
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
 
@@ -154,6 +162,41 @@ def test_malformed_files_name_the_file_and_the_row(tmp_path: Path, columns: dict
 def test_a_file_without_availability_has_every_item_available(tmp_path: Path):
     loaded = IdentifierTable.load(rewritten(tmp_path / "ids.parquet", available=None))
     assert loaded.available.tolist() == [True, True, True]
+
+
+@pytest.mark.parametrize("column", ["neighbors", "lenders"])  # the second in version 0.1
+def test_files_of_version_0_1_load(tmp_path: Path, column: str):
+    path = small_table(neighbors=[[0, 1]]).save(tmp_path)
+    table = pq.read_table(path)
+    assert table.column_names[-1] == "neighbors"
+    renamed = table.rename_columns([*table.column_names[:-1], column])
+    pq.write_table(renamed.replace_schema_metadata(table.schema.metadata), path)
+    loaded = IdentifierTable.load(path)
+    assert (loaded.num_trained, loaded.neighbors.tolist()) == (2, [[0, 1]])
+
+
+def test_reading_a_table_does_not_import_torch(tmp_path: Path):
+    small_table().save(tmp_path)
+    # The package object stands for `gensar_hf/__init__.py`, whose own imports are not tested here.
+    program = """
+import sys, types, pathlib
+package = types.ModuleType("gensar_hf")
+package.__path__ = [sys.argv[1]]
+sys.modules["gensar_hf"] = package
+from gensar_hf.identifiers import IdentifierTable
+assert IdentifierTable.load(sys.argv[2]).num_items == 3
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+"""
+    package_dir = str(Path(__file__).parents[2] / "gensar_hf")
+    subprocess.run([sys.executable, "-c", program, package_dir, str(tmp_path)], check=True)
+
+
+def test_items_frame():
+    frame = small_table(available=[True, False, True]).items_frame()
+    assert frame.columns.tolist() == ["item_id", "title", "text", "available"]
+    assert frame["item_id"].tolist() == ["B004ZT0SSG", "242", "été"]
+    assert frame.iloc[1].tolist() == ["242", "", "b", False]
+    assert small_table(titles=None).items_frame()["title"].tolist() == ["", "", ""]
 
 
 def test_missing_damaged_and_foreign_files(tmp_path: Path):
@@ -373,28 +416,20 @@ def test_add_remove_restore_save_load(tiny_catalogue: tuple, data: st.DataObject
     assert (table.num_items, table.available.tolist()) == (num_old, [True] * num_old)
 
 
-def test_added_items_come_back_from_disk_with_their_neighbors(tmp_path: Path):
-    table = small_table(neighbors=[[0, 1]])
-    assert table.num_trained == 2
-    table.save(tmp_path)
-    assert IdentifierTable.load(tmp_path).neighbors.tolist() == [[0, 1]]
-    assert small_table().num_trained == 3
-
-
 @pytest.mark.parametrize("neighbors", [[[0, 2]], [[-1]], [[0], [0], [0], [0]]])
-def test_only_trained_items_lend(neighbors: list):
+def test_only_trained_items_are_neighbors(neighbors: list):
     with pytest.raises(InputError, match="`neighbors` must name, for each of the last items, rows"):
         small_table(neighbors=neighbors)
 
 
-def test_lenders_stand_behind_trained_items_only(tmp_path: Path):
+def test_only_the_last_rows_have_neighbors(tmp_path: Path):
     path = small_table(neighbors=[[0, 1]]).save(tmp_path)
     pq.write_table(pq.read_table(path).take([2, 0, 1]), path)
     with pytest.raises(InputError, match=r"row 1, column neighbors: only the last rows"):
         IdentifierTable.load(path)
 
 
-def test_added_items_borrow_from_the_nearest_trained_ones_and_never_from_one_another():
+def test_neighbors_are_the_nearest_trained_items_and_never_added_ones():
     rng = np.random.default_rng(0)
     semantic, collaborative = rng.normal(size=(30, 6)), rng.normal(size=(30, 5))
     model = JointRQVAE(
@@ -413,7 +448,7 @@ def test_added_items_borrow_from_the_nearest_trained_ones_and_never_from_one_ano
     assert table.add_items(twins, ["a", "b"], model, num_neighbors=0).num_trained == 32
 
 
-def test_added_items_that_are_learned_stand_before_those_that_borrow_only(make_identifiers: Callable) -> None:
+def test_marked_items_come_before_other_added_ones_as_their_own_first_neighbor(make_identifiers: Callable) -> None:
     table = replace(make_identifiers(), neighbors=np.array([[0, 3], [5, 1], [2, 4]]))  # of film-9, film-10 and film-11
     learned = table.remove_items(["film-10"]).mark_trained(["film-11", "film-9"])
     assert learned.item_ids == [*table.item_ids[:9], "film-9", "film-11", "film-10"]
@@ -427,11 +462,50 @@ def test_added_items_that_are_learned_stand_before_those_that_borrow_only(make_i
     assert learned.mark_trained(["film-10"]).neighbors.tolist() == [[9, 0], [10, 2], [11, 5]]
     assert table.mark_trained([]).neighbors.tolist() == table.neighbors.tolist()
     for item_ids in (["film-10", "film-3"], ["film-9"]):
-        with pytest.raises(InputError, match=f"'{item_ids[-1]}' is none that was added"):
+        with pytest.raises(InputError, match=f"'{item_ids[-1]}' is not an added item"):
             learned.mark_trained(item_ids)
 
 
 @pytest.mark.parametrize("neighbors", [[[9, 0], [9, 1], [2, 4]], [[0, 3], [10, 1], [2, 4]], [[0, 9], [5, 1], [2, 4]]])
-def test_an_item_lends_to_itself_alone_and_first(make_identifiers: Callable, neighbors: list) -> None:
+def test_an_item_may_be_only_its_own_first_neighbor(make_identifiers: Callable, neighbors: list) -> None:
     with pytest.raises(InputError, match="`neighbors` must name"):
         replace(make_identifiers(), neighbors=np.array(neighbors))
+
+
+@pytest.fixture(scope="module", params=[(2, 2), (0, 3), (3, 0)])
+def quantized(request) -> tuple[IdentifierTable, JointRQVAE]:
+    rng = np.random.default_rng(0)
+    semantic, collaborative = rng.normal(size=(30, 6)), rng.normal(size=(30, 5))
+    num_shared, num_specific = request.param
+    config = JointRQVAEConfig(
+        semantic_dim=6, collaborative_dim=5, latent_dim=4, hidden_sizes=[8], codebook_size=8,
+        num_shared_levels=num_shared, num_specific_levels=num_specific,
+    )  # fmt: skip
+    model = JointRQVAE(config)
+    model.fit_standardization(semantic, collaborative)
+    model.initialize_codebooks(semantic, collaborative, seed=0)
+    return build_identifier_table(model, semantic, collaborative, [f"item {row}" for row in range(30)]), model
+
+
+def test_semantic_latents_are_sums_of_codes(quantized):
+    table, model = quantized
+    latents = semantic_latents(table.semantic_codes, model)
+    for row in (0, 7, 29):
+        expected, codes = np.zeros(4), list(table.semantic_codes[row])
+        for codebook in [*model.shared_quantizer.codebooks, *model.semantic_quantizer.codebooks]:
+            expected += codebook[codes.pop(0)][:4].detach().numpy()
+        np.testing.assert_allclose(latents[row], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_nearest_identifiers_exclude_the_item_itself(quantized):
+    table, model = quantized
+    latents = semantic_latents(table.semantic_codes, model)
+    rows, known = np.array([29, 3, 4]), np.arange(20)
+    nearest = nearest_identifiers(table.semantic_codes, model, rows, known, k=5)
+    for row, neighbors in zip(rows, nearest, strict=True):
+        distances = {other: np.square(latents[row] - latents[other]).sum() for other in known if other != row}
+        best = sorted(distances.values())[:5]
+        np.testing.assert_allclose([distances[other] for other in neighbors], best, rtol=1e-3, atol=1e-4)
+        assert len(set(neighbors.tolist())) == 5
+    with pytest.raises(InputError, match="only 4 known items to choose 5"):
+        nearest_identifiers(table.semantic_codes, model, np.array([2]), np.arange(5), k=5)

@@ -1,0 +1,154 @@
+"""Tables of item embeddings: checks, unit rows, nearest rows, and safetensors files."""
+
+import os
+from collections.abc import Iterator, Sequence, Sized
+from typing import Any
+
+import numpy as np
+
+from gensar_hf.errors import InputError
+from gensar_hf.files import fingerprint, load_array_metadata, load_arrays, save_arrays
+
+CHUNK_ROWS = 1024  # queries against a whole catalogue at once
+_ARRAY = "embeddings"
+_ITEMS_KEY = "item_ids_sha256"
+
+
+def row_chunks(num_rows: int, size: int = CHUNK_ROWS) -> Iterator[slice]:
+    """Slices of `size` rows, the last one shorter, that together cover all rows."""
+    for start in range(0, num_rows, size):
+        yield slice(start, start + size)
+
+
+def checked_table(name: str, embeddings: Any) -> np.ndarray:
+    """The embeddings as a finite float32 table, `(num_items, dim)`; no row is allowed.
+
+    Args:
+        name: `"semantic"` or `"collaborative"`, for the message.
+        embeddings: an array, or a torch tensor on the CPU.
+
+    Raises:
+        InputError: not a table, or a value that is not finite.
+    """
+    table = np.asarray(embeddings, dtype=np.float32)
+    if table.ndim != 2:
+        raise InputError(
+            f"The {name} embeddings must be a table with one row per item; got an array of shape {table.shape}."
+        )
+    is_finite = np.isfinite(table)
+    if not is_finite.all():
+        row, column = np.argwhere(~is_finite)[0]
+        raise InputError(
+            f"The {name} embedding of item {row} (counted from 0) is {table[row, column]} in dimension {column}; every "
+            "value must be finite, so check the model that made the embeddings."
+        )
+    return table
+
+
+def require_equal_lengths(semantic: Sized, collaborative: Sized) -> None:
+    """Refuse tables of different numbers of items.
+
+    Raises:
+        InputError: the numbers differ.
+    """
+    if len(semantic) != len(collaborative):
+        raise InputError(
+            f"There are {len(semantic)} semantic but {len(collaborative)} collaborative embeddings; give one of each "
+            "per item, in the same order."
+        )
+
+
+def unit_rows(embeddings: np.ndarray) -> np.ndarray:
+    """The rows of `(num_items, dim)` scaled to length 1, float32; zero rows stay zero."""
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return (embeddings / np.where(lengths == 0, 1, lengths)).astype(np.float32)
+
+
+def relative_distances(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Squared L2 distances `(num_queries, num_keys)` minus the queries' own squared norms.
+
+    The missing term is constant along a row, so it changes no comparison of keys.
+    """
+    return np.square(keys).sum(axis=1) - 2 * queries @ keys.T
+
+
+def nearest_rows(
+    queries: np.ndarray, keys: np.ndarray, k: int, *, cosine: bool = False, exclude: np.ndarray | None = None
+) -> np.ndarray:
+    """Rows of the k keys nearest to each query, nearest first.
+
+    Args:
+        queries: `(num_queries, dim)`.
+        keys: `(num_keys, dim)`, at least k that are not excluded.
+        k: number of neighbors.
+        cosine: nearest by cosine instead of squared L2 distance.
+        exclude: `(num_queries,)` the key that each query must not get, usually itself; -1 excludes none.
+
+    Returns:
+        `(num_queries, k)` int64.
+    """
+    if cosine:
+        queries, keys = unit_rows(queries), unit_rows(keys)
+    nearest = np.empty((len(queries), k), dtype=np.int64)
+    for rows in row_chunks(len(queries), 128):
+        distances = -queries[rows] @ keys.T if cosine else relative_distances(queries[rows], keys)
+        if exclude is not None:
+            excluded = exclude[rows]
+            distances[np.flatnonzero(excluded >= 0), excluded[excluded >= 0]] = np.inf
+        near = np.argpartition(distances, k - 1, axis=1)[:, :k]  # a full sort of a large catalogue takes minutes
+        order = np.argsort(np.take_along_axis(distances, near, axis=1), axis=1, kind="stable")
+        nearest[rows] = np.take_along_axis(near, order, axis=1)
+    return nearest
+
+
+def save_item_embeddings(path: str | os.PathLike[str], embeddings: np.ndarray, item_ids: Sequence[str]) -> None:
+    """Write the embeddings and a hash of the item ids in order, atomically.
+
+    Args:
+        path: the `.safetensors` file.
+        embeddings: `(num_items, dim)`, finite; stored as float32.
+        item_ids: `(num_items,)` the item of each row.
+
+    Raises:
+        InputError: the number of rows differs from the number of items, or a value is not finite.
+    """
+    embeddings = np.asarray(embeddings, dtype=np.float32)
+    _check_rows(path, embeddings, item_ids)
+    save_arrays(path, {_ARRAY: embeddings}, metadata={_ITEMS_KEY: fingerprint(list(item_ids))})
+
+
+def load_item_embeddings(path: str | os.PathLike[str], item_ids: Sequence[str]) -> np.ndarray:
+    """Read what `save_item_embeddings` wrote for exactly these items, `(num_items, dim)` float32.
+
+    Raises:
+        InputError: the file is missing or damaged, belongs to other items (or another order), or holds a value that
+            is not finite.
+    """
+    arrays = load_arrays(path)
+    if _ARRAY not in arrays:
+        raise InputError(
+            f"{path} holds no array named '{_ARRAY}', so it is not a file of item embeddings; run the stage again."
+        )
+    embeddings = arrays[_ARRAY].astype(np.float32, copy=False)
+    _check_rows(path, embeddings, item_ids)
+    if load_array_metadata(path).get(_ITEMS_KEY) != fingerprint(list(item_ids)):
+        raise InputError(
+            f"{path} was made for other items, or the same ones in another order, than the {len(item_ids)} of this "
+            "catalogue; delete it and run the stage again."
+        )
+    return embeddings
+
+
+def _check_rows(path: str | os.PathLike[str], embeddings: np.ndarray, item_ids: Sequence[str]) -> None:
+    if embeddings.ndim != 2 or len(embeddings) != len(item_ids):
+        raise InputError(
+            f"{path} needs one row for each of the {len(item_ids)} items, but the embeddings have the shape "
+            f"{embeddings.shape}; make them again from this catalogue."
+        )
+    is_finite = np.isfinite(embeddings).all(axis=1)
+    if not is_finite.all():
+        row = int(is_finite.argmin())
+        raise InputError(
+            f"{path}: the embedding of item '{item_ids[row]}' (row {row + 1}) holds NaN or an infinity; the encoder "
+            "or its training diverged, so make the embeddings again, for example with a lower learning rate."
+        )
