@@ -23,7 +23,7 @@ from gensar_hf.baselines.vocabulary import PADDING, Vocabulary
 from gensar_hf.data.splits import Requests
 from gensar_hf.embeddings.modeling_sasrec import pad_histories
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation.full_ranking import history_items
+from gensar_hf.evaluation.protocol import history_items
 from gensar_hf.files import last_checkpoint
 from gensar_hf.training_defaults import machine_defaults
 
