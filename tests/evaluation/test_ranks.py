@@ -54,12 +54,12 @@ def test_a_constant_score_gets_the_hit_rate_of_chance():
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_nan_is_refused_wherever_it_stands(place):
+def test_nan_is_refused_in_every_column(place):
     scores = np.zeros((2, 3))
     scores[1, place] = np.nan
-    with pytest.raises(ValueError, match="1 of 2 requests hold NaN, the first is request 1"):
+    with pytest.raises(ValueError, match="1 of 2 requests have NaN scores, the first is request 1"):
         rank_of_target(scores, np.array([0, 1]))
-    with pytest.raises(ValueError, match="hold NaN"):
+    with pytest.raises(ValueError, match="must not be NaN"):
         rank_in_catalogue(scores, np.array([0, 1]), np.zeros(2))
 
 

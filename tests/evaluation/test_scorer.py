@@ -7,7 +7,9 @@ import torch
 from gensar_hf import GenSARPipeline
 from gensar_hf.data import Behavior, Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
-from gensar_hf.evaluation.generator_scorer import GeneratorScorer, request_history
+from gensar_hf.errors import InputError
+from gensar_hf.evaluation import CandidateSets, ndcg, rank_of_target
+from gensar_hf.evaluation.scorer import GeneratorScorer, choose_item_weight, request_history
 
 R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
 
@@ -97,3 +99,44 @@ def test_the_scorer_names_its_row_and_its_tasks(pipelines: dict[str, GenSARPipel
     scorer = GeneratorScorer(pipelines["events"])
     assert scorer.name == "GenSAR"
     assert scorer.tasks == {RECOMMENDATION, SEARCH}
+
+
+def test_items_that_the_model_does_not_know_are_refused(pipelines: dict[str, GenSARPipeline]) -> None:
+    message = "1 of the dataset's 2 items are not in the model's catalogue, the first is 'film-99'; add them"
+    with pytest.raises(InputError, match=message):
+        GeneratorScorer(pipelines["events"]).table_rows(["film-3", "film-99"])
+
+
+def every_item(requests) -> CandidateSets:
+    candidates = np.tile(np.arange(12), (len(requests), 1))
+    return CandidateSets(candidates, requests.target_items, "all", 0)
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.25, 1.0, 30.0), (30.0, 0.25)])
+def test_the_item_weight_is_the_best_of_separate_evaluations(
+    weights: tuple[float, ...], tiny_split: Split, pipelines: dict[str, GenSARPipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, requests = pipelines["vectors"], tiny_split.test
+    candidates = {task: every_item(requests[task]) for task in (RECOMMENDATION, SEARCH)}
+    configured = pipe.model.config.item_weight
+    chosen = choose_item_weight(pipe, requests, candidates, weights)
+    assert pipe.model.config.item_weight == configured
+    quality = {}
+    for weight in weights:
+        monkeypatch.setattr(pipe.model.config, "item_weight", weight)
+        scores = {task: GeneratorScorer(pipe).score(requests[task], candidates[task].candidates) for task in candidates}
+        ranks = {task: rank_of_target(scores[task], candidates[task].target_columns) for task in candidates}
+        quality[weight] = np.mean([ndcg(ranks[task], 5) for task in candidates])
+    assert len(set(quality.values())) > 1
+    assert quality[chosen] == pytest.approx(max(quality.values()), abs=1e-12)
+
+
+def test_an_item_weight_needs_item_vectors_and_requests(
+    tiny_split: Split, pipelines: dict[str, GenSARPipeline]
+) -> None:
+    requests = tiny_split.test
+    candidates = {SEARCH: every_item(requests[SEARCH])}
+    with pytest.raises(ValueError, match="for a model with item vectors"):
+        choose_item_weight(pipelines["events"], requests, candidates)
+    with pytest.raises(ValueError, match="at least one request"):
+        choose_item_weight(pipelines["vectors"], requests, {})
