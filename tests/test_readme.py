@@ -101,6 +101,17 @@ def test_the_table_shows_the_numbers_of_the_committed_comparisons() -> None:
             if means.get(row[0]) == max(means.values()):
                 text = f"**{text}**"
             assert row[column] == text, (row[0], task)
+        # What the sentence below the table says of the best baseline and of the personalized JSR.
+        p_values = {
+            test["second"]: test["p_value"]
+            for test in content["tests"]
+            if (test["first"], test["task"], test["metric"]) == ("GenSAR", task, "NDCG@10")
+        }
+        del means["GenSAR"]
+        assert p_values[max(means, key=means.__getitem__)] > 0.05
+        assert p_values["JSR, personalized search"] > 0.05
+    sizes = {name: variant["parameters"] for name, variant in comparisons[0]["variants"].items()}
+    assert round(sizes["GenSAR"] / sizes["JSR, personalized search"]) == 7
 
 
 # ---- snippets and the command
