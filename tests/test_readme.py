@@ -169,7 +169,9 @@ def write_later_tables(folder: Path) -> None:
         ("hereditary", "Hereditary", "horror", "family with a cursed legacy"),
         ("knives-out", "Knives Out", "crime", "detective and a rich family"),
     ]
-    pd.DataFrame(rows, columns=["item_id", "title", "genre", "plot"]).to_csv(folder / "new_items.csv", index=False)
+    pd.DataFrame(rows, columns=["item_id", "title", "genres", "description"]).to_csv(
+        folder / "new_items.csv", index=False
+    )
 
 
 @pytest.mark.slow
