@@ -138,7 +138,6 @@ def _parser(command: str, description: str) -> Any:
         prog=f"gensar {command}",
         description=description,
         exit_on_error=False,
-        formatter_class=lambda prog, **kwargs: argparse.HelpFormatter(prog, max_help_position=28, width=118),
     )
 
 
@@ -171,7 +170,9 @@ def train_command(argv: Sequence[str]) -> None:
     settings.pop("config", None)
     for name in ("items", "interactions", "output_dir"):
         if not settings[name]:
-            raise InputError(f"Name the {name.replace('_', ' ')} with --{name}; gensar train --help lists the settings.")
+            raise InputError(
+                f"Name the {name.replace('_', ' ')} with --{name}; gensar train --help lists the settings."
+            )
     names = [name for name in inspect.signature(InteractionDataset).parameters if name in settings and name != "seed"]
     dataset = InteractionDataset(**{name: settings.pop(name) for name in names}, seed=settings.pop("data_set_seed"))
     args = make_arguments(GenSARTrainingArguments, settings)
@@ -204,13 +205,13 @@ class StageLines:
     """Prints a line a stage."""
 
     def __call__(self, report: Any) -> None:
+        """Print the stage's name, time and figures."""
         state = "already finished" if report.skipped else f"{report.seconds:.1f} s"
-        facts = ", ".join(
-            f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}" if isinstance(value, int) else ""
-            for name, value in report.details.items()
-            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        facts = {name: value for name, value in report.details.items() if type(value) in (int, float)}
+        shown = ", ".join(
+            f"{name} {value:,.4g}" if value < 10 else f"{name} {value:,.0f}" for name, value in facts.items()
         )
-        print(f"{report.stage:<14} {state:>16}   {facts}"[:160], flush=True)
+        print(f"{report.stage:<14}{state:>18}   {shown}"[:150], flush=True)
 
 
 def show_answers(pipe: Any, dataset: Any, top_k: int = 3) -> None:
@@ -253,8 +254,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
     from gensar_hf.data import InteractionDataset
     from gensar_hf.evaluation import evaluate_pipeline
     from gensar_hf.pipeline import GenSARPipeline
-    from gensar_hf.training.baselines import run_baselines
-    from gensar_hf.training.stages import DATA, MODEL
+    from gensar_hf.training.stages import DATA, MODEL, run_systems
 
     parser = _parser("evaluate", "Rank held-out clicks among sampled candidates; write RUN/results.")
     parser.add_argument("run", type=str, help="output_dir of gensar train.")
@@ -266,7 +266,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
         raise InputError(f"{run_dir} holds no finished run (folders data and model); run gensar train first.")
     set_up_logging()
     dataset, pipe = InteractionDataset.load(run_dir / DATA), GenSARPipeline.from_pretrained(run_dir / MODEL)
-    systems = run_baselines(run_dir, dataset) if settings.pop("baselines") else []
+    systems = run_systems(run_dir, dataset) if settings.pop("baselines") else []
     result = evaluate_pipeline(pipe, dataset, systems=systems, **settings)
     folder = run_dir / "results"
     result.save(folder)
@@ -354,7 +354,11 @@ def push_command(argv: Sequence[str]) -> None:
     parser.add_argument("--private", type=bool | None, help="whether a new repository is private.")
     parser.add_argument("--revision", type=str | None, help="branch, made from main if it does not exist.")
     settings = read_settings(parser, argv)
-    print(load_pipeline(settings.model).push_to_hub(settings.repo_id, private=settings.private, revision=settings.revision))
+    print(
+        load_pipeline(settings.model).push_to_hub(
+            settings.repo_id, private=settings.private, revision=settings.revision
+        )
+    )
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {

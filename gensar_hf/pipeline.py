@@ -1,5 +1,6 @@
 """`GenSARPipeline`: recommendations, search results, query suggestions and rankings of a trained model."""
 
+import copy
 import logging
 import os
 import tempfile
@@ -91,6 +92,8 @@ class GenSARPipeline:
         self.tokenizer = tokenizer
         self.card = card
         self.item_encoder = item_encoder
+        self.adapter: Any = None  # the model with LoRA on it, while it is trained
+        self.name_or_path: str | None = None
         self._source: tuple[Any, dict[str, Any]] | None = None  # where an item encoder can be read from
         self.num_beams = num_beams
         self.batch_size = batch_size
@@ -151,6 +154,7 @@ class GenSARPipeline:
         except OSError:
             has_encoder = False
         pipe = cls(model.to(device), tokenizer, card=card)
+        pipe.name_or_path = os.fspath(path)
         pipe._source = (path, kwargs) if has_encoder else None
         return pipe
 
@@ -159,7 +163,8 @@ class GenSARPipeline:
 
         LoRA weights that were trained are merged into the model; `GenSARTrainer.save_model` writes them alone.
         """
-        plain_model(self.model).save_pretrained(folder)
+        model = self.model if self.adapter is None else merge_adapter(copy.deepcopy(self.adapter))
+        model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.save_extras(folder)
 

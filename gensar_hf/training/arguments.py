@@ -72,11 +72,11 @@ class GenSARTrainingArguments(TrainingArguments):
     save_steps: float = _setting(500, "steps between two checkpoints.")
     eval_steps: float | None = _setting(500, "steps between two evaluations with eval_strategy='steps'.")
     save_total_limit: int | None = _setting(1, "checkpoints that are kept.")
-    remove_unused_columns: bool | None = _setting(False, "must stay False: examples are drawn, not read from columns.")
+    remove_unused_columns: bool = _setting(False, "must stay False: examples are drawn, not read from columns.")
     train_sampling_strategy: str = _setting("sequential", "must stay 'sequential': row i is a draw of its own seed.")
     metric_for_best_model: str | None = _setting("ndcg@10", "of load_best_model_at_end and early stopping.")
     greater_is_better: bool | None = _setting(True, "whether that metric should grow.")
-    report_to: None | str | list[str] = _setting("none", "integrations such as tensorboard or trackio.")
+    report_to: str | list[str] | None = _setting("none", "integrations such as tensorboard or trackio.")
     bf16: bool | None = _setting(None, "bf16 autocast; default: on hardware that has it.")  # type: ignore[assignment]
     use_cpu: bool | None = _setting(None, "default: without an accelerator.")  # type: ignore[assignment]
 
@@ -96,7 +96,8 @@ class GenSARTrainingArguments(TrainingArguments):
     )
     rqvae_config: dict[str, Any] | None = _setting(None, "JointRQVAEConfig values that differ, name → value.")
     model_name_or_path: str | None = _setting(
-        None, "T5 or causal language model to start from; default: a small T5 from scratch, unless the preset names one."
+        None,
+        "T5 or causal language model to start from; default: a small T5 from scratch, or the preset's.",
     )
     history_encoding: Literal["events", "tokens"] | None = _setting(
         None, f"an encoder position is an event, or as in the paper a token; {_FROM_PRESET}."

@@ -23,11 +23,12 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
-from gensar_hf.data import InteractionDataset, training_mask
+from gensar_hf.baselines import BM25, DenseRetrieval, NextItemScorer, Popularity
+from gensar_hf.data import TASKS, InteractionDataset, training_events, training_mask
 from gensar_hf.embeddings.cold_start import CollaborativeMap
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_training_arguments, train_sasrec
-from gensar_hf.embeddings.text_encoder import TextEncoder, load_item_embeddings, save_item_embeddings
+from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import Evaluation, choose_item_weight
 from gensar_hf.files import STAGE_FILE, atomic_path, fingerprint, last_checkpoint, read_json, write_json
@@ -45,6 +46,7 @@ from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.identifier_table import build_identifier_table
 from gensar_hf.identifiers.joint_rqvae_training import train_joint_rqvae
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
+from gensar_hf.item_embeddings import load_item_embeddings, save_item_embeddings
 from gensar_hf.new_items import ItemEncoder
 from gensar_hf.pipeline import GenSARPipeline
 from gensar_hf.training.arguments import GenSARTrainingArguments
@@ -123,7 +125,7 @@ def train(
 
     data_dir, embeddings = run_dir / DATA, [run_dir / name / EMBEDDINGS_FILE for name in (SEMANTIC, COLLABORATIVE)]
     items = [data_dir / "items.parquet", data_dir / "dataset.json"]
-    stage(DATA, [dataset.fingerprint()], lambda folder, _: save_dataset(dataset, folder))
+    stage(DATA, dataset_inputs(dataset), lambda folder, _: save_dataset(dataset, folder))
     encoder_dir = [Path(args.text_encoder)] if args.text_encoder and Path(args.text_encoder).is_dir() else []
     stage(
         SEMANTIC,
@@ -146,13 +148,25 @@ def train(
         lambda folder, aside: train_generator(dataset, args, run_dir, folder, aside, callbacks),
         True,
     )
-    if dataset.split.num_test_requests == 0:
+    if not any(len(requests) for requests in dataset.split.test.values()):
         logger.warning("The dataset holds no click out, so there is nothing to evaluate the model on.")
     with damage_reported(run_dir / MODEL):
         return GenSARPipeline.from_pretrained(run_dir / MODEL)
 
 
 # ---- the stages
+
+
+def dataset_inputs(dataset: InteractionDataset) -> list[Any]:
+    """What a dataset consists of, for `files.fingerprint`."""
+    tables = []
+    for frame in (dataset.items, dataset.interactions):
+        with io.BytesIO() as buffer:
+            frame.to_parquet(buffer, index=False)
+            tables.append(buffer.getvalue())
+    split = dataset.split
+    requests = [part[task].targets for part in (split.validation, split.test) for task in TASKS]
+    return [*tables, dataset.text_columns, dataset.split_method, split.train_ends, split.target_starts, *requests]
 
 
 def save_dataset(dataset: InteractionDataset, folder: Path) -> dict[str, Any]:
@@ -273,9 +287,10 @@ def train_generator(
     with quiet_trainer():
         output = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     if args.item_weight is None and getattr(pipe.model.config, "num_items", 0):
-        requests = Evaluation(dataset, part="validation", max_users=args.eval_max_users, seed=args.seed)
-        if requests.num_requests:
-            pipe.model.config.item_weight = choose_item_weight(pipe, requests)
+        evaluation = Evaluation(dataset, part="validation", max_users=args.eval_max_users, seed=args.seed)
+        if evaluation.candidates:
+            weight = choose_item_weight(pipe, evaluation.requests, evaluation.candidates)
+            pipe.model.config.item_weight = weight
         details["item weight"] = pipe.model.config.item_weight
     if process_rank() == 0:
         pipe.save_pretrained(folder)
@@ -286,7 +301,7 @@ def new_generator(
     dataset: InteractionDataset, args: GenSARTrainingArguments, table: IdentifierTable
 ) -> tuple[GenSARTokenizer, PreTrainedModel]:
     """An untrained generator and its tokenizer: from scratch, or from the weights of `args.model_name_or_path`."""
-    backbone = None if args.model_name_or_path is None else Backbone.named(args.model_name_or_path)
+    backbone = None if args.model_name_or_path is None else Backbone(args.model_name_or_path)
     is_causal = backbone is not None and not backbone.config().is_encoder_decoder
     history_encoding = "tokens" if is_causal else str(args.history_encoding)
     options: dict[str, Any] = {
@@ -323,6 +338,20 @@ def generator_settings(args: GenSARTrainingArguments) -> dict[str, Any]:
         for name, value in args.to_dict().items()
         if name not in passed_over and (name == "bf16" or value != usual.get(name))
     }
+
+
+def run_systems(run_dir: Path, dataset: InteractionDataset) -> list[Any]:
+    """What a run's model is compared with: its SASRec, popularity, BM25, and dense retrieval by its text encoder."""
+    with damage_reported(run_dir / COLLABORATIVE):
+        sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
+    semantic = load_item_embeddings(run_dir / SEMANTIC / EMBEDDINGS_FILE, dataset.item_ids)
+    encoder = TextEncoder.load(run_dir / SEMANTIC / "text_encoder")
+    return [
+        NextItemScorer(sasrec),
+        Popularity(training_events(dataset.split)),
+        BM25(dataset.item_texts()),
+        DenseRetrieval(semantic, encoder.encode),
+    ]
 
 
 # ---- running a stage

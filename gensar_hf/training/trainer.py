@@ -1,25 +1,39 @@
 """`GenSARTrainer`: a `transformers.Trainer` for the generator of a pipeline."""
 
 import copy
+import dataclasses
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import TrainOutput, speed_metrics
 
-from gensar_hf.data import InteractionDataset
-from gensar_hf.data.splits import training_mask
+from gensar_hf.data import InteractionDataset, training_mask
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation import Evaluation
+from gensar_hf.evaluation import Evaluation, validation_metrics
 from gensar_hf.files import write_json
-from gensar_hf.generator.adapters import add_adapter, lora_config
-from gensar_hf.generator.examples import ExampleCollator, ExampleRows, ExampleSampler, TrainingExamples
+from gensar_hf.generator.adapters import (
+    AdapterBase,
+    add_adapter,
+    grow_to,
+    lora_config,
+    neighbors_of_marked_items,
+    save_adapter,
+)
+from gensar_hf.generator.examples import (
+    ExampleCollator,
+    ExampleRows,
+    ExampleSampler,
+    TrainingExamples,
+    batches_per_step,
+)
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.prompts import Task
 from gensar_hf.pipeline import GenSARPipeline
@@ -82,15 +96,13 @@ class GenSARTrainer(Trainer):
         self._evaluations: dict[int, Evaluation] = {}
         args = copy.copy(args)
         self._steps_follow_epochs = args.max_steps <= 0
-        model: Any = pipe.model
-        rank = args.lora_rank
-        if rank is None:
-            rank = DEFAULT_LORA_RANK if pipe.tokenizer.decoder_only else 0
-        if rank and not hasattr(model, "peft_config"):
-            model = pipe.add_adapter(rank, args.lora_target_modules)
+        model: Any = self._prepare_model(args)
         if train_dataset is not None:
-            self._examples = TrainingExamples.of_dataset(pipe.tokenizer, train_dataset)
-        tune_for_cpu(args, model, pipe.tokenizer.history_encoding)
+            split = train_dataset.split
+            self._examples = TrainingExamples(
+                pipe.tokenizer, train_dataset.events, split.train_ends, split.target_starts
+            )
+        tune_for_cpu(args, pipe.model, pipe.tokenizer.history_encoding)
         if self._steps_follow_epochs and train_dataset is not None:
             args.max_steps = self._num_steps(args)
         super().__init__(
@@ -108,6 +120,42 @@ class GenSARTrainer(Trainer):
         if not args.disable_tqdm:
             self.add_callback(ProgressBar())
 
+    def _prepare_model(self, args: GenSARTrainingArguments) -> Any:
+        """The pipeline's model with room for items that are trained for the first time, and with LoRA if wanted."""
+        pipe, table = self.pipe, self.pipe.tokenizer.identifiers
+        new_items: list[str] = []
+        if self.dataset is not None:
+            events = self.dataset.events
+            positions = np.arange(events.num_events)
+            is_target = positions >= self.dataset.split.target_starts[events.event_users()]
+            rows = np.unique(events.items[training_mask(self.dataset.split) & is_target & (events.items >= 0)])
+            cold = set(table.item_ids[table.num_trained + table.num_marked :])
+            new_items = [events.item_ids[row] for row in rows if events.item_ids[row] in cold]
+        marked = table.mark_trained(new_items) if new_items else table
+        has_vectors = getattr(pipe.model.config, "num_items", 0) > 0
+        neighbors = neighbors_of_marked_items(table, marked) if new_items and has_vectors else None
+        base = AdapterBase.of(pipe.model, pipe.name_or_path or ".", neighbors=neighbors)
+        first_new = getattr(pipe.model.config, "num_items", 0)
+        grow_to(pipe.model, base)
+        pipe.tokenizer.attach_identifiers(marked)
+        rank = args.lora_rank
+        if rank is None:
+            rank = DEFAULT_LORA_RANK if pipe.tokenizer.decoder_only else 0
+        if rank == 0 or pipe.adapter is not None:
+            return pipe.adapter if pipe.adapter is not None else pipe.model
+        self._base = base
+        item_rows = range(first_new, first_new + len(base.neighbors))
+        config = lora_config(
+            pipe.model,
+            pipe.tokenizer.code_token_ids.tolist(),
+            rank,
+            alpha=2 * rank,
+            target_modules=args.lora_target_modules,
+            item_rows=item_rows,
+        )
+        pipe.adapter = add_adapter(pipe.model, config)
+        return pipe.adapter
+
     # ---- data
 
     def _num_steps(self, args: Any) -> int:
@@ -115,7 +163,7 @@ class GenSARTrainer(Trainer):
         tokenizer = self.pipe.tokenizer
         is_packed = tokenizer.history_encoding == "events"
         targets_per_row = MAX_TARGET_TOKENS / (1 + tokenizer.identifiers.num_levels) if is_packed else 1
-        num_targets = args.num_train_epochs * self._examples.num_target_events
+        num_targets = args.num_train_epochs * self._examples.is_target.sum()
         return max(MIN_STEPS, round(num_targets / (targets_per_row * rows_per_step(args))))
 
     def get_train_dataloader(self) -> DataLoader:
@@ -193,7 +241,7 @@ class GenSARTrainer(Trainer):
         """
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):
-            dataset = self.eval_dataset[dataset]  # type: ignore[index, call-overload]
+            dataset = self.eval_dataset[dataset]  # type: ignore[index]
         if isinstance(dataset, Mapping):
             metrics: dict[str, float] = {}
             for name, part in dataset.items():
@@ -213,20 +261,20 @@ class GenSARTrainer(Trainer):
                 skip_clicked=args.exclude_seen,
                 seed=args.seed,
             )
-            if evaluation.num_requests == 0:
+            if not evaluation.candidates:
                 raise InputError(
                     "The dataset has no validation requests to evaluate on: no user has three clicks of one kind; give "
                     "another `eval_dataset`, or train with eval_strategy='no'."
                 )
             self._evaluations[id(dataset)] = evaluation
-        model = self._plain_model()
-        was_training = model.training
         pipe = copy.copy(self.pipe)
-        pipe.model = model
-        values = evaluation.validation_metrics(pipe)
-        model.train(was_training)
+        pipe.model = self._plain_model()
+        values = validation_metrics(pipe, evaluation)
+        for measure in ("hr@5", "hr@10", "ndcg@5", "ndcg@10"):
+            values[measure] = float(np.mean([value for name, value in values.items() if name.endswith(f"_{measure}")]))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
-        metrics |= speed_metrics(metric_key_prefix, start, num_samples=evaluation.num_requests)
+        num_requests = sum(len(sets) for sets in evaluation.candidates.values())
+        metrics |= speed_metrics(metric_key_prefix, start, num_samples=num_requests)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -242,7 +290,14 @@ class GenSARTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer` saves; the settings as JSON, not as a pickled file."""
         folder = Path(output_dir or self.args.output_dir or ".")
-        super()._save(str(folder), state_dict)
+        base = getattr(self, "_base", None)
+        if base is None:
+            super()._save(str(folder), state_dict)
+        elif self.args.should_save:
+            if Path(base.name).is_dir():  # as seen from the adapter, so that both may be moved together
+                base = dataclasses.replace(base, name=os.path.relpath(base.name, folder))
+            save_adapter(self.accelerator.unwrap_model(self.model), folder, base)
+            self.pipe.tokenizer.save_pretrained(folder)
         if self.args.should_save:
             (folder / "training_args.bin").unlink(missing_ok=True)
             write_json(folder / "training_args.json", self.args.to_dict())
@@ -272,8 +327,6 @@ def tune_for_cpu(args: Any, model: Any, history_encoding: str) -> None:
     if isinstance(model, GenSARForConditionalGeneration):
         # Attention with a learned bias has no fused kernel on CPUs; what SDPA falls back to is slower than eager.
         model.set_attn_implementation("eager")
-    # Batches of rows of like length are padded less, but each has costs of its own (benchmarks/training_throughput.py).
-    num_rows, most = args.train_batch_size, 2 if history_encoding == "events" else 4
-    num_batches = max(n for n in range(1, min(most, max(1, num_rows // 4)) + 1) if num_rows % n == 0)
+    num_batches = batches_per_step(args.train_batch_size, history_encoding)
     args.per_device_train_batch_size //= num_batches
     args.gradient_accumulation_steps *= num_batches
