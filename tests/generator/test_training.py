@@ -3,13 +3,15 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset, Subset
 from transformers import Trainer, TrainingArguments
 
 from gensar_hf.data import Split, UserEvents
-from gensar_hf.generator.examples import ExampleCollator, ExampleRows, ExampleSampler, TrainingExamples
+from gensar_hf.generator.examples import ExampleCollator, ExampleRows, ExampleSampler, Row, TrainingExamples
+from gensar_hf.generator.initialization import share_item_features
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.pipeline import GenSARPipeline
@@ -84,3 +86,38 @@ def test_training_lowers_the_loss(
     )  # fmt: skip
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["vectors"])
+def test_a_resumed_training_reads_the_rows_of_an_uninterrupted_one(
+    rows: ExampleRows, model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer, tmp_path: Path
+) -> None:
+    """And ends with the same weights, although a checkpoint holds plain item vectors."""
+    embeddings = [np.random.default_rng(0).normal(size=(12, 6))]
+    share_item_features(model, embeddings)
+    read = []
+
+    class Recorded(ExampleRows):
+        def __getitem__(self, index: int) -> Row:
+            read.append(index)
+            return super().__getitem__(index)
+
+    def run(resume: bool) -> dict[str, torch.Tensor]:
+        read.clear()
+        trained = copy.deepcopy(model)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, remove_unused_columns=False, disable_tqdm=True, max_steps=4,
+            save_steps=2, per_device_train_batch_size=2, learning_rate=1e-2, train_sampling_strategy="sequential",
+            report_to="none",
+        )  # fmt: skip
+        data = Recorded(rows.sampler, num_rows=8)
+        trainer = Trainer(trained, arguments, train_dataset=data, data_collator=ExampleCollator(tokenizer))
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if resume else None)
+        return trained.state_dict()
+
+    expected = run(resume=False)
+    assert read == list(range(8))
+    resumed = run(resume=True)
+    assert read[-4:] == [4, 5, 6, 7]
+    for name, tensor in expected.items():
+        torch.testing.assert_close(resumed[name], tensor, atol=1e-5, rtol=0, msg=name)
