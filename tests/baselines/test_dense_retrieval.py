@@ -79,6 +79,6 @@ def test_one_loaded_encoder_encodes_items_and_queries(split, catalogue, dataset_
     queries = [settings.get("query_prefix", "") + query for query in ("space comedy", "war drama")]
     assert encoder.encoded == [passages, queries]
     assert (scorer.name, scorer.num_parameters, scorer.tasks) == (name, 7, {SEARCH})
-    items, asked = ([[len(text), len(text.split())] for text in texts] for texts in (passages, queries))
-    expected = DenseRetrieval(np.array(items, dtype=float), lambda queries: np.array(asked))
+    items, encoded = ([[len(text), len(text.split())] for text in texts] for texts in (passages, queries))
+    expected = DenseRetrieval(np.array(items, dtype=float), lambda queries: np.array(encoded))
     np.testing.assert_allclose(scores, expected.score(split.test[SEARCH], catalogue), rtol=1e-6)
