@@ -247,8 +247,11 @@ class InteractionDataset:
             earlier one and whose `items` are the earlier items followed by the others.
 
         Raises:
+            ValueError: `later_share` is outside its range.
             InputError: one of the two sides would have no row.
         """
+        if not 0 < later_share < 1:
+            raise ValueError(f"`later_share` is a share of the rows, above 0 and below 1; got {later_share}.")
         is_newer = ~self._is_history
         times = self.interactions["timestamp"].to_numpy()
         newer_times = np.sort(times[is_newer])
