@@ -80,7 +80,7 @@ class CollaborativeMap:
         sharpness = SHARPNESS / _typical_distance(rows)
         mean = np.average(collaborative, axis=0, weights=trust).astype(np.float32)
         regression = KernelRidge(kernel="rbf", gamma=sharpness, alpha=RIDGE)
-        regression.fit(rows, collaborative - mean, sample_weight=trust)
+        regression.fit(rows, collaborative - mean, sample_weight=trust.astype(np.float32))
         return cls(rows, regression.dual_coef_.astype(np.float32), mean, np.array(sharpness, dtype=np.float32))
 
     def predict(self, semantic: np.ndarray) -> np.ndarray:

@@ -112,7 +112,7 @@ def test_bf16_autocast_trains_with_float32_codes(tmp_path: Path):
     assert total_error(model) < 2
 
 
-def test_batches_hold_the_rows_asked_for():
+def test_batches_hold_the_requested_rows():
     semantic, collaborative = torch.arange(12.0).reshape(6, 2), torch.arange(6.0).reshape(6, 1)
     dataset = EmbeddingPairs(semantic, collaborative)
     batches = list(DataLoader(dataset, batch_size=4, collate_fn=collate_embedding_pairs))
