@@ -10,7 +10,7 @@ import numpy as np
 from gensar_hf.baselines.bm25 import gather_query_scores
 from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.data.user_events import UserEvents
-from gensar_hf.embeddings.semantic import DEFAULT_ENCODER, _load_encoder
+from gensar_hf.embeddings.text_encoder import DEFAULT_TEXT_ENCODER, TextEncoder
 
 NAME = "Dense retrieval"
 
@@ -110,8 +110,7 @@ def fit(
     Raises:
         InputError: the model cannot be found or loaded.
     """
-    encoder = _load_encoder(config.model or DEFAULT_ENCODER, None)
-    embeddings = encoder.encode([config.passage_prefix + text for text in item_texts], show_progress_bar=True)
+    encoder = TextEncoder.load(config.model or DEFAULT_TEXT_ENCODER)
+    embeddings = encoder.encode([config.passage_prefix + text for text in item_texts])
     name = NAME if config.model is None else f"{NAME} ({Path(config.model).name})"
-    num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    return DenseRetrieval(embeddings, encoder.encode, name, config.query_prefix, num_parameters)
+    return DenseRetrieval(embeddings, encoder.encode, name, config.query_prefix, encoder.num_parameters)

@@ -95,20 +95,24 @@ def _difference(difference: Mapping[str, float] | None, name: str = "value", dig
     return f"{mean} ({low} … {high})"
 
 
-def _bold_best(columns: Mapping[str, Mapping[str, str]], best: Mapping[str, float], digits: int) -> list[list[str]]:
+def _bold_best(
+    columns: Mapping[str, Mapping[str, str]], best: Mapping[str, float], digits: int, with_spread: bool
+) -> list[list[str]]:
     """Rows of cells, the best of a column bold. Cells that are printed alike are equally good.
 
     Args:
         columns: system → metric → cell, which begins with the value.
         best: metric → highest value.
         digits: of the values.
+        with_spread: whether the part after ± is bold as well.
     """
     rows = []
     for system, cells in columns.items():
         row = [system]
         for metric, cell in cells.items():
             number, plus_minus, spread = cell.partition(" ± ")
-            row.append(f"**{number}**{plus_minus}{spread}" if number == short_number(best[metric], digits) else cell)
+            bold = f"**{cell}**" if with_spread else f"**{number}**{plus_minus}{spread}"
+            row.append(bold if number == short_number(best[metric], digits) else cell)
         rows.append(row)
     return rows
 
@@ -173,7 +177,7 @@ def metrics_tables(metrics: Mapping[str, Any]) -> list[Table]:
             f"{task.capitalize()}: {describe_protocol(facts['protocol'])} "
             f"({facts['protocol']}, {facts['num_candidates']:,} {counted}, {facts['num_requests']:,} requests)"
         )
-        tables.append(Table(["System", *METRICS], _bold_best(cells, best, digits), caption))
+        tables.append(Table(["System", *METRICS], _bold_best(cells, best, digits, with_spread=True), caption))
     last = tables.pop() if tables else Table(["System", *METRICS], [])
     return [*tables, Table(last.header, last.rows, last.caption, "\n\n".join(notes))]
 
@@ -237,7 +241,7 @@ def identifier_table(comparison: Mapping[str, Any]) -> Table:
                 f"{measured['distortion_added']:.2%}",
                 f"{min(each['codebook_use'] for each in both):.0%}",
                 f"{min(each['perplexity_share'] for each in both):.0%}",
-                f"{variant['seconds']['rqvae']:.1f}",
+                f"{variant['seconds']['rqvae']:.1f}" if "rqvae" in variant["seconds"] else "–",
             ]
         )
     note = "Reconstruction error: share of the variance that is lost. Codes used and perplexity: of the worst level."
@@ -255,7 +259,7 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
         for name, each in systems.items()
     }
     has_tests, has_sizes = "tests" in comparison, any(not each["identifiers"] for each in systems.values())
-    header, rows = ["System", *METRICS, "Δ NDCG@10"], _bold_best(cells, best, digits)
+    header, rows = ["System", *METRICS, "Δ NDCG@10"], _bold_best(cells, best, digits, with_spread=False)
     for row, each in zip(rows, systems.values(), strict=True):
         row.append(_difference(each["tasks"][task]["NDCG@10"].get("difference"), "mean", digits))
         if has_tests:

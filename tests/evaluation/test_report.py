@@ -64,17 +64,17 @@ def test_markdown_has_a_table_per_protocol_with_the_best_in_bold(metrics):
         "| System | HR@1 | HR@5 | HR@10 | NDCG@5 | NDCG@10 |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         "| GenSAR |" + " .575 ± .031 |" * 5,
-        "| SASRec |" + " **.583** ± .031 |" * 5,
+        "| SASRec |" + " **.583 ± .031** |" * 5,
     ]
     assert "(bm25-hard-99, 100 candidates, 1,943 requests)" in blocks[2]
-    assert blocks[3].splitlines()[2:] == ["| GenSAR |" + " **1.000** ± .015 |" * 5, "| BM25 |" + " .200 ± .031 |" * 5]
+    assert blocks[3].splitlines()[2:] == ["| GenSAR |" + " **1.000 ± .015** |" * 5, "| BM25 |" + " .200 ± .031 |" * 5]
     assert "95% bootstrap interval over users (1,000 resamples)" in blocks[4]
     assert blocks[5] == "Broken failed in search: RuntimeError: no memory [left]\n"
 
 
 def test_values_that_look_equal_are_both_best(metrics):
     metrics["tasks"]["recommendation"]["systems"]["GenSAR"] = system_values(0.5831)
-    assert markdown(metrics_tables(metrics)).count("**.583** ± .031") == 2 * len(METRICS)
+    assert markdown(metrics_tables(metrics)).count("**.583 ± .031**") == 2 * len(METRICS)
 
 
 def test_a_task_without_requests_is_named(metrics):
@@ -108,8 +108,8 @@ def test_only_the_best_values_are_bold(metrics):
     Console(file=text, width=120, force_terminal=True, color_system="standard", legacy_windows=False).print(
         terminal(metrics_tables(metrics))
     )
-    assert "\x1b[1m.583\x1b[0m ± .031" in text.getvalue()
-    assert "\x1b[1m.575\x1b[0m" not in text.getvalue()
+    assert "\x1b[1m.583 ± .031\x1b[0m" in text.getvalue()
+    assert "\x1b[1m.575 ± .031\x1b[0m" not in text.getvalue()
 
 
 @pytest.mark.parametrize(
