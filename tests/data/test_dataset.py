@@ -328,7 +328,7 @@ def test_arguments_outside_their_range():
             InteractionDataset(ITEMS, INTERACTIONS, **options)
     with pytest.raises(ValueError, match="`fraction` is a share of the items, above 0 and below 1; got 1"):
         data.hold_out_items(1)
-    with pytest.raises(ValueError, match="`later_share` is a share of the rows, above 0 and below 1; got 1.5"):
+    with pytest.raises(ValueError, match=r"`later_share` is a share of the rows, above 0 and below 1; got 1\.5"):
         data.split_by_time(1.5)
 
 
