@@ -108,11 +108,14 @@ def add_settings(parser: Any, function: Any, skip: Sequence[str] = (), shown: Se
             )
         return
     texts = _parameter_help(function)
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    namespace = vars(sys.modules[function.__module__])
     for name, parameter in inspect.signature(function).parameters.items():
         if name in skip or parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
-        parser.add_argument(f"--{name}", type=hints.get(name, str), default=parameter.default, help=texts.get(name, ""))
+        kind = parameter.annotation
+        if isinstance(kind, str):  # of a module whose annotations are not evaluated
+            kind = eval(kind, namespace)
+        parser.add_argument(f"--{name}", type=kind, default=parameter.default, help=texts.get(name, ""))
 
 
 def _parameter_help(function: Any) -> dict[str, str]:
@@ -166,7 +169,7 @@ def train_command(argv: Sequence[str]) -> None:
         GenSARTrainingArguments,
         shown=["output_dir", *own, "max_steps", "learning_rate", "num_train_epochs", "per_device_train_batch_size"],
     )
-    settings = vars(read_settings(parser, argv))
+    settings = read_settings(parser, argv).as_dict()
     settings.pop("config", None)
     for name in ("items", "interactions", "output_dir"):
         if not settings[name]:
@@ -260,7 +263,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
     parser.add_argument("run", type=str, help="output_dir of gensar train.")
     add_settings(parser, evaluate_pipeline, skip=("systems", "tasks"))
     parser.add_argument("--baselines", type=bool, default=True, help="SASRec, popularity, BM25 and dense retrieval.")
-    settings = vars(read_settings(parser, argv))
+    settings = read_settings(parser, argv).as_dict()
     run_dir = Path(settings.pop("run"))
     if not (run_dir / MODEL).is_dir() or not (run_dir / DATA).is_dir():
         raise InputError(f"{run_dir} holds no finished run (folders data and model); run gensar train first.")
@@ -324,15 +327,15 @@ def add_items_command(argv: Sequence[str]) -> None:
     parser.add_argument("--restore", type=list[str], default=[], help="ids of removed items to bring back.")
     parser.add_argument("--output_dir", type=str | None, help="write the changed model here; default: in its place.")
     settings = read_settings(parser, argv)
-    if not (settings.items or settings.remove or settings.restore):
+    if not (settings["items"] or settings.remove or settings.restore):
         raise InputError("Nothing to do: name a table of new items, or ids with --remove or --restore.")
     folder = Path(settings.model) / "model"
     folder = folder if folder.is_dir() else Path(settings.model)
     pipe = load_pipeline(settings.model)
     if settings.restore:
         pipe.restore_items(settings.restore)
-    if settings.items:
-        added = pipe.add_items(settings.items)
+    if settings["items"]:
+        added = pipe.add_items(settings["items"])
         for item in added[:20]:
             print(f"{item['item_id']}  {item['title']}\n    like: {'; '.join(item['nearest'][:3])}")
         print(f"{len(added)} new items.")

@@ -10,7 +10,7 @@ import numpy as np
 from gensar_hf.baselines.bm25 import gather_query_scores
 from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.data.user_events import UserEvents
-from gensar_hf.embeddings.text_encoder import DEFAULT_TEXT_ENCODER, TextEncoder
+from gensar_hf.embeddings.text_encoder import MINILM, TextEncoder
 
 NAME = "Dense retrieval"
 
@@ -110,7 +110,7 @@ def fit(
     Raises:
         InputError: the model cannot be found or loaded.
     """
-    encoder = TextEncoder.load(config.model or DEFAULT_TEXT_ENCODER)
+    encoder = TextEncoder.load(config.model or MINILM)
     embeddings = encoder.encode([config.passage_prefix + text for text in item_texts])
     name = NAME if config.model is None else f"{NAME} ({Path(config.model).name})"
     return DenseRetrieval(embeddings, encoder.encode, name, config.query_prefix, encoder.num_parameters)

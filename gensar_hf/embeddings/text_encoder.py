@@ -279,6 +279,13 @@ class TextEncoder:
         name = config["name"] or str(Path(folder) / _WEIGHTS_DIR)
         return cls(name, config["max_length"], device, config["revision"])
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the sentence-transformers model; 0 for the lexical encoder."""
+        if self._lexical is not None:
+            return 0
+        return sum(parameter.numel() for parameter in self._sentence_transformer().parameters())
+
     def _sentence_transformer(self) -> "SentenceTransformer":
         if self._model is None:
             self._model = _load_sentence_transformer(str(self.name), self.device, self.revision)
