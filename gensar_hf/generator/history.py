@@ -47,7 +47,12 @@ class EventArrays(NamedTuple):
 
     def last(self, number: int) -> "EventArrays":
         """The last `number` events."""
-        return EventArrays(*(column[max(0, len(column) - number) :] for column in self))
+        start = max(0, len(self.items) - number)
+        return EventArrays(self.behaviors[start:], self.items[start:], self.queries[start:])
+
+    def followed_by(self, behavior: Behavior, item: int, query: str) -> "EventArrays":
+        """With one more event at the end."""
+        return EventArrays([*self.behaviors, behavior], [*self.items, item], [*self.queries, query])
 
     def with_query_events(self) -> "EventArrays":
         """Insert a query event where a searched item answers another query than the one before it.

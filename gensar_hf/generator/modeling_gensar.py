@@ -319,17 +319,17 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             encoder_last_hidden_state=hidden_states,
         )
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]  # the other arguments are keywords
         self,
         save_directory: str | os.PathLike,
-        *args: Any,
+        is_main_process: bool = True,
         state_dict: dict[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         """As in transformers, with plain item vectors, however they are trained (`share_features`)."""
         if self.encoder.items is not None:
             state_dict = plain_weights(self.encoder.items, self.state_dict() if state_dict is None else state_dict)
-        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def output_logits(self, decoder_states: torch.Tensor) -> torch.Tensor:
         """`(…, d_model)` decoder states → `(…, vocab_size)` logits."""

@@ -341,8 +341,7 @@ class GenSARTokenizer(TokenizersBackend):
         if query is not None:
             query = cut_query(query)
             if not events.is_session_of(query):
-                typed = (Behavior.SEARCH_QUERY, NO_ITEM, query)
-                events = EventArrays(*([*column, value] for column, value in zip(events, typed, strict=True)))
+                events = events.followed_by(Behavior.SEARCH_QUERY, NO_ITEM, query)
         for text in {query for query in events.queries if query} - query_tokens.keys():
             query_tokens[text] = self.query_tokens(text, catalogue)
         instruction = self.text_ids(PROMPTS[HISTORY_TASKS[behavior]].instruction())

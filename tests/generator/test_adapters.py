@@ -130,7 +130,7 @@ def test_a_step_of_training_changes_the_chosen_rows_and_nothing_else(
     plain = {name: p.detach().clone() for name, p in with_adapter.named_parameters() if not p.requires_grad}
     inputs = {"input_ids": torch.from_numpy(token_ids[None]), "labels": torch.from_numpy(token_ids[None])}
     if is_t5:
-        # Several positions: attention over one alone has no gradient but rounding.
+        # Several positions: attention over a single one has only rounding as gradient.
         places = {"event_ids": torch.arange(len(token_ids))[None], "event_items": torch.full((1, len(token_ids)), 4)}
         items = {"item_positions": [[1]], "item_is_searched": [[0]], "item_labels": [[4]]}
         inputs |= {**places, **{name: torch.tensor(value) for name, value in items.items()}}
@@ -243,7 +243,7 @@ def test_a_damaged_record_is_refused(name: str, field: str, value: object, make_
 def test_pickles_are_not_loaded_and_named_modules_not_imported(
     make_base: Callable, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stranger's adapter may name a module to import (`megatron_core`), and hold a pickle beside."""
+    """A stranger's adapter may name a module to import (`megatron_core`), and hold a pickle."""
     monkeypatch.syspath_prepend(str(folder))
     (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'was run')!r}).touch()\n")
     record = json.loads((folder / "adapter_config.json").read_text())

@@ -79,7 +79,7 @@ def test_tasks_of_the_log(task: Task, expected: set, max_target_tokens: int, mak
 
 
 def item_targets(sampler: ExampleSampler, task: Task) -> set[tuple[str, ...]]:
-    """Every (event, …, clicked item) that the item vectors are asked for, without the instruction."""
+    """Every (event, …, clicked item) of the item targets, without the instruction."""
     log, found = sampler.examples, set()
     for example in draws(sampler, task):
         events = [read(log, event) for event in example.events[1:]]
@@ -88,7 +88,7 @@ def item_targets(sampler: ExampleSampler, task: Task) -> set[tuple[str, ...]]:
     return found
 
 
-def test_item_vectors_are_asked_for_every_click_whatever_the_task(make_log: Callable) -> None:
+def test_every_click_is_an_item_target_whatever_the_task(make_log: Callable) -> None:
     """Even where few response tokens are allowed; and know the item of every click they see."""
     log = make_log(ONE_USER, TRAIN_LENGTH)
     sampler = ExampleSampler(log, max_target_tokens=5)
@@ -158,7 +158,7 @@ def test_the_window_is_the_longest_history(make_log: Callable) -> None:
 
 
 def test_one_target_at_least_is_kept(make_log: Callable) -> None:
-    """Where not even one response fits, one is asked all the same."""
+    """Even where no response fits."""
     sampler = ExampleSampler(make_log({"ann": [(R, item) for item in range(12)]}, 12), max_target_tokens=2)
     assert {len(example.targets) for example in draws(sampler, Task.NEXT_RECOMMENDED_ITEM)} == {1}
 
@@ -185,12 +185,12 @@ def test_histories_may_all_end_at_the_last_target(make_log: Callable, max_target
         assert example.targets[-1].end == 4
 
 
-def test_where_one_target_is_asked_all_are_asked_alike(make_log: Callable) -> None:
+def test_single_targets_are_drawn_uniformly(make_log: Callable) -> None:
     """`history_encoding="tokens"`: the middle of a history trains as much as its end."""
     log = make_log({"ann": [(R, item) for item in range(12)]}, 12)
     sampler = ExampleSampler(log, window=50, max_target_tokens=0, recent_share=0)
-    asked = [example.targets[0].end for example in draws(sampler, Task.NEXT_RECOMMENDED_ITEM, 600)]
-    assert np.bincount(asked, minlength=13)[1:] == pytest.approx(np.full(12, 50), abs=30)
+    ends = [example.targets[0].end for example in draws(sampler, Task.NEXT_RECOMMENDED_ITEM, 600)]
+    assert np.bincount(ends, minlength=13)[1:] == pytest.approx(np.full(12, 50), abs=30)
 
 
 # ---- pure, weighted
@@ -268,7 +268,7 @@ def test_users_without_the_behavior_are_not_drawn_for_it(make_log: Callable) -> 
     assert all_of(sampler, Task.NEXT_QUERY) == {("R0", f"{QUERY}</s>"), ("<S_Q> crime drama</s>",)}
 
 
-def test_searches_without_a_click_train_queries_alone(make_log: Callable) -> None:
+def test_searches_without_a_click_train_queries_only(make_log: Callable) -> None:
     sampler = ExampleSampler(make_log({"ann": [(Q, 0), (Q, 1), (R, 3)]}, 3))
     assert Task.NEXT_SEARCHED_ITEM not in sampler.tasks
     assert Task.AD_HOC_SEARCH not in sampler.tasks
@@ -284,7 +284,7 @@ def test_a_log_without_any_example_is_refused(make_log: Callable) -> None:
 # ---- no leak
 
 
-def test_twins_are_never_asked_for(make_log: Callable) -> None:
+def test_twins_are_never_targets(make_log: Callable) -> None:
     """The same item at the same moment, as a recommendation and as a search, as in the authors' Amazon data."""
     users = {"ann": [(R, 1), (R, 2), (Q, 0), (S, 2, 0), (R, 3)]}
     log = make_log(users, 5, timestamps=[0, 1, 1, 1, 2])
@@ -301,19 +301,19 @@ def test_the_same_item_at_another_moment_is_no_twin(make_log: Callable) -> None:
     assert log.is_target.all()
 
 
-def test_what_came_before_the_newer_events_is_read_and_never_asked_for(make_log: Callable) -> None:
+def test_events_before_target_starts_are_history_only(make_log: Callable) -> None:
     log = make_log(ONE_USER, TRAIN_LENGTH)
     newer = TrainingExamples(log.tokenizer, log.events, log.train_ends, log.events.offsets[:-1] + 3)
     sampler = ExampleSampler(newer)
     assert all_of(sampler, Task.NEXT_RECOMMENDED_ITEM) == {("R0", QUERY, "S1", "S2", "R3")}
     assert all_of(sampler, Task.NEXT_SEARCHED_ITEM) == {("R0", QUERY, "S1", "S2")}
     assert {read(log, t.response) for e in draws(sampler, Task.AD_HOC_SEARCH) for t in e.targets} == {"S2"}
-    asked = {(t.end, t.item) for e in draws(sampler, Task.NEXT_SEARCHED_ITEM) for t in e.item_targets}
-    assert asked == {(4, 2), (5, 3)}  # the instruction is the first position
+    item_ends = {(t.end, t.item) for e in draws(sampler, Task.NEXT_SEARCHED_ITEM) for t in e.item_targets}
+    assert item_ends == {(4, 2), (5, 3)}  # the instruction is the first position
     assert newer.num_clicks().nonzero()[0].tolist() == [2, 3]
 
 
-def test_items_that_borrow_are_not_described(
+def test_items_that_are_not_marked_as_trained_are_not_described(
     make_log: Callable, model_dirs: dict, identifiers: IdentifierTable
 ) -> None:
     log = make_log(ONE_USER, TRAIN_LENGTH)

@@ -68,7 +68,7 @@ def test_a_new_generator_fits_its_tokenizer(tokenizers: dict[str, GenSARTokenize
 
 
 def test_a_new_generator_is_drawn_as_a_t5_is(tokenizers: dict[str, GenSARTokenizer]) -> None:
-    """The encoder, too, although it is not T5's own class."""
+    """Including the encoder, although its class is not T5's."""
     sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
     torch.manual_seed(0)
     model = generator_from_scratch(GenSARConfig(**sizes), tokenizers["events"])
@@ -210,7 +210,9 @@ def test_a_decoder_only_model_keeps_its_words_and_gets_distinct_new_rows(
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"The checkpoint '.*nowhere' cannot be loaded \(.*\); give a folder, a name"):
+    with pytest.raises(
+        InputError, match=r"The checkpoint '.*nowhere' cannot be loaded \(.*\); give a folder, or a name"
+    ):
         Backbone(str(tmp_path / "nowhere")).config()
 
 

@@ -64,7 +64,7 @@ def test_a_later_event_changes_no_earlier_position(model: GenSARForConditionalGe
             assert (difference[event:] > 1e-3).all()
 
 
-def test_padding_and_neighbouring_rows_change_nothing(model: GenSARForConditionalGeneration) -> None:
+def test_padding_and_other_rows_change_nothing(model: GenSARForConditionalGeneration) -> None:
     with torch.no_grad():
         batch = model(INPUTS, event_ids=EVENT_IDS, decoder_input_ids=DECODER_INPUTS)
         for row, num_tokens in enumerate((7, 3)):
@@ -130,7 +130,7 @@ def test_the_loss_is_the_mean_over_labels_and_the_sum_over_those_of_the_whole_ba
     assert over_twenty.item() == pytest.approx(total / 20, rel=1e-5)
 
 
-def test_labels_alone_are_shifted_into_decoder_inputs(model: GenSARForConditionalGeneration) -> None:
+def test_labels_without_decoder_inputs_are_shifted_into_decoder_inputs(model: GenSARForConditionalGeneration) -> None:
     labels = torch.tensor([[28, 33, 60], [30, 35, -100]])
     with torch.no_grad():
         implied = model(INPUTS, event_ids=EVENT_IDS, labels=labels).loss

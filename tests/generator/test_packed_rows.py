@@ -1,4 +1,4 @@
-"""Packed rows must compute what their targets compute alone; the reference runs each target by itself."""
+"""Packed rows must compute what their targets compute separately; the reference runs each target by itself."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -74,7 +74,7 @@ def alone(model: GenSARForConditionalGeneration, one: Example, target: Target) -
 
 @pytest.mark.parametrize("buckets", POSITION_BUCKETS)
 @pytest.mark.parametrize("batch", BATCHES)
-def test_packed_rows_equal_each_target_computed_alone(
+def test_packed_rows_equal_each_target_computed_separately(
     batch: str, buckets: str, tokenizers: dict[str, GenSARTokenizer], make_generator: Callable
 ) -> None:
     rows = BATCHES[batch]
@@ -89,7 +89,7 @@ def test_packed_rows_equal_each_target_computed_alone(
     assert output.loss.item() == pytest.approx(loss.item(), abs=1e-5)
 
 
-def test_item_targets_of_packed_rows_equal_each_one_computed_alone(
+def test_item_targets_of_packed_rows_equal_each_one_computed_separately(
     tokenizers: dict[str, GenSARTokenizer], make_generator: Callable
 ) -> None:
     """Which see the items clicked before, and those of their own example only."""
@@ -108,7 +108,7 @@ def test_item_targets_of_packed_rows_equal_each_one_computed_alone(
     expected = []
     with torch.no_grad():
         loss = model(**packed, num_items_in_batch=1).loss
-        words_alone = model(**{**packed, "item_labels": None}, num_items_in_batch=1).loss
+        words_only = model(**{**packed, "item_labels": None}, num_items_in_batch=1).loss
         for one in clicks:
             for target in one.item_targets:
                 alone = ExampleCollator(tokenizers["events"])([[replace(one, events=one.events[: target.end])]])
@@ -118,7 +118,7 @@ def test_item_targets_of_packed_rows_equal_each_one_computed_alone(
                 is_searched = torch.tensor([int(target.behavior is Behavior.SEARCHED_ITEM)])
                 logits = model.encoder.items.logits(states[:, -1], is_searched)[0]
                 expected.append(-logits.log_softmax(dim=-1)[target.item].item())
-    assert (loss - words_alone).item() == pytest.approx(sum(expected), abs=1e-4)
+    assert (loss - words_only).item() == pytest.approx(sum(expected), abs=1e-4)
 
 
 def test_gradients_of_a_packed_row_equal_the_sum_of_those_of_its_targets(
@@ -286,7 +286,7 @@ def test_no_limit_of_positions_means_one_example_a_row(sampler: ExampleSampler) 
     assert {len(rows[index]) for index in range(20)} == {1}
 
 
-def test_a_row_depends_on_the_seed_and_its_index_alone(sampler: ExampleSampler) -> None:
+def test_a_row_depends_only_on_the_seed_and_its_index(sampler: ExampleSampler) -> None:
     rows = ExampleRows(sampler, num_rows=30, max_positions=10)
     collate = ExampleCollator(sampler.examples.tokenizer)
     forwards = [collate([rows[index]]) for index in range(30)]

@@ -95,7 +95,7 @@ def test_a_query_cannot_smuggle_tokens_in(tokenizer: GenSARTokenizer, query: str
     assert used == [tokenizer.behavior_ids[Behavior.SEARCH_QUERY]] * 2
 
 
-def test_a_query_that_goes_on_is_one_search_session(tokenizer: GenSARTokenizer) -> None:
+def test_a_repeated_query_continues_its_search_session(tokenizer: GenSARTokenizer) -> None:
     item = tokenizer.identifiers.item_ids[0]
     typed, clicked = {"query": "space"}, {"item_id": item, "query": "space"}
 
@@ -357,7 +357,7 @@ def test_the_vocabulary_of_t5_takes_the_new_tokens(
     num_before, text = len(t5_tokenizer), "The Godfather, a crime drama from 1972"
     GenSARTokenizer.from_text_tokenizer(t5_tokenizer, identifiers).save_pretrained(tmp_path)
     tokenizer = GenSARTokenizer.from_pretrained(tmp_path)
-    assert len(t5_tokenizer) == num_before  # what was given is left alone
+    assert len(t5_tokenizer) == num_before  # the argument is not changed
     assert len(tokenizer) == num_before + 27
     assert tokenizer.history_encoding == "tokens"
     assert tokenizer(text)["input_ids"] == t5_tokenizer(text)["input_ids"]
@@ -404,7 +404,7 @@ def test_a_prompt_begins_as_a_text_and_ends_with_the_behavior_token(causal: GenS
     ids, mask = encoding["input_ids"].tolist(), encoding["attention_mask"].tolist()
     searched = causal.item_token_ids[Behavior.SEARCHED_ITEM]
     words = [causal.text_ids(text) for text in (INSTRUCTION, PROMPTS[Task.NEXT_SEARCHED_ITEM].templates[0])]
-    ends = [[causal.behavior_ids[asked]] for asked in (Behavior.RECOMMENDED_ITEM, Behavior.SEARCHED_ITEM)]
+    ends = [[causal.behavior_ids[kind]] for kind in (Behavior.RECOMMENDED_ITEM, Behavior.SEARCHED_ITEM)]
     expected = [
         [0, *words[0], *causal.query_tokens("Comedy 1990s"), *searched[3], *ends[0]],
         [0, *words[1], *causal.query_tokens("Space"), *ends[1]],
@@ -416,7 +416,7 @@ def test_a_prompt_begins_as_a_text_and_ends_with_the_behavior_token(causal: GenS
 
 
 def test_answers_are_found_behind_the_prompt(causal: GenSARTokenizer) -> None:
-    """The history's items are complete identifiers, too."""
+    """Although the history holds complete identifiers as well."""
     prompt = causal.encode_request(HISTORY)["input_ids"][0].tolist()
     answers = causal.item_token_ids[Behavior.RECOMMENDED_ITEM][[4, 9], 1:].tolist()
     rows = [[*prompt, *answers[0], 1], [1, *prompt, *answers[1]], [*prompt, 1, 1, 1, 1, 1]]

@@ -1,4 +1,4 @@
-"""`Trainer` on the generator: a batch is a batch, in however many pieces it is computed."""
+"""`Trainer` on the generator: accumulation is exact, the loss falls, and a resumed training continues."""
 
 import copy
 from pathlib import Path
@@ -24,7 +24,7 @@ def tokenizer(pipelines: dict[str, GenSARPipeline], kind: str) -> GenSARTokenize
 
 @pytest.fixture
 def model(pipelines: dict[str, GenSARPipeline], kind: str) -> GenSARForConditionalGeneration:
-    """A copy, without dropout: pieces of a batch would draw theirs anew."""
+    """A copy without dropout, which would differ between the parts of a batch."""
     model = copy.deepcopy(pipelines[kind].model)
     if kind == "vectors":
         model.encoder.items.dropout.p = 0.0
