@@ -6,8 +6,7 @@
 For each size: train the joint RQ-VAE, encode all items, make the identifiers unique, save the table, load it, build the
 trie over both kinds, add new items. Every stage runs in its own process on the files of the stages before it, so that
 its peak memory includes only Python, the libraries, its input and its work. Loading libraries and inputs is not timed.
-Written to the output folder, after each stage: `identifier_scale.json`, and at the end `identifier_scale.md` and
-`identifier_scale.png`.
+Written to the output folder, after each stage: `identifier_scale.json`, and at the end `identifier_scale.md`.
 """
 
 import argparse
@@ -306,31 +305,10 @@ def table_rows(results: dict[int, dict[str, Record]]) -> list[str]:
     return rows
 
 
-def plot(results: dict[int, dict[str, Record]], path: Path) -> None:
-    """Seconds and peak memory of each stage over the size, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    sizes = list(results)
-    for panel, quantity, label in zip(panels, ("seconds", "peak_gb"), ("seconds", "peak memory, GB"), strict=True):
-        for stage in STAGES:
-            if stage != "generate":
-                panel.loglog(sizes, [results[size][stage][quantity] for size in sizes], marker="o", label=stage)
-        panel.set(xlabel="items", ylabel=label)
-        panel.grid(alpha=0.3, which="both")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def report(arguments: argparse.Namespace, results: dict[int, dict[str, Record]]) -> None:
-    """Write the table and the figure."""
+    """Write the table."""
     rows = table_rows(results)
     (arguments.output_dir / "identifier_scale.md").write_text("\n".join(rows) + "\n")
-    plot(results, arguments.output_dir / "identifier_scale.png")
     logger.info("\n".join(rows))
 
 
