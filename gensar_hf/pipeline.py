@@ -26,7 +26,7 @@ from gensar_hf.generator.history import EventArrays, History, as_events
 from gensar_hf.generator.item_scores import EncodedRequests, beam_scores, best_items, encode_requests, exact_scores
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
-from gensar_hf.hub import folder_of, explain_hub_error, optional_file, push_folder
+from gensar_hf.hub import explain_hub_error, folder_of, optional_file, push_folder
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.new_items import ITEM_ENCODER_DIR, ItemEncoder, read_new_items
 
