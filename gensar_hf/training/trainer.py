@@ -181,6 +181,7 @@ class GenSARTrainer(Trainer):
             max_target_tokens=MAX_TARGET_TOKENS if is_packed else 0,
             seed=args.seed,
             teacher=self._teacher,
+            teacher_share=args.teacher_share,
             item_vectors=getattr(self.pipe.model.config, "num_items", 0) > 0,
         )
         step_size = rows_per_step(args)
