@@ -13,13 +13,13 @@ from typing import Any
 from movielens_wheel import TABLES, write_tables
 from rich.console import Console
 
+from gensar_hf import train
 from gensar_hf.cli import dataset_and_arguments, exit_status, read_settings, set_up_logging, training_parser
 from gensar_hf.data import SEARCH
 from gensar_hf.evaluation import evaluate_pipeline
 from gensar_hf.evaluation.report import example_tables, metrics_tables, stage_table, terminal
 from gensar_hf.files import read_json
 from gensar_hf.model_card import write_model_card
-from gensar_hf.training import train
 from gensar_hf.training.stages import COLLABORATIVE, DATA, MODEL, RQVAE, SEMANTIC, StageReport, run_stage, run_systems
 
 CONFIG = Path(__file__).parent / "configs" / "ml-100k.yaml"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from gensar_hf import train
 from gensar_hf.baselines.bm25 import BM25
 from gensar_hf.cli import dataset_and_arguments, exit_status, read_settings, set_up_logging, training_parser
 from gensar_hf.data.splits import SEARCH
@@ -18,7 +19,6 @@ from gensar_hf.evaluation import GeneratorScorer, evaluate_pipeline
 from gensar_hf.evaluation.cold_start import catalogue_reach, cold_start_requests, evaluate_groups
 from gensar_hf.evaluation.report import cold_start_tables, markdown, terminal
 from gensar_hf.files import atomic_path, write_json
-from gensar_hf.training import train
 
 
 def main() -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
+from gensar_hf import train
 from gensar_hf.baselines.tuning import fit_baseline, tune_baseline
 from gensar_hf.cli import dataset_and_arguments
 from gensar_hf.data import InteractionDataset
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import Evaluation, GeneratorScorer, Scorer
 from gensar_hf.evaluation.comparison import RunResult
-from gensar_hf.training import train
 from gensar_hf.training.stages import DATA, MODEL, RQVAE, StageReport, dataset_inputs, run_stage
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "baselines"
