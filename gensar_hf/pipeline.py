@@ -545,7 +545,7 @@ def _load_model(path: str | os.PathLike, base_model: str | os.PathLike | None, k
     if adapter is None:
         return _load_any(path, kwargs)
     own = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
-    beside = Path(path) / adapter.name  # as finetune_lora.py names it
+    beside = Path(path) / adapter.name  # as finetune.py names it
     name = base_model if base_model is not None else beside if beside.is_dir() else adapter.name
     try:
         model = _load_any(name, own)

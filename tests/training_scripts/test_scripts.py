@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 import yaml
 from compare import merged, read_comparison
+from movielens_wheel import fetch_movielens_100k, write_tables
 
 from gensar_hf import GenSARPipeline
 from gensar_hf.baselines.tuning import configure
 from gensar_hf.cli import dataset_and_arguments, read_settings, training_parser
+from gensar_hf.data import load_movielens_100k
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import Evaluation
 
@@ -168,6 +170,18 @@ def test_new_items_are_added_and_ranked(script, tables, tmp_path):
     result = json.loads((tmp_path / "results" / "new_items.json").read_text())
     assert (result["num_known_items"], result["num_new_items"]) == (54, 6)
     assert list(result["tasks"]["search"]["systems"]) == ["GenSAR", "BM25"]
+
+
+@pytest.mark.slow
+def test_the_tables_of_movielens_make_the_dataset_of_the_loader(tmp_path):
+    write_tables(tmp_path)
+    settings = yaml.safe_load(CONFIGS["ml-100k"].read_text(encoding="utf-8"))
+    paths = {name: str(tmp_path / f"{name}.parquet") for name in ("items", "interactions")}
+    dataset, _ = dataset_and_arguments({**settings, **paths})
+    loaded = load_movielens_100k(fetch_movielens_100k())
+    pd.testing.assert_frame_equal(dataset.items, loaded.items)
+    pd.testing.assert_frame_equal(dataset.interactions, loaded.interactions)
+    assert dataset.item_texts() == loaded.item_texts()
 
 
 @pytest.mark.slow
