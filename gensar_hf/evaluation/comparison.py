@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from gensar_hf.evaluation.metrics import METRICS, metrics_per_request
+from gensar_hf.evaluation.plots import plot_comparison
 from gensar_hf.evaluation.protocol import FULL_RANKING_DIR, METRICS_FILE, RANKS_FILE
-from gensar_hf.evaluation.report import KINDS
+from gensar_hf.evaluation.report import KINDS, comparison_tables, markdown
 from gensar_hf.evaluation.significance import metric_intervals
-from gensar_hf.files import read_json
+from gensar_hf.files import atomic_path, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,14 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
         "tests": _tests(per_request),
         "failures": dict(failures),
     }
+
+
+def save_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
+    """Write `comparison.json`, the tables as `comparison.md`, and the plots of `plot_comparison`."""
+    write_json(folder / "comparison.json", comparison)
+    with atomic_path(folder / "comparison.md") as aside:
+        aside.write_text(markdown(comparison_tables(comparison)), encoding="utf-8")
+    plot_comparison(comparison, folder)
 
 
 def _variant(
