@@ -15,11 +15,9 @@ from transformers import (
 )
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput
 
-from gensar_hf.decoding.logits_process import DEAD_SCORE, ItemLists
+from gensar_hf.decoding.logits_process import DEAD_SCORE, ItemLists, refuse_nan
 from gensar_hf.decoding.tree_decoder import DecodingContext, EncoderContext, PromptContext
 from gensar_hf.decoding.trie import Trie
-
-_MASKS = ("attention_mask", "event_ids")
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class TrieBeamSearch:
                 f"The trie's sequences have {num_new} more tokens after the prompt, but only "
                 f"{max_length - prompts.shape[1]} may be generated; set max_new_tokens={num_new}."
             )
-        masks = {name: mask[::num_beams] for name in _MASKS if (mask := model_kwargs.get(name)) is not None}
+        masks = {name: mask[::num_beams] for name in ("attention_mask", "event_ids") if (mask := model_kwargs.get(name)) is not None}
         if model.config.is_encoder_decoder:
             states = model_kwargs["encoder_outputs"].last_hidden_state[::num_beams]
             context: DecodingContext = EncoderContext(model, states, _encoder_mask(states, **masks), prompts[:, 0])
@@ -153,7 +151,8 @@ class TrieBeamSearch:
             )
             tokens = tokens.gather(1, parents[:, :, None].expand(-1, -1, level))
             tokens = torch.cat([tokens, next_tokens[:, :, None]], dim=2)
-        _refuse_nan(scores)
+        # The last scores suffice: NaN sorts first at every step and stays NaN.
+        refuse_nan(scores, "for request")
         return Beams(tokens, scores, self.trie.values_at(nodes).masked_fill(scores == -torch.inf, -1))
 
     def _best_children(
@@ -202,12 +201,7 @@ class TrieBeamSearch:
         return max(0, self.trie.max_length - prefixes.shape[1])
 
     def _check(self, context: DecodingContext, prefixes: torch.Tensor) -> None:
-        if self.trie.token_limit > context.vocab_size:
-            raise ValueError(
-                f"The trie holds the token {self.trie.token_limit - 1}, but the model scores only "
-                f"{context.vocab_size} tokens; resize the model's embeddings to the tokenizer that the trie was "
-                "built with."
-            )
+        self.trie.check_vocabulary(context.vocab_size)
         for name, lists in (("excluded", self.excluded), ("allowed", self.allowed)):
             if lists is not None and lists.num_requests != len(context):
                 raise ValueError(
@@ -245,7 +239,8 @@ def _as_generated(
     """The beams in the output format of `generate`, with its length penalty."""
     batch_size, num_found, _ = beams.tokens.shape
     prompt_length, num_returned = prompts.shape[1], config.num_return_sequences
-    pad_token, end_token = _special_tokens(config)
+    end_token = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+    pad_token = config.pad_token_id if config.pad_token_id is not None else end_token or 0
     sequences = torch.cat([prompts[:, None, :start_length].expand(-1, num_found, -1), beams.tokens], dim=2)
     if sequences.shape[2] < config.max_length and end_token is not None:
         sequences = torch.cat([sequences, sequences.new_full((batch_size, num_found, 1), end_token)], dim=2)
@@ -270,12 +265,6 @@ def _as_generated(
     )
 
 
-def _special_tokens(config: GenerationConfig) -> tuple[int, int | None]:
-    """The token that fills finished rows, and the (first) end token."""
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return (config.pad_token_id if config.pad_token_id is not None else ends[0] or 0), ends[0]
-
-
 def _refuse_options(processors: LogitsProcessorList, criteria: StoppingCriteriaList, config: GenerationConfig) -> None:
     """Refuse options of `generate` that this search does not support."""
     refused = [type(processor).__name__ for processor in processors]
@@ -290,14 +279,4 @@ def _refuse_options(processors: LogitsProcessorList, criteria: StoppingCriteriaL
         raise ValueError(
             f"TrieBeamSearch does not support {', '.join(refused)}; leave this out, or call `generate` with a "
             "TrieLogitsProcessor instead of `custom_generate`."
-        )
-
-
-def _refuse_nan(scores: torch.Tensor) -> None:
-    """`(batch_size, num_beams)` last scores suffice: NaN sorts first at every step and stays NaN."""
-    is_nan = scores.isnan().any(dim=1)
-    if is_nan.any():
-        raise ValueError(
-            f"The model's scores are NaN for request {int(is_nan.int().argmax())} of {len(scores)}; the weights or the "
-            "inputs hold NaN, or a lower precision overflowed."
         )

@@ -30,8 +30,7 @@ if TYPE_CHECKING:  # takes seconds to import, and few models have an adapter
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_BASE_FILE = "adapter_base.json"
 _SAMPLED_VALUES = 64
-# PEFT knows those of the models in transformers.
-_TARGET_MODULES = {"gensar": ("q", "v")}
+_NO_NEIGHBORS = np.zeros((0, 0), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -49,22 +48,16 @@ class AdapterBase:
     name: str
     fingerprint: str
     vocab_size: int
-    neighbors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+    neighbors: np.ndarray = field(default_factory=_NO_NEIGHBORS.copy)
 
     @classmethod
     def of(
         cls, model: PreTrainedModel, name: str, vocab_size: int | None = None, neighbors: np.ndarray | None = None
     ) -> "AdapterBase":
-        """Describe a model that has just been loaded, before it is changed.
-
-        Args:
-            model: as loaded.
-            name: where from.
-            vocab_size: that the adapter needs; default: the model's.
-            neighbors: see the class.
-        """
-        neighbors = np.zeros((0, 0), dtype=np.int64) if neighbors is None else np.asarray(neighbors, dtype=np.int64)
-        return cls(name, model_fingerprint(model), max(_num_tokens(model), vocab_size or 0), neighbors)
+        """Describe a model that has just been loaded from `name`, before it is changed; see the class."""
+        num_tokens = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+        neighbors = _NO_NEIGHBORS if neighbors is None else np.asarray(neighbors, dtype=np.int64)
+        return cls(name, model_fingerprint(model), max(num_tokens, vocab_size or 0), neighbors)
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
@@ -76,8 +69,8 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     parts: list[Any] = [model.config.model_type]
     for name, parameter in model.named_parameters():
         values = parameter.detach().flatten()
-        places = torch.linspace(0, len(values) - 1, min(_SAMPLED_VALUES, len(values)), dtype=torch.float64).long()
-        sample = values[places.to(values.device)].to(torch.bfloat16).cpu().view(torch.int16)
+        indices = torch.linspace(0, len(values) - 1, min(_SAMPLED_VALUES, len(values)), dtype=torch.float64).long()
+        sample = values[indices.to(values.device)].to(torch.bfloat16).cpu().view(torch.int16)
         parts += [name, tuple(parameter.shape), sample.numpy()]
     return fingerprint(*parts)
 
@@ -105,8 +98,7 @@ def lora_config(
 
     Args:
         model: that the adapter is for.
-        token_ids: tokens whose embeddings are trained, such as `tokenizer.code_token_ids`; in an untied output table as
-            well.
+        token_ids: tokens whose rows are trained in the input table and in an untied output table.
         rank: of the LoRA matrices.
         alpha: their product is scaled by `alpha / rank`.
         dropout: before them.
@@ -122,7 +114,8 @@ def lora_config(
         rows[names[id(outputs)]] = rows[names[id(inputs)]]
     if len(item_rows):
         rows[names[id(_item_vectors(model).table)]] = [int(row) for row in item_rows]
-    targets = target_modules or _TARGET_MODULES.get(model.config.model_type)
+    # PEFT knows the layers of the models in transformers.
+    targets = target_modules or (["q", "v"] if model.config.model_type == "gensar" else None)
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
@@ -159,7 +152,7 @@ def grow_to(model: PreTrainedModel, base: AdapterBase) -> PreTrainedModel:
         ValueError: new items for a model without item vectors, or a neighbor that it does not have.
     """
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    if base.vocab_size > _num_tokens(model):
+    if base.vocab_size > len(inputs.weight):  # type: ignore[arg-type]
         # A separate output table would be dropped where the configuration says "tied", as in T5 v1.1.
         model.config.tie_word_embeddings = outputs is None or outputs.weight is inputs.weight
         model.resize_token_embeddings(base.vocab_size, mean_resizing=False)  # the adapter holds the new rows
@@ -171,13 +164,7 @@ def grow_to(model: PreTrainedModel, base: AdapterBase) -> PreTrainedModel:
 
 
 def save_adapter(model: "PeftModel", folder: str | os.PathLike[str], base: AdapterBase) -> None:
-    """Write an adapter. The tokenizer is saved separately.
-
-    Args:
-        model: with the adapter.
-        folder: created if missing.
-        base: `AdapterBase.of` the model before it was changed.
-    """
+    """Write an adapter, without the tokenizer, into `folder`; `base` is `AdapterBase.of` the model as it was loaded."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = base.name
     # "auto" would compare vocabularies with the base model's, and save whole tables that have been enlarged.
@@ -188,10 +175,10 @@ def save_adapter(model: "PeftModel", folder: str | os.PathLike[str], base: Adapt
 
 
 def adapter_base(path: str | os.PathLike[str], **kwargs: Any) -> AdapterBase | None:
-    """The base model of the adapter in a folder or repository; None if there is no adapter.
+    """The base model of the adapter in a folder or Hub repository; None if there is no adapter.
 
     Raises:
-        InputError: there is an adapter, but `adapter_base.json` is missing or damaged.
+        InputError: `adapter_base.json` is missing or damaged.
         OSError: there is no such folder or repository, or it cannot be reached.
     """
     config_path = optional_file(path, ADAPTER_CONFIG_FILE, **kwargs)
@@ -205,7 +192,7 @@ def adapter_base(path: str | os.PathLike[str], **kwargs: Any) -> AdapterBase | N
         )
     record = read_json(base_path)
     try:
-        neighbors = np.array(record["neighbors"] or np.zeros((0, 0)), dtype=np.int64)
+        neighbors = np.array(record["neighbors"] or _NO_NEIGHBORS, dtype=np.int64)
         if neighbors.ndim != 2:
             raise ValueError("its neighbors are not a table")
         name = str(read_json(config_path)["base_model_name_or_path"])
@@ -256,13 +243,6 @@ def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs:
 def merge_adapter(model: "PeftModel") -> PreTrainedModel:
     """The base model with the adapter added to its weights, in place; its answers stay the same."""
     return model.merge_and_unload()
-
-
-def _num_tokens(model: PreTrainedModel) -> int:
-    """Rows of the input table, which may exceed the number of tokens."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, torch.Tensor)
-    return len(weight)
 
 
 def _item_vectors(model: nn.Module) -> ItemVectors:
