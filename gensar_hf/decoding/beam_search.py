@@ -108,7 +108,8 @@ class TrieBeamSearch:
                 f"The trie's sequences have {num_new} more tokens after the prompt, but only "
                 f"{max_length - prompts.shape[1]} may be generated; set max_new_tokens={num_new}."
             )
-        masks = {name: mask[::num_beams] for name in ("attention_mask", "event_ids") if (mask := model_kwargs.get(name)) is not None}
+        names = [name for name in ("attention_mask", "event_ids") if model_kwargs.get(name) is not None]
+        masks = {name: model_kwargs[name][::num_beams] for name in names}
         if model.config.is_encoder_decoder:
             states = model_kwargs["encoder_outputs"].last_hidden_state[::num_beams]
             context: DecodingContext = EncoderContext(model, states, _encoder_mask(states, **masks), prompts[:, 0])

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 from transformers import PreTrainedModel
 
 from gensar_hf.errors import InputError
 from gensar_hf.files import CARD_FILE, fingerprint, read_json, write_json
-from gensar_hf.generator.item_vectors import ItemVectors, add_item_vectors
+from gensar_hf.generator.item_vectors import add_item_vectors, item_vectors_of
 from gensar_hf.hub import optional_file
 from gensar_hf.identifiers import IdentifierTable
 
@@ -113,7 +112,7 @@ def lora_config(
     if outputs is not None and outputs.weight is not inputs.weight:
         rows[names[id(outputs)]] = rows[names[id(inputs)]]
     if len(item_rows):
-        rows[names[id(_item_vectors(model).table)]] = [int(row) for row in item_rows]
+        rows[names[id(item_vectors_of(model).table)]] = [int(row) for row in item_rows]
     # PEFT knows the layers of the models in transformers.
     targets = target_modules or (["q", "v"] if model.config.model_type == "gensar" else None)
     return LoraConfig(
@@ -157,7 +156,7 @@ def grow_to(model: PreTrainedModel, base: AdapterBase) -> PreTrainedModel:
         model.config.tie_word_embeddings = outputs is None or outputs.weight is inputs.weight
         model.resize_token_embeddings(base.vocab_size, mean_resizing=False)  # the adapter holds the new rows
     if len(base.neighbors):
-        items = _item_vectors(model)
+        items = item_vectors_of(model)
         add_item_vectors(items, base.neighbors)
         model.config.num_items = items.table.num_embeddings
     return model
@@ -243,10 +242,3 @@ def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs:
 def merge_adapter(model: "PeftModel") -> PreTrainedModel:
     """The base model with the adapter added to its weights, in place; its answers stay the same."""
     return model.merge_and_unload()
-
-
-def _item_vectors(model: nn.Module) -> ItemVectors:
-    items = next((module for module in model.modules() if isinstance(module, ItemVectors)), None)
-    if items is None:
-        raise ValueError("The model has no item vectors, so there are no rows of new items to train.")
-    return items

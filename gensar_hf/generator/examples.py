@@ -124,7 +124,8 @@ class TrainingExamples:
         train_ends: np.ndarray,
         target_starts: np.ndarray | None = None,
     ) -> None:
-        self.tokenizer, self.events, self.train_ends, self._catalogue = tokenizer, events, train_ends, tokenizer.catalogue
+        self.tokenizer, self.events, self.train_ends = tokenizer, events, train_ends
+        self._catalogue = tokenizer.catalogue
         table = self._catalogue.identifiers
         self.item_rows = self._catalogue.item_rows(events.item_ids)
         self.items = np.where(events.items < 0, NO_ITEM, self.item_rows[events.items])

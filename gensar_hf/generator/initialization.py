@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, T5Config
 
 from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, ItemVectors, share_features
+from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, item_vectors_of, share_features
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
@@ -120,10 +120,9 @@ def start_item_vectors(
     num_clicks: np.ndarray,
     seed: int = 0,
 ) -> None:
-    """Set the item vectors to projected item embeddings, and their biases to log popularity, in place.
+    """Set the item vectors to the leading principal components of the items' embeddings, turned at random, in place.
 
-    The vectors are the leading principal components of each kind of embedding, an equal share of the width each, scaled
-    and turned at random.
+    Each kind of embedding gets an equal share of the width. The biases become the items' log popularity.
 
     Args:
         model: with item vectors.
@@ -135,7 +134,7 @@ def start_item_vectors(
     Raises:
         ValueError: the model has no item vectors.
     """
-    items = _item_vectors(model)
+    items = item_vectors_of(model)
     features, feature_map = _item_features(item_embeddings, model.config.d_model, seed)
     popularity = np.log1p(num_clicks)
     with torch.no_grad():
@@ -157,13 +156,7 @@ def share_item_features(
         ValueError: the model has no item vectors.
     """
     features, feature_map = _item_features(item_embeddings, model.config.d_model, seed)
-    share_features(_item_vectors(model), torch.from_numpy(features), torch.from_numpy(feature_map))
-
-
-def _item_vectors(model: GenSARForConditionalGeneration) -> ItemVectors:
-    if model.encoder.items is None:
-        raise ValueError("The model has no item vectors; set `num_items` in its config.")
-    return model.encoder.items
+    share_features(item_vectors_of(model), torch.from_numpy(features), torch.from_numpy(feature_map))
 
 
 def _item_features(item_embeddings: Sequence[np.ndarray], width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

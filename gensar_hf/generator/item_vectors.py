@@ -82,13 +82,7 @@ class ItemVectors(nn.Module):
 def _clicks_so_far(is_click: torch.Tensor, starts: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The example of each position, numbered among the examples with clicks, and the number of clicks up to it.
 
-    Args:
-        is_click: `(batch_size, num_positions)` bool.
-        starts: as for `ItemVectors.click_states`.
-
-    Returns:
-        `(batch_size, num_positions)` long each. A position of an example without clicks has an arbitrary number, and 0
-        clicks.
+    All are `(batch_size, num_positions)`. A position of an example without clicks has any number, and 0 clicks.
     """
     starts = torch.zeros_like(is_click, dtype=torch.long) if starts is None else starts
     total = is_click.cumsum(dim=1)
@@ -97,6 +91,14 @@ def _clicks_so_far(is_click: torch.Tensor, starts: torch.Tensor | None) -> tuple
     with_clicks = keys[is_click].unique()
     examples = torch.searchsorted(with_clicks, keys).clamp(max=len(with_clicks) - 1)
     return examples, total - before
+
+
+def item_vectors_of(model: nn.Module) -> ItemVectors:
+    """The item vectors of a model. Raises `ValueError` if it has none."""
+    for module in model.modules():
+        if isinstance(module, ItemVectors):
+            return module
+    raise ValueError("The model has no item vectors; set `num_items` in its config.")
 
 
 def add_item_vectors(items: ItemVectors, neighbors: np.ndarray) -> None:

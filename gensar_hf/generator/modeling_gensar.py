@@ -150,19 +150,10 @@ class GenSAREncoder(T5Initialization, T5Stack):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
-        """Encode.
+        """Encode, with the arguments of `GenSARForConditionalGeneration.forward`.
 
-        Args:
-            input_ids: `(batch_size, num_tokens)`.
-            attention_mask: `(batch_size, num_tokens)`, 0 for padding.
-            event_ids: `(batch_size, num_tokens)` long, the position of each token, -1 for padding; None: plain T5,
-                where every token is a position and sees all others.
-            event_items: `(batch_size, num_positions)` long, the item (row of the identifier table) that each position
-                is a click on, -1 for none; ignored by a model without item vectors.
-            encoder_starts: `(batch_size, num_positions)` long, the first position that each position may see, if
-                several examples are packed into one row; default 0.
-            inputs_embeds: `(batch_size, num_tokens, d_model)` instead of `input_ids`.
-            **kwargs: as for T5.
+        Without `event_ids` it is plain T5, where every token is a position and sees all others. `event_items` are
+        ignored by a model without item vectors.
 
         Returns:
             `last_hidden_state` `(batch_size, num_positions, d_model)`.
@@ -239,12 +230,14 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             input_ids: `(batch_size, num_tokens)`.
             attention_mask: `(batch_size, num_tokens)`, 0 for padding.
             event_ids: `(batch_size, num_tokens)` long, the encoder position of each token, -1 for padding.
-            event_items: `(batch_size, num_positions)` long, the item clicked at each position, -1 for none.
-            encoder_starts: `(batch_size, num_positions)` long, the first position each position may see.
+            event_items: `(batch_size, num_positions)` long, the item (row of the identifier table) clicked at each
+                position, -1 for none.
+            encoder_starts: `(batch_size, num_positions)` long, the first position that each position may see, if
+                several examples are packed into one row; default 0.
             decoder_input_ids: `(batch_size, num_decoder_tokens)`.
             decoder_attention_mask: `(batch_size, num_decoder_tokens)`.
-            decoder_target_ids: `(batch_size, num_decoder_tokens)` long, with `decoder_starts` and `decoder_ends`:
-                several targets packed into one row, see `PackedTargets`.
+            decoder_target_ids: `(batch_size, num_decoder_tokens)` long, several targets packed into one row, with
+                `decoder_starts` and `decoder_ends`, see `PackedTargets`.
             decoder_starts: first encoder position that a decoder token may see.
             decoder_ends: the position after the last one.
             encoder_outputs: of an earlier call, to skip encoding.
@@ -296,8 +289,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             use_cache=use_cache,
             **kwargs,
         )
-        states = decoder_outputs[0]
-        loss = None
+        states, loss = decoder_outputs[0], None
         if labels is not None and decoder_target_ids is not None:
             # Packed rows have different lengths; logits are computed for labelled tokens only.
             is_labelled = labels != IGNORED_LABEL
@@ -359,17 +351,12 @@ def item_loss(
 ) -> torch.Tensor:
     """Cross entropy of the clicked items over all items, by their vectors, divided like that of the tokens.
 
-    Args:
-        items: of the encoder.
-        states: `(batch_size, num_positions, d_model)` of the encoder.
-        positions: `(batch_size, num_targets)` long, the last encoder position before each click.
-        is_searched: `(batch_size, num_targets)` long, 1 for a search result, 0 for a recommendation.
-        labels: `(batch_size, num_targets)` long, the items; -100 is ignored.
-        num_items_in_batch: as for `summed_cross_entropy`.
+    `states` `(batch_size, num_positions, d_model)` are those of the encoder; the targets are `item_positions`,
+    `item_is_searched` and `item_labels` of `GenSARForConditionalGeneration.forward`.
     """
-    rows, places = torch.nonzero(labels != IGNORED_LABEL, as_tuple=True)
-    logits = items.logits(states[rows, positions[rows, places]], is_searched[rows, places])
-    return summed_cross_entropy(logits, labels[rows, places], num_items_in_batch)
+    rows, columns = torch.nonzero(labels != IGNORED_LABEL, as_tuple=True)
+    logits = items.logits(states[rows, positions[rows, columns]], is_searched[rows, columns])
+    return summed_cross_entropy(logits, labels[rows, columns], num_items_in_batch)
 
 
 def _stack_config(config: GenSARConfig, is_decoder: bool, num_layers: int) -> GenSARConfig:
