@@ -432,7 +432,7 @@ class ExampleCollator:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """`input_ids`, `attention_mask` and `labels` of some rows, and further inputs.
 
-        For an encoder-decoder `decoder_input_ids`, with packed rows also the columns of `PackedTargets` and of the item
+        For an encoder-decoder `decoder_input_ids`, with packed rows also the columns of packed targets and of item
         targets; for a decoder-only model `position_ids` and the number `logits_to_keep`.
         """
         if self.tokenizer.decoder_only:
