@@ -121,14 +121,7 @@ class InteractionDataset:
         split: SplitMethod = "leave_one_out",
         history: InteractionDataset | None = None,
     ) -> InteractionDataset:
-        """Make a dataset from tables that already have the form of the attributes `items` and `interactions`.
-
-        Args:
-            items: as the attribute.
-            interactions: as the attribute, without the rows of `history`.
-            text_columns: as the attribute.
-            split: as for the class.
-            history: as for the class.
+        """A dataset of tables in the form of the attributes `items` and `interactions` (without rows of `history`).
 
         Raises:
             InputError: `items` lacks an item of `history`, or an interaction is earlier than the user's history.

@@ -40,14 +40,9 @@ class Table:
     frame: pd.DataFrame
 
     def complain(self, column: str, rows: np.ndarray, problem: str, remedy: str, value: Any = None) -> InputError:
-        """The error for a column with bad rows, of which it shows the first.
+        """The error for a column with bad `rows` (positions from 0), of which it shows the first.
 
-        Args:
-            column: the column.
-            rows: positions (from 0) of all bad rows, at least one.
-            problem: continues the sentence after the value.
-            remedy: ends the sentence.
-            value: the value to show; default: that of the first bad row.
+        `problem` continues the sentence after the value, `remedy` ends it. `value` replaces that of the first bad row.
         """
         first = int(rows[0])
         value = self.frame[column].iloc[first] if value is None else value
@@ -185,11 +180,7 @@ def text_column(table: Table, column: str, remedy: str) -> pd.Series:
     """Text, "" where missing, with each run of white space replaced by one space.
 
     Whole numbers (a year) become text. A list is joined with ", ", a list inside it (a category path) with " > ".
-
-    Args:
-        table: the table.
-        column: the column.
-        remedy: ends the sentence about a value that is not text.
+    `remedy` ends the sentence about a value that is not text.
     """
     texts, bad = _scalar_texts(_unwrapped(table.frame[column]))
     if len(bad):

@@ -80,18 +80,11 @@ class TrieBeamSearch:
     ) -> GenerateBeamEncoderDecoderOutput | GenerateBeamDecoderOnlyOutput | torch.Tensor:
         """Called by `generate`, with its inputs repeated for each beam.
 
-        Args:
-            model: any T5 with a language-model head, or a causal language model.
-            input_ids: `(batch_size * num_beams, length)` decoder start (for a causal language model the prompt, padded
-                on the left), optionally followed by the first tokens of the trie.
-            logits_processor: must be empty.
-            stopping_criteria: only those for the length and the end token.
-            generation_config: `num_beams`, `num_return_sequences`, `length_penalty`, `max_length`, special tokens.
-            **model_kwargs: the mask, and for a T5 `encoder_outputs` and the encoder's inputs.
-
-        Returns:
-            as `generate` with beams: `sequences` `(batch_size * num_return_sequences, length)`, ended by an end token
-            where `max_length` leaves room for it, and `sequences_scores`.
+        `input_ids` `(batch_size * num_beams, length)` holds the decoder start (for a causal language model the prompt,
+        padded on the left), optionally followed by the first tokens of the trie. `model` is any T5 with a head for
+        language modeling, or a causal language model. The output is that of `generate` with beams: `sequences`
+        `(batch_size * num_return_sequences, length)`, ended by an end token where `max_length` leaves room for it, and
+        `sequences_scores`.
 
         Raises:
             ValueError: an unsupported option or model, a prompt of free text, a `max_length` shorter than the trie's
@@ -159,17 +152,10 @@ class TrieBeamSearch:
     def _best_children(
         self, nodes: torch.Tensor, scores: torch.Tensor, log_probabilities: torch.Tensor, level: int, num_beams: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The best children of all beams of each request.
+        """The best `num_beams` children of all beams of each request: parent indices, tokens, nodes and scores.
 
-        Args:
-            nodes: `(batch_size, num_parents)` of `level`.
-            scores: `(batch_size, num_parents)`.
-            log_probabilities: `(batch_size, num_parents, num_tokens)` of the next level's range of tokens.
-            level: of the parents.
-            num_beams: number to keep, or fewer where there are not as many children.
-
-        Returns:
-            `(batch_size, num_kept)` each, best first: the index of the parent, the token, the node, the score.
+        `nodes` and `scores` `(batch_size, num_parents)` are those of `level`, `log_probabilities` `(batch_size,
+        num_parents, num_tokens)` those of the next level's range of tokens. Results are `(batch_size, num_kept)`.
         """
         children, codes = self.trie.padded_children(nodes, level)
         totals = scores[:, :, None] + log_probabilities.gather(2, codes)
@@ -221,11 +207,7 @@ class TrieBeamSearch:
 def _encoder_mask(
     states: torch.Tensor, attention_mask: torch.Tensor | None = None, event_ids: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`(batch_size, num_positions)` bool: the encoder positions that are not padding.
-
-    `event_ids` `(batch_size, num_tokens)` are the positions of the tokens, filled from the left, where the encoder
-    pools several tokens into one position.
-    """
+    """`(batch_size, num_positions)` bool: the encoder positions that are not padding, filled from the left."""
     if event_ids is not None:
         positions = torch.arange(states.shape[1], device=states.device)
         return positions <= event_ids.amax(dim=1, keepdim=True)

@@ -153,16 +153,9 @@ class TreeDecoder(ABC):
 
 
 class T5TreeDecoder(TreeDecoder):
-    """Tree decoding for T5.
+    """Tree decoding for any T5 with a language-model head; the arguments are those of `EncoderContext.tree_decoder`.
 
     It calls the model's own layers except for attention, where T5's position bias depends on differences of depth.
-
-    Args:
-        model: any T5 with a language-model head.
-        encoder_states: `(batch_size, num_positions, d_model)`.
-        encoder_mask: `(batch_size, num_positions)` bool.
-        max_nodes: tokens that will be read for one request.
-        max_depth: tokens on the longest path from the root, including the root.
     """
 
     def __init__(
@@ -313,13 +306,9 @@ class DecodingContext(ABC):
 
 
 class EncoderContext(DecodingContext):
-    """A T5 and its encoder's states.
+    """A T5, its encoder's `states` `(batch_size, num_positions, d_model)` and `mask` of the same positions (bool).
 
-    Args:
-        model: any T5 with a language-model head.
-        states: `(batch_size, num_positions, d_model)` of the encoder.
-        mask: `(batch_size, num_positions)` bool, False for padding.
-        start_tokens: `(batch_size,)` long; default: the model's decoder start.
+    `start_tokens` `(batch_size,)` default to the model's decoder start.
 
     Raises:
         ValueError: the model is not a T5.

@@ -125,11 +125,7 @@ def lora_config(
 
 
 def add_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftModel":
-    """Put an adapter on a model, in place, and freeze everything else.
-
-    Returns:
-        the model with the adapter, for `Trainer`; its `get_base_model()` answers requests.
-    """
+    """Put an adapter on a model, in place, and freeze everything else; `Trainer` trains the result."""
     from peft import get_peft_model
 
     # PEFT reads the model's declaration of tied tables, which is wrong for T5 v1.1: its output table is separate.
@@ -201,12 +197,7 @@ def adapter_base(path: str | os.PathLike[str], **kwargs: Any) -> AdapterBase | N
 
 
 def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs: Any) -> "PeftModel":
-    """Put a saved adapter on its base model, in place.
-
-    Args:
-        model: as loaded.
-        path: folder or Hub name of the adapter.
-        **kwargs: `revision`, `cache_dir`, `token`, `subfolder`, …
+    """Put the adapter in a folder or Hub repository on its base model, in place.
 
     Raises:
         InputError: the adapter is missing or damaged, or has another base model.

@@ -353,14 +353,12 @@ class ExampleRows(Dataset):
     Row `i` is a pure function of the sampler's seed, `rows_per_step` and `i`.
 
     Args:
-        sampler: draws the examples.
+        sampler: draws the examples. Its `max_target_tokens` bounds the responses of a row: a row of item texts would
+            otherwise be three times as long as one of identifiers.
         num_rows: steps × rows per step.
-        max_positions: bound on the encoder positions of a row, beyond its first example; 0: one example per row. The
-            responses of a row are bounded by the sampler's `max_target_tokens`: a row of item texts would otherwise be
-            three times as long as one of identifiers. Default: room for one whole history, or 0 with
-            `history_encoding="tokens"`.
-        rows_per_step: rows of one optimizer step over all its batches and processes; they are sorted by length. 1: in
-            the order drawn.
+        max_positions: bound on the encoder positions of a row, beyond its first example; 0: one example per row.
+            Default: room for one whole history, or 0 with `history_encoding="tokens"`.
+        rows_per_step: rows of one optimizer step over all its batches and processes, sorted by length.
     """
 
     def __init__(
@@ -409,15 +407,13 @@ class ExampleRows(Dataset):
 def batches_per_step(num_rows: int, history_encoding: str, min_rows: int = 4) -> int:
     """The number of batches of similar length in which a CPU computes the rows of a step fastest.
 
-    More batches need less padding, but each one has a fixed cost (`tests/benchmarks/training_throughput.py`).
+    More batches need less padding, but each one has a fixed cost (`tests/benchmarks/training_throughput.py`). Packed
+    rows of events differ less in length than rows of tokens.
 
     Args:
-        num_rows: rows of the step in one process.
-        history_encoding: packed rows of events differ less in length than rows of tokens.
+        num_rows: rows of the step in one process; a multiple of the result.
+        history_encoding: see `GenSARConfig`.
         min_rows: of a batch.
-
-    Returns:
-        a divisor of `num_rows`.
     """
     most = min(2 if history_encoding == "events" else 4, max(1, num_rows // min_rows))
     return max(number for number in range(1, most + 1) if num_rows % number == 0)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gensar_hf.data import Behavior, UserEvents
+from gensar_hf.data.dataset import MAX_QUERY_CHARACTERS
 
 logger = logging.getLogger(__name__)
 
-MAX_QUERY_CHARACTERS = 1000
 ON_UNKNOWN = ("raise", "skip")
 
 History = Sequence[Mapping[str, Any]]

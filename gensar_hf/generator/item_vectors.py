@@ -65,14 +65,10 @@ class ItemVectors(nn.Module):
         return self.gru_projection(self.dropout(states[examples, num_clicks]))
 
     def logits(self, states: torch.Tensor, is_searched: torch.Tensor) -> torch.Tensor:
-        """Logits of all items.
+        """`(num_requests, num_items)` logits of all items.
 
-        Args:
-            states: `(num_requests, d_model)` states of the encoder at the last position of each request.
-            is_searched: `(num_requests,)` long, 1 where the click answers a query, 0 where it is a recommendation.
-
-        Returns:
-            `(num_requests, num_items)`.
+        `states` `(num_requests, d_model)` are those of the encoder at the last position of each request. `is_searched`
+        `(num_requests,)` long is 1 where the click answers a query, 0 where it is a recommendation.
         """
         requests = self.request(self.dropout(states)).view(len(states), 2, -1)
         requests = requests[torch.arange(len(states), device=states.device), is_searched]
@@ -104,12 +100,8 @@ def item_vectors_of(model: nn.Module) -> ItemVectors:
 def add_item_vectors(items: ItemVectors, neighbors: np.ndarray) -> None:
     """Append items, in place; their vectors and biases start as the means of those of their neighbors.
 
-    Args:
-        items: of the encoder; the caller sets `config.num_items`.
-        neighbors: `(num_new, k)` rows of other items, see `IdentifierTable`.
-
-    Raises:
-        ValueError: a neighbor that does not exist.
+    `neighbors`: `(num_new, k)` rows of other items, see `IdentifierTable`. The caller sets `config.num_items`. Raises
+    `ValueError` for a neighbor that does not exist.
     """
     num_items = items.table.num_embeddings
     if len(neighbors) and not 0 <= neighbors.min() <= neighbors.max() < num_items:

@@ -241,7 +241,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
         if decoder_target_ids is not None:
             if decoder_starts is None or decoder_ends is None:
                 raise ValueError("`decoder_target_ids` needs `decoder_starts` and `decoder_ends`.")
-            # A token sees the earlier tokens of its target. T5 has relative positions only, and none in cross-attention,
+            # A token sees the earlier tokens of its target. T5 has relative positions, and none in cross-attention,
             # so a packed target gets exactly the logits that it has in a row by itself.
             same_target = decoder_target_ids[:, :, None] == decoder_target_ids[:, None, :]
             earlier = same_target & _causal(same_target.shape[1], same_target.device)
