@@ -93,30 +93,28 @@ class EvaluationResult:
     def _task_metrics(self, task: str) -> dict[str, Any]:
         users = self.requests[task].users
         bootstrap = (self.confidence, self.num_resamples, self.seed, users)
+        ranks = {system: by_task[task] for system, by_task in self.ranks.items() if task in by_task}
         return {
             "protocol": self.protocols[task],
             "num_requests": len(users),
             "num_users": len(np.unique(users)),
             "num_candidates": self.num_candidates[task],
             "systems": {
-                system: metric_intervals(metrics_per_request(by_task[task]), *bootstrap)
-                for system, by_task in self.ranks.items()
-                if task in by_task
+                system: metric_intervals(metrics_per_request(values), *bootstrap) for system, values in ranks.items()
             },
         }
 
     def rank_table(self) -> pd.DataFrame:
         """One row per system, task and request: system, task, protocol, user_id, item_id of the target, rank."""
-        columns = ["system", "task", "protocol", "user_id", "item_id", "rank"]
-        parts = []
+        parts = [pd.DataFrame(columns=["system", "task", "protocol", "user_id", "item_id", "rank"])]
         for system, by_task in self.ranks.items():
             for task, target_ranks in by_task.items():
                 requests, events = self.requests[task], self.requests[task].events
                 users = [events.user_ids[user] for user in requests.users]
                 items = [events.item_ids[item] for item in requests.target_items]
                 values = (system, task, self.protocols[task], users, items, target_ranks)
-                parts.append(pd.DataFrame(dict(zip(columns, values, strict=True))))
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+                parts.append(pd.DataFrame(dict(zip(parts[0].columns, values, strict=True))))
+        return pd.concat(parts[1:] or parts, ignore_index=True)
 
     def terminal_table(self) -> Group:
         """The tables for `rich.console.Console().print`, those of a full ranking last."""
@@ -195,11 +193,10 @@ class Evaluation:
             systems: scorers with distinct names.
             full_ranking: rank the targets among all items as well (`EvaluationResult.full_ranking`).
         """
-        result = evaluate(systems, self.requests, self.candidates, skip_clicked=self.skip_clicked, seed=self.seed)
+        skip, seed = self.skip_clicked, self.seed
+        result = evaluate(systems, self.requests, self.candidates, skip_clicked=skip, seed=seed)
         if full_ranking:
-            result.full_ranking = evaluate_full_ranking(
-                systems, self.requests, exclude_history=self.skip_clicked, seed=self.seed
-            )
+            result.full_ranking = evaluate_full_ranking(systems, self.requests, exclude_history=skip, seed=seed)
         return result
 
 
@@ -240,15 +237,8 @@ def evaluate_pipeline(
     """
     generator = GeneratorScorer(pipe)
     generator.table_rows(dataset.item_ids)
-    evaluation = Evaluation(
-        dataset,
-        part,
-        tasks=tasks,
-        num_negatives=num_negatives,
-        max_users=max_users,
-        skip_clicked=skip_clicked,
-        seed=seed,
-    )
+    options: dict[str, Any] = {"tasks": tasks, "num_negatives": num_negatives, "max_users": max_users}
+    evaluation = Evaluation(dataset, part, **options, skip_clicked=skip_clicked, seed=seed)
     return evaluation.run([generator, *systems], full_ranking)
 
 
@@ -320,24 +310,27 @@ def evaluate(
     Raises:
         ValueError: two scorers share a name, or a task's candidates are missing or belong to other requests.
     """
-    tasks = _tasks_with_requests(requests_by_task)
-    for task, requests in tasks.items():
-        _check_candidates(task, requests, candidate_sets_by_task.get(task))
+    for task, requests in requests_by_task.items():
+        if not len(requests):
+            continue
+        if (sets := candidate_sets_by_task.get(task)) is None:
+            raise ValueError(f"There are {len(requests)} {task} requests, but no candidate sets for {task}.")
+        if not np.array_equal(sets.target_items, requests.target_items):
+            raise ValueError(
+                f"The {task} candidate sets ({len(sets)}) do not hold the targets of the {len(requests)} requests; "
+                "draw them from these requests."
+            )
     suffix = "-unseen" if skip_clicked else ""
-    result = EvaluationResult(
-        requests=tasks,
-        protocols={task: candidate_sets_by_task[task].protocol + suffix for task in tasks},
-        num_candidates={task: candidate_sets_by_task[task].candidates.shape[1] for task in tasks},
-        systems=_distinct_names(scorers),
-        empty_tasks=[task for task in requests_by_task if task not in tasks],
-        seed=seed,
-    )
-    _rank_with_all(
+    return _rank_with_all(
         scorers,
-        result,
-        lambda scorer, task: candidate_ranks(scorer, tasks[task], candidate_sets_by_task[task], skip_clicked),
+        requests_by_task,
+        protocols={task: sets.protocol + suffix for task, sets in candidate_sets_by_task.items()},
+        num_candidates={task: sets.candidates.shape[1] for task, sets in candidate_sets_by_task.items()},
+        seed=seed,
+        rank=lambda scorer, requests: candidate_ranks(
+            scorer, requests, candidate_sets_by_task[requests.task], skip_clicked
+        ),
     )
-    return result
 
 
 def evaluate_full_ranking(
@@ -361,17 +354,14 @@ def evaluate_full_ranking(
     Raises:
         ValueError: two scorers share a name.
     """
-    tasks = _tasks_with_requests(requests_by_task)
-    result = EvaluationResult(
-        requests=tasks,
-        protocols=dict.fromkeys(tasks, FULL_RANKING_UNSEEN if exclude_history else FULL_RANKING),
-        num_candidates={task: requests.events.num_items for task, requests in tasks.items()},
-        systems=_distinct_names(scorers),
-        empty_tasks=[task for task in requests_by_task if task not in tasks],
+    return _rank_with_all(
+        scorers,
+        requests_by_task,
+        protocols=dict.fromkeys(requests_by_task, FULL_RANKING_UNSEEN if exclude_history else FULL_RANKING),
+        num_candidates={task: requests.events.num_items for task, requests in requests_by_task.items()},
         seed=seed,
+        rank=lambda scorer, requests: full_ranks(scorer, requests, exclude_history, seed),
     )
-    _rank_with_all(scorers, result, lambda scorer, task: full_ranks(scorer, tasks[task], exclude_history, seed))
-    return result
 
 
 def candidate_ranks(scorer: Scorer, requests: Requests, sets: CandidateSets, skip_clicked: bool = False) -> np.ndarray:
@@ -396,8 +386,7 @@ def candidate_ranks(scorer: Scorer, requests: Requests, sets: CandidateSets, ski
         if scores.shape != candidates.shape:
             raise ValueError(f"Scores of shape {scores.shape} for candidates of shape {candidates.shape}.")
         if skip_clicked:
-            histories = [requests.events.items[chunk.history(row)] for row in range(len(chunk))]
-            clicked = np.stack([np.isin(*pair) for pair in zip(candidates, histories, strict=True)])
+            clicked = np.take_along_axis(history_items(chunk), candidates, axis=1)
             is_target = candidates == chunk.target_items[:, None]  # a target that was clicked before keeps its score
             scores = np.where(clicked & ~is_target, -np.inf, scores)
         ranks.append(rank_of_target(scores, sets.target_columns[rows]))
@@ -449,39 +438,36 @@ def _chunks(num_rows: int, chunk_size: int, label: str) -> Iterator[np.ndarray]:
 
 
 def _rank_with_all(
-    scorers: Sequence[Scorer], result: EvaluationResult, rank: Callable[[Scorer, str], np.ndarray]
-) -> None:
-    """Fill `result.ranks` and `result.failures`; `rank` ranks the targets of a task by a scorer."""
-    for scorer in scorers:
-        for task in result.requests:
-            if task not in scorer.tasks:
-                continue
-            try:
-                result.ranks.setdefault(scorer.name, {})[task] = rank(scorer, task)
-            except Exception as error:  # an error of one system must not lose the results of the others
-                logger.exception("%s failed in %s; the other systems are evaluated without it.", scorer.name, task)
-                result.failures.setdefault(scorer.name, {})[task] = f"{type(error).__name__}: {error}"
-
-
-def _tasks_with_requests(requests_by_task: Mapping[str, Requests]) -> dict[str, Requests]:
-    for task, requests in requests_by_task.items():
-        if len(requests) == 0:
-            logger.warning("There are no %s requests, so %s is not evaluated.", task, task)
-    return {task: requests for task, requests in requests_by_task.items() if len(requests)}
-
-
-def _distinct_names(scorers: Sequence[Scorer]) -> list[str]:
+    scorers: Sequence[Scorer],
+    requests_by_task: Mapping[str, Requests],
+    protocols: Mapping[str, str],
+    num_candidates: Mapping[str, int],
+    seed: int,
+    rank: Callable[[Scorer, Requests], np.ndarray],
+) -> EvaluationResult:
+    """The result of all scorers, with their errors as failures; `rank` ranks the targets of a task by a scorer."""
     names = [scorer.name for scorer in scorers]
     if len(set(names)) < len(names):
         raise ValueError(f"Scorers must have distinct names, because a name is a row of the tables; got {names}.")
-    return names
-
-
-def _check_candidates(task: str, requests: Requests, sets: CandidateSets | None) -> None:
-    if sets is None:
-        raise ValueError(f"There are {len(requests)} {task} requests, but no candidate sets for {task}.")
-    if not np.array_equal(sets.target_items, requests.target_items):
-        raise ValueError(
-            f"The {task} candidate sets ({len(sets)}) do not hold the targets of the {len(requests)} requests; "
-            "draw them from these requests."
-        )
+    empty_tasks = [task for task, requests in requests_by_task.items() if not len(requests)]
+    for task in empty_tasks:
+        logger.warning("There are no %s requests, so %s is not evaluated.", task, task)
+    tasks = {task: requests for task, requests in requests_by_task.items() if len(requests)}
+    result = EvaluationResult(
+        requests=tasks,
+        protocols={task: protocols[task] for task in tasks},
+        num_candidates={task: num_candidates[task] for task in tasks},
+        systems=names,
+        empty_tasks=empty_tasks,
+        seed=seed,
+    )
+    for scorer in scorers:
+        for task, requests in tasks.items():
+            if task not in scorer.tasks:
+                continue
+            try:
+                result.ranks.setdefault(scorer.name, {})[task] = rank(scorer, requests)
+            except Exception as error:  # an error of one system must not lose the results of the others
+                logger.exception("%s failed in %s; the other systems are evaluated without it.", scorer.name, task)
+                result.failures.setdefault(scorer.name, {})[task] = f"{type(error).__name__}: {error}"
+    return result
