@@ -48,7 +48,6 @@ class MatchingConfig(PreTrainedConfig):
         words: vocabulary of queries and texts, lower-cased; word n has id n + 1.
         hidden_size: width of all vectors.
         dropout: dropout of the request vector.
-        label_smoothing: label smoothing of the training loss.
         initializer_range: standard deviation of the initial item and word vectors.
         text_weight: weight of a training example made from an item's text (its words → the item), relative to a click;
             0 = texts are not read.
@@ -61,7 +60,6 @@ class MatchingConfig(PreTrainedConfig):
     words: list[str] | tuple[str, ...] = ()
     hidden_size: int = 64
     dropout: float = 0.2
-    label_smoothing: float = 0.0
     initializer_range: float = 0.1
     text_weight: float = 0.0
 
@@ -69,9 +67,8 @@ class MatchingConfig(PreTrainedConfig):
         """Part of the `@strict` validation: ranges of sizes, probabilities and weights."""
         if self.hidden_size < 1:
             raise ValueError(f"`hidden_size` must be at least 1; got {self.hidden_size}.")
-        for name in ("dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1; got {getattr(self, name)}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be at least 0 and below 1; got {self.dropout}.")
         if self.text_weight < 0:
             raise ValueError(f"`text_weight` must not be negative; got {self.text_weight}.")
 
@@ -149,8 +146,7 @@ class MatchingModel(PreTrainedModel, ABC):
         logits = F.linear(vectors, self.item_table.weight[1:], self.item_bias)
         if labels is None:
             return SequenceClassifierOutput(logits=logits)
-        smoothing = self.config.label_smoothing * self.training
-        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)  # (batch_size,)
+        losses = F.cross_entropy(logits, labels, reduction="none")  # (batch_size,)
         total = losses.sum() if weights is None else (losses * weights).sum()
         num_labels = len(labels) if num_items_in_batch is None else num_items_in_batch
         return SequenceClassifierOutput(loss=total / num_labels, logits=logits)
@@ -243,7 +239,6 @@ def click_examples(
     with_users: bool = True,
     with_words: bool = True,
     history_length: int = 0,
-    weight: float = 1.0,
 ) -> Examples:
     """One example per click.
 
@@ -254,7 +249,6 @@ def click_examples(
         with_users: include the user.
         with_words: include the query of a searched item.
         history_length: number of latest clicks before the click to include, of any behavior.
-        weight: weight of each example.
     """
     clicks = np.flatnonzero(events.items >= 0)
     positions = np.flatnonzero(np.isin(events.behaviors[clicks], behaviors))  # among all clicks
@@ -266,7 +260,7 @@ def click_examples(
         word_ids=query_words[events.queries[chosen]] * with_words,
         history_ids=_earlier_clicks(items, timestamps, users, positions, history_length),
         labels=events.items[chosen],
-        weights=np.full(len(chosen), weight, dtype=np.float32),
+        weights=np.ones(len(chosen), dtype=np.float32),
     )
 
 
@@ -397,13 +391,11 @@ class QEMConfig(MatchingConfig):
 
     Args:
         personalized: add the user's vector to the query's, as in HEM (Ai et al. 2017).
-        recommendation_clicks: train a personalized model also on clicks on recommendations, from the user to the item.
     """
 
     model_type = "qem"
 
     personalized: bool = True
-    recommendation_clicks: bool = True
 
 
 class QEMModel(MatchingModel):
@@ -415,7 +407,7 @@ class QEMModel(MatchingModel):
     Differs from the papers: trained with cross entropy over the whole catalogue instead of a few sampled negatives; a
     bias for each item, initialized with its popularity; the user weight is learned instead of searched (HEM's λ); texts
     train the vectors by predicting their item from all words at once, not word by word from the item, and users have no
-    texts. Clicks without a query train the user vectors (`recommendation_clicks`).
+    texts. Clicks without a query train the user vectors of a personalized model.
     """
 
     config_class = QEMConfig
@@ -453,8 +445,7 @@ def fit_qem(
     """
     num_users = None if config.personalized else 0
     model = build_model(QEMModel, events, item_texts, config, training["seed"], num_users)
-    uses_all_clicks = config.personalized and config.recommendation_clicks
-    clicks = click_examples(events, model, CLICKS if uses_all_clicks else [Behavior.SEARCHED_ITEM])
+    clicks = click_examples(events, model, CLICKS if config.personalized else [Behavior.SEARCHED_ITEM])
     return fit_matching(model, [clicks], item_texts, training, "QEM")
 
 
@@ -468,22 +459,18 @@ class JSRConfig(MatchingConfig):
     Args:
         history_length: number of latest clicks whose mean is part of the user's vector; 0 = only the user's id, as in
             the papers.
-        search_weight: weight of a search click relative to a user's click in training.
         personalized_search: include the user and the history in search requests; the papers do not.
     """
 
     model_type = "jsr"
 
     history_length: int = 20
-    search_weight: float = 1.0
     personalized_search: bool = False
 
     def validate_jsr(self) -> None:
-        """Part of the `@strict` validation: ranges of the history length and the weight."""
+        """Part of the `@strict` validation: range of the history length."""
         if self.history_length < 0:
             raise ValueError(f"`history_length` must not be negative; got {self.history_length}.")
-        if self.search_weight <= 0:
-            raise ValueError(f"`search_weight` must be positive; got {self.search_weight}.")
 
 
 class JSRModel(MatchingModel):
@@ -548,13 +535,7 @@ def fit_jsr(
     model = build_model(JSRModel, events, item_texts, config, training["seed"])
     length, personalized = config.history_length, config.personalized_search
     user_clicks = click_examples(events, model, with_words=False, history_length=length)
-    search_clicks = click_examples(
-        events,
-        model,
-        [Behavior.SEARCHED_ITEM],
-        with_users=personalized,
-        history_length=length if personalized else 0,
-        weight=config.search_weight,
-    )
+    options = {"with_users": personalized, "history_length": length if personalized else 0}
+    search_clicks = click_examples(events, model, [Behavior.SEARCHED_ITEM], **options)
     name = "JSR, personalized search" if personalized else "JSR"
     return fit_matching(model, [user_clicks, search_clicks], item_texts, training, name)

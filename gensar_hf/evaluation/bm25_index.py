@@ -67,10 +67,9 @@ class BM25Index:
         items = np.full((len(queries), top_n), -1, dtype=np.int64)
         item_scores = np.zeros((len(queries), top_n), dtype=np.float32)
         for row, query in enumerate(queries):
-            scores = self.scores([query])[0]
+            (scores,) = self.scores([query])
             best = best_positive_items(scores, top_n, tie_order)
-            items[row, : len(best)] = best
-            item_scores[row, : len(best)] = scores[best]
+            items[row, : len(best)], item_scores[row, : len(best)] = best, scores[best]
         return items, item_scores
 
 

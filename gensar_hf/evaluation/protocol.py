@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +34,7 @@ METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.parquet"
 FULL_RANKING_DIR = "full_ranking"
 
-FULL_RANKING = "full-ranking"
-FULL_RANKING_UNSEEN = "full-ranking-unseen"
-"""Protocol names of a ranking of all items, and of all items that are not in the user's history."""
+FULL_RANKING = "full-ranking"  # protocol
 
 _CHUNK_SIZE = 256  # requests per call of a scorer; a full ranking holds `_CHUNK_SIZE * num_items` scores
 _MAX_VALIDATION_USERS = 500
@@ -196,7 +194,7 @@ class Evaluation:
         skip, seed = self.skip_clicked, self.seed
         result = evaluate(systems, self.requests, self.candidates, skip_clicked=skip, seed=seed)
         if full_ranking:
-            result.full_ranking = evaluate_full_ranking(systems, self.requests, exclude_history=skip, seed=seed)
+            result.full_ranking = evaluate(systems, self.requests, skip_clicked=skip, seed=seed)
         return result
 
 
@@ -287,12 +285,12 @@ def sample_users(requests: Mapping[str, Requests], max_users: int | None, seed: 
 def evaluate(
     scorers: Sequence[Scorer],
     requests_by_task: Mapping[str, Requests],
-    candidate_sets_by_task: Mapping[str, CandidateSets],
+    candidate_sets_by_task: Mapping[str, CandidateSets] | None = None,
     *,
     skip_clicked: bool = False,
     seed: int = 0,
 ) -> EvaluationResult:
-    """Rank each request's target among its candidates with every scorer that supports the task.
+    """Rank each request's target among its candidates, or among all items, with every scorer that supports the task.
 
     If a scorer raises, or returns NaN or a wrong shape, the error is logged and kept in `failures`, and the other
     scorers are evaluated.
@@ -300,68 +298,56 @@ def evaluate(
     Args:
         scorers: systems with distinct names.
         requests_by_task: requests of each task. A task without requests is skipped.
-        candidate_sets_by_task: candidates of the same requests.
-        skip_clicked: as in `Evaluation`.
-        seed: of the bootstrap.
+        candidate_sets_by_task: candidates of the same requests. Default: full ranking.
+        skip_clicked: as in `Evaluation`. A full ranking leaves these items out.
+        seed: of the bootstrap, and of the ties in a full ranking.
 
     Returns:
-        the result, under the candidates' protocols (with `-unseen` if `skip_clicked`).
+        the result, under the candidates' protocols or `full-ranking` (with `-unseen` if `skip_clicked`).
 
     Raises:
         ValueError: two scorers share a name, or a task's candidates are missing or belong to other requests.
     """
+    names = [scorer.name for scorer in scorers]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Scorers must have distinct names, because a name is a row of the tables; got {names}.")
+    result = EvaluationResult(requests={}, protocols={}, num_candidates={}, systems=names, seed=seed)
     for task, requests in requests_by_task.items():
         if not len(requests):
+            logger.warning("There are no %s requests, so %s is not evaluated.", task, task)
+            result.empty_tasks.append(task)
             continue
-        if (sets := candidate_sets_by_task.get(task)) is None:
-            raise ValueError(f"There are {len(requests)} {task} requests, but no candidate sets for {task}.")
-        if not np.array_equal(sets.target_items, requests.target_items):
-            raise ValueError(
-                f"The {task} candidate sets ({len(sets)}) do not hold the targets of the {len(requests)} requests; "
-                "draw them from these requests."
-            )
-    suffix = "-unseen" if skip_clicked else ""
-    return _rank_with_all(
-        scorers,
-        requests_by_task,
-        protocols={task: sets.protocol + suffix for task, sets in candidate_sets_by_task.items()},
-        num_candidates={task: sets.candidates.shape[1] for task, sets in candidate_sets_by_task.items()},
-        seed=seed,
-        rank=lambda scorer, requests: candidate_ranks(
-            scorer, requests, candidate_sets_by_task[requests.task], skip_clicked
-        ),
-    )
+        protocol, num_candidates = FULL_RANKING, requests.events.num_items
+        if candidate_sets_by_task is not None:
+            sets = _checked_candidates(task, requests, candidate_sets_by_task.get(task))
+            protocol, num_candidates = sets.protocol, sets.candidates.shape[1]
+        result.requests[task], result.num_candidates[task] = requests, num_candidates
+        result.protocols[task] = f"{protocol}-unseen" if skip_clicked else protocol
+    for scorer in scorers:
+        for task, requests in result.requests.items():
+            if task not in scorer.tasks:
+                continue
+            try:
+                if candidate_sets_by_task is None:
+                    ranks = full_ranks(scorer, requests, skip_clicked, seed)
+                else:
+                    ranks = candidate_ranks(scorer, requests, candidate_sets_by_task[task], skip_clicked)
+                result.ranks.setdefault(scorer.name, {})[task] = ranks
+            except Exception as error:  # an error of one system must not lose the results of the others
+                logger.exception("%s failed in %s; the other systems are evaluated without it.", scorer.name, task)
+                result.failures.setdefault(scorer.name, {})[task] = f"{type(error).__name__}: {error}"
+    return result
 
 
-def evaluate_full_ranking(
-    scorers: Sequence[Scorer],
-    requests_by_task: Mapping[str, Requests],
-    *,
-    exclude_history: bool = False,
-    seed: int = 0,
-) -> EvaluationResult:
-    """Rank each request's target among all items, with every scorer that supports the task.
-
-    Args:
-        scorers: as in `evaluate`.
-        requests_by_task: as in `evaluate`.
-        exclude_history: leave the items of the user's history out of the ranking, except the target.
-        seed: of the bootstrap and of the ties.
-
-    Returns:
-        the result, under protocol `full-ranking` or `full-ranking-unseen`; failures as in `evaluate`.
-
-    Raises:
-        ValueError: two scorers share a name.
-    """
-    return _rank_with_all(
-        scorers,
-        requests_by_task,
-        protocols=dict.fromkeys(requests_by_task, FULL_RANKING_UNSEEN if exclude_history else FULL_RANKING),
-        num_candidates={task: requests.events.num_items for task, requests in requests_by_task.items()},
-        seed=seed,
-        rank=lambda scorer, requests: full_ranks(scorer, requests, exclude_history, seed),
-    )
+def _checked_candidates(task: str, requests: Requests, sets: CandidateSets | None) -> CandidateSets:
+    if sets is None:
+        raise ValueError(f"There are {len(requests)} {task} requests, but no candidate sets for {task}.")
+    if not np.array_equal(sets.target_items, requests.target_items):
+        raise ValueError(
+            f"The {task} candidate sets ({len(sets)}) do not hold the targets of the {len(requests)} requests; "
+            "draw them from these requests."
+        )
+    return sets
 
 
 def candidate_ranks(scorer: Scorer, requests: Requests, sets: CandidateSets, skip_clicked: bool = False) -> np.ndarray:
@@ -435,39 +421,3 @@ def history_items(requests: Requests) -> np.ndarray:
 def _chunks(num_rows: int, chunk_size: int, label: str) -> Iterator[np.ndarray]:
     for start in tqdm(range(0, num_rows, chunk_size), desc=label, leave=False, delay=2):
         yield np.arange(start, min(start + chunk_size, num_rows))
-
-
-def _rank_with_all(
-    scorers: Sequence[Scorer],
-    requests_by_task: Mapping[str, Requests],
-    protocols: Mapping[str, str],
-    num_candidates: Mapping[str, int],
-    seed: int,
-    rank: Callable[[Scorer, Requests], np.ndarray],
-) -> EvaluationResult:
-    """The result of all scorers, with their errors as failures; `rank` ranks the targets of a task by a scorer."""
-    names = [scorer.name for scorer in scorers]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Scorers must have distinct names, because a name is a row of the tables; got {names}.")
-    empty_tasks = [task for task, requests in requests_by_task.items() if not len(requests)]
-    for task in empty_tasks:
-        logger.warning("There are no %s requests, so %s is not evaluated.", task, task)
-    tasks = {task: requests for task, requests in requests_by_task.items() if len(requests)}
-    result = EvaluationResult(
-        requests=tasks,
-        protocols={task: protocols[task] for task in tasks},
-        num_candidates={task: num_candidates[task] for task in tasks},
-        systems=names,
-        empty_tasks=empty_tasks,
-        seed=seed,
-    )
-    for scorer in scorers:
-        for task, requests in tasks.items():
-            if task not in scorer.tasks:
-                continue
-            try:
-                result.ranks.setdefault(scorer.name, {})[task] = rank(scorer, requests)
-            except Exception as error:  # an error of one system must not lose the results of the others
-                logger.exception("%s failed in %s; the other systems are evaluated without it.", scorer.name, task)
-                result.failures.setdefault(scorer.name, {})[task] = f"{type(error).__name__}: {error}"
-    return result
