@@ -66,9 +66,8 @@ class DenseRetrieval:
         num_parameters: int = 0,
     ) -> None:
         if item_embeddings.ndim != 2 or not np.isfinite(item_embeddings).all():
-            raise ValueError(
-                f"`item_embeddings` must be a finite (num_items, dim) matrix; got shape {item_embeddings.shape}."
-            )
+            shape = item_embeddings.shape
+            raise ValueError(f"`item_embeddings` must be a finite (num_items, dim) matrix; got shape {shape}.")
         self.item_embeddings = _normalized(item_embeddings)
         self.query_encoder, self.query_prefix = query_encoder, query_prefix
         self.name, self.num_parameters = name, num_parameters

@@ -83,10 +83,10 @@ class MarkovChain:
 
 
 def transition_counts(events: UserEvents, max_skip: int, skip_weight: float) -> csr_array:
-    """Count how often the same user clicked one item after another.
+    """Count how often the same user clicked one item after another; queries between two clicks are not skipped clicks.
 
     Args:
-        events: training events; queries between two clicks do not count as skipped.
+        events: training events.
         max_skip: most clicks between the two.
         skip_weight: factor for each skipped click.
 
@@ -101,6 +101,5 @@ def transition_counts(events: UserEvents, max_skip: int, skip_weight: float) -> 
         earlier, later = slice(None, -1 - skipped), slice(1 + skipped, None)
         same_user = users[earlier] == users[later]
         pairs = items[earlier][same_user], items[later][same_user]
-        weights = np.full(len(pairs[0]), skip_weight**skipped, dtype=np.float32)
-        counts = counts + csr_array((weights, pairs), shape=shape)
+        counts = counts + csr_array((np.full(same_user.sum(), skip_weight**skipped, np.float32), pairs), shape=shape)
     return counts

@@ -89,7 +89,7 @@ class MatchingModel(PreTrainedModel, ABC):
 
     def __init__(self, config: MatchingConfig) -> None:
         super().__init__(config)
-        self._word_ids = {word: word_id for word_id, word in enumerate(config.words, start=1)}
+        self._word_ids = {word: word_id for word_id, word in enumerate(config.words)}
         self.item_table = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=PADDING)
         self.word_table = nn.Embedding(len(config.words) + 1, config.hidden_size, padding_idx=PADDING)
         self.user_table = nn.Embedding(config.num_users + 1, config.hidden_size, padding_idx=PADDING)
@@ -158,10 +158,7 @@ class MatchingModel(PreTrainedModel, ABC):
             `(num_texts, longest)` int64 word ids, 0 = padding, on the right; at least one column.
         """
         rows = [[self._word_ids[w] for w in split_words(text) if w in self._word_ids][:MAX_WORDS] for text in texts]
-        table = np.full((len(rows), max([1, *map(len, rows)])), PADDING, dtype=np.int64)
-        for row, ids in zip(table, rows, strict=True):
-            row[: len(ids)] = ids
-        return table
+        return pad_histories([np.array(row, dtype=np.int64) for row in rows], MAX_WORDS).numpy()
 
 
 def mean_vectors(table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
@@ -185,17 +182,10 @@ def vocabulary(texts: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Examples(torch.utils.data.Dataset):
-    """Training examples of `MatchingModel.forward`.
+    """Training examples: the arguments of `MatchingModel.forward`, with `weights` as float32.
 
     The items of this data set are row numbers. `collate` gathers a whole batch at once, which is much faster than one
     tensor per example.
-
-    Attributes:
-        user_ids: `(num_examples,)` user index + 1, 0 = no user.
-        word_ids: `(num_examples, num_words)`, 0 = padding.
-        history_ids: `(num_examples, num_clicks)` item index + 1, 0 = padding.
-        labels: `(num_examples,)` item indices.
-        weights: `(num_examples,)` float32.
     """
 
     user_ids: np.ndarray

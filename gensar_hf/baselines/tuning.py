@@ -132,9 +132,9 @@ def configure(name: str, settings: Mapping[str, Any]) -> tuple[Any, dict[str, An
     values = {**BASELINES[name].defaults, **settings}
     training = {setting: values.pop(setting) for setting in TRAINING_SETTINGS if setting in values}
     for setting, value in training.items():
-        is_number = isinstance(value, int | float)
-        if not is_number or value < 0 or (value == 0 and setting != "weight_decay"):
-            rule = "must not be negative" if setting == "weight_decay" else "must be above 0"
+        may_be_zero = setting == "weight_decay"
+        if not isinstance(value, int | float) or value < 0 or not (value or may_be_zero):
+            rule = "must not be negative" if may_be_zero else "must be above 0"
             raise InputError(f"Baseline '{name}': `{setting}` {rule}; got {value!r}.")
     try:
         return config_class(**values), training

@@ -37,22 +37,21 @@ class CandidateSets:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.candidates.ndim != 2 or self.target_columns.shape != self.candidates.shape[:1]:
+        candidates, columns = self.candidates, self.target_columns
+        if candidates.ndim != 2 or columns.shape != candidates.shape[:1]:
             raise ValueError(
                 "`candidates` must be (num_requests, num_candidates) and `target_columns` (num_requests,); "
-                f"got {self.candidates.shape} and {self.target_columns.shape}."
+                f"got {candidates.shape} and {columns.shape}."
             )
-        in_order = np.sort(self.candidates, axis=1)
-        faulty = np.flatnonzero((in_order < 0).any(axis=1) | (np.diff(in_order, axis=1) == 0).any(axis=1))
-        if len(faulty):
+        in_order = np.sort(candidates, axis=1)
+        if len(faulty := np.flatnonzero((in_order < 0).any(axis=1) | (np.diff(in_order, axis=1) == 0).any(axis=1))):
             raise ValueError(
                 f"Candidates must be distinct item indices, at least 0; those of request {faulty[0]} are not."
             )
-        outside = np.flatnonzero((self.target_columns < 0) | (self.target_columns >= self.candidates.shape[1]))
-        if len(outside):
+        if len(outside := np.flatnonzero((columns < 0) | (columns >= candidates.shape[1]))):
             raise ValueError(
-                f"Target columns must lie in the {self.candidates.shape[1]} columns; that of request {outside[0]} is "
-                f"{self.target_columns[outside[0]]}."
+                f"Target columns must lie in the {candidates.shape[1]} columns; that of request {outside[0]} is "
+                f"{columns[outside[0]]}."
             )
 
     def __len__(self) -> int:
@@ -67,17 +66,7 @@ class CandidateSets:
 def draw_candidates(
     requests: Requests, item_texts: Sequence[str], num_negatives: int = 99, seed: int = 0
 ) -> CandidateSets:
-    """Draw BM25-hard candidates for search requests, random candidates for recommendation requests.
-
-    Args:
-        requests: of one task, at least one.
-        item_texts: one text per item, in catalogue order.
-        num_negatives: candidates per request, without the target.
-        seed: of the draw and the order.
-
-    Raises:
-        InputError: as `random_candidates`.
-    """
+    """`bm25_candidates` for search requests, `random_candidates` for recommendation requests."""
     if requests.task == SEARCH:
         return bm25_candidates(requests, item_texts, num_negatives, seed)
     return random_candidates(requests, num_negatives, seed)
@@ -140,7 +129,7 @@ def bm25_candidates(
     used_negatives = min(num_negatives, num_items - 1)
     query_codes, queries = pd.factorize(np.asarray(requests.query_texts, dtype=object))  # each query is retrieved once
     tie_order = np.random.default_rng(seed).permutation(num_items)
-    hits, _ = BM25Index(item_texts).retrieve(list(queries), min(used_negatives + 1, num_items), tie_order)
+    hits = BM25Index(item_texts).retrieve(list(queries), min(used_negatives + 1, num_items), tie_order)
     num_filled, targets = 0, requests.target_items
 
     def negatives(row: int, generator: np.random.Generator) -> np.ndarray:
@@ -162,11 +151,11 @@ def bm25_candidates(
 def _available_negatives(requests: Requests, num_negatives: int) -> int:
     """The number of random negatives that every request can have, at most `num_negatives`."""
     events, users = requests.events, np.unique(requests.users)
-    num_untouched = np.array([events.num_items - len(np.unique(_items_of_user(requests, user))) for user in users])
-    if len(users) == 0 or num_untouched.min() >= num_negatives:
+    num_untouched = [events.num_items - len(np.unique(_items_of_user(requests, user))) for user in users]
+    available = min(num_untouched, default=num_negatives)
+    if available >= num_negatives:
         return num_negatives
-    fewest = int(num_untouched.argmin())
-    available, user_id = int(num_untouched[fewest]), events.user_ids[users[fewest]]
+    user_id = events.user_ids[users[num_untouched.index(available)]]
     if available == 0:
         raise InputError(
             f"User {user_id!r} has interacted with all {events.num_items} items, so no random negatives are left; "

@@ -100,7 +100,7 @@ def _variant(
         "identifiers": summarize_identifiers(reports) if reports else None,
         "tasks": {
             task: _task_metrics(
-                [report["tasks"][task]["systems"][run.row] for run, report in zip(runs, metrics, strict=True)],
+                [each["tasks"][task]["systems"][run.row] for run, each in zip(runs, metrics, strict=True)],
                 values,
                 reference.get(task),
             )

@@ -47,14 +47,10 @@ def plot_metrics(metrics: Mapping[str, Any], path: str | Path, metric: str = "ND
 
 
 def plot_comparison(comparison: Mapping[str, Any], folder: Path, metric: str = "NDCG@10") -> list[Path]:
-    """Draw the plots that a comparison has the data for.
+    """Draw the plots that a comparison has the data for, and return their files (none without matplotlib).
 
-    `ndcg.png` has the metric's bars for all tasks (cf. the paper's fig. 6 and 7), `collisions.png` the raw collision
-    rates if several systems have identifiers (cf. fig. 5), and `trade_off.png` search against recommendation if several
-    systems have either (cf. fig. 1).
-
-    Returns:
-        the files; none without matplotlib, and a warning is logged.
+    `ndcg.png`: the metric of all tasks (cf. the paper's fig. 6 and 7). `collisions.png`: raw collision rates, if
+    several systems have identifiers (cf. fig. 5). `trade_off.png`: search against recommendation (cf. fig. 1).
     """
     variants, tasks = variants_in_order(comparison), comparison["tasks"]
     height = 1.2 + 0.55 * len(variants)

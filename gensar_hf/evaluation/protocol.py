@@ -35,6 +35,7 @@ RANKS_FILE = "ranks.parquet"
 FULL_RANKING_DIR = "full_ranking"
 
 FULL_RANKING = "full-ranking"  # protocol
+CONFIDENCE, NUM_RESAMPLES = 0.95, 1000  # of the bootstrap
 
 _CHUNK_SIZE = 256  # requests per call of a scorer; a full ranking holds `_CHUNK_SIZE * num_items` scores
 _MAX_VALIDATION_USERS = 500
@@ -53,8 +54,6 @@ class EvaluationResult:
         ranks: system → task → `(num_requests,)` ranks of the targets, from 1.
         failures: system → task → text of the exception that a scorer raised.
         seed: of the bootstrap, and of the ties in a full ranking.
-        confidence: of the bootstrap intervals.
-        num_resamples: of the bootstrap.
         full_ranking: the result of the same systems and requests among all items, if there is one.
     """
 
@@ -66,8 +65,6 @@ class EvaluationResult:
     ranks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
     seed: int = 0
-    confidence: float = 0.95
-    num_resamples: int = 1000
     full_ranking: EvaluationResult | None = None
 
     def metrics(self) -> dict[str, Any]:
@@ -79,8 +76,8 @@ class EvaluationResult:
         """
         return {
             "format_version": 1,
-            "confidence": self.confidence,
-            "num_resamples": self.num_resamples,
+            "confidence": CONFIDENCE,
+            "num_resamples": NUM_RESAMPLES,
             "seed": self.seed,
             "systems": self.systems,
             "failures": self.failures,
@@ -90,7 +87,7 @@ class EvaluationResult:
 
     def _task_metrics(self, task: str) -> dict[str, Any]:
         users = self.requests[task].users
-        bootstrap = (self.confidence, self.num_resamples, self.seed, users)
+        bootstrap = (CONFIDENCE, NUM_RESAMPLES, self.seed, users)
         ranks = {system: by_task[task] for system, by_task in self.ranks.items() if task in by_task}
         return {
             "protocol": self.protocols[task],
@@ -351,16 +348,9 @@ def _checked_candidates(task: str, requests: Requests, sets: CandidateSets | Non
 
 
 def candidate_ranks(scorer: Scorer, requests: Requests, sets: CandidateSets, skip_clicked: bool = False) -> np.ndarray:
-    """Rank each request's target among its candidates by one scorer.
+    """Rank each request's target among its candidates by one scorer: `(num_requests,)` int64, from 1.
 
-    Args:
-        scorer: the system.
-        requests: the requests.
-        sets: their candidates.
-        skip_clicked: rank candidates of the user's history behind all others, except the target.
-
-    Returns:
-        `(num_requests,)` int64, from 1.
+    With `skip_clicked`, candidates of the user's history are behind all others, except the target.
 
     Raises:
         ValueError: the scorer returns NaN or a wrong shape.

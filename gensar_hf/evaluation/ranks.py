@@ -21,8 +21,7 @@ def rank_of_target(scores: np.ndarray, target_columns: np.ndarray) -> np.ndarray
         ValueError: shapes disagree, a score is NaN, or a target column is out of range.
     """
     scores, columns = _checked(scores, target_columns, "num_candidates", "target_columns")
-    missing = np.flatnonzero((columns < 0) | (columns >= scores.shape[1]))
-    if len(missing):
+    if len(missing := np.flatnonzero((columns < 0) | (columns >= scores.shape[1]))):
         raise ValueError(
             f"Request {missing[0]} has no target among its {scores.shape[1]} candidates: "
             f"its target column is {columns[missing[0]]}."
@@ -53,8 +52,7 @@ def rank_in_catalogue(
         ValueError: shapes disagree, a score is NaN, or a target is not in the catalogue.
     """
     scores, targets = _checked(scores, target_items, "num_items", "target_items")
-    unknown = targets[(targets < 0) | (targets >= scores.shape[1])]
-    if len(unknown):
+    if len(unknown := targets[(targets < 0) | (targets >= scores.shape[1])]):
         raise ValueError(f"The target {unknown[0]} is not an item index: there are {scores.shape[1]} items.")
     target_scores = np.take_along_axis(scores, targets[:, None], axis=1)  # (num_requests, 1)
     rivals = np.ones(scores.shape, dtype=bool) if excluded is None else ~excluded
