@@ -89,7 +89,7 @@ class MatchingModel(PreTrainedModel, ABC):
 
     def __init__(self, config: MatchingConfig) -> None:
         super().__init__(config)
-        self._word_ids = {word: word_id for word_id, word in enumerate(config.words)}
+        self._word_indices = {word: index for index, word in enumerate(config.words)}
         self.item_table = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=PADDING)
         self.word_table = nn.Embedding(len(config.words) + 1, config.hidden_size, padding_idx=PADDING)
         self.user_table = nn.Embedding(config.num_users + 1, config.hidden_size, padding_idx=PADDING)
@@ -157,7 +157,9 @@ class MatchingModel(PreTrainedModel, ABC):
         Returns:
             `(num_texts, longest)` int64 word ids, 0 = padding, on the right; at least one column.
         """
-        rows = [[self._word_ids[w] for w in split_words(text) if w in self._word_ids][:MAX_WORDS] for text in texts]
+        rows = [
+            [self._word_indices[w] for w in split_words(text) if w in self._word_indices][:MAX_WORDS] for text in texts
+        ]
         return pad_histories([np.array(row, dtype=np.int64) for row in rows], MAX_WORDS).numpy()
 
 

@@ -177,7 +177,9 @@ def summarize_identifiers(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any
         """The worst level's value where there is one for each level."""
         return float(np.mean([np.min(report[kind][name]) for report in reports]))
 
-    summary = {name: first[name] for name in ("num_items", "codebook_size", "num_levels", "num_shared_levels")}
+    summary: dict[str, Any] = {
+        name: first[name] for name in ("num_items", "codebook_size", "num_levels", "num_shared_levels")
+    }
     for kind in KINDS:
         summary[kind] = {
             "reconstruction_error": mean(kind, "reconstruction_error_before"),

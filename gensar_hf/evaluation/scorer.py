@@ -37,7 +37,7 @@ class Scorer(Protocol):
         """Score each request's candidates.
 
         Args:
-            requests: the requests, at most 256 in an evaluation. A scorer may read histories and queries, never targets.
+            requests: at most 256 in an evaluation. A scorer may read histories and queries, never targets.
             candidates: `(num_requests, num_candidates)` item indices, distinct within a row.
 
         Returns:

@@ -38,10 +38,10 @@ def bootstrap_interval(
         raise ValueError(f"`groups` must name one user per value; got {len(groups)} for {len(values)} values.")
     sums, sizes = values.reshape(len(values), -1), np.ones(len(values))  # of each group: (num_groups, num_metrics), …
     if groups is not None:
-        _, group_of_row, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-        sums = np.zeros((len(sizes), sums.shape[1]))
+        _, group_of_row, counts = np.unique(groups, return_inverse=True, return_counts=True)
+        sums, sizes = np.zeros((len(counts), sums.shape[1])), counts.astype(np.float64)
         np.add.at(sums, group_of_row, values.reshape(len(values), -1))
-    means = _resampled_means(sums, sizes.astype(np.float64), num_resamples, np.random.default_rng(seed))
+    means = _resampled_means(sums, sizes, num_resamples, np.random.default_rng(seed))
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
