@@ -20,7 +20,7 @@ from gensar_hf.identifiers.quantization import (
     residual_quantize,
     straight_through,
 )
-from gensar_hf.item_embeddings import checked_table, require_equal_lengths
+from gensar_hf.item_embeddings import checked_pair
 
 Embeddings = np.ndarray | torch.Tensor
 
@@ -305,10 +305,10 @@ class JointRQVAE(PreTrainedModel):
 
     def _checked(self, semantic: Embeddings, collaborative: Embeddings) -> tuple[torch.Tensor, torch.Tensor]:
         """Both tables as float32 tensors on the model's device."""
-        tables = []
-        for name, embeddings in (("semantic", semantic), ("collaborative", collaborative)):
-            on_cpu = embeddings.detach().cpu() if isinstance(embeddings, torch.Tensor) else embeddings
-            table, width = checked_table(name, on_cpu), getattr(self.config, f"{name}_dim")
+        on_cpu = (torch.as_tensor(table).detach().cpu() for table in (semantic, collaborative))
+        tables = checked_pair(*on_cpu)
+        for name, table in zip(("semantic", "collaborative"), tables, strict=True):
+            width = getattr(self.config, f"{name}_dim")
             if len(table) == 0:
                 raise InputError(f"The {name} embeddings must be a table with one row per item; got no item.")
             if table.shape[1] != width:
@@ -316,9 +316,7 @@ class JointRQVAE(PreTrainedModel):
                     f"The {name} embeddings have {table.shape[1]} dimensions, but `{name}_dim` of the model is "
                     f"{width}; build the model with `{name}_dim={table.shape[1]}` or encode the items again."
                 )
-            tables.append(torch.from_numpy(table).to(self.device))
-        require_equal_lengths(*tables)
-        return tables[0], tables[1]
+        return torch.from_numpy(tables[0]).to(self.device), torch.from_numpy(tables[1]).to(self.device)
 
     def _all_latents(self, semantic: torch.Tensor, collaborative: torch.Tensor) -> torch.Tensor:
         """Latents of all items, `(num_items, 2 * latent_dim)`, computed in batches."""
