@@ -385,7 +385,10 @@ class IdentifierTable:
         the file's metadata.
         """
         target = _table_path(path)
-        columns: dict[str, Any] = {"item_id": pa.array(self.item_ids, pa.string()), "available": pa.array(self.available)}
+        columns: dict[str, Any] = {
+            "item_id": pa.array(self.item_ids, pa.string()),
+            "available": pa.array(self.available),
+        }
         for name, codes in self._codes().items():
             lists = pa.FixedSizeListArray.from_arrays(codes.astype(np.int32).ravel(), codes.shape[1])
             columns[name] = lists.cast(pa.list_(pa.int32()))
@@ -400,7 +403,9 @@ class IdentifierTable:
         table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)})
         code_columns = [f"{name}.list.element" for name in self._codes()]
         with atomic_path(target) as aside:
-            pq.write_table(table, aside, use_dictionary=code_columns)  # ids and texts hardly repeat: a dictionary is slow
+            pq.write_table(
+                table, aside, use_dictionary=code_columns
+            )  # ids and texts hardly repeat: a dictionary is slow
         return target
 
     @classmethod
@@ -413,7 +418,9 @@ class IdentifierTable:
         """
         source = _table_path(path)
         table, metadata = _read(source)
-        columns = {name: table[name].to_numpy().tolist() for name in ("item_id", "title", "text") if name in table.column_names}
+        columns = {
+            name: table[name].to_numpy().tolist() for name in ("item_id", "title", "text") if name in table.column_names
+        }
         try:
             return cls(
                 item_ids=columns["item_id"],
