@@ -31,7 +31,7 @@ _ASIDE_MARK = ".aside-"  # part of every temporary name, so that fingerprints ca
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Let the caller write a file or folder beside `path`, then rename it into place.
+    """Write a file or folder under a temporary name, then rename it to `path`.
 
     Readers see the old content or the new one, never a part: the temporary lies in the same folder (so that the
     rename is atomic) and is flushed to disk first. An existing folder is moved out of the way, and moved back if the

@@ -1,4 +1,4 @@
-"""Folders up to the Hub, files down from it, and what goes wrong between, in one sentence."""
+"""Hub upload and download helpers, and explanations of Hub errors."""
 
 import os
 from collections.abc import Iterator
@@ -21,15 +21,15 @@ _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "rev
 
 
 def optional_file(path: str | os.PathLike, name: str, **kwargs: Any) -> Path | None:
-    """A file of a folder or a repository; None where that has no such file.
+    """A file in a folder or repository; None if it has no such file.
 
     Args:
         path: folder or Hub name.
         name: of the file.
-        **kwargs: `revision`, `cache_dir`, …; what has nothing to do with the Hub is passed over.
+        **kwargs: `revision`, `cache_dir`, …; other options are ignored.
 
     Raises:
-        OSError: there is no such folder or repository, or it cannot be asked.
+        OSError: there is no such folder or repository, or it cannot be reached.
     """
     options = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
     found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options)
@@ -66,7 +66,7 @@ def push_folder(
     commit_message: str,
     create_pr: bool = False,
 ) -> str:
-    """Upload a folder in one commit, into a repository and a branch that are made if they are not there.
+    """Upload a folder in one commit; repository and branch are created if missing.
 
     Args:
         folder: whose files are uploaded.
@@ -97,7 +97,7 @@ def push_folder(
             commit_message=commit_message,
             create_pr=create_pr,
         )
-    except Exception as error:  # the client's transport has kinds of errors of its own
+    except Exception as error:  # the client's transport raises its own kinds of errors
         reason = " ".join(str(error).split())
         raise InputError(
             f"Nothing was pushed to '{repo_id}' ({reason}); check the name, the connection, and that the account may "
@@ -106,8 +106,8 @@ def push_folder(
     return commit.commit_url
 
 
-def hub_trouble(path: str | os.PathLike, error: BaseException) -> str:
-    """Why a name that is no folder could not be read from the Hub, and what to do, as the rest of a sentence.
+def explain_hub_error(path: str | os.PathLike, error: BaseException) -> str:
+    """The end of a sentence that explains why a name could not be read from the Hub, and what to do.
 
     Args:
         path: as the caller gave it.

@@ -68,9 +68,14 @@ class GeneratorScorer:
         Raises:
             InputError: an item of the requests' catalogue is not in the pipeline's identifier table.
         """
-        histories = [request_history(requests, row) for row in range(len(requests))]
+        from gensar_hf.generator.history import EventArrays
+
+        rows = self.table_rows(requests.events.item_ids)
+        histories = [
+            EventArrays.of_user_events(requests.events, requests.history(row), rows) for row in range(len(requests))
+        ]
         queries = requests.query_texts if requests.task == SEARCH else None
-        return self.pipeline.score_items(histories, self.table_rows(requests.events.item_ids)[candidates], queries)
+        return self.pipeline.score_items(histories, rows[candidates], queries)
 
     def table_rows(self, item_ids: Sequence[str]) -> np.ndarray:
         """Rows of items in the pipeline's identifier table, `(num_items,)` int64.

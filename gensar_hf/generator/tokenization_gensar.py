@@ -21,7 +21,7 @@ from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS, GenSARCo
 from gensar_hf.generator.history import EventArrays, History, cut_query, parse_history
 from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, all_instructions
-from gensar_hf.hub import hub_trouble, optional_file
+from gensar_hf.hub import explain_hub_error, optional_file
 from gensar_hf.identifiers import IdentifierTable
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ class GenSARTokenizer(TokenizersBackend):
             path = optional_file(pretrained_model_name_or_path, IDENTIFIERS_FILE, **kwargs)
         except OSError as error:
             raise InputError(
-                "The model's tokenizer cannot be loaded: " + hub_trouble(pretrained_model_name_or_path, error)
+                "The model's tokenizer cannot be loaded: " + explain_hub_error(pretrained_model_name_or_path, error)
             ) from error
         if path is None:
             raise InputError(

@@ -70,8 +70,8 @@ class GenSARTrainer(Trainer):
         args: a `lora_rank` above 0 trains LoRA, the code tokens and the vectors of items that were added, and leaves
             all other weights as they are; `save_model` then writes an adapter.
         train_dataset: matched to the pipeline's catalogue by item id. What its split holds out is not read.
-        eval_dataset: its validation requests are asked; a mapping of names to datasets prefixes the metrics with the
-            names. Default: `train_dataset`.
+        eval_dataset: evaluation uses its validation requests; a mapping of names to datasets prefixes the metrics
+            with the names. Default: `train_dataset`.
         teacher: see `ExampleSampler`.
         callbacks, optimizers, …: as for `Trainer`.
 
@@ -181,6 +181,7 @@ class GenSARTrainer(Trainer):
             max_target_tokens=MAX_TARGET_TOKENS if is_packed else 0,
             seed=args.seed,
             teacher=self._teacher,
+            teacher_share=args.teacher_share,
             item_vectors=getattr(self.pipe.model.config, "num_items", 0) > 0,
         )
         step_size = rows_per_step(args)
