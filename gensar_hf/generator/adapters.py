@@ -187,7 +187,8 @@ def adapter_base(path: str | os.PathLike[str], **kwargs: Any) -> AdapterBase | N
         )
     record = read_json(base_path)
     try:
-        neighbors = np.array(record["neighbors"] or _NO_NEIGHBORS, dtype=np.int64)
+        rows = record["lenders"] if "lenders" in record else record["neighbors"]  # files of version 0.1 have lenders
+        neighbors = np.array(rows or _NO_NEIGHBORS, dtype=np.int64)
         if neighbors.ndim != 2:
             raise ValueError("its neighbors are not a table")
         name = str(read_json(config_path)["base_model_name_or_path"])
@@ -203,7 +204,7 @@ def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs:
         InputError: the adapter is missing or damaged, or has another base model.
         OSError: there is no such folder or repository, or it cannot be reached.
     """
-    from peft import LoraConfig, set_peft_model_state_dict
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
     base = adapter_base(path, **kwargs)
     weights_path = optional_file(path, ADAPTER_WEIGHTS_FILE, **kwargs)
@@ -223,7 +224,11 @@ def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs:
         config.megatron_config = None  # PEFT would import the module that `megatron_core` names
         config.inference_mode, config.base_model_name_or_path = False, None
         with_adapter = add_adapter(grow_to(model, base), config)
-        set_peft_model_state_dict(with_adapter, load_file(weights_path))
+        weights = load_file(weights_path)
+        expected = get_peft_model_state_dict(with_adapter, save_embedding_layers=False)
+        if weights.keys() != expected.keys():  # PEFT would leave a missing one at its random start
+            raise ValueError(f"{ADAPTER_WEIGHTS_FILE} does not hold the weights that {ADAPTER_CONFIG_FILE} describes")
+        set_peft_model_state_dict(with_adapter, weights)
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"The adapter in {path} is damaged ({reason}); copy its files again.") from error
