@@ -171,7 +171,9 @@ class GenSARTrainer(Trainer):
         events, split = self.dataset.events, self.dataset.split
         is_target = training_mask(split) & (np.arange(events.num_events) >= split.target_starts[events.event_users()])
         clicked = {events.item_ids[row] for row in np.unique(events.items[is_target & (events.items >= 0)])}
-        new_items = [item_id for item_id in table.item_ids[table.num_trained + table.num_marked :] if item_id in clicked]
+        new_items = [
+            item_id for item_id in table.item_ids[table.num_trained + table.num_marked :] if item_id in clicked
+        ]
         return table.mark_trained(new_items) if new_items else table
 
     # ---- data

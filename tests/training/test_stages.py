@@ -252,9 +252,7 @@ def test_nothing_held_out_is_read_by_any_stage(tiny_data, tmp_path):
     items = pd.concat([items, pd.DataFrame({"item_id": ["MARK"], "title": ["red soap balm"]})], ignore_index=True)
     data = InteractionDataset(items, interactions)
     events, split = data.events, data.split
-    first_held_out = {
-        user: events.timestamps[end] for user, end in zip(events.user_ids, split.train_ends, strict=True)
-    }
+    first_held_out = {user: events.timestamps[end] for user, end in zip(events.user_ids, split.train_ends, strict=True)}
     is_held_out = interactions["timestamp"] >= interactions["user_id"].map(first_held_out)
     marked = interactions.copy()
     marked.loc[is_held_out, "item_id"] = "MARK"
