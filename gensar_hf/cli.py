@@ -55,8 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"error: there is no command '{words[0]}'; commands are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
+    return exit_status(COMMANDS[words[0]], words[1:])
+
+
+def exit_status(command: Callable[..., int | None], *arguments: Any) -> int:
+    """Call a command; 2 and one sentence on stderr for input that cannot be used, 130 after Ctrl-C."""
     try:
-        return COMMANDS[words[0]](words[1:]) or 0
+        return command(*arguments) or 0
     except InputError as error:
         print(f"error: {_one_sentence(error)}", file=sys.stderr)
         return 2
@@ -75,8 +80,8 @@ def _one_sentence(error: BaseException) -> str:
 class SettingsParser(ArgumentParser):
     """jsonargparse with a help text of one line a setting, which leaves out those that are only hidden in it."""
 
-    def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"gensar {command}", description=description, exit_on_error=False, print_config=None)
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, exit_on_error=False, print_config=None)
         self.hidden: set[str] = set()
 
     def format_help(self) -> str:
@@ -109,9 +114,10 @@ def _default_text(action: Any) -> str:
 
 
 def read_settings(parser: SettingsParser, argv: Sequence[str]) -> Any:
-    """The parsed command line, a YAML file of `--config` under it.
+    """The parsed command line, a YAML file of `--config` under it; with `--print_config` they are printed instead.
 
     Raises:
+        SystemExit: after `--help` and `--print_config`.
         InputError: a setting that does not exist or has a wrong type, or a file that cannot be read.
     """
     known = [name.removesuffix("+") for action in parser._actions for name in action.option_strings]
@@ -123,9 +129,14 @@ def read_settings(parser: SettingsParser, argv: Sequence[str]) -> Any:
         elif name.startswith("--"):
             _check_names([name.removeprefix("--").partition(".")[0].removesuffix("+")], known, "")
     try:
-        return parser.parse_args(argv)
+        settings = parser.parse_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(_explained(parser, error)) from None
+    settings.pop("config", None)
+    if settings.pop("print_config", False):
+        print_config(parser, settings.as_dict())
+        raise SystemExit(0)
+    return settings
 
 
 def _check_names(names: Iterable[str], known: Sequence[str], where: str) -> None:
@@ -248,16 +259,30 @@ def _parameter_help(function: Any) -> dict[str, str]:
 
 def train_command(argv: Sequence[str]) -> None:
     """`gensar train`: all stages, then what to do next."""
-    from gensar_hf.data import InteractionDataset
-    from gensar_hf.training.arguments import GenSARTrainingArguments
     from gensar_hf.training.stages import MODEL, train
 
-    parser = SettingsParser(
-        "train",
+    parser = training_parser(
+        "gensar train",
         "Train on two tables. A finished stage is skipped when the command is repeated; a killed training continues. "
         "All fields of transformers.TrainingArguments are settings as well, such as --seed 1 --eval_strategy steps. A "
         "value in brackets is the default.",
     )
+    dataset, args = dataset_and_arguments(read_settings(parser, argv).as_dict())
+    set_up_logging()
+    pipe = train(dataset, args, on_stage=StageLines())
+    show_answers(pipe, dataset)
+    model_dir = Path(str(args.output_dir)) / MODEL
+    print(f"\nThe model is in {model_dir}. Next:")
+    print(f"    gensar evaluate {args.output_dir}")
+    print(f'    gensar search {model_dir} "…"')
+
+
+def training_parser(prog: str, description: str) -> SettingsParser:
+    """A parser of every setting of the dataset and of the training, with `--config` for a YAML file of them."""
+    from gensar_hf.data import InteractionDataset
+    from gensar_hf.training.arguments import GenSARTrainingArguments
+
+    parser = SettingsParser(prog, description)
     parser.add_argument("--config", action="config", help="YAML file of settings, one a line; options override it.")
     parser.add_argument("--print_config", action="store_true", help="print the settings as such a file, and end.")
     parser.add_argument("--items", type=str | None, help="items table: item_id and text columns (Parquet, CSV, …).")
@@ -271,30 +296,43 @@ def train_command(argv: Sequence[str]) -> None:
         skip=["parallelism_config"],
         shown=["output_dir", *own, "max_steps", "learning_rate", "num_train_epochs", "per_device_train_batch_size"],
     )
-    settings = read_settings(parser, argv).as_dict()
-    settings.pop("config", None)
-    if settings.pop("print_config"):
-        is_default = {action.dest: action.default for action in parser._actions}
-        shown = {name: v for name, v in settings.items() if name not in parser.hidden or v != is_default[name]}
-        print(yaml.safe_dump(_plain(shown), sort_keys=False, allow_unicode=True), end="")
-        return
+    return parser
+
+
+def print_config(parser: SettingsParser, settings: dict[str, Any]) -> None:
+    """Print the settings as YAML: all that `--help` lists, and those of the others that differ from their defaults."""
+    defaults = {action.dest: action.default for action in parser._actions}
+    shown = {name: v for name, v in settings.items() if name not in parser.hidden or v != defaults[name]}
+    print(yaml.safe_dump(_plain(shown), sort_keys=False, allow_unicode=True), end="")
+
+
+def dataset_and_arguments(settings: dict[str, Any]) -> tuple[Any, Any]:
+    """The dataset and the training arguments that a flat mapping of settings describes.
+
+    Args:
+        settings: names of `training_parser` → values; those with defaults may be left out.
+
+    Raises:
+        InputError: a table or the output folder is not named, a setting does not exist, or a value is out of range.
+    """
+    from gensar_hf.data import InteractionDataset
+    from gensar_hf.training.arguments import GenSARTrainingArguments
+
+    settings = dict(settings)
     for name in ("items", "interactions", "output_dir"):
-        if not settings[name]:
-            raise InputError(f"Name the {name.replace('_', ' ')} with --{name}; {HINT}")
+        if not settings.get(name):
+            raise InputError(
+                f"Name the {name.replace('_', ' ')} with --{name}; gensar train --help lists the settings."
+            )
+    seed = settings.pop("dataset_seed", 0)
     names = [name for name in inspect.signature(InteractionDataset).parameters if name in settings and name != "seed"]
-    tables = {name: settings.pop(name) for name in names}
-    seed = settings.pop("dataset_seed")
+    of_dataset = {name: settings.pop(name) for name in names}
+    _check_names(settings, [f"--{item.name}" for item in dataclasses.fields(GenSARTrainingArguments)], "")
     with settings_checked():
         args = GenSARTrainingArguments(**settings)
     with settings_checked("gensar_hf."):
-        dataset = InteractionDataset(**tables, seed=seed)
-    set_up_logging()
-    pipe = train(dataset, args, on_stage=StageLines())
-    show_answers(pipe, dataset)
-    model_dir = Path(str(args.output_dir)) / MODEL
-    print(f"\nThe model is in {model_dir}. Next:")
-    print(f"    gensar evaluate {args.output_dir}")
-    print(f'    gensar search {model_dir} "…"')
+        dataset = InteractionDataset(**of_dataset, seed=seed)
+    return dataset, args
 
 
 def _plain(value: Any) -> Any:
@@ -380,7 +418,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
     from gensar_hf.pipeline import GenSARPipeline
     from gensar_hf.training.stages import DATA, MODEL, run_systems
 
-    parser = SettingsParser("evaluate", "Rank held-out clicks among sampled candidates; write RUN/results.")
+    parser = SettingsParser("gensar evaluate", "Rank held-out clicks among sampled candidates; write RUN/results.")
     parser.add_argument("run", type=str, help="output_dir of gensar train.")
     add_settings(parser, evaluate_pipeline, skip=("systems", "tasks"), help_of=Evaluation)
     parser.add_argument("--baselines", type=bool, default=True, help="SASRec, popularity, BM25 and dense retrieval.")
@@ -404,7 +442,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
 
 def search_command(argv: Sequence[str]) -> None:
     """`gensar search`: answers to a query."""
-    parser = SettingsParser("search", "Items for a query, with or without the user's history.")
+    parser = SettingsParser("gensar search", "Items for a query, with or without the user's history.")
     parser.add_argument("model", type=str, help="run, model folder, adapter folder or Hub name.")
     parser.add_argument("query", type=str, help="what was typed.")
     parser.add_argument("--history", type=list[str], default=[], help="item ids clicked before, oldest first: [a,b].")
@@ -416,7 +454,7 @@ def search_command(argv: Sequence[str]) -> None:
 
 def recommend_command(argv: Sequence[str]) -> None:
     """`gensar recommend`: the next items for a history."""
-    parser = SettingsParser("recommend", "The items that a user will click next.")
+    parser = SettingsParser("gensar recommend", "The items that a user will click next.")
     parser.add_argument("model", type=str, help="run, model folder, adapter folder or Hub name.")
     parser.add_argument("history", type=str, nargs="*", help="item ids clicked before, oldest first.")
     parser.add_argument("--top_k", type=int, default=10, help="number of answers.")
@@ -452,7 +490,7 @@ def load_pipeline(name: str) -> Any:
 
 def add_items_command(argv: Sequence[str]) -> None:
     """`gensar add-items`: new items into a model's catalogue, and items out of it."""
-    parser = SettingsParser("add-items", "Change the catalogue of a model folder; nothing is trained.")
+    parser = SettingsParser("gensar add-items", "Change the catalogue of a model folder; nothing is trained.")
     parser.add_argument("model", type=str, help="run or model folder.")
     parser.add_argument("items", type=str, nargs="?", help="table of new items, with the training's text columns.")
     parser.add_argument("--remove", type=list[str], default=[], help="ids that must not be found any more: [a,b].")
@@ -483,7 +521,7 @@ def add_items_command(argv: Sequence[str]) -> None:
 
 def push_command(argv: Sequence[str]) -> None:
     """`gensar push`: a model folder to the Hub."""
-    parser = SettingsParser("push", "Upload model, tokenizer, identifiers, item encoder and card in one commit.")
+    parser = SettingsParser("gensar push", "Upload model, tokenizer, identifiers, item encoder and card in one commit.")
     parser.add_argument("model", type=str, help="run, model folder or adapter folder.")
     parser.add_argument("repo_id", type=str, help="such as me/films; created if it does not exist.")
     parser.add_argument("--private", type=bool | None, help="whether a new repository is private.")

@@ -22,11 +22,11 @@ from gensar_hf.errors import InputError
 from gensar_hf.files import CARD_FILE, atomic_path
 from gensar_hf.generator.adapters import adapter_base, load_adapter, merge_adapter
 from gensar_hf.generator.catalogue import Catalogue
-from gensar_hf.generator.history import History, as_events
+from gensar_hf.generator.history import EventArrays, History, as_events
 from gensar_hf.generator.item_scores import EncodedRequests, beam_scores, best_items, encode_requests, exact_scores
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
-from gensar_hf.hub import folder_of, hub_trouble, optional_file, push_folder
+from gensar_hf.hub import explain_hub_error, folder_of, optional_file, push_folder
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.new_items import ITEM_ENCODER_DIR, ItemEncoder, read_new_items
 
@@ -43,14 +43,13 @@ class GenSARPipeline:
     >>> pipe = GenSARPipeline.from_pretrained("runs/ml-100k/model")  # doctest: +SKIP
     >>> pipe.search("space adventure", [{"item_id": "242"}], top_k=3)  # doctest: +SKIP
 
-    The catalogue can be changed while requests are answered (`set_catalogue`): each request keeps to the one that it
-    began with.
+    The catalogue can change while requests are answered (`set_catalogue`). A running request keeps the old one.
 
     Args:
-        model: the generator, a GenSAR T5 or any causal language model that was trained as one.
-        tokenizer: of the same folder.
+        model: the generator: a GenSAR T5, or a causal language model trained as a generator.
+        tokenizer: from the same folder.
         num_beams: of the constrained beam search (paper: 30); raised to `top_k` where that is larger.
-        batch_size: requests that are answered at once.
+        batch_size: requests per forward pass.
         card: text of the model card, which is saved and pushed with the model.
         item_encoder: turns the texts of new items into identifiers, for `add_items`.
 
@@ -106,13 +105,13 @@ class GenSARPipeline:
         base_model: str | os.PathLike | None = None,
         **kwargs: Any,
     ) -> "GenSARPipeline":
-        """Load `model/` from a folder or the Hub; or an adapter, which is merged into the model it was made for.
+        """Load a model folder or Hub repository, or an adapter, which is merged into its base model.
 
         Args:
             path: folder or Hub name.
-            device: where to run; default: a GPU if there is one.
-            base_model: folder or Hub name of the model that an adapter was made for; default: where it lay then.
-            **kwargs: `revision`, `cache_dir`, `token`, `subfolder`, … for both parts.
+            device: such as "cuda:1"; default: the first GPU, or the CPU.
+            base_model: folder or Hub name of an adapter's base model; default: where it was in training.
+            **kwargs: `revision`, `cache_dir`, `token`, `subfolder`, … for model and tokenizer.
 
         Raises:
             InputError: a file is missing or damaged, or the files do not belong together; an adapter's model is
@@ -134,7 +133,7 @@ class GenSARPipeline:
                 "the file again from where the model was trained."
             ) from error
         except (OSError, RuntimeError, ValueError) as error:
-            reason = _first_line(error) if Path(path).is_dir() else hub_trouble(path, error)
+            reason = _first_line(error) if Path(path).is_dir() else explain_hub_error(path, error)
             raise InputError(f"The model in {path} cannot be loaded: {reason}") from error
         is_generator = isinstance(model, GenSARForConditionalGeneration) or not model.config.is_encoder_decoder
         if not isinstance(tokenizer, GenSARTokenizer) or not is_generator:
@@ -232,19 +231,19 @@ class GenSARPipeline:
         exclude_seen: bool = False,
         on_unknown: str = "raise",
     ) -> list[Answer] | list[list[Answer]]:
-        """The items that the user will click next.
+        """Recommend items: the likeliest next clicks.
 
         Args:
             history: events, oldest first, such as `[{"item_id": "242"}, {"query": "comedy"}, {"item_id": "302",
                 "query": "comedy"}]`; or a list of such lists, answered as a batch.
-            top_k: number of items; fewer where the catalogue has fewer.
+            top_k: number of items; fewer if the catalogue has fewer.
             exclude_seen: leave out the items of the history.
             on_unknown: `"raise"`, or `"skip"`: events with an unknown item are left out, with a warning.
 
         Returns:
-            the best item first: `{"item_id", "score", "title"}`, `score` being the natural logarithm of the
-            identifier's probability, and `config.item_weight` times that of the item by its vector if the model has
-            item vectors; for a batch a list of such lists.
+            answers, best first: `{"item_id", "score", "title"}`. The score is the natural logarithm of the identifier's
+            probability plus, if the model has item vectors, `config.item_weight` times the logarithm of the item's
+            probability by its vector. For a batch, a list of such lists.
 
         Raises:
             ValueError: an item of the history is unknown, or `top_k` is not positive.
@@ -260,14 +259,17 @@ class GenSARPipeline:
         exclude_seen: bool = False,
         on_unknown: str = "raise",
     ) -> list[Answer] | list[list[Answer]]:
-        """The items that the user will click for a query; arguments and answer as for `recommend`.
+        """Find items for a query; answers as in `recommend`.
 
         Args:
-            query: what was typed; a list makes a batch, with one history for each query or none at all.
-            history: what the user did before.
+            query: the typed text; a list makes a batch, with one history per query or no history.
+            history: as in `recommend`; empty: a search without a user.
             top_k: number of items.
             exclude_seen: leave out the items of the history.
-            on_unknown: what to do with unknown items of the history.
+            on_unknown: as in `recommend`.
+
+        Raises:
+            ValueError: an empty query, an unknown item in the history, or lists of different lengths.
         """
         is_batch = isinstance(query, Iterable) and not isinstance(query, str)
         queries: list[Any] = list(query) if is_batch else [query]
@@ -279,7 +281,7 @@ class GenSARPipeline:
     def suggest_queries(
         self, history: History | Sequence[History], top_k: int = 3, on_unknown: str = "raise"
     ) -> list[Answer] | list[list[Answer]]:
-        """The queries that the user may type next: `{"query", "score"}`, the likeliest first, none twice.
+        """Suggest next queries: `{"query", "score"}`, the likeliest first, all different.
 
         Args:
             history: as for `recommend`.
@@ -321,25 +323,24 @@ class GenSARPipeline:
         on_unknown: str = "raise",
         method: str = "exact",
     ) -> list[Answer] | list[list[Answer]]:
-        """Given items, the likeliest next click first.
+        """Rank a list of items, the likeliest next click first.
 
         Args:
             history: as for `recommend`; a list of histories makes a batch.
-            candidates: item ids; for a batch one such list for each history, of any lengths.
-            query: the items are ranked as results of this search; None: as recommendations. For a batch one query for
-                each history.
+            candidates: item ids; for a batch one list per history, of any lengths.
+            query: rank as results of this search; None: as recommendations. For a batch one query per history.
             on_unknown: `"raise"`, or `"skip"`: unknown items of the history, and unknown or removed candidates, are
                 left out, with a warning.
-            method: `"exact"`: every candidate is scored, in one decoder forward over their prefixes. `"beam_search"`:
-                as in the paper, a beam search that only the candidates are open to, by identifiers alone; a candidate
-                that none of the `num_beams` beams has found comes last, with the score -inf, in the order given.
+            method: `"exact"` scores every candidate, in one decoder forward over their prefixes. `"beam_search"`, the
+                paper's way, is a beam search restricted to the candidates that uses identifiers only; candidates that
+                no beam reaches come last with the score -inf.
 
         Returns:
-            one answer a candidate, as `recommend` gives them, equal scores in the order given; for a batch a list of
-            such lists.
+            one answer per candidate, as in `recommend`, ties in the order of `candidates`; for a batch a list of such
+            lists.
 
         Raises:
-            ValueError: an unknown item, a removed candidate, numbers that do not agree, an unknown method.
+            ValueError: an unknown item, a removed candidate, lists of different lengths, or an unknown method.
         """
         if method not in RANKING_METHODS:
             raise ValueError(f"`method` must be one of {', '.join(RANKING_METHODS)}; got {method!r}.")
@@ -362,7 +363,7 @@ class GenSARPipeline:
 
     def score_items(
         self,
-        histories: Sequence[History],
+        histories: Sequence[History] | Sequence[EventArrays],
         candidates: np.ndarray | Sequence[np.ndarray],
         queries: Sequence[str] | None = None,
         on_unknown: str = "raise",
@@ -371,15 +372,14 @@ class GenSARPipeline:
         """Exact scores of given items, without a search: for ranking and for evaluation.
 
         Args:
-            histories: one a request.
-            candidates: `(num_requests, num_candidates)` rows of the identifier table, or one array a request.
-            queries: one a request: the items are scored as search results; None: as recommendations.
+            histories: one per request, as in `recommend` or as arrays.
+            candidates: `(num_requests, num_candidates)` rows of the identifier table, or one array per request.
+            queries: one per request: score as search results; None: as recommendations.
             on_unknown: as for `recommend`.
-            catalogue: whose rows they are; default: the one in use.
+            catalogue: that the rows belong to; default: the current one.
 
         Returns:
-            `(num_requests, num_candidates)` scores as in `recommend`; -inf behind the candidates of a request that has
-            fewer than another.
+            `(num_requests, num_candidates)` scores as in `recommend`, padded with -inf.
         """
         return self._scores(exact_scores, histories, candidates, queries, on_unknown, catalogue)
 
@@ -409,13 +409,11 @@ class GenSARPipeline:
     # ---- the catalogue
 
     def set_catalogue(self, identifiers: IdentifierTable) -> None:
-        """Answer from another catalogue from now on; requests that have begun end with the one they began with.
-
-        All that takes time is done before the exchange, which is one assignment.
+        """Swap the catalogue atomically; running requests keep the old one.
 
         Args:
-            identifiers: such as `pipe.tokenizer.identifiers.add_items(…)` or `.remove_items(…)`. Removed items are
-                not found any more, and still understood in histories.
+            identifiers: such as `pipe.tokenizer.identifiers.add_items(…)` or `.remove_items(…)`. Removed items are no
+                longer answers, but may be in histories.
 
         Raises:
             InputError: the vocabulary lacks one of the table's tokens, or the model's item vectors are of another
@@ -428,7 +426,7 @@ class GenSARPipeline:
 
     @property
     def items(self) -> pd.DataFrame:
-        """The catalogue: `item_id`, `title`, `text`, `available`, one row an item."""
+        """The catalogue: `item_id`, `title`, `text`, `available`, one row per item."""
         return self.tokenizer.identifiers.items_frame()
 
     def add_items(self, items: TableSource) -> list[Answer]:
@@ -442,7 +440,7 @@ class GenSARPipeline:
             items: path, DataFrame or `datasets.Dataset` with `item_id` and the text columns of the training.
 
         Returns:
-            one entry an item: `{"item_id", "title", "nearest"}`, the titles of the nearest trained items.
+            one entry per item: `{"item_id", "title", "nearest"}`, the titles of the nearest trained items.
 
         Raises:
             InputError: a column, an id or a text is missing, an id is known, or the model folder has no item encoder.
@@ -519,7 +517,7 @@ class GenSARPipeline:
         catalogue: Catalogue,
         on_unknown: str,
     ) -> EncodedRequests:
-        """Read the histories; they are answered with searched items, or with recommended ones if there is no query."""
+        """Encode requests: searches, or recommendations if `queries` is None."""
         self.model.eval()  # a training may have left dropout on
         behavior = Behavior.RECOMMENDED_ITEM if queries is None else Behavior.SEARCHED_ITEM
         inputs = self._inputs(histories, queries, behavior, catalogue, on_unknown)
@@ -533,13 +531,12 @@ class GenSARPipeline:
         catalogue: Catalogue,
         on_unknown: str,
     ) -> dict[str, torch.Tensor]:
-        encoding = self.tokenizer.encode_request(
-            [as_events(history) for history in histories],
-            queries,
-            behavior.token,
-            on_unknown=on_unknown,
-            catalogue=catalogue,
-        )
+        options: dict[str, Any] = {"query": queries, "behavior": behavior.token, "catalogue": catalogue}
+        if histories and all(isinstance(history, EventArrays) for history in histories):
+            encoding = self.tokenizer.encode_events([*histories], **options)  # type: ignore[list-item]
+        else:
+            requests = [as_events(history) for history in histories]
+            encoding = self.tokenizer.encode_request(requests, on_unknown=on_unknown, **options)
         return {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
 
 
@@ -549,12 +546,12 @@ def _load_model(path: str | os.PathLike, base_model: str | os.PathLike | None, k
     if adapter is None:
         return _load_any(path, kwargs)
     own = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
-    beside = Path(path) / adapter.name  # as finetune_lora.py names it
+    beside = Path(path) / adapter.name  # names of folders are relative to the adapter's
     name = base_model if base_model is not None else beside if beside.is_dir() else adapter.name
     try:
         model = _load_model(name, None, own)
     except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
-        reason = _first_line(error) if Path(name).is_dir() else hub_trouble(name, error)
+        reason = _first_line(error) if Path(name).is_dir() else explain_hub_error(name, error)
         raise InputError(
             f"{path} holds an adapter for the model in {name}, which cannot be loaded (pass `base_model` if it lies "
             f"elsewhere): {reason}"
@@ -614,7 +611,7 @@ def as_batch(history: Any) -> tuple[list[History], bool]:
 
 
 def unbatch(answers: list[list[Answer]], is_batch: bool) -> list[Answer] | list[list[Answer]]:
-    """The answers of a batch, or of the one history that was asked with."""
+    """The answers of a batch, or those of its only request."""
     return answers if is_batch else answers[0]
 
 
@@ -625,14 +622,14 @@ def chunks(rows: Sequence, size: int) -> Iterator[Sequence]:
 
 
 def checked_top_k(top_k: Any) -> int:
-    """`top_k`, or a `ValueError` if it is no positive whole number."""
+    """`top_k`; raises a `ValueError` unless it is a positive whole number."""
     if not isinstance(top_k, (int, np.integer)) or top_k < 1:
         raise ValueError(f"`top_k` must be a whole number of at least 1; got {top_k!r}.")
     return int(top_k)
 
 
 def distinct_queries(words: list[str], scores: list[float], top_k: int) -> list[Answer]:
-    """The first `top_k` queries that are no repetition, with their scores; `words` come best first."""
+    """The first `top_k` different queries with their scores; `words` are sorted, best first."""
     best: dict[str, float] = {}
     for text, score in zip(words, scores, strict=True):
         if text.strip():

@@ -1,10 +1,11 @@
-"""The README: its limits, its links, its table, its snippets and its command."""
+"""The README: its limits, its links, its table, its snippets and its commands."""
 
 import ast
 import contextlib
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def test_the_table_shows_the_numbers_of_the_committed_comparisons() -> None:
     assert round(sizes["GenSAR"] / sizes["JSR, personalized search"]) == 7
 
 
-# ---- snippets and the command
+# ---- snippets and commands
 
 
 def test_the_first_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,20 +176,24 @@ def write_later_tables(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_snippets_and_the_command_run(tmp_path: Path) -> None:
+def test_all_snippets_and_commands_run(tmp_path: Path) -> None:
     copy_tables(tmp_path)
     write_later_tables(tmp_path)
-    (command,) = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("gensar ")]
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("gensar ")]
     settings = [word for name, value in SHORT.items() for word in (f"--{name}", str(value))]
-    words = command.replace("--output_dir films", "--output_dir films-cli").split()[1:]
+    calls = []
+    for command in commands:
+        words = [re.sub(r"^films\b", "films-cli", word) for word in shlex.split(command, comments=True)[1:]]
+        few_steps = ["--text_encoder", "null", *settings] if words[0] == "train" else []
+        calls.append(["-m", "gensar_hf", *words, *few_steps])
+    calls.append(["-c", shortened("\n".join(blocks("python")))])
     with Hub(token="hf_secret") as hub:
         environment = {
             **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path / "home"),
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
-        snippets = shortened("\n".join(blocks("python")))
-        for arguments in (["-m", "gensar_hf", *words, "--text_encoder", "null", *settings], ["-c", snippets]):
+        for arguments in calls:
             done = subprocess.run(
                 [sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
             )

@@ -118,6 +118,12 @@ class GenSARTrainingArguments(TrainingArguments):
     item_weight: float | None = _setting(
         None, "of the item vectors' log-probability in a score; default: chosen on validation clicks."
     )
+    item_features: bool = _setting(
+        False, "train item vectors as a map of the items' embeddings plus a rest: for catalogues of few clicks an item."
+    )
+    teacher_share: float = _setting(
+        0.0, "share of the next recommended items that are drawn from SASRec's predictions."
+    )
     generator_config: dict[str, Any] | None = _setting(None, "GenSARConfig values that differ, such as d_model.")
     task_weights: dict[str, float] | None = _setting(None, "share of each training task, 0: off.")
     lora_rank: int | None = _setting(

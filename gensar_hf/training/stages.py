@@ -38,9 +38,12 @@ from gensar_hf.generator.initialization import (
     generator_from_causal_lm,
     generator_from_scratch,
     generator_from_t5,
+    share_item_features,
     start_item_vectors,
 )
+from gensar_hf.generator.item_vectors import merge_features
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
+from gensar_hf.generator.teacher import teacher_of_sasrec
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.identifier_table import build_identifier_table
@@ -273,6 +276,8 @@ def train_generator(
         # Codes made of one kind of embedding alone, an ablation, go with vectors of that kind alone.
         kinds = {"semantic": [semantic], "collaborative": [collaborative], "both": [semantic, collaborative]}
         start_item_vectors(model, kinds[rqvae.config.embeddings], num_clicks, args.seed)
+        if args.item_features:
+            share_item_features(model, kinds[rqvae.config.embeddings], args.seed)
     encoder = ItemEncoder(
         TextEncoder.load(run_dir / SEMANTIC / "text_encoder"),
         dataset.text_columns,
@@ -282,12 +287,19 @@ def train_generator(
     pipe = GenSARPipeline(model, tokenizer, item_encoder=encoder)
     details: dict[str, Any] = {"parameters": model.num_parameters()}
     training = dataclasses.replace(args, output_dir=str(checkpoints))
-    trainer = GenSARTrainer(pipe, training, dataset, callbacks=callbacks)
+    teacher = None
+    if args.teacher_share:
+        with damage_reported(run_dir / COLLABORATIVE):
+            sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
+        teacher = teacher_of_sasrec(sasrec, dataset.events, dataset.split.train_ends)
+    trainer = GenSARTrainer(pipe, training, dataset, teacher=teacher, callbacks=callbacks)
     if trainer.model is not None:
         trained = sum(part.numel() for part in trainer.model.parameters() if part.requires_grad)
         details["trained parameters"] = trained
     with quiet_trainer():
         output = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    if isinstance(pipe.model, GenSARForConditionalGeneration) and pipe.model.encoder.items is not None:
+        merge_features(pipe.model.encoder.items)
     check_finite(MODEL, {"loss": output.training_loss})
     if args.item_weight is None and getattr(pipe.model.config, "num_items", 0):
         pipe.model.config.item_weight = best_item_weight(pipe, dataset, args)

@@ -73,8 +73,8 @@ class GenSARTrainer(Trainer):
         args: a `lora_rank` above 0 trains LoRA, the code tokens and the vectors of items that were added, and leaves
             all other weights as they are; `save_model` then writes an adapter.
         train_dataset: matched to the pipeline's catalogue by item id. What its split holds out is not read.
-        eval_dataset: its validation requests are asked; a mapping of names to datasets prefixes the metrics with the
-            names. Default: `train_dataset`.
+        eval_dataset: evaluation uses its validation requests; a mapping of names to datasets prefixes the metrics
+            with the names. Default: `train_dataset`.
         teacher: see `ExampleSampler`.
         callbacks, optimizers, …: as for `Trainer`.
 
@@ -212,6 +212,7 @@ class GenSARTrainer(Trainer):
             max_target_tokens=MAX_TARGET_TOKENS if tokenizer.history_encoding == "events" else 0,
             seed=args.seed,
             teacher=self._teacher,
+            teacher_share=args.teacher_share,
             item_vectors=getattr(self.pipe.model.config, "num_items", 0) > 0,
         )
 
@@ -345,8 +346,8 @@ class GenSARTrainer(Trainer):
         folder = output_dir or self.args.output_dir or "."
         if self._base is not None and not self._base.name and not _internal_call:
             raise InputError(
-                "An adapter needs the folder of the model that it is for, and this one was trained after it was loaded. "
-                "Write the whole model with `pipe.save_pretrained`, or save it before the next training with LoRA."
+                "An adapter needs the folder of the model that it is for, and this one was trained after it was "
+                "loaded. Write the whole model with `pipe.save_pretrained`, or save it before a training with LoRA."
             )
         super().save_model(folder, _internal_call)
         if self.args.should_save and not _internal_call:

@@ -2,12 +2,11 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from gensar_hf.baselines import DenseRetrieval
 from gensar_hf.baselines.tuning import fit_baseline
 from gensar_hf.data.splits import SEARCH
-from gensar_hf.embeddings.semantic import DEFAULT_ENCODER
+from gensar_hf.embeddings.text_encoder import MINILM, TextEncoder
 
 ITEMS = np.array([[1, 0], [5, 0], [0, 2], [1, 1], [-3, 0], [0, 0]], dtype=np.float32)
 QUERIES = {"space comedy": [10.0, 0.0], "war drama": [0.0, 0.1]}
@@ -46,10 +45,9 @@ class FakeEncoder:
     def __init__(self):
         self.encoded = []
 
-    def parameters(self):
-        return [torch.zeros(3), torch.zeros(2, 2)]
+    num_parameters = 7
 
-    def encode(self, texts, **options):
+    def encode(self, texts):
         self.encoded.append(list(texts))
         return np.array([[len(text), len(text.split())] for text in texts], dtype=np.float32)
 
@@ -57,7 +55,7 @@ class FakeEncoder:
 @pytest.mark.parametrize(
     ("settings", "model", "name"),
     [
-        ({}, DEFAULT_ENCODER, "Dense retrieval"),
+        ({}, MINILM, "Dense retrieval"),
         (
             {"model": "intfloat/e5-base-v2", "query_prefix": "q: ", "passage_prefix": "passage: "},
             "intfloat/e5-base-v2",
@@ -68,9 +66,7 @@ class FakeEncoder:
 )
 def test_one_loaded_encoder_encodes_items_and_queries(split, catalogue, dataset_of, monkeypatch, settings, model, name):
     encoder, loaded = FakeEncoder(), []
-    monkeypatch.setattr(
-        "gensar_hf.baselines.dense_retrieval._load_encoder", lambda name, device: loaded.append(name) or encoder
-    )
+    monkeypatch.setattr(TextEncoder, "load", lambda name: loaded.append(name) or encoder)
     scorer = fit_baseline("dense_retrieval", dataset_of(split, TEXTS), settings=settings)
     scores = scorer.score(split.test[SEARCH], catalogue)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gensar_hf.data import RECOMMENDATION, SEARCH, InteractionLog, events_from_log, leave_one_out, training_mask
+from gensar_hf.data import RECOMMENDATION, SEARCH, InteractionDataset, training_mask
 from gensar_hf.data.splits import Requests
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation.cold_start import catalogue_reach, cold_start_requests, evaluate_groups
@@ -26,8 +26,7 @@ ROWS = [
 def as_dataset(rows, item_ids):
     interactions = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "query"]).astype({"timestamp": float})
     items = ITEMS[ITEMS["item_id"].isin(item_ids)].reset_index(drop=True)
-    events = events_from_log(InteractionLog(items, interactions.reset_index(drop=True), ("title",)))
-    return SimpleNamespace(item_ids=events.item_ids, events=events, split=leave_one_out(events))
+    return InteractionDataset.from_checked(items, interactions, ("title",))
 
 
 @pytest.fixture

@@ -223,6 +223,8 @@ def test_damaged_weights_are_refused(make_base: Callable, folder: Path) -> None:
     refuse(make_base(), folder, "is damaged")
     save_file({name: tensor[..., :-1].contiguous() for name, tensor in weights.items()}, path)
     refuse(make_base(), folder, "is damaged")
+    save_file(dict(list(weights.items())[1:]), path)
+    refuse(make_base(), folder, "does not hold the weights")
 
 
 @pytest.mark.parametrize(
