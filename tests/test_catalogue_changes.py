@@ -84,7 +84,7 @@ def test_no_request_sees_a_part_of_two_catalogues(own_pipe: GenSARPipeline) -> N
     for thread in threads:
         thread.start()
     swaps = 0
-    while len(answers) < 20:
+    while len(answers) < 8:
         own_pipe.set_catalogue((table, other)[swaps % 2])
         swaps += 1
     stop.set()
@@ -121,7 +121,7 @@ def test_an_added_item_has_the_mean_probability_of_its_neighbors(with_added: tup
     assert borrowed == pytest.approx(expected, rel=1e-4)
 
 
-def test_added_items_are_found_at_the_place_that_their_lenders_give_them(with_added: tuple) -> None:
+def test_added_items_are_found_at_the_place_that_their_neighbors_give_them(with_added: tuple) -> None:
     pipe, table = with_added
     answers = pipe.search("horror", HISTORY, top_k=12)
     scores = pipe.score_items([HISTORY], np.arange(12)[None], ["horror"])[0]
