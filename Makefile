@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: demo test test-slow lint package clean
 
 demo: .venv/.demo
-	$(BIN)/python training_scripts/run_pipeline.py training_scripts/configs/ml-100k.yaml
+	$(BIN)/python training_scripts/demo.py
 
 # One process per core with one thread each: the test models are too small for more threads.
 test: .venv/.dev

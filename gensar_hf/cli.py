@@ -41,8 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"error: there is no command '{words[0]}'; commands are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
+    return exit_status(COMMANDS[words[0]], words[1:])
+
+
+def exit_status(command: Callable[..., int | None], *arguments: Any) -> int:
+    """Call a command; 2 and one sentence on stderr for input that cannot be used, 130 after Ctrl-C."""
     try:
-        return COMMANDS[words[0]](words[1:]) or 0
+        return command(*arguments) or 0
     except (InputError, argparse.ArgumentError, ValueError) as error:
         if not isinstance(error, (InputError, argparse.ArgumentError)) and _is_ours(error):
             raise
@@ -149,15 +154,32 @@ def _parser(command: str, description: str) -> Any:
 
 def train_command(argv: Sequence[str]) -> None:
     """`gensar train`: all stages, then what to do next."""
-    from gensar_hf.data import InteractionDataset
-    from gensar_hf.training.arguments import GenSARTrainingArguments
     from gensar_hf.training.stages import MODEL, train
 
-    parser = _parser(
-        "train",
+    parser = training_parser(
+        "gensar train",
         "Train on two tables. A finished stage is skipped when the command is repeated; a killed training continues. "
         "All fields of transformers.TrainingArguments are settings as well, such as --max_steps 300 --seed 1.",
     )
+    dataset, args = dataset_and_arguments(read_settings(parser, argv).as_dict())
+    set_up_logging()
+    show = StageLines()
+    pipe = train(dataset, args, on_stage=show)
+    show_answers(pipe, dataset)
+    model_dir = Path(str(args.output_dir)) / MODEL
+    print(f"\nThe model is in {model_dir}. Next:")
+    print(f"    gensar evaluate {args.output_dir}")
+    print(f'    gensar search {model_dir} "…"')
+
+
+def training_parser(prog: str, description: str) -> Any:
+    """A parser of every setting of the dataset and of the training, with `--config` for a YAML file of them."""
+    from jsonargparse import ArgumentParser
+
+    from gensar_hf.data import InteractionDataset
+    from gensar_hf.training.arguments import GenSARTrainingArguments
+
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of settings, one a line; options override it.")
     parser.add_argument("--items", type=str | None, help="items table: item_id and text columns (Parquet, CSV, …).")
     parser.add_argument("--interactions", type=str | None, help="interactions: user_id, item_id, timestamp, query.")
@@ -169,24 +191,32 @@ def train_command(argv: Sequence[str]) -> None:
         GenSARTrainingArguments,
         shown=["output_dir", *own, "max_steps", "learning_rate", "num_train_epochs", "per_device_train_batch_size"],
     )
-    settings = read_settings(parser, argv).as_dict()
-    settings.pop("config", None)
+    return parser
+
+
+def dataset_and_arguments(settings: dict[str, Any]) -> tuple[Any, Any]:
+    """The dataset and the training arguments that a flat mapping of settings describes.
+
+    Args:
+        settings: names of `training_parser` → values; those with defaults may be left out.
+
+    Raises:
+        InputError: a table or the output folder is not named, a setting does not exist, or a value is out of range.
+    """
+    from gensar_hf.data import InteractionDataset
+    from gensar_hf.training.arguments import GenSARTrainingArguments
+
+    settings = {name: value for name, value in settings.items() if name != "config"}
     for name in ("items", "interactions", "output_dir"):
-        if not settings[name]:
+        if not settings.get(name):
             raise InputError(
                 f"Name the {name.replace('_', ' ')} with --{name}; gensar train --help lists the settings."
             )
+    seed = settings.pop("data_set_seed", 0)
     names = [name for name in inspect.signature(InteractionDataset).parameters if name in settings and name != "seed"]
-    dataset = InteractionDataset(**{name: settings.pop(name) for name in names}, seed=settings.pop("data_set_seed"))
+    of_dataset = {name: settings.pop(name) for name in names}
     args = make_arguments(GenSARTrainingArguments, settings)
-    set_up_logging()
-    show = StageLines()
-    pipe = train(dataset, args, on_stage=show)
-    show_answers(pipe, dataset)
-    model_dir = Path(str(args.output_dir)) / MODEL
-    print(f"\nThe model is in {model_dir}. Next:")
-    print(f"    gensar evaluate {args.output_dir}")
-    print(f'    gensar search {model_dir} "…"')
+    return InteractionDataset(**of_dataset, seed=seed), args
 
 
 def make_arguments(kind: type, settings: dict[str, Any]) -> Any:

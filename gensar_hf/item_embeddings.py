@@ -1,7 +1,7 @@
-"""Tables of item embeddings: checks, unit rows, nearest rows, and safetensors files."""
+"""Tables of item embeddings: checks, unit rows, and safetensors files."""
 
 import os
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,7 @@ _ITEMS_KEY = "item_ids_sha256"
 
 def row_chunks(num_rows: int, size: int = CHUNK_ROWS) -> Iterator[slice]:
     """Slices of `size` rows, the last one shorter, that together cover all rows."""
-    for start in range(0, num_rows, size):
-        yield slice(start, start + size)
+    return (slice(start, start + size) for start in range(0, num_rows, size))
 
 
 def checked_table(name: str, embeddings: Any) -> np.ndarray:
@@ -45,60 +44,25 @@ def checked_table(name: str, embeddings: Any) -> np.ndarray:
     return table
 
 
-def require_equal_lengths(semantic: Sized, collaborative: Sized) -> None:
-    """Refuse tables of different numbers of items.
+def checked_pair(semantic: Any, collaborative: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Both as `checked_table`, with the same number of rows.
 
     Raises:
-        InputError: the numbers differ.
+        InputError: as in `checked_table`, or the numbers of rows differ.
     """
+    semantic, collaborative = checked_table("semantic", semantic), checked_table("collaborative", collaborative)
     if len(semantic) != len(collaborative):
         raise InputError(
             f"There are {len(semantic)} semantic but {len(collaborative)} collaborative embeddings; give one of each "
             "per item, in the same order."
         )
+    return semantic, collaborative
 
 
 def unit_rows(embeddings: np.ndarray) -> np.ndarray:
     """The rows of `(num_items, dim)` scaled to length 1, float32; zero rows stay zero."""
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     return (embeddings / np.where(lengths == 0, 1, lengths)).astype(np.float32)
-
-
-def relative_distances(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Squared L2 distances `(num_queries, num_keys)` minus the queries' own squared norms.
-
-    The missing term is constant along a row, so it changes no comparison of keys.
-    """
-    return np.square(keys).sum(axis=1) - 2 * queries @ keys.T
-
-
-def nearest_rows(
-    queries: np.ndarray, keys: np.ndarray, k: int, *, cosine: bool = False, exclude: np.ndarray | None = None
-) -> np.ndarray:
-    """Rows of the k keys nearest to each query, nearest first.
-
-    Args:
-        queries: `(num_queries, dim)`.
-        keys: `(num_keys, dim)`, at least k that are not excluded.
-        k: number of neighbors.
-        cosine: nearest by cosine instead of squared L2 distance.
-        exclude: `(num_queries,)` the key that each query must not get, usually itself; -1 excludes none.
-
-    Returns:
-        `(num_queries, k)` int64.
-    """
-    if cosine:
-        queries, keys = unit_rows(queries), unit_rows(keys)
-    nearest = np.empty((len(queries), k), dtype=np.int64)
-    for rows in row_chunks(len(queries), 128):
-        distances = -queries[rows] @ keys.T if cosine else relative_distances(queries[rows], keys)
-        if exclude is not None:
-            excluded = exclude[rows]
-            distances[np.flatnonzero(excluded >= 0), excluded[excluded >= 0]] = np.inf
-        near = np.argpartition(distances, k - 1, axis=1)[:, :k]  # a full sort of a large catalogue takes minutes
-        order = np.argsort(np.take_along_axis(distances, near, axis=1), axis=1, kind="stable")
-        nearest[rows] = np.take_along_axis(near, order, axis=1)
-    return nearest
 
 
 def save_item_embeddings(path: str | os.PathLike[str], embeddings: np.ndarray, item_ids: Sequence[str]) -> None:

@@ -21,7 +21,6 @@ from gensar_hf.files import CARD_FILE, atomic_path, read_json
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline
 
-LIBRARY = "gensar-hf"
 TAGS = ["search", "recommendation", "generative-retrieval", "semantic-ids"]
 PACKAGES = ("gensar-hf", "torch", "transformers", "sentence-transformers", "huggingface_hub", "numpy")
 
@@ -31,12 +30,11 @@ class DataFacts:
     """What a card says about the training data.
 
     Attributes:
-        name: for people.
-        dataset_id: in the metadata, such as `ml-100k`.
+        name: for people; `dataset_id` is its name in the metadata, such as `ml-100k`.
         description: source and meaning of the interactions.
-        license: license of the data in words.
+        license: in words.
         limits: limits of metrics on these data.
-        metadata: license entries of the card's metadata: `license`, `license_name`, `license_link`.
+        metadata: entries of the card's metadata: `license`, `license_name`, `license_link`.
     """
 
     name: str = ""
@@ -114,26 +112,22 @@ def model_card(
     """
     if isinstance(pipe_or_folder, str | os.PathLike):
         folder = Path(pipe_or_folder)
-        config = read_json(folder / "config.json")
-        num_parameters = _num_parameters(folder)
+        config, num_parameters = read_json(folder / "config.json"), _num_parameters(folder)
         table = None if config["model_type"] in _KINDS else IdentifierTable.load(folder)
     else:
-        config = pipe_or_folder.model.config.to_dict()
+        config, table = pipe_or_folder.model.config.to_dict(), pipe_or_folder.tokenizer.identifiers
         num_parameters = pipe_or_folder.model.num_parameters()
-        table = pipe_or_folder.tokenizer.identifiers
     model_type = config["model_type"]
     generator = ("gensar.md", "GenSAR", "text-ranking", ["gensar", "t5" if model_type == "gensar" else model_type])
     template, name, pipeline_tag, tags = _KINDS.get(model_type, generator)
     facts = data if isinstance(data, DataFacts) else DATA_SETS.get(data, DataFacts())
     title = f"{name}, {facts.name}" if facts.name else name
 
-    metadata: dict[str, Any] = dict(facts.metadata or {})
-    if pipeline_tag:
-        metadata["pipeline_tag"] = pipeline_tag
-    if results := eval_results(metrics or {"tasks": {}}, name, facts):
+    metadata: dict[str, Any] = {**(facts.metadata or {}), **({"pipeline_tag": pipeline_tag} if pipeline_tag else {})}
+    if results := _eval_results(metrics or {"tasks": {}}, name, facts):
         metadata |= {"model_name": title, "eval_results": results}
-    report = identifiers or (table.report() if table else {})
     num_items = table.num_items if table else config.get("num_items", 0)
+    rows = [[stage, f"{seconds:.0f}"] for stage, seconds in (stages or {}).items()]
     values = {
         "title": title,
         "data_name": facts.name,
@@ -142,18 +136,24 @@ def model_card(
         "data_limits": facts.limits,
         "num_items": f"{num_items:,}",
         "num_parameters": f"{num_parameters:,}",
-        "counts": dataset_table(dataset).markdown() if dataset is not None else "",
+        "counts": _dataset_table(dataset).markdown() if dataset is not None else "",
         "split": split,
         "part": part,
         "results": markdown(metrics_tables(metrics)).rstrip() if metrics else "",
-        "identifiers": _identifier_section(report),
-        "stages": _stage_section(stages or {}),
+        "identifiers": _identifier_section(identifiers or (table.report() if table else {})),
+        "stages": Table(["Stage", "Seconds"], rows).markdown() if rows else "",
         "command": command,
         "version": version("gensar-hf"),
         "versions": ", ".join(f"{package} {version(package)}" for package in PACKAGES),
-        **(_example(table) if table else {}),
     }
-    card_data = ModelCardData(library_name=LIBRARY, tags=[*TAGS, *tags], **metadata)
+    if table:  # a history and a query as Python, of the catalogue's first items
+        history, query = (
+            [{"item_id": item_id} for item_id in table.item_ids[:2]],
+            (table.titles or ["a query"])[0].lower(),
+        )
+        values["example_history"] = json.dumps(history, ensure_ascii=False)
+        values["example_query"] = json.dumps(query, ensure_ascii=False)
+    card_data = ModelCardData(library_name="gensar-hf", tags=[*TAGS, *tags], **metadata)
     path = str(Path(__file__).parent / "cards" / template)
     return ModelCard.from_template(card_data, template_path=path, **values).content.rstrip() + "\n"
 
@@ -170,17 +170,8 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any] 
     return path
 
 
-def eval_results(metrics: Mapping[str, Any], system: str, data: DataFacts) -> list[EvalResult]:
-    """A system's metrics for `model-index`. Each metric's name ends with its protocol.
-
-    Args:
-        metrics: `EvaluationResult.metrics()` or `metrics.json`.
-        system: its row there.
-        data: name and id of the dataset.
-
-    Returns:
-        one entry per task and metric, none if the system was not evaluated.
-    """
+def _eval_results(metrics: Mapping[str, Any], system: str, data: DataFacts) -> list[EvalResult]:
+    """A system's metrics for `model-index`. Each metric's name ends with its protocol."""
     return [
         EvalResult(
             task_type=task,
@@ -196,7 +187,7 @@ def eval_results(metrics: Mapping[str, Any], system: str, data: DataFacts) -> li
     ]
 
 
-def dataset_table(dataset: Any) -> Table:
+def _dataset_table(dataset: Any) -> Table:
     """Counts of an `InteractionDataset`."""
     events, split = dataset.events, dataset.split
     num_training = int((split.train_ends - events.offsets[:-1]).sum())
@@ -210,21 +201,6 @@ def _identifier_section(report: Mapping[str, Any]) -> str:
         return ""
     variant = {"identifiers": summarize_identifiers([report]), "seconds": {}}
     return identifier_table({"order": ["this model"], "variants": {"this model": variant}}).markdown()
-
-
-def _stage_section(stages: Mapping[str, float]) -> str:
-    rows = [[stage, f"{seconds:.0f}"] for stage, seconds in stages.items()]
-    return Table(["Stage", "Seconds"], rows).markdown() if rows else ""
-
-
-def _example(table: IdentifierTable) -> dict[str, str]:
-    """A history and a query as Python, of two items of the catalogue."""
-    history = [{"item_id": item_id} for item_id in table.item_ids[:2]]
-    query = (table.titles or ["a query"])[0].lower()
-    return {
-        "example_history": json.dumps(history, ensure_ascii=False),
-        "example_query": json.dumps(query, ensure_ascii=False),
-    }
 
 
 def _num_parameters(folder: Path) -> int:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from gensar_hf.data.tables import TableSource, id_column, read_table, text_column
 from gensar_hf.embeddings.cold_start import CollaborativeMap
@@ -82,7 +84,7 @@ class ItemEncoder:
             raise InputError(f"{folder / _CONFIG_FILE} names no text columns; train the model again.")
         try:
             rqvae = JointRQVAE.from_pretrained(folder / _RQVAE_DIR)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (SafetensorError, StrictDataclassError, OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{folder / _RQVAE_DIR} cannot be loaded ({reason}); train the model again.") from error
         return cls(

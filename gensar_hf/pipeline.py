@@ -166,6 +166,8 @@ class GenSARPipeline:
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.save_extras(folder)
+        if self.adapter is None:
+            self.name_or_path = os.fspath(folder)
 
     def save_extras(self, folder: str | os.PathLike) -> None:
         """Write what a model folder holds besides model and tokenizer: the item encoder and the card, if there are."""
@@ -207,7 +209,9 @@ class GenSARPipeline:
         if self.card is None:
             logger.warning("The model has no model card (%s); `gensar_hf.model_card` writes one.", CARD_FILE)
         with tempfile.TemporaryDirectory() as folder:
+            name = self.name_or_path
             self.save_pretrained(folder)
+            self.name_or_path = name  # not the temporary folder
             return push_folder(
                 folder,
                 repo_id,
@@ -545,7 +549,7 @@ def _load_model(path: str | os.PathLike, base_model: str | os.PathLike | None, k
     beside = Path(path) / adapter.name  # names of folders are relative to the adapter's
     name = base_model if base_model is not None else beside if beside.is_dir() else adapter.name
     try:
-        model = _load_any(name, own)
+        model = _load_model(name, None, own)
     except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
         reason = _first_line(error) if Path(name).is_dir() else explain_hub_error(name, error)
         raise InputError(

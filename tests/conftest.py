@@ -216,3 +216,29 @@ def pipe(pipelines: dict[str, GenSARPipeline], kind: str) -> GenSARPipeline:
 @pytest.fixture
 def events_pipe(pipelines: dict[str, GenSARPipeline]) -> GenSARPipeline:
     return pipelines["events"]
+
+
+@pytest.fixture(scope="session")
+def tiny_data():
+    """The dataset of `tiny_runs.make_tables`."""
+    import tiny_runs
+
+    return tiny_runs.make_dataset()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished `train`: read only; copy before changing."""
+    import tiny_runs
+
+    from gensar_hf.training.stages import train
+
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    train(tiny_data, tiny_runs.arguments(folder))
+    return folder
+
+
+@pytest.fixture
+def tiny_pipe(tiny_run: Path) -> GenSARPipeline:
+    """The pipeline of `tiny_run`, loaded for this test alone."""
+    return GenSARPipeline.from_pretrained(tiny_run / "model", device="cpu")

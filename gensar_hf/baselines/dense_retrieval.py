@@ -66,9 +66,8 @@ class DenseRetrieval:
         num_parameters: int = 0,
     ) -> None:
         if item_embeddings.ndim != 2 or not np.isfinite(item_embeddings).all():
-            raise ValueError(
-                f"`item_embeddings` must be a finite (num_items, dim) matrix; got shape {item_embeddings.shape}."
-            )
+            shape = item_embeddings.shape
+            raise ValueError(f"`item_embeddings` must be a finite (num_items, dim) matrix; got shape {shape}.")
         self.item_embeddings = _normalized(item_embeddings)
         self.query_encoder, self.query_prefix = query_encoder, query_prefix
         self.name, self.num_parameters = name, num_parameters
@@ -76,23 +75,19 @@ class DenseRetrieval:
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """Cosine of each candidate with the request's query, `(num_requests, num_candidates)` float32."""
-        # Encoding costs far more than the products, so each query is encoded once, over all calls.
-        new_queries = [query for query in dict.fromkeys(requests.query_texts) if query not in self._query_embeddings]
-        if new_queries:
-            self._query_embeddings.update(zip(new_queries, self._encode_queries(new_queries), strict=True))
         return gather_query_scores(requests, candidates, self._score_items)
 
     def _score_items(self, queries: list[str]) -> np.ndarray:
+        # Encoding costs far more than the products, so each query is encoded once, over all calls.
+        if new := [query for query in queries if query not in self._query_embeddings]:
+            embeddings = np.asarray(self.query_encoder([self.query_prefix + query for query in new]))
+            if embeddings.shape != (len(new), self.item_embeddings.shape[1]):
+                raise ValueError(
+                    f"The query encoder gave shape {embeddings.shape} for {len(new)} queries, but the items have "
+                    f"{self.item_embeddings.shape[1]} dimensions; use the encoder that made the item embeddings."
+                )
+            self._query_embeddings.update(zip(new, _normalized(embeddings), strict=True))
         return np.stack([self._query_embeddings[query] for query in queries]) @ self.item_embeddings.T
-
-    def _encode_queries(self, queries: list[str]) -> np.ndarray:
-        embeddings = np.asarray(self.query_encoder([self.query_prefix + query for query in queries]))
-        if embeddings.shape != (len(queries), self.item_embeddings.shape[1]):
-            raise ValueError(
-                f"The query encoder gave shape {embeddings.shape} for {len(queries)} queries, but the items have "
-                f"{self.item_embeddings.shape[1]} dimensions; use the encoder that made the item embeddings."
-            )
-        return _normalized(embeddings)
 
 
 def _normalized(embeddings: np.ndarray) -> np.ndarray:

@@ -1,9 +1,7 @@
 """First-order Markov chain: the next item given only the latest click."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -11,8 +9,6 @@ from scipy.sparse import csr_array
 from gensar_hf.baselines.sequential import clicked_items
 from gensar_hf.data.splits import RECOMMENDATION, Requests
 from gensar_hf.data.user_events import UserEvents
-
-_CHUNK_SIZE = 256  # requests whose scores of all items are held at once: 12 MB for 12,000 items
 
 
 @dataclass
@@ -77,11 +73,7 @@ class MarkovChain:
         """Probability of each candidate, `(num_requests, num_candidates)` float32."""
         no_click = len(self.popularity)  # the counts' last row
         latest = np.array([clicks[-1] if len(clicks) else no_click for clicks in clicked_items(requests)], dtype=int)
-        scores = np.zeros(candidates.shape, dtype=np.float32)
-        for start in range(0, len(requests), _CHUNK_SIZE):
-            rows = slice(start, start + _CHUNK_SIZE)
-            scores[rows] = np.take_along_axis(self.probabilities(latest[rows]), candidates[rows], axis=1)
-        return scores
+        return np.take_along_axis(self.probabilities(latest), candidates, axis=1)
 
     def probabilities(self, latest: np.ndarray) -> np.ndarray:
         """P(item | latest item), `(len(latest), num_items)` float32; `num_items` stands for no latest click."""
@@ -91,10 +83,10 @@ class MarkovChain:
 
 
 def transition_counts(events: UserEvents, max_skip: int, skip_weight: float) -> csr_array:
-    """Count how often the same user clicked one item after another.
+    """Count how often the same user clicked one item after another; queries between two clicks are not skipped clicks.
 
     Args:
-        events: training events; queries between two clicks do not count as skipped.
+        events: training events.
         max_skip: most clicks between the two.
         skip_weight: factor for each skipped click.
 
@@ -109,13 +101,5 @@ def transition_counts(events: UserEvents, max_skip: int, skip_weight: float) -> 
         earlier, later = slice(None, -1 - skipped), slice(1 + skipped, None)
         same_user = users[earlier] == users[later]
         pairs = items[earlier][same_user], items[later][same_user]
-        weights = np.full(len(pairs[0]), skip_weight**skipped, dtype=np.float32)
-        counts = counts + csr_array((weights, pairs), shape=shape)
+        counts = counts + csr_array((np.full(same_user.sum(), skip_weight**skipped, np.float32), pairs), shape=shape)
     return counts
-
-
-def fit(
-    events: UserEvents, item_texts: Sequence[str], config: MarkovConfig, training: Mapping[str, Any]
-) -> MarkovChain:
-    """Count the transitions; see `Baseline.fit`."""
-    return MarkovChain(events, config)

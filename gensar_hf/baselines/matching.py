@@ -1,4 +1,4 @@
-"""Models that match a user and a query with items by a dot product (QEM, JSR): examples, training and scoring."""
+"""QEM and JSR: a vector of the user and the query, matched with the items' vectors by a dot product."""
 
 import re
 import tempfile
@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from gensar_hf.baselines.sequential import clicked_items, new_model, train_quietly
-from gensar_hf.data.splits import SEARCH, Requests
+from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.data.user_events import Behavior, UserEvents
 from gensar_hf.embeddings import sasrec_training
 from gensar_hf.embeddings.modeling_sasrec import pad_histories
@@ -34,7 +33,6 @@ TRAINING_DEFAULTS = {
     "learning_rate": 5e-3,
     "weight_decay": 0.1,
 }
-_CHUNK_SIZE = 256  # requests whose scores of all items are held at once: 12 MB for 12,000 items
 _WORD = re.compile(r"\w+")
 
 ModelT = TypeVar("ModelT", bound="MatchingModel")
@@ -50,12 +48,9 @@ class MatchingConfig(PreTrainedConfig):
         words: vocabulary of queries and texts, lower-cased; word n has id n + 1.
         hidden_size: width of all vectors.
         dropout: dropout of the request vector.
-        label_smoothing: label smoothing of the training loss.
         initializer_range: standard deviation of the initial item and word vectors.
         text_weight: weight of a training example made from an item's text (its words → the item), relative to a click;
             0 = texts are not read.
-        skip_clicked: rank candidates in the user's history after all others, which is right for a log in which nobody
-            takes an item twice.
     """
 
     model_type = "matching"
@@ -65,28 +60,17 @@ class MatchingConfig(PreTrainedConfig):
     words: list[str] | tuple[str, ...] = ()
     hidden_size: int = 64
     dropout: float = 0.2
-    label_smoothing: float = 0.0
     initializer_range: float = 0.1
     text_weight: float = 0.0
-    skip_clicked: bool = False
 
     def validate_ranges(self) -> None:
         """Part of the `@strict` validation: ranges of sizes, probabilities and weights."""
         if self.hidden_size < 1:
             raise ValueError(f"`hidden_size` must be at least 1; got {self.hidden_size}.")
-        for name in ("dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1; got {getattr(self, name)}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be at least 0 and below 1; got {self.dropout}.")
         if self.text_weight < 0:
             raise ValueError(f"`text_weight` must not be negative; got {self.text_weight}.")
-
-
-@dataclass
-class MatchingOutput(ModelOutput):
-    """loss: scalar, None without labels. logits: `(batch_size, num_items)`, column `i` is item `i`."""
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
 
 
 class MatchingModel(PreTrainedModel, ABC):
@@ -105,7 +89,7 @@ class MatchingModel(PreTrainedModel, ABC):
 
     def __init__(self, config: MatchingConfig) -> None:
         super().__init__(config)
-        self._word_ids = {word: word_id for word_id, word in enumerate(config.words, start=1)}
+        self._word_indices = {word: index for index, word in enumerate(config.words)}
         self.item_table = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=PADDING)
         self.word_table = nn.Embedding(len(config.words) + 1, config.hidden_size, padding_idx=PADDING)
         self.user_table = nn.Embedding(config.num_users + 1, config.hidden_size, padding_idx=PADDING)
@@ -130,11 +114,6 @@ class MatchingModel(PreTrainedModel, ABC):
         """Tasks whose requests include the user and the history."""
         return self.tasks
 
-    @property
-    def history_length(self) -> int:
-        """Number of latest clicks that the model reads."""
-        return 0
-
     @abstractmethod
     def request_vectors(
         self, user_ids: torch.Tensor, word_ids: torch.Tensor, history_ids: torch.Tensor
@@ -149,7 +128,7 @@ class MatchingModel(PreTrainedModel, ABC):
         labels: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> MatchingOutput:
+    ) -> SequenceClassifierOutput:
         """Score the whole catalogue; with labels, also compute the cross entropy over it.
 
         Args:
@@ -159,16 +138,18 @@ class MatchingModel(PreTrainedModel, ABC):
             labels: `(batch_size,)` indices of the clicked items.
             weights: `(batch_size,)` example weights; default 1.
             num_items_in_batch: labels in the whole batch, as Trainer counts them; default: the labels of this call.
+
+        Returns:
+            `loss`, scalar, with labels; `logits`, `(batch_size, num_items)`, column `i` is item `i`.
         """
         vectors = self.dropout(self.request_vectors(user_ids, word_ids, history_ids))
         logits = F.linear(vectors, self.item_table.weight[1:], self.item_bias)
         if labels is None:
-            return MatchingOutput(logits=logits)
-        smoothing = self.config.label_smoothing * self.training
-        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)  # (batch_size,)
+            return SequenceClassifierOutput(logits=logits)
+        losses = F.cross_entropy(logits, labels, reduction="none")  # (batch_size,)
         total = losses.sum() if weights is None else (losses * weights).sum()
         num_labels = len(labels) if num_items_in_batch is None else num_items_in_batch
-        return MatchingOutput(loss=total / num_labels, logits=logits)
+        return SequenceClassifierOutput(loss=total / num_labels, logits=logits)
 
     def encode_words(self, texts: Sequence[str]) -> np.ndarray:
         """Ids of the first `MAX_WORDS` known words of each text; unknown words are skipped.
@@ -176,11 +157,10 @@ class MatchingModel(PreTrainedModel, ABC):
         Returns:
             `(num_texts, longest)` int64 word ids, 0 = padding, on the right; at least one column.
         """
-        rows = [[self._word_ids[w] for w in split_words(text) if w in self._word_ids][:MAX_WORDS] for text in texts]
-        table = np.full((len(rows), max([1, *map(len, rows)])), PADDING, dtype=np.int64)
-        for row, ids in zip(table, rows, strict=True):
-            row[: len(ids)] = ids
-        return table
+        rows = [
+            [self._word_indices[w] for w in split_words(text) if w in self._word_indices][:MAX_WORDS] for text in texts
+        ]
+        return pad_histories([np.array(row, dtype=np.int64) for row in rows], MAX_WORDS).numpy()
 
 
 def mean_vectors(table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
@@ -204,17 +184,10 @@ def vocabulary(texts: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Examples(torch.utils.data.Dataset):
-    """Training examples of `MatchingModel.forward`.
+    """Training examples: the arguments of `MatchingModel.forward`, with `weights` as float32.
 
     The items of this data set are row numbers. `collate` gathers a whole batch at once, which is much faster than one
     tensor per example.
-
-    Attributes:
-        user_ids: `(num_examples,)` user index + 1, 0 = no user.
-        word_ids: `(num_examples, num_words)`, 0 = padding.
-        history_ids: `(num_examples, num_clicks)` item index + 1, 0 = padding.
-        labels: `(num_examples,)` item indices.
-        weights: `(num_examples,)` float32.
     """
 
     user_ids: np.ndarray
@@ -241,14 +214,14 @@ class Examples(torch.utils.data.Dataset):
     @classmethod
     def concatenate(cls, parts: Sequence["Examples"]) -> "Examples":
         """All parts in order, padded to the same width."""
-        return cls(**{field.name: _stacked([getattr(part, field.name) for part in parts]) for field in fields(cls)})
-
-
-def _stacked(tables: Sequence[np.ndarray]) -> np.ndarray:
-    if tables[0].ndim == 1:
-        return np.concatenate(tables)
-    width = max(table.shape[1] for table in tables)
-    return np.concatenate([np.pad(table, ((0, 0), (0, width - table.shape[1]))) for table in tables])
+        columns = {}
+        for name in (field.name for field in fields(cls)):
+            tables = [getattr(part, name) for part in parts]
+            if tables[0].ndim == 2:
+                width = max(table.shape[1] for table in tables)
+                tables = [np.pad(table, ((0, 0), (0, width - table.shape[1]))) for table in tables]
+            columns[name] = np.concatenate(tables)
+        return cls(**columns)
 
 
 def click_examples(
@@ -258,7 +231,6 @@ def click_examples(
     with_users: bool = True,
     with_words: bool = True,
     history_length: int = 0,
-    weight: float = 1.0,
 ) -> Examples:
     """One example per click.
 
@@ -269,7 +241,6 @@ def click_examples(
         with_users: include the user.
         with_words: include the query of a searched item.
         history_length: number of latest clicks before the click to include, of any behavior.
-        weight: weight of each example.
     """
     clicks = np.flatnonzero(events.items >= 0)
     positions = np.flatnonzero(np.isin(events.behaviors[clicks], behaviors))  # among all clicks
@@ -281,7 +252,7 @@ def click_examples(
         word_ids=query_words[events.queries[chosen]] * with_words,
         history_ids=_earlier_clicks(items, timestamps, users, positions, history_length),
         labels=events.items[chosen],
-        weights=np.full(len(chosen), weight, dtype=np.float32),
+        weights=np.ones(len(chosen), dtype=np.float32),
     )
 
 
@@ -322,17 +293,11 @@ def build_model(
     seed: int,
     num_users: int | None = None,
 ) -> ModelT:
-    """Build a new model with item biases equal to the log of the training clicks.
+    """A new model of the data, its sizes and vocabulary set in `config`.
 
-    Otherwise training would spend its first steps on the popularity.
-
-    Args:
-        model_class: class of the model.
-        events: training events.
-        item_texts: item texts; their words are part of the vocabulary if `text_weight` is positive.
-        config: settings; the sizes and the vocabulary are set here.
-        seed: seed of the initial weights.
-        num_users: users with a vector; default: all.
+    The words of the item texts are part of the vocabulary if `text_weight` is positive. `num_users` is by default the
+    number of all users. Item biases start at the log of the training clicks: otherwise training would spend its first
+    steps on the popularity.
     """
     config.num_users = events.num_users if num_users is None else num_users
     config.num_items = events.num_items
@@ -352,14 +317,9 @@ def fit_matching(
     training: Mapping[str, Any],
     name: str,
 ) -> "MatchingScorer":
-    """Train on click examples and, if `text_weight` is positive, on the item texts.
+    """Train a new model in place on click examples and, if `text_weight` is positive, on the item texts.
 
-    Args:
-        model: new model, trained in place.
-        parts: examples from training clicks.
-        item_texts: in catalogue order.
-        training: `seed` and other fields of `TrainingArguments`; the defaults are `TRAINING_DEFAULTS`.
-        name: the row's name in tables.
+    `training` has the `seed` and other fields of `TrainingArguments`; the defaults are `TRAINING_DEFAULTS`.
 
     Raises:
         InputError: there is no click to learn from.
@@ -389,7 +349,7 @@ def fit_matching(
 
 
 class MatchingScorer:
-    """Score = a matching model's logit of the candidate; `-inf` for clicked items if `config.skip_clicked`.
+    """Score = a matching model's logit of the candidate.
 
     Args:
         model: trained model.
@@ -401,21 +361,8 @@ class MatchingScorer:
         self.num_parameters = model.num_parameters()
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
-        """Logit of each candidate, `(num_requests, num_candidates)` float32; -inf where it is skipped."""
-        scores = np.zeros(candidates.shape, dtype=np.float32)
-        for start in tqdm(range(0, len(requests), _CHUNK_SIZE), desc=self.name, leave=False, delay=2):
-            rows = np.arange(start, min(start + _CHUNK_SIZE, len(requests)))
-            chunk = requests.subset(rows)
-            item_scores = self._score_items(chunk)
-            if self.model.config.skip_clicked:
-                for row, clicked in enumerate(clicked_items(chunk)):
-                    item_scores[row, clicked] = -np.inf
-            scores[rows] = np.take_along_axis(item_scores, candidates[rows], axis=1)
-        return scores
-
-    def _score_items(self, requests: Requests) -> np.ndarray:
-        """Logits of all items, `(num_requests, num_items)` float32."""
-        with_user, length = requests.task in self.model.user_tasks, self.model.history_length
+        """Logit of each candidate, `(num_requests, num_candidates)` float32."""
+        with_user, length = requests.task in self.model.user_tasks, getattr(self.model.config, "history_length", 0)
         histories = clicked_items(requests) if with_user and length else [np.empty(0)] * len(requests)
         inputs = {
             "user_ids": torch.from_numpy((requests.users + 1) * with_user),
@@ -424,4 +371,163 @@ class MatchingScorer:
         }
         with torch.inference_mode():
             logits = self.model(**{name: ids.to(self.model.device) for name, ids in inputs.items()}).logits
-        return logits.float().cpu().numpy()
+        return np.take_along_axis(logits.float().cpu().numpy(), candidates, axis=1)
+
+
+# ---- QEM
+
+
+@strict
+class QEMConfig(MatchingConfig):
+    """Configuration of a `QEMModel`, in addition to `MatchingConfig`.
+
+    Args:
+        personalized: add the user's vector to the query's, as in HEM (Ai et al. 2017).
+    """
+
+    model_type = "qem"
+
+    personalized: bool = True
+
+
+class QEMModel(MatchingModel):
+    """Request vector = tanh(W · mean of the word vectors + b) [+ weight · user vector].
+
+    Ai, Zhang, Bi, Chen and Croft, Learning a Hierarchical Embedding Model for Personalized Product Search, SIGIR 2017;
+    Ai, Hill, Vishwanathan and Croft, A Zero Attention Model for Personalized Product Search, CIKM 2019.
+
+    Differs from the papers: trained with cross entropy over the whole catalogue instead of a few sampled negatives; a
+    bias for each item, initialized with its popularity; the user weight is learned instead of searched (HEM's λ); texts
+    train the vectors by predicting their item from all words at once, not word by word from the item, and users have no
+    texts. Clicks without a query train the user vectors of a personalized model.
+    """
+
+    config_class = QEMConfig
+
+    def __init__(self, config: QEMConfig) -> None:
+        super().__init__(config)
+        self.query_projection = nn.Linear(config.hidden_size, config.hidden_size)
+        if config.personalized:
+            self.user_weight = nn.Parameter(torch.ones(()))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and self.config.personalized:
+            init.ones_(self.user_weight)
+
+    def request_vectors(
+        self, user_ids: torch.Tensor, word_ids: torch.Tensor, history_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """`(batch_size, hidden_size)`; the history is not read."""
+        has_words = (word_ids != PADDING).any(dim=1, keepdim=True)
+        vectors = torch.tanh(self.query_projection(mean_vectors(self.word_table, word_ids))) * has_words
+        if not self.config.personalized:
+            return vectors
+        return vectors + self.user_weight * self.user_table(user_ids)
+
+
+def fit_qem(
+    events: UserEvents, item_texts: Sequence[str], config: QEMConfig, training: Mapping[str, Any]
+) -> MatchingScorer:
+    """Train on search clicks and on what the settings add; see `Baseline.fit`.
+
+    Raises:
+        InputError: there is no click to learn from.
+    """
+    num_users = None if config.personalized else 0
+    model = build_model(QEMModel, events, item_texts, config, training["seed"], num_users)
+    clicks = click_examples(events, model, CLICKS if config.personalized else [Behavior.SEARCHED_ITEM])
+    return fit_matching(model, [clicks], item_texts, training, "QEM")
+
+
+# ---- JSR
+
+
+@strict
+class JSRConfig(MatchingConfig):
+    """Configuration of a `JSRModel`, in addition to `MatchingConfig`.
+
+    Args:
+        history_length: number of latest clicks whose mean is part of the user's vector; 0 = only the user's id, as in
+            the papers.
+        personalized_search: include the user and the history in search requests; the papers do not.
+    """
+
+    model_type = "jsr"
+
+    history_length: int = 20
+    personalized_search: bool = False
+
+    def validate_jsr(self) -> None:
+        """Part of the `@strict` validation: range of the history length."""
+        if self.history_length < 0:
+            raise ValueError(f"`history_length` must not be negative; got {self.history_length}.")
+
+
+class JSRModel(MatchingModel):
+    """Request vector = user part + query part; recommendation has no query, search (in the papers) no user.
+
+    Zamani and Croft, Joint Modeling and Optimization of Search and Recommendation, DESIRES 2018; Zamani and Croft,
+    Learning a Joint Search and Recommendation Model from User-Item Interactions, WSDM 2020.
+
+    The query part is tanh(W · weighted mean of the word vectors + b), the weights a softmax over a learned number for
+    each word. The user part is a vector of the id plus (our addition) a projection of the mean of the clicked items'
+    vectors. Both tasks share the item vectors and biases.
+
+    Differs from the papers: one dot product instead of a network for each task over products of the vectors, which
+    allows cross entropies over the whole catalogue (theirs use a few sampled negatives); item texts train the vectors
+    by predicting the item from the words instead of the words from the item. Every click is a click of its user; a
+    search click also trains the query part.
+    """
+
+    config_class = JSRConfig
+    tasks = frozenset({RECOMMENDATION, SEARCH})
+
+    def __init__(self, config: JSRConfig) -> None:
+        super().__init__(config)
+        self.word_weights = nn.Embedding(len(config.words) + 1, 1, padding_idx=PADDING)
+        self.query_projection = nn.Linear(config.hidden_size, config.hidden_size)
+        if config.history_length:
+            self.history_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.post_init()
+
+    @property
+    def user_tasks(self) -> frozenset[str]:
+        """Tasks whose requests include the user and the history."""
+        return self.tasks if self.config.personalized_search else frozenset({RECOMMENDATION})
+
+    def request_vectors(
+        self, user_ids: torch.Tensor, word_ids: torch.Tensor, history_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """`(batch_size, hidden_size)`; padding adds nothing."""
+        vectors = self._query_vectors(word_ids) + self.user_table(user_ids)
+        if self.config.history_length:
+            vectors = vectors + self.history_projection(mean_vectors(self.item_table, history_ids))
+        return vectors
+
+    def _query_vectors(self, word_ids: torch.Tensor) -> torch.Tensor:
+        is_word = word_ids != PADDING
+        weights = self.word_weights(word_ids).squeeze(-1).masked_fill(~is_word, torch.finfo(torch.float32).min)
+        normalized = (weights.softmax(dim=1) * is_word).to(self.word_table.weight.dtype)  # (batch_size, num_words)
+        words = F.embedding_bag(
+            word_ids, self.word_table.weight, mode="sum", per_sample_weights=normalized, padding_idx=PADDING
+        )
+        return torch.tanh(self.query_projection(words)) * is_word.any(dim=1, keepdim=True)
+
+
+def fit_jsr(
+    events: UserEvents, item_texts: Sequence[str], config: JSRConfig, training: Mapping[str, Any]
+) -> MatchingScorer:
+    """Train on all clicks as clicks of their users, and on search clicks as answers to queries; see `Baseline.fit`.
+
+    Raises:
+        InputError: there is no click to learn from.
+    """
+    model = build_model(JSRModel, events, item_texts, config, training["seed"])
+    length, personalized = config.history_length, config.personalized_search
+    user_clicks = click_examples(events, model, with_words=False, history_length=length)
+    options = {"with_users": personalized, "history_length": length if personalized else 0}
+    search_clicks = click_examples(events, model, [Behavior.SEARCHED_ITEM], **options)
+    name = "JSR, personalized search" if personalized else "JSR"
+    return fit_matching(model, [user_clicks, search_clicks], item_texts, training, name)

@@ -1,8 +1,6 @@
 """Popularity: items ranked by their training clicks."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -37,10 +35,3 @@ class Popularity:
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """Training clicks of each candidate, `(num_requests, num_candidates)`."""
         return self.counts[candidates]
-
-
-def fit(
-    events: UserEvents, item_texts: Sequence[str], config: PopularityConfig, training: Mapping[str, Any]
-) -> Popularity:
-    """Count the clicks; see `Baseline.fit`."""
-    return Popularity(events)

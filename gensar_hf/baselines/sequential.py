@@ -37,28 +37,23 @@ class NextItemScorer:
     Args:
         model: model with `score(input_ids)` and `config.max_length`, trained with the catalogue's item order.
         name: the row's name in tables.
-        batch_size: requests per forward pass.
     """
 
     tasks = frozenset({RECOMMENDATION})
 
-    def __init__(self, model: Any, name: str = "SASRec", batch_size: int = 256) -> None:
-        self.model, self.name, self.batch_size = model, name, batch_size
+    def __init__(self, model: Any, name: str = "SASRec") -> None:
+        self.model, self.name = model, name
         self.num_parameters = model.num_parameters()
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """Logit of each candidate as the next item, `(num_requests, num_candidates)` float32."""
         input_ids = pad_histories(clicked_items(requests), self.model.config.max_length)
-        scores = np.zeros(candidates.shape, dtype=np.float32)
         was_training = self.model.training
         self.model.eval()
         with torch.inference_mode():
-            for start in range(0, len(requests), self.batch_size):
-                rows = slice(start, start + self.batch_size)
-                item_scores = self.model.score(input_ids[rows].to(self.model.device)).float().cpu().numpy()
-                scores[rows] = np.take_along_axis(item_scores, candidates[rows], axis=1)
+            item_scores = self.model.score(input_ids.to(self.model.device)).float().cpu().numpy()
         self.model.train(was_training)
-        return scores
+        return np.take_along_axis(item_scores, candidates, axis=1)
 
 
 def fit_next_item_model(
@@ -76,11 +71,10 @@ def fit_next_item_model(
     Args:
         model_class: class with `SASRecModel`'s `forward` and `score`.
         name: the row's name in tables.
-        events: training events.
+        events: as in `Baseline.fit`.
         item_texts: not read.
-        config: configuration; `num_items` is set here.
-        training: `seed` and other fields of `TrainingArguments`; the defaults are those of
-            `sasrec_training_arguments`.
+        config: `num_items` is set here.
+        training: as in `Baseline.fit`; the defaults are those of `sasrec_training_arguments`.
 
     Raises:
         InputError: no user has two clicks.
@@ -114,8 +108,7 @@ def new_model(model_class: Callable[[Any], Model], config: PreTrainedConfig, see
 
 def user_clicks(events: UserEvents) -> list[np.ndarray]:
     """Each user's clicked items, oldest first, without the queries."""
-    histories = np.split(events.items, events.offsets[1:-1])
-    return [items[items >= 0] for items in histories]
+    return [items[items >= 0] for items in np.split(events.items, events.offsets[1:-1])]
 
 
 def clicked_items(requests: Requests) -> list[np.ndarray]:

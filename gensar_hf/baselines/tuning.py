@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from gensar_hf.baselines import BASELINES
-from gensar_hf.data.splits import RECOMMENDATION, Requests, training_events
+from gensar_hf.data.splits import training_events
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation import METRICS, CandidateSets, Scorer, bm25_candidates, evaluate, random_candidates
+from gensar_hf.evaluation import METRICS, Evaluation, Scorer
 
 if TYPE_CHECKING:
     from gensar_hf.data.dataset import InteractionDataset
@@ -72,8 +72,8 @@ def tune_baseline(
         max_trials: most combinations to try.
         seed: seed of the trials, the training and the candidates.
         metric: key of `evaluation.metrics.METRICS` in any case, averaged over the baseline's tasks.
-        num_negatives: negatives of each validation request: random for recommendation, BM25-hard for search.
-        skip_clicked: as in `evaluation.evaluate`.
+        num_negatives: as in `evaluation.Evaluation`.
+        skip_clicked: as in `evaluation.Evaluation`.
 
     Returns:
         scorer of the best trial and its settings.
@@ -87,13 +87,15 @@ def tune_baseline(
         configure(name, trial)
     if len(trials) == 1:
         return fit_baseline(name, dataset, settings=trials[0], seed=seed), trials[0]
-    per_request, k = _find_metric(metric)
-    requests = {task: part for task, part in dataset.split.validation.items() if len(part)}
-    candidates = _candidate_sets(requests, dataset.item_texts(), num_negatives, seed)
+    metrics = {known.lower(): function for known, function in METRICS.items()}
+    if metric.lower() not in metrics:
+        raise InputError(f"There is no metric '{metric}'; metrics are {', '.join(metrics)}.")
+    per_request, k = metrics[metric.lower()]
+    evaluation = Evaluation(dataset, "validation", num_negatives=num_negatives, skip_clicked=skip_clicked, seed=seed)
     best: tuple[float, Scorer, dict[str, Any]] | None = None
     for number, trial in enumerate(tqdm(trials, desc=f"{name}: settings"), start=1):
         scorer = fit_baseline(name, dataset, settings=trial, seed=seed)
-        result = evaluate([scorer], requests, candidates, skip_clicked=skip_clicked)
+        result = evaluation.run([scorer])
         for task, message in result.failures.get(scorer.name, {}).items():
             raise InputError(f"{scorer.name} failed in {task}: {message}")
         ranks = result.ranks.get(scorer.name, {})
@@ -130,9 +132,9 @@ def configure(name: str, settings: Mapping[str, Any]) -> tuple[Any, dict[str, An
     values = {**BASELINES[name].defaults, **settings}
     training = {setting: values.pop(setting) for setting in TRAINING_SETTINGS if setting in values}
     for setting, value in training.items():
-        is_number = isinstance(value, int | float)
-        if not is_number or value < 0 or (value == 0 and setting != "weight_decay"):
-            rule = "must not be negative" if setting == "weight_decay" else "must be above 0"
+        may_be_zero = setting == "weight_decay"
+        if not isinstance(value, int | float) or value < 0 or not (value or may_be_zero):
+            rule = "must not be negative" if may_be_zero else "must be above 0"
             raise InputError(f"Baseline '{name}': `{setting}` {rule}; got {value!r}.")
     try:
         return config_class(**values), training
@@ -154,21 +156,3 @@ def _draw_trials(space: Mapping[str, Sequence[Any]], max_trials: int, seed: int)
     num_trials = min(max_trials, len(ParameterGrid(dict(space))))
     sample = ParameterSampler(dict(space), num_trials, random_state=seed)
     return [first, *(trial for trial in sample if trial != first)][:num_trials]
-
-
-def _find_metric(metric: str) -> tuple[Any, int]:
-    known = {name.lower(): function for name, function in METRICS.items()}
-    if metric.lower() not in known:
-        raise InputError(f"There is no metric '{metric}'; metrics are {', '.join(known)}.")
-    return known[metric.lower()]
-
-
-def _candidate_sets(
-    requests: Mapping[str, Requests], item_texts: Sequence[str], num_negatives: int, seed: int
-) -> dict[str, CandidateSets]:
-    return {
-        task: random_candidates(part, num_negatives, seed)
-        if task == RECOMMENDATION
-        else bm25_candidates(part, item_texts, num_negatives, seed)
-        for task, part in requests.items()
-    }

@@ -22,15 +22,14 @@ from tqdm.auto import tqdm
 from gensar_hf.data.dataset import InteractionDataset
 from gensar_hf.data.queries import assign_search_clicks
 from gensar_hf.data.splits import SplitMethod
+from gensar_hf.data.tables import shown_value
 from gensar_hf.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 _QUERY_FILE, _QRELS_FILES = "query_text.txt.gz", ("train.qrels.gz", "test.qrels.gz")
 _TEXT_FIELDS = ("title", "brand", "description")
-_GZIP_MARK = b"\x1f\x8b"
 _EXACT_SECONDS = 2**53  # float64 cannot represent all larger whole numbers
-_SHOWN_CHARACTERS = 60
 _QREL = re.compile(r"(\S+)_([0-9]+) +\S+ +(\S+) +([0-9]+)")
 _ITEM_FIRST = re.compile(r"""^\{\s*(['"])asin\1\s*:\s*(['"])([^'"\\]+)\2\s*[,}]""")
 
@@ -53,8 +52,8 @@ def load_amazon(
     with `query_dir`, from the files of Ai et al. ("Learning a Hierarchical Embedding Model for Personalized Product
     Search", SIGIR 2017; https://github.com/QingyaoAi/Amazon-Product-Search-Datasets): line n of `query_text.txt.gz`,
     counted from 0, is query n, and a line `USER_n 0 ITEM 1` of `train.qrels.gz` or `test.qrels.gz` says that USER
-    bought ITEM, which is relevant to query n. The two relevance files are read as one, since `split` decides what is
-    held out. A pair of user and item with several queries gets one of them, drawn at random.
+    bought ITEM, which is relevant to query n. Both files are read, since `split` decides what is held out. A pair of
+    user and item with several queries gets one of them, drawn at random.
 
     Reviews are dated by the day. Those of one user and day keep the order of the file, which is that of the items.
 
@@ -103,7 +102,7 @@ def _read_reviews(path: Path) -> pd.DataFrame:
     rows = []
     for number, line in _lines(path):
         review = _record(path, number, line)
-        user, item = _identity(path, number, review, "reviewerID"), _identity(path, number, review, "asin")
+        user, item = (_field(path, number, review, name).strip() for name in ("reviewerID", "asin"))
         time = review.get("unixReviewTime")
         if isinstance(time, bool) or not isinstance(time, int | float) or not abs(time) < _EXACT_SECONDS:  # NaN is not
             raise _wrong_field(path, number, "unixReviewTime", time, "a number of seconds")
@@ -122,9 +121,9 @@ def _read_items(path: Path, item_ids: list[str]) -> pd.DataFrame:
         if first and first[3].strip() not in wanted:
             continue
         entry = _record(path, number, line)
-        item = _identity(path, number, entry, "asin")
+        item = _field(path, number, entry, "asin").strip()
         if item in wanted and item not in known:
-            texts = {name: _text(path, number, entry, name) for name in _TEXT_FIELDS}
+            texts = {name: _plain(_field(path, number, entry, name, is_optional=True)) for name in _TEXT_FIELDS}
             known[item] = {**texts, "categories": _categories(path, number, entry)}
     if not known:
         raise InputError(
@@ -148,7 +147,9 @@ def _with_published_queries(clicks: pd.DataFrame, folder: Path, seed: int) -> pd
         for number, line in _lines(folder / name):
             match = _QREL.fullmatch(line)
             if match is None:
-                raise _complaint(folder / name, number, f"{_shown(line)} is not of the form 'USER_QUERY 0 ITEM LABEL'")
+                raise _complaint(
+                    folder / name, number, f"{shown_value(line)} is not of the form 'USER_QUERY 0 ITEM LABEL'"
+                )
             user, query, item, label = match.groups()
             if int(query) >= len(texts):
                 problem = f"the query {query} is not among the {len(texts):,} lines (from 0) of {_QUERY_FILE}"
@@ -175,7 +176,7 @@ def _lines(path: Path, keep_blank: bool = False) -> Iterator[tuple[int, str]]:
     if not path.is_file():
         raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give the path of a file.")
     with path.open("rb") as file:
-        is_gzipped = file.read(len(_GZIP_MARK)) == _GZIP_MARK
+        is_gzipped = file.read(2) == b"\x1f\x8b"
     number = 0
     try:
         with gzip.open(path) if is_gzipped else path.open("rb") as lines:
@@ -199,22 +200,18 @@ def _record(path: Path, number: int, line: str) -> dict[str, Any]:
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             record = None
     if not isinstance(record, dict):
-        raise _complaint(path, number, f"{_shown(line)} is neither a JSON object nor a Python dictionary")
+        raise _complaint(path, number, f"{shown_value(line)} is neither a JSON object nor a Python dictionary")
     return record
 
 
-def _identity(path: Path, number: int, record: dict[str, Any], name: str) -> str:
+def _field(path: Path, number: int, record: dict[str, Any], name: str, is_optional: bool = False) -> str:
+    """A field of text; "" where an optional one is missing."""
     value = record.get(name)
-    if not isinstance(value, str) or not value.strip():
+    if is_optional and value is None:
+        return ""
+    if not isinstance(value, str) or not (value.strip() or is_optional):
         raise _wrong_field(path, number, name, value, "text")
-    return value.strip()
-
-
-def _text(path: Path, number: int, entry: dict[str, Any], name: str) -> str:
-    value = entry.get(name)
-    if value is not None and not isinstance(value, str):
-        raise _wrong_field(path, number, name, value, "text")
-    return _plain(value or "")
+    return value
 
 
 def _categories(path: Path, number: int, entry: dict[str, Any]) -> list[list[str]]:
@@ -231,13 +228,8 @@ def _plain(text: str) -> str:
     return html.unescape(text).encode("utf-8", "replace").decode("utf-8")
 
 
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN_CHARACTERS else shown[:_SHOWN_CHARACTERS] + "…"
-
-
 def _wrong_field(path: Path, number: int, name: str, value: Any, expected: str) -> InputError:
-    shown = "nothing" if value is None else _shown(value)
+    shown = "nothing" if value is None else shown_value(value)
     return _complaint(path, number, f"it has {shown} as {name}, which must be {expected}")
 
 

@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 # Long text last: text encoders truncate, and the short columns say most per word.
 DEFAULT_TEXT_COLUMNS = ("title", "name", "brand", "categories", "category", "genres", "year", "description")
 MAX_QUERY_CHARACTERS = 1000
-INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "query")
 _ABOUT_FILE, _OLD_ABOUT_FILE = "dataset.json", "log.json"
 _FORMAT_VERSION = 2
 
@@ -122,14 +121,7 @@ class InteractionDataset:
         split: SplitMethod = "leave_one_out",
         history: InteractionDataset | None = None,
     ) -> InteractionDataset:
-        """Make a dataset from tables that already have the form of the attributes `items` and `interactions`.
-
-        Args:
-            items: as the attribute.
-            interactions: as the attribute, without the rows of `history`.
-            text_columns: as the attribute.
-            split: as for the class.
-            history: as for the class.
+        """A dataset of tables in the form of the attributes `items` and `interactions` (without rows of `history`).
 
         Raises:
             InputError: `items` lacks an item of `history`, or an interaction is earlier than the user's history.
@@ -311,23 +303,15 @@ class InteractionDataset:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `items.parquet`, `interactions.parquet`, `split.safetensors` and, last, `dataset.json` to `folder`."""
         folder = Path(folder)
-        rows = self.interactions
-        if self._is_history.any():
-            rows = rows.assign(is_history=self._is_history)
+        history = {"is_history": self._is_history} if self._is_history.any() else {}
+        rows = self.interactions.assign(**history)
         for name, frame in (("items", self.items), ("interactions", rows)):
             with atomic_path(folder / f"{name}.parquet") as aside:
                 frame.to_parquet(aside, index=False)
         self.split.save(folder)
-        write_json(
-            folder / _ABOUT_FILE,
-            {
-                "format_version": _FORMAT_VERSION,
-                "text_columns": list(self.text_columns),
-                "split": self.split_method,
-                "num_items": len(self.items),
-                "num_interactions": len(self),
-            },
-        )
+        counts = {"num_items": len(self.items), "num_interactions": len(self)}
+        about = {"text_columns": list(self.text_columns), "split": self.split_method, **counts}
+        write_json(folder / _ABOUT_FILE, {"format_version": _FORMAT_VERSION, **about})
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> InteractionDataset:
@@ -339,8 +323,7 @@ class InteractionDataset:
         folder = Path(folder)
         is_old = not (folder / _ABOUT_FILE).is_file() and (folder / _OLD_ABOUT_FILE).is_file()
         about = read_json(folder / (_OLD_ABOUT_FILE if is_old else _ABOUT_FILE))
-        items = read_table(folder / "items.parquet", "items").frame
-        rows = read_table(folder / "interactions.parquet", "interactions").frame
+        items, rows = (read_table(folder / f"{name}.parquet", name).frame for name in ("items", "interactions"))
         expected = [about.get("num_items"), about.get("num_interactions"), about.get("format_version")]
         if [len(items), len(rows), 1 if is_old else _FORMAT_VERSION] != expected:
             raise InputError(
@@ -365,7 +348,12 @@ def check_items(table: Table, text_columns: Sequence[str] | None) -> tuple[pd.Da
     """
     table.require(["item_id"])
     item_ids = id_column(table, "item_id")
-    _check_item_ids(table, item_ids)
+    _refuse(table, "item_id", item_ids == "", "is not an item id, the value is missing", "give every item an id")
+    repeated = item_ids.duplicated()
+    if repeated.any():
+        value = item_ids[repeated].iloc[0]
+        first = int((item_ids == value).argmax())
+        _refuse(table, "item_id", repeated, f"is already in row {first + 1}", "keep one row per item", value)
     chosen = _choose_text_columns(table, text_columns)
     remedy = "turn it into text, or leave the column out by naming the text columns (`text_columns`)"
     columns: dict[str, pd.Series] = {"item_id": item_ids}
@@ -385,15 +373,11 @@ def check_items(table: Table, text_columns: Sequence[str] | None) -> tuple[pd.Da
     return items, chosen
 
 
-def _check_item_ids(table: Table, item_ids: pd.Series) -> None:
-    missing = np.flatnonzero(item_ids == "")
-    if len(missing):
-        raise table.complain("item_id", missing, "is not an item id, the value is missing", "give every item an id")
-    repeated = np.flatnonzero(item_ids.duplicated())
-    if len(repeated):
-        value = item_ids.iloc[repeated[0]]
-        first = int(np.flatnonzero(item_ids == value)[0])
-        raise table.complain("item_id", repeated, f"is already in row {first + 1}", "keep one row per item", value)
+def _refuse(table: Table, column: str, is_bad: pd.Series, problem: str, remedy: str, value: str | None = None) -> None:
+    """Raise the error of `Table.complain` if a row is bad."""
+    rows = np.flatnonzero(is_bad)
+    if len(rows):
+        raise table.complain(column, rows, problem, remedy, value)
 
 
 def _choose_text_columns(table: Table, text_columns: Sequence[str] | None) -> tuple[str, ...]:
@@ -428,20 +412,13 @@ def _check_interactions(table: Table, items_name: str, items: pd.DataFrame) -> p
     table.require(["user_id", "item_id", time_name])
     user_ids, item_ids = id_column(table, "user_id"), id_column(table, "item_id")
     queries = _check_queries(table)
-    missing = np.flatnonzero(user_ids == "")
-    if len(missing):
-        raise table.complain("user_id", missing, "is not a user id, the value is missing", "give every row a user")
-    neither = np.flatnonzero((item_ids == "") & (queries == ""))
-    if len(neither):
-        raise table.complain(
-            "item_id", neither, "is not an item id, and the row has no query either", "give an item, a query, or both"
-        )
-    unknown = np.flatnonzero((item_ids != "") & ~item_ids.isin(items["item_id"]))
-    if len(unknown):
-        value = item_ids.iloc[unknown[0]]
-        raise table.complain(
-            "item_id", unknown, f"is not an item of {items_name}", "add the item there or drop the row", value
-        )
+    _refuse(table, "user_id", user_ids == "", "is not a user id, the value is missing", "give every row a user")
+    neither, remedy = (item_ids == "") & (queries == ""), "give an item, a query, or both"
+    _refuse(table, "item_id", neither, "is not an item id, and the row has no query either", remedy)
+    unknown = (item_ids != "") & ~item_ids.isin(items["item_id"])
+    if unknown.any():
+        value, remedy = item_ids[unknown].iloc[0], "add the item there or drop the row"
+        _refuse(table, "item_id", unknown, f"is not an item of {items_name}", remedy, value)
     timestamps = time_column(table, time_name)
     frame = pd.DataFrame({"user_id": user_ids, "item_id": item_ids, "timestamp": timestamps, "query": queries})
     return frame.iloc[_by_user_and_time(frame)].reset_index(drop=True)

@@ -162,7 +162,7 @@ def make_split(events: UserEvents, method: SplitMethod, target_starts: np.ndarra
         target_starts: as in `Split`.
 
     Raises:
-        InputError: as in `cut_in_time`.
+        InputError: as in `chronological_cut`.
     """
     if method == "leave_one_out":
         return leave_one_out(events, target_starts=target_starts)
@@ -274,12 +274,16 @@ def chronological_cut(
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     target_starts: np.ndarray | None = None,
 ) -> Split:
-    """`cut_in_time` at the moments when the first fraction, and the first two fractions, of all events have passed.
+    """Cut all events at the moments when the first fraction, and the first two fractions, of them have passed.
+
+    Training events come before the first cut, later clicks are validation requests, and from the second cut on test
+    requests. A search session that begins before the first cut and has a click after it is not training material, nor
+    is what its user did at the moment of its query or later. Timestamps must be comparable between users.
 
     Args:
         events: all users' events.
         fractions: shares of training, validation and test events, whose sum is 1; that of training is positive.
-        target_starts: as in `Split`; events before it do not count.
+        target_starts: as in `Split`; events before it do not count and are not requests.
 
     Raises:
         ValueError: the fractions are not such shares.
@@ -288,32 +292,10 @@ def chronological_cut(
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(f"`fractions` must be three shares whose sum is 1, the first positive; got {fractions}.")
     target_starts = _default_starts(events, target_starts)
-    times = np.sort(events.timestamps[_is_target(events, target_starts)])
+    is_target = _is_target(events, target_starts)
+    times = np.sort(events.timestamps[is_target])
     passed = (round(fractions[0] * len(times)), round((fractions[0] + fractions[1]) * len(times)))
     first_cut, second_cut = (float(times[count]) if count < len(times) else np.inf for count in passed)
-    return cut_in_time(events, first_cut, second_cut, target_starts)
-
-
-def cut_in_time(
-    events: UserEvents, first_cut: float, second_cut: float, target_starts: np.ndarray | None = None
-) -> Split:
-    """Cut all events at two moments: training events come before the first, later clicks are requests.
-
-    Clicks from `first_cut` on are validation requests, those from `second_cut` on test requests. A search session that
-    begins before the first cut and has a click after it is not training material, nor is what its user did at the
-    moment of its query or later. Timestamps must be comparable between users.
-
-    Args:
-        events: all users' events.
-        first_cut: timestamp at which training ends.
-        second_cut: timestamp at which the test begins.
-        target_starts: as in `Split`; clicks before it are not requests.
-
-    Raises:
-        InputError: no event is earlier than the first cut.
-    """
-    target_starts = _default_starts(events, target_starts)
-    is_target = _is_target(events, target_starts)
     is_late = is_target & (events.timestamps >= first_cut)
     limits = np.where(is_late, _train_limits(events), events.num_events)
     ends = events.offsets[1:].copy()

@@ -24,7 +24,12 @@ from gensar_hf.errors import InputError
 TableSource: TypeAlias = "str | os.PathLike[str] | pd.DataFrame | Any"  # Any: a datasets.Dataset, not imported here
 
 _EXACT_FLOAT = 2**53  # float64 cannot represent all larger whole numbers
-_SHOWN_CHARACTERS = 60
+
+
+def shown_value(value: Any) -> str:
+    """A value as messages show it, cut to 60 characters."""
+    shown = repr(value.item() if isinstance(value, np.generic) else value)
+    return shown if len(shown) <= 60 else shown[:60] + "…"
 
 
 @dataclass(frozen=True)
@@ -35,23 +40,15 @@ class Table:
     frame: pd.DataFrame
 
     def complain(self, column: str, rows: np.ndarray, problem: str, remedy: str, value: Any = None) -> InputError:
-        """The error for a column with bad rows, of which it shows the first.
+        """The error for a column with bad `rows` (positions from 0), of which it shows the first.
 
-        Args:
-            column: the column.
-            rows: positions (from 0) of all bad rows, at least one.
-            problem: continues the sentence after the value.
-            remedy: ends the sentence.
-            value: the value to show; default: that of the first bad row.
+        `problem` continues the sentence after the value, `remedy` ends it. `value` replaces that of the first bad row.
         """
         first = int(rows[0])
         value = self.frame[column].iloc[first] if value is None else value
-        shown = repr(value.item() if isinstance(value, np.generic) else value)
-        if len(shown) > _SHOWN_CHARACTERS:
-            shown = shown[:_SHOWN_CHARACTERS] + "…"
         others = f" Bad rows in this column: {len(rows):,}." if len(rows) > 1 else ""
         return InputError(
-            f"{self.name}, row {first + 1}, column {column}: {shown} {problem}; {remedy} "
+            f"{self.name}, row {first + 1}, column {column}: {shown_value(value)} {problem}; {remedy} "
             f"(rows are counted from 1, without the header).{others}"
         )
 
@@ -121,31 +118,24 @@ def _read_file(path: Path, role: str) -> pd.DataFrame:
         ) from error
 
 
-def _read_separated(separator: str) -> Callable[[Path], pd.DataFrame]:
-    def read(path: Path) -> pd.DataFrame:
-        with warnings.catch_warnings():
-            # pandas only warns when rows are longer than the header, and then drops or shifts columns
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(
-                path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
-            )
-
-    return read
+def _read_separated(path: Path) -> pd.DataFrame:
+    separator = "," if path.suffix.lower() == ".csv" else "\t"
+    with warnings.catch_warnings():
+        # pandas only warns when rows are longer than the header, and then drops or shifts columns
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
 
 
 def _read_json_lines(path: Path) -> pd.DataFrame:
     try:
-        frame = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+        return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
     except ValueError:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    json.loads(line or "{}")
-                except json.JSONDecodeError as error:
-                    if line.strip():
-                        raise ValueError(f"line {number} is not JSON: {error}") from None
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+            try:
+                json.loads(line if line.strip() else "{}")
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is not JSON: {error}") from None
         raise
-    return frame
 
 
 def _read_json(path: Path) -> pd.DataFrame:
@@ -157,8 +147,8 @@ def _read_json(path: Path) -> pd.DataFrame:
 
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".parquet": pd.read_parquet,
-    ".csv": _read_separated(","),
-    ".tsv": _read_separated("\t"),
+    ".csv": _read_separated,
+    ".tsv": _read_separated,
     ".jsonl": _read_json_lines,
     ".json": _read_json,
 }
@@ -190,11 +180,7 @@ def text_column(table: Table, column: str, remedy: str) -> pd.Series:
     """Text, "" where missing, with each run of white space replaced by one space.
 
     Whole numbers (a year) become text. A list is joined with ", ", a list inside it (a category path) with " > ".
-
-    Args:
-        table: the table.
-        column: the column.
-        remedy: ends the sentence about a value that is not text.
+    `remedy` ends the sentence about a value that is not text.
     """
     texts, bad = _scalar_texts(_unwrapped(table.frame[column]))
     if len(bad):
@@ -256,7 +242,10 @@ def time_column(table: Table, column: str) -> np.ndarray:
     """
     values = _unwrapped(table.frame[column])
     remedy = "give a number (seconds, or a position) or an ISO date such as 2024-05-31T12:00:00"
-    missing = np.flatnonzero(values.isna().to_numpy() | _is_blank(values))
+    is_missing = values.isna().to_numpy()
+    if isinstance(values.dtype, pd.StringDtype):
+        is_missing = is_missing | (values.str.strip() == "").to_numpy(dtype=bool, na_value=False)
+    missing = np.flatnonzero(is_missing)
     if len(missing):
         raise table.complain(column, missing, "is not a time, the value is missing", remedy)
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
@@ -269,26 +258,18 @@ def time_column(table: Table, column: str) -> np.ndarray:
     return numbers
 
 
-def _is_blank(values: pd.Series) -> np.ndarray:
-    if isinstance(values.dtype, pd.StringDtype):
-        return (values.str.strip() == "").to_numpy(dtype=bool, na_value=False)
-    return np.zeros(len(values), dtype=bool)
-
-
 def _parse_times(table: Table, column: str, values: pd.Series, remedy: str) -> np.ndarray:
     """Times from text or dates; the first row determines whether the column holds numbers or dates."""
-    kinds: tuple[tuple[str, Callable[[pd.Series], pd.Series]], ...] = (("number", _numbers), ("date", _dates))
-    kind = next((name for name, parse in kinds if parse(values.iloc[:1]).notna().all()), None)
-    if kind is None:
-        raise table.complain(column, np.array([0]), "is neither a number nor an ISO date", remedy)
-    parsed = dict(kinds)[kind](values)
+    kind, parse, other, parse_other = "number", _numbers, "date", _dates
+    if parse(values.iloc[:1]).isna().all():
+        kind, parse, other, parse_other = other, parse_other, kind, parse
+    parsed = parse(values)
     bad = np.flatnonzero(parsed.isna().to_numpy())
     if not len(bad):
         return parsed.to_numpy(dtype=np.float64)
-    (other, parse_other), *_ = [entry for entry in kinds if entry[0] != kind]
-    if parse_other(values.iloc[bad[:1]]).notna().all():
+    if bad[0] and parse_other(values.iloc[bad[:1]]).notna().all():
         raise table.complain(column, bad, f"is a {other}, but row 1 holds a {kind}", "use one of the two")
-    raise table.complain(column, bad, "is neither a number nor an ISO date", remedy)
+    raise table.complain(column, bad[:1] if bad[0] == 0 else bad, "is neither a number nor an ISO date", remedy)
 
 
 def _numbers(values: pd.Series) -> pd.Series:

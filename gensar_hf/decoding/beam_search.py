@@ -15,11 +15,9 @@ from transformers import (
 )
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput
 
-from gensar_hf.decoding.logits_process import DEAD_SCORE, ItemLists
+from gensar_hf.decoding.logits_process import DEAD_SCORE, ItemLists, refuse_nan
 from gensar_hf.decoding.tree_decoder import DecodingContext, EncoderContext, PromptContext
 from gensar_hf.decoding.trie import Trie
-
-_MASKS = ("attention_mask", "event_ids")
 
 
 @dataclass(frozen=True)
@@ -82,18 +80,11 @@ class TrieBeamSearch:
     ) -> GenerateBeamEncoderDecoderOutput | GenerateBeamDecoderOnlyOutput | torch.Tensor:
         """Called by `generate`, with its inputs repeated for each beam.
 
-        Args:
-            model: any T5 with a language-model head, or a causal language model.
-            input_ids: `(batch_size * num_beams, length)` decoder start (for a causal language model the prompt, padded
-                on the left), optionally followed by the first tokens of the trie.
-            logits_processor: must be empty.
-            stopping_criteria: only those for the length and the end token.
-            generation_config: `num_beams`, `num_return_sequences`, `length_penalty`, `max_length`, special tokens.
-            **model_kwargs: the mask, and for a T5 `encoder_outputs` and the encoder's inputs.
-
-        Returns:
-            as `generate` with beams: `sequences` `(batch_size * num_return_sequences, length)`, ended by an end token
-            where `max_length` leaves room for it, and `sequences_scores`.
+        `input_ids` `(batch_size * num_beams, length)` holds the decoder start (for a causal language model the prompt,
+        padded on the left), optionally followed by the first tokens of the trie. `model` is any T5 with a head for
+        language modeling, or a causal language model. The output is that of `generate` with beams: `sequences`
+        `(batch_size * num_return_sequences, length)`, ended by an end token where `max_length` leaves room for it, and
+        `sequences_scores`.
 
         Raises:
             ValueError: an unsupported option or model, a prompt of free text, a `max_length` shorter than the trie's
@@ -110,7 +101,8 @@ class TrieBeamSearch:
                 f"The trie's sequences have {num_new} more tokens after the prompt, but only "
                 f"{max_length - prompts.shape[1]} may be generated; set max_new_tokens={num_new}."
             )
-        masks = {name: mask[::num_beams] for name in _MASKS if (mask := model_kwargs.get(name)) is not None}
+        names = [name for name in ("attention_mask", "event_ids") if model_kwargs.get(name) is not None]
+        masks = {name: model_kwargs[name][::num_beams] for name in names}
         if model.config.is_encoder_decoder:
             states = model_kwargs["encoder_outputs"].last_hidden_state[::num_beams]
             context: DecodingContext = EncoderContext(model, states, _encoder_mask(states, **masks), prompts[:, 0])
@@ -153,23 +145,17 @@ class TrieBeamSearch:
             )
             tokens = tokens.gather(1, parents[:, :, None].expand(-1, -1, level))
             tokens = torch.cat([tokens, next_tokens[:, :, None]], dim=2)
-        _refuse_nan(scores)
+        # The last scores suffice: NaN sorts first at every step and stays NaN.
+        refuse_nan(scores, "for request")
         return Beams(tokens, scores, self.trie.values_at(nodes).masked_fill(scores == -torch.inf, -1))
 
     def _best_children(
         self, nodes: torch.Tensor, scores: torch.Tensor, log_probabilities: torch.Tensor, level: int, num_beams: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The best children of all beams of each request.
+        """The best `num_beams` children of all beams of each request: parent indices, tokens, nodes and scores.
 
-        Args:
-            nodes: `(batch_size, num_parents)` of `level`.
-            scores: `(batch_size, num_parents)`.
-            log_probabilities: `(batch_size, num_parents, num_tokens)` of the next level's range of tokens.
-            level: of the parents.
-            num_beams: number to keep, or fewer where there are not as many children.
-
-        Returns:
-            `(batch_size, num_kept)` each, best first: the index of the parent, the token, the node, the score.
+        `nodes` and `scores` `(batch_size, num_parents)` are those of `level`, `log_probabilities` `(batch_size,
+        num_parents, num_tokens)` those of the next level's range of tokens. Results are `(batch_size, num_kept)`.
         """
         children, codes = self.trie.padded_children(nodes, level)
         totals = scores[:, :, None] + log_probabilities.gather(2, codes)
@@ -202,12 +188,7 @@ class TrieBeamSearch:
         return max(0, self.trie.max_length - prefixes.shape[1])
 
     def _check(self, context: DecodingContext, prefixes: torch.Tensor) -> None:
-        if self.trie.token_limit > context.vocab_size:
-            raise ValueError(
-                f"The trie holds the token {self.trie.token_limit - 1}, but the model scores only "
-                f"{context.vocab_size} tokens; resize the model's embeddings to the tokenizer that the trie was "
-                "built with."
-            )
+        self.trie.check_vocabulary(context.vocab_size)
         for name, lists in (("excluded", self.excluded), ("allowed", self.allowed)):
             if lists is not None and lists.num_requests != len(context):
                 raise ValueError(
@@ -226,11 +207,7 @@ class TrieBeamSearch:
 def _encoder_mask(
     states: torch.Tensor, attention_mask: torch.Tensor | None = None, event_ids: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`(batch_size, num_positions)` bool: the encoder positions that are not padding.
-
-    `event_ids` `(batch_size, num_tokens)` are the positions of the tokens, filled from the left, where the encoder
-    pools several tokens into one position.
-    """
+    """`(batch_size, num_positions)` bool: the encoder positions that are not padding, filled from the left."""
     if event_ids is not None:
         positions = torch.arange(states.shape[1], device=states.device)
         return positions <= event_ids.amax(dim=1, keepdim=True)
@@ -245,7 +222,8 @@ def _as_generated(
     """The beams in the output format of `generate`, with its length penalty."""
     batch_size, num_found, _ = beams.tokens.shape
     prompt_length, num_returned = prompts.shape[1], config.num_return_sequences
-    pad_token, end_token = _special_tokens(config)
+    end_token = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+    pad_token = config.pad_token_id if config.pad_token_id is not None else end_token or 0
     sequences = torch.cat([prompts[:, None, :start_length].expand(-1, num_found, -1), beams.tokens], dim=2)
     if sequences.shape[2] < config.max_length and end_token is not None:
         sequences = torch.cat([sequences, sequences.new_full((batch_size, num_found, 1), end_token)], dim=2)
@@ -270,12 +248,6 @@ def _as_generated(
     )
 
 
-def _special_tokens(config: GenerationConfig) -> tuple[int, int | None]:
-    """The token that fills finished rows, and the (first) end token."""
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return (config.pad_token_id if config.pad_token_id is not None else ends[0] or 0), ends[0]
-
-
 def _refuse_options(processors: LogitsProcessorList, criteria: StoppingCriteriaList, config: GenerationConfig) -> None:
     """Refuse options of `generate` that this search does not support."""
     refused = [type(processor).__name__ for processor in processors]
@@ -290,14 +262,4 @@ def _refuse_options(processors: LogitsProcessorList, criteria: StoppingCriteriaL
         raise ValueError(
             f"TrieBeamSearch does not support {', '.join(refused)}; leave this out, or call `generate` with a "
             "TrieLogitsProcessor instead of `custom_generate`."
-        )
-
-
-def _refuse_nan(scores: torch.Tensor) -> None:
-    """`(batch_size, num_beams)` last scores suffice: NaN sorts first at every step and stays NaN."""
-    is_nan = scores.isnan().any(dim=1)
-    if is_nan.any():
-        raise ValueError(
-            f"The model's scores are NaN for request {int(is_nan.int().argmax())} of {len(scores)}; the weights or the "
-            "inputs hold NaN, or a lower precision overflowed."
         )

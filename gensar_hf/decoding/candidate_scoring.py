@@ -124,7 +124,7 @@ def _decode_trees(context: DecodingContext, trees: list[PrefixTree]) -> torch.Te
     """`(num_trees, num_nodes, d_model)` decoder states of all nodes, padded to the largest tree."""
     num_nodes = max(len(tree.tokens) for tree in trees)
     tokens = np.zeros((len(trees), num_nodes), dtype=np.int64)
-    depths = np.zeros((len(trees), num_nodes), dtype=np.int64)
+    depths = np.zeros_like(tokens)
     visible = np.zeros((len(trees), num_nodes, num_nodes), dtype=bool)
     visible[:, :, 0] = True  # padding attends to the root, so no row of the softmax is empty
     for row, tree in enumerate(trees):

@@ -32,11 +32,7 @@ class TrieLogitsProcessor(LogitsProcessor):
     which the caller drops.
 
     Args:
-        trie: the allowed sequences, from the behavior token on.
-        decoder_start_length: number of tokens before the behavior token; default, as for the next three: the trie's.
-        eos_token_id: the end token. It must not occur in the trie.
-        pad_token_id: the token that fills finished rows.
-        free_text_token_id: a first token after which any token may follow.
+        trie: the allowed sequences, from the behavior token on, and the special tokens.
         excluded: for each request (not for each beam) the trie values that must not be generated, such as the items
             that the user has seen. Row `r` of `input_ids` belongs to request `r // num_beams`, as `generate` lays out
             its rows.
@@ -46,20 +42,8 @@ class TrieLogitsProcessor(LogitsProcessor):
             a multiple of the number of lists in `excluded`.
     """
 
-    def __init__(
-        self,
-        trie: Trie,
-        decoder_start_length: int | None = None,
-        eos_token_id: int | None = None,
-        pad_token_id: int | None = None,
-        free_text_token_id: int | None = None,
-        excluded: Sequence[Collection[int] | np.ndarray] | None = None,
-    ) -> None:
+    def __init__(self, trie: Trie, excluded: Sequence[Collection[int] | np.ndarray] | None = None) -> None:
         self.trie = trie
-        self.decoder_start_length = decoder_start_length
-        self.eos_token_id = trie.end_token_id if eos_token_id is None else eos_token_id
-        self.pad_token_id = trie.pad_token_id if pad_token_id is None else pad_token_id
-        self.free_text_token_id = trie.free_text_token_id if free_text_token_id is None else free_text_token_id
         self.excluded = None if excluded is None else ItemLists(trie, excluded)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -72,13 +56,13 @@ class TrieLogitsProcessor(LogitsProcessor):
         Returns:
             `(num_rows, vocab_size)` new scores; `scores` is not modified.
         """
-        self._check(scores)
+        self.trie.check_vocabulary(scores.shape[1])
+        refuse_nan(scores, "in row")
         requests = self._requests(len(scores), scores.device)
-        start_length = self.decoder_start_length
-        prefixes = self.trie.answers(input_ids) if start_length is None else input_ids[:, start_length:]
-        is_end = prefixes == self.eos_token_id
-        if self.pad_token_id is not None:
-            is_end |= prefixes == self.pad_token_id
+        prefixes = self.trie.answers(input_ids)
+        is_end = prefixes == self.trie.end_token_id
+        if self.trie.pad_token_id is not None:
+            is_end |= prefixes == self.trie.pad_token_id
         nodes = self.trie.walk(prefixes.masked_fill(is_end, PADDING))
 
         constrained = torch.full_like(scores, -torch.inf)
@@ -94,22 +78,16 @@ class TrieLogitsProcessor(LogitsProcessor):
         dead_score = max(DEAD_SCORE, torch.finfo(scores.dtype).min)
         end_scores = torch.full_like(scores[:, 0], dead_score).masked_fill(is_complete, 0.0)
         end_scores[rows] = -torch.inf  # rows with children do not end
-        constrained[:, self.eos_token_id] = end_scores
-        return self._release_free_text(prefixes, nodes, scores, constrained)
-
-    def _release_free_text(
-        self, prefixes: torch.Tensor, nodes: torch.Tensor, scores: torch.Tensor, constrained: torch.Tensor
-    ) -> torch.Tensor:
-        """Undo the constraint on rows of free text; rows at the root may also begin free text."""
-        if self.free_text_token_id is None:
+        constrained[:, self.trie.end_token_id] = end_scores
+        free_text = self.trie.free_text_token_id
+        if free_text is None:
             return constrained
         if prefixes.shape[1] == 0:
-            to_begin = nodes == self.trie.root
+            may_begin = nodes == self.trie.root
         else:
-            to_begin = prefixes[:, 0] == PADDING
-            is_free = prefixes[:, 0] == self.free_text_token_id
-            constrained = torch.where(is_free[:, None], scores, constrained)
-        constrained[to_begin, self.free_text_token_id] = scores[to_begin, self.free_text_token_id]
+            may_begin = prefixes[:, 0] == PADDING
+            constrained = torch.where(prefixes[:, :1] == free_text, scores, constrained)
+        constrained[may_begin, free_text] = scores[may_begin, free_text]
         return constrained
 
     def _requests(self, num_rows: int, device: torch.device) -> torch.Tensor:
@@ -125,19 +103,15 @@ class TrieLogitsProcessor(LogitsProcessor):
             )
         return rows // (num_rows // num_requests)
 
-    def _check(self, scores: torch.Tensor) -> None:
-        vocab_size = scores.shape[1]
-        if self.trie.token_limit > vocab_size:
-            raise ValueError(
-                f"The trie holds the token {self.trie.token_limit - 1}, but the model scores only {vocab_size} "
-                "tokens; resize the model's embeddings to the tokenizer that the trie was built with."
-            )
-        is_nan = scores.isnan().any(dim=1)
-        if is_nan.any():
-            raise ValueError(
-                f"The model's scores are NaN in row {int(is_nan.int().argmax())} of {len(scores)}; the weights or "
-                "the inputs hold NaN, or a lower precision overflowed."
-            )
+
+def refuse_nan(scores: torch.Tensor, place: str) -> None:
+    """Raise `ValueError` if a row of the scores, `(num_rows, num_columns)`, holds NaN."""
+    is_nan = scores.isnan().any(dim=1)
+    if is_nan.any():
+        raise ValueError(
+            f"The model's scores are NaN {place} {int(is_nan.int().argmax())} of {len(scores)}; the weights or the "
+            "inputs hold NaN, or a lower precision overflowed."
+        )
 
 
 class ItemLists:

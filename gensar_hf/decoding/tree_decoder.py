@@ -21,9 +21,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, T5ForConditionalGeneration
 
 _SLICE_TOKENS = 2048  # tokens of the vocabulary that are scored at a time: their logits stay in the cache
-_ATTENTION_WITH_MASKS = ("eager", "sdpa")
 _SLIDING = "sliding_attention"
-_LAYERS_WITH_MASKS = {"full_attention", _SLIDING}
 _has_plain_logits: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
@@ -52,12 +50,7 @@ class OutputHead:
         return cls(model.lm_head, model.config.d_model**-0.5 if model.config.scale_decoder_outputs else None)
 
     def range_log_probabilities(self, states: torch.Tensor, first_token: int, end_token: int) -> torch.Tensor:
-        """Log-probabilities of the tokens `first_token` … `end_token - 1`.
-
-        Args:
-            states: `(..., d_model)` decoder states.
-            first_token: first token of the range.
-            end_token: the token after the range.
+        """Log-probabilities of the tokens `first_token` … `end_token - 1` from `(..., d_model)` decoder states.
 
         Returns:
             `(..., end_token - first_token)` natural logarithms, float32.
@@ -118,16 +111,13 @@ class TreeDecoder(ABC):
         self.num_nodes = 0
 
     def read(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Read new nodes.
+        """Read new nodes; returns their `(batch_size, num_new, d_model)` states, the input of the output head.
 
         Args:
             tokens: `(batch_size, num_new)`.
             depths: `(batch_size, num_new)` or `(1, num_new)`, 0 for the root.
             visible: `(batch_size, num_new, num_nodes + num_new)` bool, the node itself and its ancestors among all
                 nodes read in earlier calls and this one; at least one per node.
-
-        Returns:
-            `(batch_size, num_new, d_model)` states, the input of the output head.
         """
         states = self._read(tokens, depths, visible)
         self.num_nodes, self._visible = self.num_nodes + tokens.shape[1], visible
@@ -138,13 +128,9 @@ class TreeDecoder(ABC):
         """As `read`; `num_nodes` does not count the new nodes yet."""
 
     def read_prefix(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Read the tokens that all beams of a request begin with.
+        """Read the tokens that all beams of a request begin with, `(batch_size, length)`, root first.
 
-        Args:
-            tokens: `(batch_size, length)`, root first.
-
-        Returns:
-            `(batch_size, 1, d_model)` states of the last token, the only one that may get children.
+        Returns the `(batch_size, 1, d_model)` states of the last token, the only one that may get children.
         """
         depths = torch.arange(tokens.shape[1], device=tokens.device)
         states = self.read(tokens, depths[None], (depths <= depths[:, None]).expand(len(tokens), -1, -1))
@@ -152,15 +138,12 @@ class TreeDecoder(ABC):
         return states[:, -1:]
 
     def read_children(self, tokens: torch.Tensor, parents: torch.Tensor, depth: int) -> torch.Tensor:
-        """Read children of the nodes that were read last.
+        """Read children of the nodes that were read last; returns their `(batch_size, num_new, d_model)` states.
 
         Args:
             tokens: `(batch_size, num_new)`.
             parents: `(batch_size, num_new)` index of each child's parent among the nodes read last.
             depth: of the children.
-
-        Returns:
-            `(batch_size, num_new, d_model)` states.
         """
         batch_size, num_new = tokens.shape
         ancestors = self._visible.gather(1, parents[:, :, None].expand(-1, -1, self.num_nodes))
@@ -170,16 +153,9 @@ class TreeDecoder(ABC):
 
 
 class T5TreeDecoder(TreeDecoder):
-    """Tree decoding for T5.
+    """Tree decoding for any T5 with a language-model head; the arguments are those of `EncoderContext.tree_decoder`.
 
     It calls the model's own layers except for attention, where T5's position bias depends on differences of depth.
-
-    Args:
-        model: any T5 with a language-model head.
-        encoder_states: `(batch_size, num_positions, d_model)`.
-        encoder_mask: `(batch_size, num_positions)` bool.
-        max_nodes: tokens that will be read for one request.
-        max_depth: tokens on the longest path from the root, including the root.
     """
 
     def __init__(
@@ -192,13 +168,10 @@ class T5TreeDecoder(TreeDecoder):
     ) -> None:
         super().__init__(len(encoder_states), encoder_states.device)
         decoder: Any = model.decoder
-        self._decoder = decoder
-        self._head_size = model.config.d_kv
+        self._decoder, self._head_size = decoder, model.config.d_kv
         batch_size, device = len(encoder_states), encoder_states.device
-        cross_layers = [block.layer[1].EncDecAttention for block in decoder.block]
-        self._cross = [
-            (self._heads(layer.k(encoder_states)), self._heads(layer.v(encoder_states))) for layer in cross_layers
-        ]
+        layers = [block.layer[1].EncDecAttention for block in decoder.block]
+        self._cross = [(self._heads(layer.k(encoder_states)), self._heads(layer.v(encoder_states))) for layer in layers]
         dtype = self._cross[0][0].dtype
         self._cross_mask = torch.zeros(encoder_mask.shape, dtype=dtype, device=device)
         self._cross_mask = self._cross_mask.masked_fill(~encoder_mask, torch.finfo(dtype).min)[:, None, None, :]
@@ -207,10 +180,7 @@ class T5TreeDecoder(TreeDecoder):
         self._bias = torch.cat([bias, torch.full_like(bias[:, :1], torch.finfo(dtype).min)], dim=1)
         self._max_depth = max_depth
         shape = (batch_size, model.config.num_heads, max_nodes, self._head_size)
-        self._self = [
-            (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
-            for _ in decoder.block
-        ]
+        self._self = [torch.empty((2, *shape), dtype=dtype, device=device) for _ in decoder.block]  # keys, values
         self._depths = torch.empty((batch_size, max_nodes), dtype=torch.long, device=device)
 
     def _read(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
@@ -274,16 +244,10 @@ class CausalTreeDecoder(TreeDecoder):
         lowest = torch.finfo(self._model.dtype).min
         mask = torch.zeros((), dtype=self._model.dtype, device=tokens.device)
         mask = mask.where(torch.cat([prompt, visible], dim=2), lowest)[:, None]
-        inputs = {
-            "input_ids": tokens,
-            "attention_mask": mask,
-            "position_ids": self._first_positions + depths,
-            "cache": self._cache,
-            "use_cache": True,
-        }
-        if self._returns_logits:
-            return self._model(**inputs).logits
-        return self._model.base_model(**inputs).last_hidden_state
+        model = self._model if self._returns_logits else self._model.base_model
+        positions = self._first_positions + depths
+        output = model(input_ids=tokens, attention_mask=mask, position_ids=positions, cache=self._cache, use_cache=True)
+        return output.logits if self._returns_logits else output.last_hidden_state
 
 
 def _cache_rows(cache: DynamicCache, rows: torch.Tensor | None = None) -> DynamicCache:
@@ -342,13 +306,9 @@ class DecodingContext(ABC):
 
 
 class EncoderContext(DecodingContext):
-    """A T5 and its encoder's states.
+    """A T5, its encoder's `states` `(batch_size, num_positions, d_model)` and `mask` of the same positions (bool).
 
-    Args:
-        model: any T5 with a language-model head.
-        states: `(batch_size, num_positions, d_model)` of the encoder.
-        mask: `(batch_size, num_positions)` bool, False for padding.
-        start_tokens: `(batch_size,)` long; default: the model's decoder start.
+    `start_tokens` `(batch_size,)` default to the model's decoder start.
 
     Raises:
         ValueError: the model is not a T5.
@@ -426,13 +386,11 @@ class PromptContext(DecodingContext):
         if input_ids.shape[1] == 0:
             raise ValueError("A prompt needs at least one token before the behavior token; got none.")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        cached, cached_mask, cache = input_ids[:, :-1], mask[:, :-1], DynamicCache()
+        cached, mask, cache = input_ids[:, :-1], mask[:, :-1], DynamicCache()
         if cached.shape[1] > 0:
-            positions = (cached_mask.cumsum(dim=1) - 1).clamp(min=0)
-            model.base_model(
-                input_ids=cached, attention_mask=cached_mask, position_ids=positions, cache=cache, use_cache=True
-            )
-        return cls(model, input_ids[:, -1], cache, cached_mask.bool())
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+            model.base_model(input_ids=cached, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True)
+        return cls(model, input_ids[:, -1], cache, mask.bool())
 
     @property
     def vocab_size(self) -> int:
@@ -450,14 +408,12 @@ class PromptContext(DecodingContext):
             ValueError: the prompts and their continuations do not fit into the window of the model's attention.
         """
         window = _attention_window(self.model.config)
-        if window is not None:
-            num_tokens = int(self.mask.sum(dim=1).max()) + max_depth
-            if num_tokens > window:
-                raise ValueError(
-                    f"The prompts and their answers have {num_tokens} tokens, but the model's attention window has "
-                    f"{window}, which tree decoding does not support; shorten the histories, or pass a "
-                    "TrieLogitsProcessor to `generate` instead."
-                )
+        if window is not None and (num_tokens := int(self.mask.sum(dim=1).max()) + max_depth) > window:
+            raise ValueError(
+                f"The prompts and their answers have {num_tokens} tokens, but the model's attention window has "
+                f"{window}, which tree decoding does not support; shorten the histories, or pass a "
+                "TrieLogitsProcessor to `generate` instead."
+            )
         return CausalTreeDecoder(self.model, self.cache, self.mask, not _logits_are_plain(self.model))
 
     def output_head(self) -> OutputHead:
@@ -484,11 +440,11 @@ def _check_model(model: PreTrainedModel) -> None:
     reason = None
     if not {"attention_mask", "position_ids", "cache"} <= set(parameters):
         reason = "its forward does not take a mask, positions and a cache"
-    elif not set(getattr(config, "layer_types", None) or ()) <= _LAYERS_WITH_MASKS:
+    elif not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", _SLIDING}:
         reason = "some of its layers are not attention over all earlier tokens"
     elif getattr(config, "alibi", False):
         reason = "its attention uses ALiBi positions"
-    elif config._attn_implementation not in _ATTENTION_WITH_MASKS:
+    elif config._attn_implementation not in ("eager", "sdpa"):
         reason = f"its attention is '{config._attn_implementation}'; load it with attn_implementation='sdpa'"
     if reason is not None:
         raise ValueError(

@@ -95,7 +95,13 @@ class Trie:
             self.token_ranges.append((low, high + 1))
             codes.append((tokens - low).astype(_smallest_dtype(high - low + 1)))
             level_starts.append(level_starts[-1] + len(tokens))
-        _refuse_repeats(is_new, table, order)
+        if not is_new.all():
+            end = int(is_new.argmin())  # the sorted sequence that is the same as the one before
+            pair = [end - 1, end] if order is None else sorted(order[end - 1 : end + 1].tolist())
+            raise ValueError(
+                f"The sequences {pair[0]} and {pair[1]} of the trie are the same, {table[pair[0]].tolist()}; each "
+                "identifier must belong to one item, so make the identifiers unique first."
+            )
         self.level_starts, self.num_nodes, self.dead_node = level_starts, level_starts[-1], level_starts[-1]
         self.num_sequences, self.max_length = table.shape
         self.token_limit = max(last for _, last in self.token_ranges)
@@ -123,18 +129,18 @@ class Trie:
             self._arrays_by_device[device] = TrieArrays(*(array.to(device) for array in on_cpu))
         return self._arrays_by_device[device]
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise `ValueError` if a token of the trie is outside a model's vocabulary."""
+        if self.token_limit > vocab_size:
+            raise ValueError(
+                f"The trie holds the token {self.token_limit - 1}, but the model scores only {vocab_size} tokens; "
+                "resize the model's embeddings to the tokenizer that the trie was built with."
+            )
+
     # ---- nodes and their children
 
     def step(self, nodes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Follow one token from each node.
-
-        Args:
-            nodes: any shape.
-            tokens: the same shape.
-
-        Returns:
-            the nodes reached, the same shape; `dead_node` where there is no such child, and from the dead node.
-        """
+        """The child of each node by a token; `dead_node` where there is none. All three have one shape."""
         nodes, tokens = torch.as_tensor(nodes), torch.as_tensor(tokens)
         arrays = self.arrays(nodes.device)
         low, end = self._edge_range(nodes)
@@ -148,13 +154,9 @@ class Trie:
         return torch.where(exists, low + 1, self.dead_node)
 
     def walk(self, prefixes: torch.Tensor) -> torch.Tensor:
-        """Follow each row from the root.
+        """Follow `(num_rows, length)` tokens from the root to nodes `(num_rows,)`, `dead_node` outside the trie.
 
-        Args:
-            prefixes: `(num_rows, length)`; a negative token ends its row, and only negative tokens may follow it.
-
-        Returns:
-            the nodes reached `(num_rows,)`; `dead_node` for a row that leaves the trie.
+        A negative token ends its row, and only negative tokens may follow it.
         """
         prefixes = torch.as_tensor(prefixes)
         nodes = torch.full(prefixes.shape[:1], self.root, dtype=torch.long, device=prefixes.device)
@@ -167,13 +169,10 @@ class Trie:
         return nodes
 
     def allowed_tokens(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """All children of each node, as one flat list.
-
-        Args:
-            nodes: `(num_rows,)`.
+        """All children of `(num_rows,)` nodes, as one flat list sorted by row, then token.
 
         Returns:
-            for every child its row, its token and its node, three `(num_children,)` tensors sorted by row, then token.
+            for every child its row, its token and its node, `(num_children,)` each.
         """
         nodes = torch.as_tensor(nodes)
         rows, edges = _expand_ranges(*self._edge_range(nodes))
@@ -336,18 +335,6 @@ def _sorting_order(columns: np.ndarray) -> np.ndarray | None:
         keys <<= width
         keys |= column.astype(np.int64) - low
     return None if (keys[1:] >= keys[:-1]).all() else np.argsort(keys)
-
-
-def _refuse_repeats(is_new: np.ndarray, table: np.ndarray, order: np.ndarray | None) -> None:
-    """`is_new`: `(num_sequences,)` bool, the sorted sequences that differ from the one before."""
-    if is_new.all():
-        return
-    position = int(is_new.argmin())
-    one, other = (position - 1, position) if order is None else sorted(order[position - 1 : position + 1].tolist())
-    raise ValueError(
-        f"The sequences {one} and {other} of the trie are the same, {table[one].tolist()}; each identifier must belong "
-        "to one item, so make the identifiers unique first."
-    )
 
 
 def _sorted_values(values: np.ndarray | None, order: np.ndarray | None) -> np.ndarray:

@@ -4,20 +4,12 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from gensar_hf.errors import InputError
 from gensar_hf.files import load_array_metadata, load_arrays, save_arrays
-from gensar_hf.item_embeddings import (
-    CHUNK_ROWS,
-    checked_table,
-    nearest_rows,
-    require_equal_lengths,
-    row_chunks,
-    unit_rows,
-)
+from gensar_hf.item_embeddings import CHUNK_ROWS, checked_pair, checked_table, row_chunks, unit_rows
 
-MAX_ITEMS = 10_000
+MAX_ITEMS = 10_000  # time grows with its cube, memory with its square
 RIDGE = 0.3
 SHARPNESS = 2.5
 FULL_TRUST_CLICKS = 20
@@ -49,35 +41,47 @@ class CollaborativeMap:
 
     @classmethod
     def fit(
-        cls,
-        semantic: np.ndarray,
-        collaborative: np.ndarray,
-        seed: int,
-        num_clicks: np.ndarray | None = None,
-        max_items: int = MAX_ITEMS,
+        cls, semantic: np.ndarray, collaborative: np.ndarray, seed: int, num_clicks: np.ndarray | None = None
     ) -> "CollaborativeMap":
         """Learn the map from items that have both embeddings.
 
         Args:
             semantic: `(num_items, semantic_dim)`, of any length.
             collaborative: `(num_items, collaborative_dim)`, of the same items.
-            seed: of the sample that is taken of more than `max_items` items.
+            seed: of the sample that is taken of more than `MAX_ITEMS` items.
             num_clicks: `(num_items,)` training clicks of each item. An embedding that was learned from few clicks is
                 mostly noise and gets a lower weight; default: equal weights.
-            max_items: time grows with its cube, memory with its square.
 
         Raises:
             InputError: not a table, different numbers of rows, fewer than two items, a value that is not finite, or
                 semantic embeddings that are all equal.
         """
         from sklearn.kernel_ridge import KernelRidge  # here, because scikit-learn takes a second to import
+        from sklearn.metrics.pairwise import euclidean_distances
 
-        semantic, collaborative, trust = _checked_pairs(semantic, collaborative, num_clicks)
-        if len(semantic) > max_items:
-            chosen = np.sort(np.random.default_rng(seed).choice(len(semantic), max_items, replace=False))
+        semantic, collaborative = checked_pair(semantic, collaborative)
+        if len(semantic) < 2:
+            raise InputError(f"The map is learned from warm items, of which it needs at least 2; got {len(semantic)}.")
+        clicks = np.full(len(semantic), np.inf) if num_clicks is None else np.asarray(num_clicks, dtype=np.float64)
+        if clicks.shape != (len(semantic),) or not (clicks >= 0).all():
+            raise InputError(
+                f"`num_clicks` must hold one number of clicks, at least 0, for each of the {len(semantic)} items; got "
+                f"an array of shape {clicks.shape}{'' if clicks.size == 0 else f', least value {clicks.min()}'}."
+            )
+        trust = np.clip(clicks / FULL_TRUST_CLICKS, _LEAST_TRUST, 1)
+        if len(semantic) > MAX_ITEMS:
+            chosen = np.sort(np.random.default_rng(seed).choice(len(semantic), MAX_ITEMS, replace=False))
             semantic, collaborative, trust = semantic[chosen], collaborative[chosen], trust[chosen]
         rows = unit_rows(semantic).astype(np.float16).astype(np.float32)
-        sharpness = SHARPNESS / _typical_distance(rows)
+        # The kernel's width follows the median distance: encoders differ in how close together they put all texts.
+        distances = euclidean_distances(rows[:: max(1, len(rows) // CHUNK_ROWS)], rows, squared=True)
+        distances = distances[distances > 1e-6]
+        if distances.size == 0:
+            raise InputError(
+                f"All {len(rows)} semantic embeddings are equal, so that nothing can be predicted from them; check the "
+                "items' texts and the encoder."
+            )
+        sharpness = SHARPNESS / float(np.median(distances))
         mean = np.average(collaborative, axis=0, weights=trust).astype(np.float32)
         regression = KernelRidge(kernel="rbf", gamma=sharpness, alpha=RIDGE)
         regression.fit(rows, collaborative - mean, sample_weight=trust.astype(np.float32))
@@ -117,107 +121,12 @@ class CollaborativeMap:
         """
         arrays = {name: array.astype(np.float32) for name, array in load_arrays(path).items()}
         is_map = load_array_metadata(path) == _FORMAT and {name: a.ndim for name, a in arrays.items()} == _ARRAYS
-        if not is_map or not _belong_together(arrays):
+        if not (
+            is_map
+            and all(np.isfinite(array).all() for array in arrays.values())
+            and arrays["coefficients"].shape == (len(arrays["semantic"]), len(arrays["mean"]))
+        ):
             raise InputError(
                 f"{path} holds no map of collaborative embeddings that this version reads; fit the map again."
             )
         return cls(**arrays)
-
-
-def neighbor_recall(
-    semantic: np.ndarray,
-    collaborative: np.ndarray,
-    seed: int,
-    num_clicks: np.ndarray | None = None,
-    k: int = 10,
-    num_folds: int = 5,
-) -> dict[str, float]:
-    """How many of the neighbors by an item's learned embedding are neighbors by its predicted one, cross-validated.
-
-    Every item is held out of the fit once. Neighbors are the k nearest other items by the cosine of collaborative
-    embeddings: those of the item's own embedding are the targets, those of the predicted one the results.
-
-    Args:
-        semantic: `(num_items, semantic_dim)`.
-        collaborative: `(num_items, collaborative_dim)`.
-        seed: of the folds and the map.
-        num_clicks: as in `CollaborativeMap.fit`.
-        k: number of neighbors.
-        num_folds: parts, each held out once.
-
-    Returns:
-        `recall`, the share of targets among the results; `mean_embedding`, the same with the mean of the other items as
-        the prediction for all, independent of the text; `chance`, of k random items.
-
-    Raises:
-        InputError: as in `fit`, or too few items for k neighbors and that many folds.
-    """
-    semantic, collaborative, _ = _checked_pairs(semantic, collaborative, num_clicks)
-    num_items = len(semantic)
-    if num_items <= k or num_items < 2 * num_folds:
-        raise InputError(
-            f"There are {num_items} items; {k} neighbors and {num_folds} folds need at least "
-            f"{max(k + 1, 2 * num_folds)}."
-        )
-    folds = np.random.default_rng(seed).permutation(num_items) % num_folds
-    predicted, means = np.empty_like(collaborative), np.empty_like(collaborative)
-    for fold in tqdm(range(num_folds), desc="held-out neighbors", leave=False, delay=2):
-        held_out = folds == fold
-        clicks = None if num_clicks is None else np.asarray(num_clicks)[~held_out]
-        fitted = CollaborativeMap.fit(semantic[~held_out], collaborative[~held_out], seed, clicks)
-        predicted[held_out] = fitted.predict(semantic[held_out])
-        means[held_out] = collaborative[~held_out].mean(axis=0)
-    targets, results, of_mean = (
-        nearest_rows(queries, collaborative, k, cosine=True, exclude=np.arange(num_items))
-        for queries in (collaborative, predicted, means)
-    )
-    return {
-        "recall": float((targets[:, :, None] == results[:, None, :]).any(axis=2).mean()),
-        "mean_embedding": float((targets[:, :, None] == of_mean[:, None, :]).any(axis=2).mean()),
-        "chance": k / (num_items - 1),
-    }
-
-
-def _checked_pairs(
-    semantic: np.ndarray, collaborative: np.ndarray, num_clicks: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both tables, and the weight of each item, `(num_items,)` in (0, 1]."""
-    semantic, collaborative = checked_table("semantic", semantic), checked_table("collaborative", collaborative)
-    require_equal_lengths(semantic, collaborative)
-    if len(semantic) < 2:
-        raise InputError(f"The map is learned from warm items, of which it needs at least 2; got {len(semantic)}.")
-    if num_clicks is None:
-        return semantic, collaborative, np.ones(len(semantic))
-    clicks = np.asarray(num_clicks, dtype=np.float64)
-    if clicks.shape != (len(semantic),) or not (clicks >= 0).all():
-        raise InputError(
-            f"`num_clicks` must hold one number of clicks, at least 0, for each of the {len(semantic)} items; got an "
-            f"array of shape {clicks.shape}{'' if clicks.size == 0 else f', least value {clicks.min()}'}."
-        )
-    return semantic, collaborative, np.clip(clicks / FULL_TRUST_CLICKS, _LEAST_TRUST, 1)
-
-
-def _typical_distance(rows: np.ndarray) -> float:
-    """Median squared distance between items; encoders differ in how close together they put all texts.
-
-    Raises:
-        InputError: all items are at the same place.
-    """
-    from sklearn.metrics.pairwise import euclidean_distances
-
-    distances = euclidean_distances(rows[:: max(1, len(rows) // CHUNK_ROWS)], rows, squared=True)
-    distances = distances[distances > 1e-6]
-    if distances.size == 0:
-        raise InputError(
-            f"All {len(rows)} semantic embeddings are equal, so that nothing can be predicted from them; check the "
-            "items' texts and the encoder."
-        )
-    return float(np.median(distances))
-
-
-def _belong_together(arrays: dict[str, np.ndarray]) -> bool:
-    return (
-        len(arrays["semantic"]) == len(arrays["coefficients"])
-        and arrays["coefficients"].shape[1] == len(arrays["mean"])
-        and all(bool(np.isfinite(array).all()) for array in arrays.values())
-    )

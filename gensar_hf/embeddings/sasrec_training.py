@@ -58,7 +58,6 @@ class HistoryWindows(torch.utils.data.Dataset):
         self._first_cuts = rng.integers(1, self.max_length + 1, size=len(self.histories))
 
     def __len__(self) -> int:
-        """Number of windows, the same in every epoch."""
         return len(self._users)
 
     @property
@@ -70,27 +69,18 @@ class HistoryWindows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """`input_ids` and `labels`, both `(window_length,)` long, item index + 1."""
-        user = self._users[index]
-        tokens = torch.from_numpy(self._thin_out(self._window(user, self._places[index]), index) + 1)
+        user, place = self._users[index], self._places[index]
+        events, num_predictions = self.histories[user], self._num_predictions[user]
+        if num_predictions > self.max_length:
+            start = self._first_cuts[user] + (place - 1) * self.max_length
+            stop = min(start + self.max_length, num_predictions)
+            events = events[max(min(start, num_predictions - self.max_length), 0) : stop + 1]
+        if self.event_dropout > 0:
+            rng = np.random.default_rng((self.seed, self._epoch, index))
+            kept = events[rng.random(len(events)) >= self.event_dropout]
+            events = kept if len(kept) >= 2 else events
+        tokens = torch.from_numpy(events + 1)
         return {"input_ids": tokens[:-1], "labels": tokens[1:]}
-
-    def _window(self, user: int, place: int) -> np.ndarray:
-        """The `place`-th window of a user, one event longer than its number of predictions."""
-        history = self.histories[user]
-        num_predictions = len(history) - 1
-        if num_predictions <= self.max_length:
-            return history
-        start = self._first_cuts[user] + (place - 1) * self.max_length
-        stop = min(start + self.max_length, num_predictions)
-        start = max(min(start, num_predictions - self.max_length), 0)
-        return history[start : stop + 1]
-
-    def _thin_out(self, events: np.ndarray, index: int) -> np.ndarray:
-        if self.event_dropout == 0:
-            return events
-        rng = np.random.default_rng((self.seed, self._epoch, index))
-        kept = events[rng.random(len(events)) >= self.event_dropout]
-        return kept if len(kept) >= 2 else events
 
 
 class WindowSampler(torch.utils.data.Sampler[int]):
@@ -145,12 +135,7 @@ def collate_windows(windows: Sequence[dict[str, torch.Tensor]]) -> dict[str, tor
 
 
 def sasrec_training_arguments(output_dir: str, **overrides: Any) -> TrainingArguments:
-    """`TrainingArguments` with the settings tuned on the validation clicks of MovieLens-100k.
-
-    Args:
-        output_dir: for checkpoints.
-        overrides: any field of `TrainingArguments`.
-    """
+    """`TrainingArguments` with the settings tuned on the validation clicks of MovieLens-100k, and `overrides` of any."""
     tuned = {
         "num_train_epochs": 15,
         "per_device_train_batch_size": 64,
@@ -185,7 +170,8 @@ def next_item_trainer(
     Args:
         model: with SASRec's `forward`; its config has `num_items`, `max_length` and `event_dropout`.
         histories: item indices of each user, oldest first, TRAINING events only.
-        training_args: `data_seed` (or `seed`) draws the windows and their order.
+        training_args: such as `sasrec_training_arguments(output_dir)`; `data_seed` (or `seed`) draws the windows and
+            their order.
         callbacks: for `Trainer`.
 
     Raises:
@@ -201,13 +187,7 @@ def next_item_trainer(
             )
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     windows = HistoryWindows(histories, config.max_length, seed, config.event_dropout)
-    return WindowTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=windows,
-        data_collator=collate_windows,
-        callbacks=callbacks,
-    )
+    return WindowTrainer(model, training_args, collate_windows, windows, callbacks=callbacks)
 
 
 def num_training_steps(histories: Sequence[np.ndarray], training_args: TrainingArguments, max_length: int) -> int:
@@ -224,21 +204,6 @@ def train_sasrec(
     resume_from_checkpoint: str | bool | None = None,
     callbacks: list[TrainerCallback] | None = None,
 ) -> TrainOutput:
-    """Train in place with full-softmax cross entropy at every position.
-
-    Args:
-        model: a new model; its config has the window length and the event dropout.
-        histories: item indices of each user, oldest first, TRAINING events only.
-        training_args: such as `sasrec_training_arguments(output_dir)`; `data_seed` (or `seed`) draws the windows.
-        resume_from_checkpoint: as in `Trainer.train`.
-        callbacks: for `Trainer`.
-
-    Returns:
-        Trainer's result: steps, mean loss and metrics such as the seconds.
-
-    Raises:
-        InputError: no history has two items.
-        ValueError: an item index outside the catalogue.
-    """
+    """Train a new model in place with `next_item_trainer`; returns steps, mean loss and metrics such as the seconds."""
     trainer = next_item_trainer(model, histories, training_args, callbacks)
     return trainer.train(resume_from_checkpoint=resume_from_checkpoint)

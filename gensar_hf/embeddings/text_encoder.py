@@ -37,31 +37,6 @@ _MAX_FITTED_TEXTS = 100_000
 _CHUNK_TEXTS = 8192
 
 
-def encode_texts(
-    texts: Sequence[str],
-    model: str | os.PathLike[str] | None = DEFAULT_ENCODER,
-    batch_size: int = 64,
-    max_length: int | None = None,
-    device: str | None = None,
-) -> np.ndarray:
-    """Encode texts as vectors of length 1.
-
-    Args:
-        texts: any number of texts, empty ones included.
-        model: see `TextEncoder.load`; None fits a `LexicalTextEncoder` on these texts.
-        batch_size: texts per forward pass.
-        max_length: tokens that are read of each text; default: the model's own limit.
-        device: such as "cpu" or "cuda"; default: the best available.
-
-    Returns:
-        `(num_texts, dim)` float32, each row of Euclidean length 1 (or 0, see `LexicalTextEncoder`).
-
-    Raises:
-        InputError: the model cannot be loaded, or None and no text holds a word.
-    """
-    return TextEncoder.load(model, texts, max_length=max_length, device=device).encode(texts, batch_size)
-
-
 class LexicalTextEncoder:
     """Latent semantic analysis (Deerwester et al. 1990) of TF-IDF weights of words and character n-grams.
 
@@ -178,7 +153,7 @@ class TextEncoder:
         revision: str | None = None,
         lexical: LexicalTextEncoder | None = None,
     ) -> None:
-        """Use `load` or `from_folder`; a sentence-transformers model is not read before it is needed."""
+        """Use `load`."""
         self.name, self.max_length, self.device, self.revision = name, max_length, device, revision
         self._lexical = lexical
         self._model: SentenceTransformer | None = None
@@ -211,13 +186,14 @@ class TextEncoder:
         """
         if model is None:
             return cls(None, lexical=LexicalTextEncoder().fit(texts, dim, seed))
-        if (Path(model) / _CONFIG_FILE).is_file():
-            encoder = cls.from_folder(model, device)
-            encoder.max_length = max_length if max_length is not None else encoder.max_length
-        else:
-            encoder = cls(os.fspath(model), max_length, device)
-        if encoder.name is not None:
-            encoder._sentence_transformer()
+        encoder = cls(os.fspath(model), max_length, device)
+        if (Path(model) / _CONFIG_FILE).is_file():  # written by `save`
+            config = _read_config(Path(model))
+            if config["kind"] == "lexical":
+                return cls(None, lexical=LexicalTextEncoder.load(model))
+            name = config["name"] or str(Path(model) / _WEIGHTS_DIR)
+            encoder = cls(name, max_length or config["max_length"], device, config["revision"])
+        encoder._sentence_transformer()
         return encoder
 
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
@@ -249,7 +225,7 @@ class TextEncoder:
         return encoded.astype(np.float32, copy=False)[[distinct[text] for text in texts]]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write what `from_folder` needs: a lexical encoder's files, a Hub name with its revision, or the weights.
+        """Write what `load` needs: a lexical encoder's files, a Hub name with its revision, or the weights.
 
         A name on the Hub is saved as the name; a model that came from a folder is saved with its weights.
         """
@@ -265,19 +241,6 @@ class TextEncoder:
         revision = None if is_folder else self.revision or _revision(model)
         config = {"format_version": _FORMAT_VERSION, "kind": "sentence_transformer", "max_length": self.max_length}
         write_json(folder / _CONFIG_FILE, {**config, "name": None if is_folder else name, "revision": revision})
-
-    @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str], device: str | None = None) -> "TextEncoder":
-        """Read what `save` wrote; a sentence-transformers model is loaded at the first `encode`.
-
-        Raises:
-            InputError: a file is missing or damaged.
-        """
-        config = _read_config(Path(folder))
-        if config["kind"] == "lexical":
-            return cls(None, lexical=LexicalTextEncoder.load(folder))
-        name = config["name"] or str(Path(folder) / _WEIGHTS_DIR)
-        return cls(name, config["max_length"], device, config["revision"])
 
     @property
     def num_parameters(self) -> int:

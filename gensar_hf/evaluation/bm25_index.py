@@ -47,9 +47,7 @@ class BM25Index:
                 scores[row] = self._index.get_scores_from_ids(word_ids)
         return scores
 
-    def retrieve(
-        self, queries: Sequence[str], top_n: int, tie_order: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def retrieve(self, queries: Sequence[str], top_n: int, tie_order: np.ndarray | None = None) -> np.ndarray:
         """The best items for each query that share at least one word with it, best first.
 
         Ties are ordered by `tie_order`, so that the result is the same on every machine (`bm25s`' own `retrieve` does
@@ -61,17 +59,13 @@ class BM25Index:
             tie_order: `(num_items,)`, the position of each item among items of equal score. Default: its index.
 
         Returns:
-            item indices `(num_queries, top_n)` int64, padded with -1, and their scores `(num_queries, top_n)` float32,
-            padded with 0.
+            item indices `(num_queries, top_n)` int64, padded with -1.
         """
         items = np.full((len(queries), top_n), -1, dtype=np.int64)
-        item_scores = np.zeros((len(queries), top_n), dtype=np.float32)
         for row, query in enumerate(queries):
-            scores = self.scores([query])[0]
-            best = best_positive_items(scores, top_n, tie_order)
+            best = best_positive_items(self.scores([query])[0], top_n, tie_order)
             items[row, : len(best)] = best
-            item_scores[row, : len(best)] = scores[best]
-        return items, item_scores
+        return items
 
 
 def best_positive_items(scores: np.ndarray, top_n: int, tie_order: np.ndarray | None = None) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Candidates among which a target is ranked: random items for recommendation, the best BM25 hits for search."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,22 +37,21 @@ class CandidateSets:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.candidates.ndim != 2 or self.target_columns.shape != self.candidates.shape[:1]:
+        candidates, columns = self.candidates, self.target_columns
+        if candidates.ndim != 2 or columns.shape != candidates.shape[:1]:
             raise ValueError(
                 "`candidates` must be (num_requests, num_candidates) and `target_columns` (num_requests,); "
-                f"got {self.candidates.shape} and {self.target_columns.shape}."
+                f"got {candidates.shape} and {columns.shape}."
             )
-        in_order = np.sort(self.candidates, axis=1)
-        faulty = np.flatnonzero((in_order < 0).any(axis=1) | (np.diff(in_order, axis=1) == 0).any(axis=1))
-        if len(faulty):
+        in_order = np.sort(candidates, axis=1)
+        if len(faulty := np.flatnonzero((in_order < 0).any(axis=1) | (np.diff(in_order, axis=1) == 0).any(axis=1))):
             raise ValueError(
                 f"Candidates must be distinct item indices, at least 0; those of request {faulty[0]} are not."
             )
-        outside = np.flatnonzero((self.target_columns < 0) | (self.target_columns >= self.candidates.shape[1]))
-        if len(outside):
+        if len(outside := np.flatnonzero((columns < 0) | (columns >= candidates.shape[1]))):
             raise ValueError(
-                f"Target columns must lie in the {self.candidates.shape[1]} columns; that of request {outside[0]} is "
-                f"{self.target_columns[outside[0]]}."
+                f"Target columns must lie in the {candidates.shape[1]} columns; that of request {outside[0]} is "
+                f"{columns[outside[0]]}."
             )
 
     def __len__(self) -> int:
@@ -67,17 +66,7 @@ class CandidateSets:
 def draw_candidates(
     requests: Requests, item_texts: Sequence[str], num_negatives: int = 99, seed: int = 0
 ) -> CandidateSets:
-    """Draw BM25-hard candidates for search requests, random candidates for recommendation requests.
-
-    Args:
-        requests: of one task, at least one.
-        item_texts: one text per item, in catalogue order.
-        num_negatives: candidates per request, without the target.
-        seed: of the draw and the order.
-
-    Raises:
-        InputError: as `random_candidates`.
-    """
+    """`bm25_candidates` for search requests, `random_candidates` for recommendation requests."""
     if requests.task == SEARCH:
         return bm25_candidates(requests, item_texts, num_negatives, seed)
     return random_candidates(requests, num_negatives, seed)
@@ -102,15 +91,17 @@ def random_candidates(requests: Requests, num_negatives: int = 99, seed: int = 0
     Raises:
         InputError: a user has interacted with every item.
     """
-    num_items = requests.events.num_items
-    used_negatives = _available_negatives(requests, num_negatives)
-    rows = []
-    for generator, user, target in _seeded_requests(requests, seed):
-        untouched = np.ones(num_items, dtype=bool)
-        untouched[_items_of_user(requests, user)] = False
-        negatives = generator.choice(np.flatnonzero(untouched), used_negatives, replace=False)
-        rows.append(generator.permutation(np.append(negatives, target)))
-    return _candidate_sets(requests, rows, used_negatives + 1, f"random-{used_negatives}", seed)
+    used_negatives, users = _available_negatives(requests, num_negatives), requests.users
+    untouched = np.ones(requests.events.num_items, dtype=bool)
+
+    def negatives(row: int, generator: np.random.Generator) -> np.ndarray:
+        clicked = _items_of_user(requests, users[row])
+        untouched[clicked] = False
+        drawn = generator.choice(np.flatnonzero(untouched), used_negatives, replace=False)
+        untouched[clicked] = True
+        return drawn
+
+    return _shuffled(requests, negatives, "random", used_negatives, seed)
 
 
 def bm25_candidates(
@@ -138,44 +129,41 @@ def bm25_candidates(
     used_negatives = min(num_negatives, num_items - 1)
     query_codes, queries = pd.factorize(np.asarray(requests.query_texts, dtype=object))  # each query is retrieved once
     tie_order = np.random.default_rng(seed).permutation(num_items)
-    hits, _ = BM25Index(item_texts).retrieve(list(queries), min(used_negatives + 1, num_items), tie_order)
-    rows, num_filled = [], 0
-    for row, (generator, _, target) in enumerate(_seeded_requests(requests, seed)):
-        matching = hits[query_codes[row]]
-        negatives = matching[(matching >= 0) & (matching != target)][:used_negatives]
-        num_missing = used_negatives - len(negatives)
-        if num_missing:
-            others = np.ones(num_items, dtype=bool)
-            others[negatives] = False
-            others[target] = False
-            negatives = np.append(negatives, generator.choice(np.flatnonzero(others), num_missing, replace=False))
-            num_filled += 1
-        rows.append(generator.permutation(np.append(negatives, target)))
+    hits = BM25Index(item_texts).retrieve(list(queries), min(used_negatives + 1, num_items), tie_order)
+    num_filled, targets = 0, requests.target_items
+
+    def negatives(row: int, generator: np.random.Generator) -> np.ndarray:
+        nonlocal num_filled
+        matching, target = hits[query_codes[row]], targets[row]
+        best = matching[(matching >= 0) & (matching != target)][:used_negatives]
+        if len(best) == used_negatives:
+            return best
+        num_filled += 1
+        others = np.setdiff1d(np.arange(num_items), [*best, target])
+        return np.append(best, generator.choice(others, used_negatives - len(best), replace=False))
+
+    sets = _shuffled(requests, negatives, "bm25-hard", used_negatives, seed)
     if num_filled:
         logger.info("%d of %d queries have too few BM25 hits and get random items as well.", num_filled, len(requests))
-    return _candidate_sets(requests, rows, used_negatives + 1, f"bm25-hard-{used_negatives}", seed)
+    return sets
 
 
 def _available_negatives(requests: Requests, num_negatives: int) -> int:
     """The number of random negatives that every request can have, at most `num_negatives`."""
     events, users = requests.events, np.unique(requests.users)
-    num_untouched = np.array([events.num_items - len(np.unique(_items_of_user(requests, user))) for user in users])
-    if len(users) == 0 or num_untouched.min() >= num_negatives:
+    num_untouched = [events.num_items - len(np.unique(_items_of_user(requests, user))) for user in users]
+    available = min(num_untouched, default=num_negatives)
+    if available >= num_negatives:
         return num_negatives
-    fewest = int(num_untouched.argmin())
-    available, user_id = int(num_untouched[fewest]), events.user_ids[users[fewest]]
+    user_id = events.user_ids[users[num_untouched.index(available)]]
     if available == 0:
         raise InputError(
             f"User {user_id!r} has interacted with all {events.num_items} items, so no random negatives are left; "
             "evaluate with full ranking, or leave this user out."
         )
     logger.warning(
-        "User %r has no interaction with only %d of %d items: every request gets %d random negatives instead of %d.",
-        user_id,
-        available,
-        events.num_items,
-        available,
-        num_negatives,
+        f"User {user_id!r} has no interaction with only {available} of {events.num_items} items: every request gets "
+        f"{available} random negatives instead of {num_negatives}."
     )
     return available
 
@@ -187,18 +175,17 @@ def _items_of_user(requests: Requests, user: int) -> np.ndarray:
     return items[items >= 0]
 
 
-def _seeded_requests(requests: Requests, seed: int) -> Iterator[tuple[np.random.Generator, int, int]]:
-    """For each request a random generator seeded with its target's event, its user and its target item."""
-    triples = zip(requests.targets, requests.users, requests.target_items, strict=True)
-    for event, user, item in tqdm(
-        triples, desc=f"{requests.task} candidates", total=len(requests), leave=False, delay=2
-    ):
-        yield np.random.default_rng([seed, int(event)]), int(user), int(item)
-
-
-def _candidate_sets(
-    requests: Requests, rows: list[np.ndarray], num_candidates: int, protocol: str, seed: int
+def _shuffled(
+    requests: Requests,
+    negatives: Callable[[int, np.random.Generator], np.ndarray],
+    kind: str,
+    num_negatives: int,
+    seed: int,
 ) -> CandidateSets:
-    candidates = np.array(rows, dtype=np.int64).reshape(len(rows), num_candidates)
-    target_columns = (candidates == requests.target_items[:, None]).argmax(axis=1)
-    return CandidateSets(candidates, target_columns, protocol, seed)
+    """Target and `negatives(row, generator)` in random order; a generator is seeded with its row's target event."""
+    candidates, targets = np.zeros((len(requests), num_negatives + 1), dtype=np.int64), requests.target_items
+    for row in tqdm(range(len(requests)), desc=f"{requests.task} candidates", leave=False, delay=2):
+        generator = np.random.default_rng([seed, int(requests.targets[row])])
+        candidates[row] = generator.permutation(np.append(negatives(row, generator), targets[row]))
+    target_columns = (candidates == targets[:, None]).argmax(axis=1)
+    return CandidateSets(candidates, target_columns, f"{kind}-{num_negatives}", seed)

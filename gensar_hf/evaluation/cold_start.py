@@ -126,19 +126,16 @@ def evaluate_groups(
             result = evaluate(systems, {task: part}, {task: candidates})
             for system, failures in result.failures.items():
                 raise InputError(f"{system} failed in {task}: {failures[task]}")
-            clusters = part.target_items if by_item else part.users
+            bootstrap: dict[str, Any] = {"seed": seed, "groups": part.target_items if by_item else part.users}
             values = {system: metrics_per_request(ranks[task]) for system, ranks in result.ranks.items()}
-            ordered = list(values.values())
+            differences = values[systems[-1].name] - values[systems[0].name]
             tasks[task][name] = {
                 "protocol": candidates.protocol,
                 "num_requests": len(part),
                 "num_items": len(np.unique(part.target_items)),
                 "num_users": len(np.unique(part.users)),
-                "systems": {
-                    system: metric_intervals(per_request, seed=seed, groups=clusters)
-                    for system, per_request in values.items()
-                },
-                "difference": metric_intervals(ordered[-1] - ordered[0], seed=seed, groups=clusters),
+                "systems": {system: metric_intervals(each, **bootstrap) for system, each in values.items()},
+                "difference": metric_intervals(differences, **bootstrap),
             }
     return {"systems": [system.name for system in systems], "groups": list(groups), "tasks": tasks}
 

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from gensar_hf.evaluation.metrics import METRICS, metrics_per_request
+from gensar_hf.evaluation.plots import plot_comparison
 from gensar_hf.evaluation.protocol import FULL_RANKING_DIR, METRICS_FILE, RANKS_FILE
-from gensar_hf.evaluation.report import KINDS
+from gensar_hf.evaluation.report import KINDS, comparison_tables, markdown
 from gensar_hf.evaluation.significance import metric_intervals
-from gensar_hf.files import read_json
+from gensar_hf.files import atomic_path, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,14 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
     }
 
 
+def save_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
+    """Write `comparison.json`, the tables as `comparison.md`, and the plots of `plot_comparison`."""
+    write_json(folder / "comparison.json", comparison)
+    with atomic_path(folder / "comparison.md") as aside:
+        aside.write_text(markdown(comparison_tables(comparison)), encoding="utf-8")
+    plot_comparison(comparison, folder)
+
+
 def _variant(
     runs: Sequence[RunResult],
     metrics: Sequence[Mapping[str, Any]],
@@ -100,7 +109,7 @@ def _variant(
         "identifiers": summarize_identifiers(reports) if reports else None,
         "tasks": {
             task: _task_metrics(
-                [report["tasks"][task]["systems"][run.row] for run, report in zip(runs, metrics, strict=True)],
+                [each["tasks"][task]["systems"][run.row] for run, each in zip(runs, metrics, strict=True)],
                 values,
                 reference.get(task),
             )
@@ -124,6 +133,7 @@ def _per_request(runs: Sequence[RunResult]) -> dict[str, pd.DataFrame]:
 def _task_metrics(
     by_seed: Sequence[Mapping[str, Mapping[str, float]]], per_request: pd.DataFrame, reference: pd.DataFrame | None
 ) -> dict[str, Any]:
+    """Each metric's mean, deviation and values over the seeds, and the difference from the reference."""
     metrics: dict[str, Any] = {}
     for name in METRICS:
         values = [run[name]["value"] for run in by_seed]
@@ -153,15 +163,10 @@ def _tests(per_request: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[dict[s
 
 
 def paired_t_test(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
-    """Student's paired t-test of two systems' per-request values (`scipy.stats.ttest_rel`).
-
-    Args:
-        first: `(num_requests,)`, at least two.
-        second: the same requests by the other system.
+    """Student's paired t-test of two systems' per-request values, each `(num_requests,)` with at least two requests.
 
     Returns:
-        mean `difference`, `t` (None if all differences are equal, as its value is no number) and the two-sided
-        `p_value`.
+        mean `difference`, `t` (None if all differences are equal but not 0, as it is infinite), two-sided `p_value`.
     """
     from scipy.stats import ttest_rel  # takes 1.4 s to import
 
@@ -175,25 +180,22 @@ def paired_t_test(first: np.ndarray, second: np.ndarray) -> dict[str, float | No
 
 def summarize_identifiers(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over the seeds of the identifier stage's reports; codebook use and perplexity of the worst level."""
-    size = reports[0]["codebook_size"]
+    first = reports[0]
 
     def mean(kind: str, name: str) -> float:
-        return float(np.mean([report[kind][name] for report in reports]))
-
-    def worst_level(kind: str, name: str) -> float:
-        return float(np.mean([min(report[kind][f"{name}_before"]) for report in reports]))
+        """The worst level's value where there is one for each level."""
+        return float(np.mean([np.min(report[kind][name]) for report in reports]))
 
     summary: dict[str, Any] = {
-        name: reports[0][name] for name in ("num_items", "codebook_size", "num_levels", "num_shared_levels")
+        name: first[name] for name in ("num_items", "codebook_size", "num_levels", "num_shared_levels")
     }
     for kind in KINDS:
         summary[kind] = {
             "reconstruction_error": mean(kind, "reconstruction_error_before"),
             "collision_rate_before": mean(kind, "collision_rate_before"),
             "collision_rate_after": mean(kind, "collision_rate_after"),
-            "codebook_use": worst_level(kind, "codebook_use"),
-            "perplexity_share": worst_level(kind, "perplexity") / size,
+            "codebook_use": mean(kind, "codebook_use_before"),
+            "perplexity_share": mean(kind, "perplexity_before") / first["codebook_size"],
         }
     before, after = (sum(mean(kind, f"distortion_{moment}") for kind in KINDS) for moment in ("before", "after"))
-    summary["distortion_added"] = after / before - 1
-    return summary
+    return {**summary, "distortion_added": after / before - 1}

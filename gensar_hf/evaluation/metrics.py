@@ -27,15 +27,7 @@ def hit_rate_per_request(target_ranks: np.ndarray, k: int) -> np.ndarray:
 def ndcg_per_request(target_ranks: np.ndarray, k: int) -> np.ndarray:
     """NDCG@k of each request: 1 / log2(rank + 1) within the first k items, else 0 (the ideal DCG is 1).
 
-    Args:
-        target_ranks: `(num_requests,)`, the rank of each request's target, from 1.
-        k: length of the list that counts.
-
-    Returns:
-        `(num_requests,)` float64.
-
-    Raises:
-        ValueError: `k` or a rank is below 1, or there are no ranks.
+    Arguments, shapes and errors are those of `hit_rate_per_request`.
 
     >>> ndcg_per_request(np.array([1, 3, 11]), k=10)
     array([1. , 0.5, 0. ])

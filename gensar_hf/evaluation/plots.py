@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 Series = Mapping[str, tuple[Any, Any]]
 """Label → values, and their errors: `(num_values,)` or `(2, num_values)` below and above."""
+Panel = Callable[[Any], None]
 
 
 def plot_metrics(metrics: Mapping[str, Any], path: str | Path, metric: str = "NDCG@10") -> bool:
@@ -40,19 +42,15 @@ def plot_metrics(metrics: Mapping[str, Any], path: str | Path, metric: str = "ND
         errors = np.maximum(np.stack([values - low, high - values]), 0)
         title = f"{task.capitalize()}, {facts['protocol']}, {facts['num_requests']:,} requests"
         label = f"{metric}, {metrics['confidence']:.0%} bootstrap interval"
-        panels.append(_panel(names, {title: (values, errors)}, label))
+        panels.append(partial(_draw_bars, names, {title: (values, errors)}, label))
     return _save(Path(path), panels, (5.5 * max(1, len(panels)), 1.6 + 0.4 * len(metrics["systems"])))
 
 
 def plot_comparison(comparison: Mapping[str, Any], folder: Path, metric: str = "NDCG@10") -> list[Path]:
-    """Draw the plots that a comparison has the data for.
+    """Draw the plots that a comparison has the data for, and return their files (none without matplotlib).
 
-    `ndcg.png` has the metric's bars for all tasks (cf. the paper's fig. 6 and 7), `collisions.png` the raw collision
-    rates if several systems have identifiers (cf. fig. 5), and `trade_off.png` search against recommendation if several
-    systems have either (cf. fig. 1).
-
-    Returns:
-        the files; none without matplotlib, and a warning is logged.
+    `ndcg.png`: the metric of all tasks (cf. the paper's fig. 6 and 7). `collisions.png`: raw collision rates, if
+    several systems have identifiers (cf. fig. 5). `trade_off.png`: search against recommendation (cf. fig. 1).
     """
     variants, tasks = variants_in_order(comparison), comparison["tasks"]
     height = 1.2 + 0.55 * len(variants)
@@ -62,20 +60,19 @@ def plot_comparison(comparison: Mapping[str, Any], folder: Path, metric: str = "
         values = [variant["tasks"].get(task, {}).get(metric, missing) for variant in variants.values()]
         series[task] = ([value["mean"] for value in values], [value["sd"] or 0.0 for value in values])
     label = f"{metric}, whiskers: one standard deviation over the seeds"
-    plots = {"ndcg.png": (_panel(list(variants), series, label), (8, height))}
+    plots: dict[str, tuple[Panel, tuple[float, float]]] = {
+        "ndcg.png": (partial(_draw_bars, list(variants), series, label), (8, height))
+    }
     identified = with_identifiers(comparison)
     if len(identified) > 1:
         rates = {
             kind: ([100 * each["identifiers"][kind]["collision_rate_before"] for each in identified.values()], None)
             for kind in KINDS
         }
-        plots["collisions.png"] = (_panel(list(identified), rates, "raw collision rate, %"), (8, height))
+        plots["collisions.png"] = (partial(_draw_bars, list(identified), rates, "raw collision rate, %"), (8, height))
     if len(variants) > 1 and {RECOMMENDATION, SEARCH} <= set(tasks):
-        plots["trade_off.png"] = (lambda axes: _draw_trade_off(axes, variants, metric), (7, 5))
+        plots["trade_off.png"] = (partial(_draw_trade_off, variants, metric), (7, 5))
     return [folder / name for name, (panel, size) in plots.items() if _save(folder / name, [panel], size)]
-
-
-Panel = Callable[[Any], None]
 
 
 def _save(path: Path, panels: Sequence[Panel], size: tuple[float, float]) -> bool:
@@ -94,11 +91,7 @@ def _save(path: Path, panels: Sequence[Panel], size: tuple[float, float]) -> boo
     return True
 
 
-def _panel(names: Sequence[str], series: Series, label: str) -> Panel:
-    return lambda axes: _draw_bars(axes, names, series, label)
-
-
-def _draw_bars(axes: Any, names: Sequence[str], series: Series, label: str) -> None:
+def _draw_bars(names: Sequence[str], series: Series, label: str, axes: Any) -> None:
     """Horizontal bars, grouped by name, each with its value at the end."""
     height = 0.8 / len(series)
     highest = max((value for values, _ in series.values() for value in values if not np.isnan(value)), default=0.0)
@@ -115,7 +108,7 @@ def _draw_bars(axes: Any, names: Sequence[str], series: Series, label: str) -> N
     axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), frameon=False)
 
 
-def _draw_trade_off(axes: Any, variants: Mapping[str, Any], metric: str) -> None:
+def _draw_trade_off(variants: Mapping[str, Any], metric: str, axes: Any) -> None:
     """Systems of both tasks as points, systems of one task as lines that a joint system has to cross."""
     for index, (name, variant) in enumerate(variants.items()):
         color = f"C{index % 10}"

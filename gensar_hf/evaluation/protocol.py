@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +34,8 @@ METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.parquet"
 FULL_RANKING_DIR = "full_ranking"
 
-FULL_RANKING = "full-ranking"
-FULL_RANKING_UNSEEN = "full-ranking-unseen"
-"""Protocol names of a ranking of all items, and of all items that are not in the user's history."""
+FULL_RANKING = "full-ranking"  # protocol
+CONFIDENCE, NUM_RESAMPLES = 0.95, 1000  # of the bootstrap
 
 _CHUNK_SIZE = 256  # requests per call of a scorer; a full ranking holds `_CHUNK_SIZE * num_items` scores
 _MAX_VALIDATION_USERS = 500
@@ -55,8 +54,6 @@ class EvaluationResult:
         ranks: system → task → `(num_requests,)` ranks of the targets, from 1.
         failures: system → task → text of the exception that a scorer raised.
         seed: of the bootstrap, and of the ties in a full ranking.
-        confidence: of the bootstrap intervals.
-        num_resamples: of the bootstrap.
         full_ranking: the result of the same systems and requests among all items, if there is one.
     """
 
@@ -68,8 +65,6 @@ class EvaluationResult:
     ranks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
     seed: int = 0
-    confidence: float = 0.95
-    num_resamples: int = 1000
     full_ranking: EvaluationResult | None = None
 
     def metrics(self) -> dict[str, Any]:
@@ -81,8 +76,8 @@ class EvaluationResult:
         """
         return {
             "format_version": 1,
-            "confidence": self.confidence,
-            "num_resamples": self.num_resamples,
+            "confidence": CONFIDENCE,
+            "num_resamples": NUM_RESAMPLES,
             "seed": self.seed,
             "systems": self.systems,
             "failures": self.failures,
@@ -92,31 +87,29 @@ class EvaluationResult:
 
     def _task_metrics(self, task: str) -> dict[str, Any]:
         users = self.requests[task].users
-        bootstrap = (self.confidence, self.num_resamples, self.seed, users)
+        bootstrap = (CONFIDENCE, NUM_RESAMPLES, self.seed, users)
+        ranks = {system: by_task[task] for system, by_task in self.ranks.items() if task in by_task}
         return {
             "protocol": self.protocols[task],
             "num_requests": len(users),
             "num_users": len(np.unique(users)),
             "num_candidates": self.num_candidates[task],
             "systems": {
-                system: metric_intervals(metrics_per_request(by_task[task]), *bootstrap)
-                for system, by_task in self.ranks.items()
-                if task in by_task
+                system: metric_intervals(metrics_per_request(values), *bootstrap) for system, values in ranks.items()
             },
         }
 
     def rank_table(self) -> pd.DataFrame:
         """One row per system, task and request: system, task, protocol, user_id, item_id of the target, rank."""
-        columns = ["system", "task", "protocol", "user_id", "item_id", "rank"]
-        parts = []
+        parts = [pd.DataFrame(columns=["system", "task", "protocol", "user_id", "item_id", "rank"])]
         for system, by_task in self.ranks.items():
             for task, target_ranks in by_task.items():
                 requests, events = self.requests[task], self.requests[task].events
                 users = [events.user_ids[user] for user in requests.users]
                 items = [events.item_ids[item] for item in requests.target_items]
                 values = (system, task, self.protocols[task], users, items, target_ranks)
-                parts.append(pd.DataFrame(dict(zip(columns, values, strict=True))))
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+                parts.append(pd.DataFrame(dict(zip(parts[0].columns, values, strict=True))))
+        return pd.concat(parts[1:] or parts, ignore_index=True)
 
     def terminal_table(self) -> Group:
         """The tables for `rich.console.Console().print`, those of a full ranking last."""
@@ -195,11 +188,10 @@ class Evaluation:
             systems: scorers with distinct names.
             full_ranking: rank the targets among all items as well (`EvaluationResult.full_ranking`).
         """
-        result = evaluate(systems, self.requests, self.candidates, skip_clicked=self.skip_clicked, seed=self.seed)
+        skip, seed = self.skip_clicked, self.seed
+        result = evaluate(systems, self.requests, self.candidates, skip_clicked=skip, seed=seed)
         if full_ranking:
-            result.full_ranking = evaluate_full_ranking(
-                systems, self.requests, exclude_history=self.skip_clicked, seed=self.seed
-            )
+            result.full_ranking = evaluate(systems, self.requests, skip_clicked=skip, seed=seed)
         return result
 
 
@@ -240,15 +232,8 @@ def evaluate_pipeline(
     """
     generator = GeneratorScorer(pipe)
     generator.table_rows(dataset.item_ids)
-    evaluation = Evaluation(
-        dataset,
-        part,
-        tasks=tasks,
-        num_negatives=num_negatives,
-        max_users=max_users,
-        skip_clicked=skip_clicked,
-        seed=seed,
-    )
+    options: dict[str, Any] = {"tasks": tasks, "num_negatives": num_negatives, "max_users": max_users}
+    evaluation = Evaluation(dataset, part, **options, skip_clicked=skip_clicked, seed=seed)
     return evaluation.run([generator, *systems], full_ranking)
 
 
@@ -297,12 +282,12 @@ def sample_users(requests: Mapping[str, Requests], max_users: int | None, seed: 
 def evaluate(
     scorers: Sequence[Scorer],
     requests_by_task: Mapping[str, Requests],
-    candidate_sets_by_task: Mapping[str, CandidateSets],
+    candidate_sets_by_task: Mapping[str, CandidateSets] | None = None,
     *,
     skip_clicked: bool = False,
     seed: int = 0,
 ) -> EvaluationResult:
-    """Rank each request's target among its candidates with every scorer that supports the task.
+    """Rank each request's target among its candidates, or among all items, with every scorer that supports the task.
 
     If a scorer raises, or returns NaN or a wrong shape, the error is logged and kept in `failures`, and the other
     scorers are evaluated.
@@ -310,81 +295,62 @@ def evaluate(
     Args:
         scorers: systems with distinct names.
         requests_by_task: requests of each task. A task without requests is skipped.
-        candidate_sets_by_task: candidates of the same requests.
-        skip_clicked: as in `Evaluation`.
-        seed: of the bootstrap.
+        candidate_sets_by_task: candidates of the same requests. Default: full ranking.
+        skip_clicked: as in `Evaluation`. A full ranking leaves these items out.
+        seed: of the bootstrap, and of the ties in a full ranking.
 
     Returns:
-        the result, under the candidates' protocols (with `-unseen` if `skip_clicked`).
+        the result, under the candidates' protocols or `full-ranking` (with `-unseen` if `skip_clicked`).
 
     Raises:
         ValueError: two scorers share a name, or a task's candidates are missing or belong to other requests.
     """
-    tasks = _tasks_with_requests(requests_by_task)
-    for task, requests in tasks.items():
-        _check_candidates(task, requests, candidate_sets_by_task.get(task))
-    suffix = "-unseen" if skip_clicked else ""
-    result = EvaluationResult(
-        requests=tasks,
-        protocols={task: candidate_sets_by_task[task].protocol + suffix for task in tasks},
-        num_candidates={task: candidate_sets_by_task[task].candidates.shape[1] for task in tasks},
-        systems=_distinct_names(scorers),
-        empty_tasks=[task for task in requests_by_task if task not in tasks],
-        seed=seed,
-    )
-    _rank_with_all(
-        scorers,
-        result,
-        lambda scorer, task: candidate_ranks(scorer, tasks[task], candidate_sets_by_task[task], skip_clicked),
-    )
+    names = [scorer.name for scorer in scorers]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Scorers must have distinct names, because a name is a row of the tables; got {names}.")
+    result = EvaluationResult(requests={}, protocols={}, num_candidates={}, systems=names, seed=seed)
+    for task, requests in requests_by_task.items():
+        if not len(requests):
+            logger.warning("There are no %s requests, so %s is not evaluated.", task, task)
+            result.empty_tasks.append(task)
+            continue
+        protocol, num_candidates = FULL_RANKING, requests.events.num_items
+        if candidate_sets_by_task is not None:
+            sets = _checked_candidates(task, requests, candidate_sets_by_task.get(task))
+            protocol, num_candidates = sets.protocol, sets.candidates.shape[1]
+        result.requests[task], result.num_candidates[task] = requests, num_candidates
+        result.protocols[task] = f"{protocol}-unseen" if skip_clicked else protocol
+    for scorer in scorers:
+        for task, requests in result.requests.items():
+            if task not in scorer.tasks:
+                continue
+            try:
+                if candidate_sets_by_task is None:
+                    ranks = full_ranks(scorer, requests, skip_clicked, seed)
+                else:
+                    ranks = candidate_ranks(scorer, requests, candidate_sets_by_task[task], skip_clicked)
+                result.ranks.setdefault(scorer.name, {})[task] = ranks
+            except Exception as error:  # an error of one system must not lose the results of the others
+                logger.exception("%s failed in %s; the other systems are evaluated without it.", scorer.name, task)
+                result.failures.setdefault(scorer.name, {})[task] = f"{type(error).__name__}: {error}"
     return result
 
 
-def evaluate_full_ranking(
-    scorers: Sequence[Scorer],
-    requests_by_task: Mapping[str, Requests],
-    *,
-    exclude_history: bool = False,
-    seed: int = 0,
-) -> EvaluationResult:
-    """Rank each request's target among all items, with every scorer that supports the task.
-
-    Args:
-        scorers: as in `evaluate`.
-        requests_by_task: as in `evaluate`.
-        exclude_history: leave the items of the user's history out of the ranking, except the target.
-        seed: of the bootstrap and of the ties.
-
-    Returns:
-        the result, under protocol `full-ranking` or `full-ranking-unseen`; failures as in `evaluate`.
-
-    Raises:
-        ValueError: two scorers share a name.
-    """
-    tasks = _tasks_with_requests(requests_by_task)
-    result = EvaluationResult(
-        requests=tasks,
-        protocols=dict.fromkeys(tasks, FULL_RANKING_UNSEEN if exclude_history else FULL_RANKING),
-        num_candidates={task: requests.events.num_items for task, requests in tasks.items()},
-        systems=_distinct_names(scorers),
-        empty_tasks=[task for task in requests_by_task if task not in tasks],
-        seed=seed,
-    )
-    _rank_with_all(scorers, result, lambda scorer, task: full_ranks(scorer, tasks[task], exclude_history, seed))
-    return result
+def _checked_candidates(task: str, requests: Requests, sets: CandidateSets | None) -> CandidateSets:
+    if sets is None:
+        raise ValueError(f"There are {len(requests)} {task} requests, but no candidate sets for {task}.")
+    if not np.array_equal(sets.target_items, requests.target_items):
+        raise ValueError(
+            f"The {task} candidate sets ({len(sets)}) do not hold the targets of the {len(requests)} requests; "
+            "draw them from these requests."
+        )
+    return sets
 
 
 def candidate_ranks(scorer: Scorer, requests: Requests, sets: CandidateSets, skip_clicked: bool = False) -> np.ndarray:
-    """Rank each request's target among its candidates by one scorer.
+    """Rank each request's target among its candidates by one scorer: `(num_requests,)` int64, from 1.
 
-    Args:
-        scorer: the system.
-        requests: the requests.
-        sets: their candidates.
-        skip_clicked: rank candidates of the user's history behind all others, except the target.
-
-    Returns:
-        `(num_requests,)` int64, from 1.
+    With `skip_clicked`, candidates of the user's history are behind all others, except the target.
 
     Raises:
         ValueError: the scorer returns NaN or a wrong shape.
@@ -396,8 +362,7 @@ def candidate_ranks(scorer: Scorer, requests: Requests, sets: CandidateSets, ski
         if scores.shape != candidates.shape:
             raise ValueError(f"Scores of shape {scores.shape} for candidates of shape {candidates.shape}.")
         if skip_clicked:
-            histories = [requests.events.items[chunk.history(row)] for row in range(len(chunk))]
-            clicked = np.stack([np.isin(*pair) for pair in zip(candidates, histories, strict=True)])
+            clicked = np.take_along_axis(history_items(chunk), candidates, axis=1)
             is_target = candidates == chunk.target_items[:, None]  # a target that was clicked before keeps its score
             scores = np.where(clicked & ~is_target, -np.inf, scores)
         ranks.append(rank_of_target(scores, sets.target_columns[rows]))
@@ -446,42 +411,3 @@ def history_items(requests: Requests) -> np.ndarray:
 def _chunks(num_rows: int, chunk_size: int, label: str) -> Iterator[np.ndarray]:
     for start in tqdm(range(0, num_rows, chunk_size), desc=label, leave=False, delay=2):
         yield np.arange(start, min(start + chunk_size, num_rows))
-
-
-def _rank_with_all(
-    scorers: Sequence[Scorer], result: EvaluationResult, rank: Callable[[Scorer, str], np.ndarray]
-) -> None:
-    """Fill `result.ranks` and `result.failures`; `rank` ranks the targets of a task by a scorer."""
-    for scorer in scorers:
-        for task in result.requests:
-            if task not in scorer.tasks:
-                continue
-            try:
-                result.ranks.setdefault(scorer.name, {})[task] = rank(scorer, task)
-            except Exception as error:  # an error of one system must not lose the results of the others
-                logger.exception("%s failed in %s; the other systems are evaluated without it.", scorer.name, task)
-                result.failures.setdefault(scorer.name, {})[task] = f"{type(error).__name__}: {error}"
-
-
-def _tasks_with_requests(requests_by_task: Mapping[str, Requests]) -> dict[str, Requests]:
-    for task, requests in requests_by_task.items():
-        if len(requests) == 0:
-            logger.warning("There are no %s requests, so %s is not evaluated.", task, task)
-    return {task: requests for task, requests in requests_by_task.items() if len(requests)}
-
-
-def _distinct_names(scorers: Sequence[Scorer]) -> list[str]:
-    names = [scorer.name for scorer in scorers]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Scorers must have distinct names, because a name is a row of the tables; got {names}.")
-    return names
-
-
-def _check_candidates(task: str, requests: Requests, sets: CandidateSets | None) -> None:
-    if sets is None:
-        raise ValueError(f"There are {len(requests)} {task} requests, but no candidate sets for {task}.")
-    if not np.array_equal(sets.target_items, requests.target_items):
-        raise ValueError(
-            f"The {task} candidate sets ({len(sets)}) do not hold the targets of the {len(requests)} requests; "
-            "draw them from these requests."
-        )

@@ -20,15 +20,8 @@ def rank_of_target(scores: np.ndarray, target_columns: np.ndarray) -> np.ndarray
     Raises:
         ValueError: shapes disagree, a score is NaN, or a target column is out of range.
     """
-    scores, columns = np.asarray(scores), np.asarray(target_columns)
-    if scores.ndim != 2 or columns.shape != scores.shape[:1]:
-        raise ValueError(
-            "`scores` must be (num_requests, num_candidates) and `target_columns` (num_requests,); "
-            f"got {scores.shape} and {columns.shape}."
-        )
-    _check_no_nan(scores)
-    missing = np.flatnonzero((columns < 0) | (columns >= scores.shape[1]))
-    if len(missing):
+    scores, columns = _checked(scores, target_columns, "num_candidates", "target_columns")
+    if len(missing := np.flatnonzero((columns < 0) | (columns >= scores.shape[1]))):
         raise ValueError(
             f"Request {missing[0]} has no target among its {scores.shape[1]} candidates: "
             f"its target column is {columns[missing[0]]}."
@@ -58,15 +51,8 @@ def rank_in_catalogue(
     Raises:
         ValueError: shapes disagree, a score is NaN, or a target is not in the catalogue.
     """
-    scores, targets = np.asarray(scores), np.asarray(target_items)
-    if scores.ndim != 2 or targets.shape != scores.shape[:1]:
-        raise ValueError(
-            "`scores` must be (num_requests, num_items) and `target_items` (num_requests,); "
-            f"got {scores.shape} and {targets.shape}."
-        )
-    _check_no_nan(scores)
-    unknown = targets[(targets < 0) | (targets >= scores.shape[1])]
-    if len(unknown):
+    scores, targets = _checked(scores, target_items, "num_items", "target_items")
+    if len(unknown := targets[(targets < 0) | (targets >= scores.shape[1])]):
         raise ValueError(f"The target {unknown[0]} is not an item index: there are {scores.shape[1]} items.")
     target_scores = np.take_along_axis(scores, targets[:, None], axis=1)  # (num_requests, 1)
     rivals = np.ones(scores.shape, dtype=bool) if excluded is None else ~excluded
@@ -76,11 +62,17 @@ def rank_in_catalogue(
     return 1 + num_better + np.floor(tie_draws * (num_tied + 1)).astype(np.int64)
 
 
-def _check_no_nan(scores: np.ndarray) -> None:
-    """NaN compares false with everything, so that its item would get the first rank."""
-    rows = np.flatnonzero(np.isnan(scores).any(axis=1))
-    if len(rows):
+def _checked(scores: np.ndarray, targets: np.ndarray, width: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays that belong together; NaN compares false with everything, so its item would get the first rank."""
+    scores, targets = np.asarray(scores), np.asarray(targets)
+    if scores.ndim != 2 or targets.shape != scores.shape[:1]:
+        raise ValueError(
+            f"`scores` must be (num_requests, {width}) and `{name}` (num_requests,); "
+            f"got {scores.shape} and {targets.shape}."
+        )
+    if len(rows := np.flatnonzero(np.isnan(scores).any(axis=1))):
         raise ValueError(
             f"Scores must not be NaN; {len(rows)} of {len(scores)} requests have NaN scores, "
             f"the first is request {rows[0]}."
         )
+    return scores, targets

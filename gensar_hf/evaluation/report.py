@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -98,13 +98,9 @@ def _difference(difference: Mapping[str, float] | None, name: str = "value", dig
 def _bold_best(
     columns: Mapping[str, Mapping[str, str]], best: Mapping[str, float], digits: int, with_spread: bool
 ) -> list[list[str]]:
-    """Rows of cells, the best of a column bold. Cells that are printed alike are equally good.
+    """Rows of cells, the best of a column bold, with what follows ± or without. Values printed alike are equally good.
 
-    Args:
-        columns: system → metric → cell, which begins with the value.
-        best: metric → highest value.
-        digits: of the values.
-        with_spread: whether the part after ± is bold as well.
+    `columns`: system → metric → cell, which begins with the value. `best`: metric → highest value.
     """
     rows = []
     for system, cells in columns.items():
@@ -154,14 +150,12 @@ def metrics_tables(metrics: Mapping[str, Any]) -> list[Table]:
     Args:
         metrics: `EvaluationResult.metrics()`, or `metrics.json`.
     """
-    notes = [
-        f"± half the width of the {metrics['confidence']:.0%} bootstrap interval over users "
-        f"({metrics['num_resamples']:,} resamples)."
-    ]
-    notes = notes if metrics["tasks"] else []
-    notes += [f"{task.capitalize()}: there are no requests to evaluate." for task in metrics["empty_tasks"]]
+    notes = [f"{task.capitalize()}: there are no requests to evaluate." for task in metrics["empty_tasks"]]
     for system, by_task in metrics["failures"].items():
         notes += [f"{system} failed in {task}: {message}" for task, message in by_task.items()]
+    if metrics["tasks"]:
+        interval = f"{metrics['confidence']:.0%} bootstrap interval over users ({metrics['num_resamples']:,} resamples)"
+        notes.insert(0, f"± half the width of the {interval}.")
     tables = []
     for task, facts in metrics["tasks"].items():
         by_system = {system: facts["systems"][system] for system in metrics["systems"] if system in facts["systems"]}
@@ -170,8 +164,8 @@ def metrics_tables(metrics: Mapping[str, Any]) -> list[Table]:
             metric: max((values[metric]["value"] for values in by_system.values()), default=0) for metric in METRICS
         }
         cells = {
-            system: {metric: _plus_minus(values[metric], digits) for metric in METRICS}
-            for system, values in by_system.items()
+            name: {metric: _plus_minus(values[metric], digits) for metric in METRICS}
+            for name, values in by_system.items()
         }
         caption = (
             f"{task.capitalize()}: {describe_protocol(facts['protocol'])} "
@@ -179,7 +173,7 @@ def metrics_tables(metrics: Mapping[str, Any]) -> list[Table]:
         )
         tables.append(Table(["System", *METRICS], _bold_best(cells, best, digits, with_spread=True), caption))
     last = tables.pop() if tables else Table(["System", *METRICS], [])
-    return [*tables, Table(last.header, last.rows, last.caption, "\n\n".join(notes))]
+    return [*tables, replace(last, note="\n\n".join(notes))]
 
 
 # ---- comparisons of runs
@@ -191,10 +185,9 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
     Args:
         comparison: `evaluation.comparison.compare(…)`, or `comparison.json`.
     """
-    tables = [task_table(comparison, task) for task in comparison["tasks"]]
+    *tables, last = [task_table(comparison, task) for task in comparison["tasks"]]
     failures = [f"{run} failed: {reason}" for run, reason in comparison["failures"].items()]
-    last = tables.pop()
-    tables.append(Table(last.header, last.rows, last.caption, "\n\n".join([comparison_note(comparison), *failures])))
+    tables.append(replace(last, note="\n\n".join([comparison_note(comparison), *failures])))
     return [identifier_table(comparison), *tables] if with_identifiers(comparison) else tables
 
 
@@ -207,8 +200,7 @@ def comparison_note(comparison: Mapping[str, Any]) -> str:
         f"{spread} Δ: difference in NDCG@10 from {reference}, with its 95 % bootstrap interval over users (means over "
         "the seeds)."
     )
-    has_tests = "tests" in comparison
-    return f"{note} p: paired t-test of {TESTED_METRIC} against {reference}." if has_tests else note
+    return f"{note} p: paired t-test of {TESTED_METRIC} against {reference}." if "tests" in comparison else note
 
 
 def variants_in_order(comparison: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,17 +251,14 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
         for name, each in systems.items()
     }
     has_tests, has_sizes = "tests" in comparison, any(not each["identifiers"] for each in systems.values())
-    header, rows = ["System", *METRICS, "Δ NDCG@10"], _bold_best(cells, best, digits, with_spread=False)
+    rows = _bold_best(cells, best, digits, with_spread=False)
     for row, each in zip(rows, systems.values(), strict=True):
         row.append(_difference(each["tasks"][task]["NDCG@10"].get("difference"), "mean", digits))
         if has_tests:
             row.append(_p_value(each["tasks"][task][TESTED_METRIC].get("difference")))
         if has_sizes:
             row += [_size(each["parameters"]), _minutes(each["seconds"])]
-    if has_tests:
-        header.append("p")
-    if has_sizes:
-        header += ["parameters", "minutes"]
+    header = ["System", *METRICS, "Δ NDCG@10", *["p"] * has_tests, *["parameters", "minutes"] * has_sizes]
     caption = f"{task.capitalize()}: {describe_protocol(facts['protocol'])} ({facts['num_requests']:,} requests)"
     return Table(header, rows, caption)
 
@@ -341,11 +330,8 @@ def cold_start_tables(result: Mapping[str, Any]) -> list[Table]:
             for system, values in measured["systems"].items()
         ]
         note = "± half the width of the 95% bootstrap interval over the new items."
-        if measured.get("num_neighbors"):
-            note += (
-                f" Borrowed: the mean probability of the {measured['num_neighbors']} known items with the nearest "
-                "identifiers."
-            )
+        if neighbors := measured.get("num_neighbors"):
+            note += f" Borrowed: the mean probability of the {neighbors} known items with the nearest identifiers."
         if measured.get("known_items"):
             known = ", ".join(f"{name} {_plus_minus(measured['known_items'][name])}" for name in SHOWN_METRICS)
             note += f" GenSAR for known items (test clicks, over users): {known}."
@@ -355,10 +341,8 @@ def cold_start_tables(result: Mapping[str, Any]) -> list[Table]:
         )
         tables.append(Table(["System", *SHOWN_METRICS], rows, caption, note))
         columns = [f"{what}@{depth}" for depth in (10, 100) for what in ("requests", "items", "places")]
-        rows = [
-            [name, *(f"{reached[column]:.1%}" for column in columns)]
-            for name, reached in measured["whole_catalogue"].items()
-        ]
+        reach = measured["whole_catalogue"].items()
+        rows = [[name, *(f"{reached[column]:.1%}" for column in columns)] for name, reached in reach]
         note = (
             "Requests: fraction of requests whose target is found. Items: fraction of target items found at least "
             f"once. Places: fraction of the results that are new items, which are {num_new / num_items:.1%} of the "
@@ -386,16 +370,13 @@ def stage_table(stages: Mapping[str, tuple[float, bool, Mapping[str, Any]]]) -> 
             if isinstance(report := details.get(kind), Mapping):
                 before, after = (report[f"collision_rate_{moment}"] for moment in ("before", "after"))
                 shown[f"{kind} collisions"] = f"{before:.2%} → {after:.2%}"
-        results = ", ".join(f"{name} {_plain(value)}" for name, value in shown.items())
+        forms = (
+            (value, ".3f" if isinstance(value, float) else "," * isinstance(value, int)) for value in shown.values()
+        )
+        results = ", ".join(f"{name} {value:{form}}" for name, (value, form) in zip(shown, forms, strict=True))
         rows.append([stage, f"{seconds:.1f}" + (" (earlier)" if is_earlier else ""), results])
     total = sum(seconds for seconds, is_earlier, _ in stages.values() if not is_earlier)
     return Table(["Stage", "Seconds", "Result"], [*rows, ["total", f"{total:.1f}", ""]], "Stages")
-
-
-def _plain(value: int | float | str) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, int) else value
 
 
 def example_tables(pipe: GenSARPipeline, requests: Requests) -> list[Table]:
@@ -407,28 +388,25 @@ def example_tables(pipe: GenSARPipeline, requests: Requests) -> list[Table]:
     """
     identifiers, history = pipe.tokenizer.identifiers, request_history(requests, 0)
     titles = identifiers.titles or identifiers.item_ids
+    rows_of = identifiers.rows()
     events = [
-        [titles[identifiers.rows()[event["item_id"]]] if "item_id" in event else "(search)", event.get("query", "")]
+        [titles[rows_of[event["item_id"]]] if "item_id" in event else "(search)", event.get("query", "")]
         for event in history[-NUM_SHOWN_EVENTS:]
     ]
     user = requests.events.user_ids[int(requests.users[0])]
     caption = f"User {user}, the last {len(events)} of {len(history)} events"
     tables = [Table(["Item", "Query"], events, caption)]
-    recommended: list[Any] = pipe.recommend(history, top_k=5, exclude_seen=True)
-    tables.append(_answer_table(recommended, "recommend(history, top_k=5, exclude_seen=True)"))
+
+    def show(answers: Any, call: str, note: str = "") -> None:
+        texts = [answer.get("title") or answer.get("item_id") or answer["query"] for answer in answers]
+        rows = [[text, f"{answer['score']:.2f}"] for text, answer in zip(texts, answers, strict=True)]
+        tables.append(Table(["Result", "Score"], rows, call, note))
+
+    show(pipe.recommend(history, top_k=5, exclude_seen=True), "recommend(history, top_k=5, exclude_seen=True)")
     if requests.task == SEARCH:
         query = requests.query_texts[0]
-        clicked = titles[identifiers.rows()[requests.events.item_ids[int(requests.target_items[0])]]]
-        results: list[Any] = pipe.search(query, history, top_k=5)
-        tables.append(_answer_table(results, f'search("{query}", history, top_k=5)', f"The user clicked: {clicked}"))
-        suggested: list[Any] = pipe.suggest_queries(history, top_k=3)
-        tables.append(_answer_table(suggested, "suggest_queries(history, top_k=3)"))
+        clicked = titles[rows_of[requests.events.item_ids[int(requests.target_items[0])]]]
+        call = f'search("{query}", history, top_k=5)'
+        show(pipe.search(query, history, top_k=5), call, f"The user clicked: {clicked}")
+        show(pipe.suggest_queries(history, top_k=3), "suggest_queries(history, top_k=3)")
     return tables
-
-
-def _answer_table(answers: Sequence[Mapping[str, Any]], call: str, note: str = "") -> Table:
-    rows = [
-        [answer.get("title") or answer.get("item_id") or answer["query"], f"{answer['score']:.2f}"]
-        for answer in answers
-    ]
-    return Table(["Result", "Score"], rows, call, note)

@@ -37,7 +37,7 @@ class Scorer(Protocol):
         """Score each request's candidates.
 
         Args:
-            requests: the requests. A scorer may read histories and queries, never targets.
+            requests: at most 256 in an evaluation. A scorer may read histories and queries, never targets.
             candidates: `(num_requests, num_candidates)` item indices, distinct within a row.
 
         Returns:
@@ -97,12 +97,9 @@ def request_history(requests: Requests, row: int) -> list[dict[str, Any]]:
     """The history of a request in the form that `GenSARPipeline` reads."""
     events, history = requests.events, []
     for event in requests.history(row):
-        entry = {}
-        if events.items[event] >= 0:
-            entry["item_id"] = events.item_ids[events.items[event]]
-        if events.queries[event] >= 0:
-            entry["query"] = events.query_texts[events.queries[event]]
-        history.append(entry)
+        item, query = events.items[event], events.queries[event]
+        entry = {"item_id": events.item_ids[item]} if item >= 0 else {}
+        history.append({**entry, "query": events.query_texts[query]} if query >= 0 else entry)
     return history
 
 
@@ -131,17 +128,13 @@ def choose_item_weight(
     config = pipe.model.config
     if not getattr(config, "num_items", 0) or not candidates:
         raise ValueError("`item_weight` is chosen for a model with item vectors, on at least one request.")
-    scorer, configured = GeneratorScorer(pipe), config.item_weight
-
-    def scores_with(weight: float, task: str) -> np.ndarray:
-        config.item_weight = weight
-        return scorer.score(requests[task], candidates[task].candidates)
-
-    quality = np.zeros(len(weights))
+    scorer, configured, quality = GeneratorScorer(pipe), config.item_weight, np.zeros(len(weights))
     try:
         for task, sets in candidates.items():
-            identifiers = scores_with(0.0, task)
-            vectors = scores_with(1.0, task) - identifiers
+            config.item_weight = 0.0
+            identifiers = scorer.score(requests[task], sets.candidates)
+            config.item_weight = 1.0
+            vectors = scorer.score(requests[task], sets.candidates) - identifiers
             ranks = [rank_of_target(identifiers + weight * vectors, sets.target_columns) for weight in weights]
             quality += np.array([ndcg(target_ranks, 5) for target_ranks in ranks]) / len(candidates)
     finally:

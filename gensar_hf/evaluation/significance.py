@@ -36,7 +36,11 @@ def bootstrap_interval(
         raise ValueError(f"`confidence` must lie between 0 and 1; got {confidence}.")
     if groups is not None and len(groups) != len(values):
         raise ValueError(f"`groups` must name one user per value; got {len(groups)} for {len(values)} values.")
-    sums, sizes = _group_totals(values, groups)
+    sums, sizes = values.reshape(len(values), -1), np.ones(len(values))  # of each group: (num_groups, num_metrics), …
+    if groups is not None:
+        _, group_of_row, counts = np.unique(groups, return_inverse=True, return_counts=True)
+        sums, sizes = np.zeros((len(counts), sums.shape[1])), counts.astype(np.float64)
+        np.add.at(sums, group_of_row, values.reshape(len(values), -1))
     means = _resampled_means(sums, sizes, num_resamples, np.random.default_rng(seed))
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
@@ -50,17 +54,10 @@ def metric_intervals(
     seed: int = 0,
     groups: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
-    """The mean of each metric with its bootstrap interval.
+    """The mean of each metric with its bootstrap interval: name in `METRICS` → `value`, `low`, `high`.
 
-    Args:
-        values: `(num_requests, num_metrics)`, as `metrics_per_request` returns them, or differences of two systems.
-        confidence: as in `bootstrap_interval`.
-        num_resamples: as in `bootstrap_interval`.
-        seed: as in `bootstrap_interval`.
-        groups: as in `bootstrap_interval`.
-
-    Returns:
-        name in `METRICS` → `value`, `low`, `high`.
+    `values` is `(num_requests, num_metrics)`, as `metrics_per_request` returns them, or differences of two systems. The
+    other arguments are those of `bootstrap_interval`.
     """
     ends = bootstrap_interval(values, confidence, num_resamples, seed, groups)
     columns = np.stack([values.mean(axis=0), *ends], axis=1).tolist()
@@ -68,17 +65,6 @@ def metric_intervals(
         metric: {"value": value, "low": low, "high": high}
         for metric, (value, low, high) in zip(METRICS, columns, strict=True)
     }
-
-
-def _group_totals(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of the values `(num_groups, num_metrics)` and number of requests `(num_groups,)` of each group."""
-    columns = values.reshape(len(values), -1)
-    if groups is None:
-        return columns, np.ones(len(columns))
-    _, group_of_row, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(sizes), columns.shape[1]))
-    np.add.at(sums, group_of_row, columns)
-    return sums, sizes.astype(np.float64)
 
 
 def _resampled_means(

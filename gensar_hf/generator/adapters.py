@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 from transformers import PreTrainedModel
 
 from gensar_hf.errors import InputError
 from gensar_hf.files import CARD_FILE, fingerprint, read_json, write_json
-from gensar_hf.generator.item_vectors import ItemVectors, add_item_vectors
+from gensar_hf.generator.item_vectors import add_item_vectors, item_vectors_of
 from gensar_hf.hub import optional_file
 from gensar_hf.identifiers import IdentifierTable
 
@@ -30,8 +29,7 @@ if TYPE_CHECKING:  # takes seconds to import, and few models have an adapter
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_BASE_FILE = "adapter_base.json"
 _SAMPLED_VALUES = 64
-# PEFT knows those of the models in transformers.
-_TARGET_MODULES = {"gensar": ("q", "v")}
+_NO_NEIGHBORS = np.zeros((0, 0), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -49,22 +47,16 @@ class AdapterBase:
     name: str
     fingerprint: str
     vocab_size: int
-    neighbors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+    neighbors: np.ndarray = field(default_factory=_NO_NEIGHBORS.copy)
 
     @classmethod
     def of(
         cls, model: PreTrainedModel, name: str, vocab_size: int | None = None, neighbors: np.ndarray | None = None
     ) -> "AdapterBase":
-        """Describe a model that has just been loaded, before it is changed.
-
-        Args:
-            model: as loaded.
-            name: where from.
-            vocab_size: that the adapter needs; default: the model's.
-            neighbors: see the class.
-        """
-        neighbors = np.zeros((0, 0), dtype=np.int64) if neighbors is None else np.asarray(neighbors, dtype=np.int64)
-        return cls(name, model_fingerprint(model), max(_num_tokens(model), vocab_size or 0), neighbors)
+        """Describe a model that has just been loaded from `name`, before it is changed; see the class."""
+        num_tokens = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+        neighbors = _NO_NEIGHBORS if neighbors is None else np.asarray(neighbors, dtype=np.int64)
+        return cls(name, model_fingerprint(model), max(num_tokens, vocab_size or 0), neighbors)
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
@@ -76,8 +68,8 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     parts: list[Any] = [model.config.model_type]
     for name, parameter in model.named_parameters():
         values = parameter.detach().flatten()
-        places = torch.linspace(0, len(values) - 1, min(_SAMPLED_VALUES, len(values)), dtype=torch.float64).long()
-        sample = values[places.to(values.device)].to(torch.bfloat16).cpu().view(torch.int16)
+        indices = torch.linspace(0, len(values) - 1, min(_SAMPLED_VALUES, len(values)), dtype=torch.float64).long()
+        sample = values[indices.to(values.device)].to(torch.bfloat16).cpu().view(torch.int16)
         parts += [name, tuple(parameter.shape), sample.numpy()]
     return fingerprint(*parts)
 
@@ -105,8 +97,7 @@ def lora_config(
 
     Args:
         model: that the adapter is for.
-        token_ids: tokens whose embeddings are trained, such as `tokenizer.code_token_ids`; in an untied output table as
-            well.
+        token_ids: tokens whose rows are trained in the input table and in an untied output table.
         rank: of the LoRA matrices.
         alpha: their product is scaled by `alpha / rank`.
         dropout: before them.
@@ -121,8 +112,9 @@ def lora_config(
     if outputs is not None and outputs.weight is not inputs.weight:
         rows[names[id(outputs)]] = rows[names[id(inputs)]]
     if len(item_rows):
-        rows[names[id(_item_vectors(model).table)]] = [int(row) for row in item_rows]
-    targets = target_modules or _TARGET_MODULES.get(model.config.model_type)
+        rows[names[id(item_vectors_of(model).table)]] = [int(row) for row in item_rows]
+    # PEFT knows the layers of the models in transformers.
+    targets = target_modules or (["q", "v"] if model.config.model_type == "gensar" else None)
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
@@ -133,11 +125,7 @@ def lora_config(
 
 
 def add_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftModel":
-    """Put an adapter on a model, in place, and freeze everything else.
-
-    Returns:
-        the model with the adapter, for `Trainer`; its `get_base_model()` answers requests.
-    """
+    """Put an adapter on a model, in place, and freeze everything else; `Trainer` trains the result."""
     from peft import get_peft_model
 
     # PEFT reads the model's declaration of tied tables, which is wrong for T5 v1.1: its output table is separate.
@@ -159,25 +147,19 @@ def grow_to(model: PreTrainedModel, base: AdapterBase) -> PreTrainedModel:
         ValueError: new items for a model without item vectors, or a neighbor that it does not have.
     """
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    if base.vocab_size > _num_tokens(model):
+    if base.vocab_size > len(inputs.weight):  # type: ignore[arg-type]
         # A separate output table would be dropped where the configuration says "tied", as in T5 v1.1.
         model.config.tie_word_embeddings = outputs is None or outputs.weight is inputs.weight
         model.resize_token_embeddings(base.vocab_size, mean_resizing=False)  # the adapter holds the new rows
     if len(base.neighbors):
-        items = _item_vectors(model)
+        items = item_vectors_of(model)
         add_item_vectors(items, base.neighbors)
         model.config.num_items = items.table.num_embeddings
     return model
 
 
 def save_adapter(model: "PeftModel", folder: str | os.PathLike[str], base: AdapterBase) -> None:
-    """Write an adapter. The tokenizer is saved separately.
-
-    Args:
-        model: with the adapter.
-        folder: created if missing.
-        base: `AdapterBase.of` the model before it was changed.
-    """
+    """Write an adapter, without the tokenizer, into `folder`; `base` is `AdapterBase.of` the model as it was loaded."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = base.name
     # "auto" would compare vocabularies with the base model's, and save whole tables that have been enlarged.
@@ -188,10 +170,10 @@ def save_adapter(model: "PeftModel", folder: str | os.PathLike[str], base: Adapt
 
 
 def adapter_base(path: str | os.PathLike[str], **kwargs: Any) -> AdapterBase | None:
-    """The base model of the adapter in a folder or repository; None if there is no adapter.
+    """The base model of the adapter in a folder or Hub repository; None if there is no adapter.
 
     Raises:
-        InputError: there is an adapter, but `adapter_base.json` is missing or damaged.
+        InputError: `adapter_base.json` is missing or damaged.
         OSError: there is no such folder or repository, or it cannot be reached.
     """
     config_path = optional_file(path, ADAPTER_CONFIG_FILE, **kwargs)
@@ -206,7 +188,7 @@ def adapter_base(path: str | os.PathLike[str], **kwargs: Any) -> AdapterBase | N
     record = read_json(base_path)
     try:
         rows = record["lenders"] if "lenders" in record else record["neighbors"]  # files of version 0.1 have lenders
-        neighbors = np.array(rows or np.zeros((0, 0)), dtype=np.int64)
+        neighbors = np.array(rows or _NO_NEIGHBORS, dtype=np.int64)
         if neighbors.ndim != 2:
             raise ValueError("its neighbors are not a table")
         name = str(read_json(config_path)["base_model_name_or_path"])
@@ -216,12 +198,7 @@ def adapter_base(path: str | os.PathLike[str], **kwargs: Any) -> AdapterBase | N
 
 
 def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs: Any) -> "PeftModel":
-    """Put a saved adapter on its base model, in place.
-
-    Args:
-        model: as loaded.
-        path: folder or Hub name of the adapter.
-        **kwargs: `revision`, `cache_dir`, `token`, `subfolder`, …
+    """Put the adapter in a folder or Hub repository on its base model, in place.
 
     Raises:
         InputError: the adapter is missing or damaged, or has another base model.
@@ -261,17 +238,3 @@ def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs:
 def merge_adapter(model: "PeftModel") -> PreTrainedModel:
     """The base model with the adapter added to its weights, in place; its answers stay the same."""
     return model.merge_and_unload()
-
-
-def _num_tokens(model: PreTrainedModel) -> int:
-    """Rows of the input table, which may exceed the number of tokens."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, torch.Tensor)
-    return len(weight)
-
-
-def _item_vectors(model: nn.Module) -> ItemVectors:
-    items = next((module for module in model.modules() if isinstance(module, ItemVectors)), None)
-    if items is None:
-        raise ValueError("The model has no item vectors, so there are no rows of new items to train.")
-    return items

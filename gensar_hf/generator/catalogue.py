@@ -92,7 +92,7 @@ class Catalogue:
         """Rows of a history's items; unknown items are ignored."""
         rows = self.identifiers.rows()
         item_ids = {str(event["item_id"]) for event in history if event.get("item_id") is not None}
-        return {rows[item_id] for item_id in item_ids if item_id in rows}
+        return {rows[item_id] for item_id in item_ids & rows.keys()}
 
     def trained_rows(self, rows: np.ndarray) -> np.ndarray:
         """The rows, each added item that is not marked as trained replaced by its nearest trained item."""
@@ -130,7 +130,7 @@ class Catalogue:
         if isinstance(item_ids, (str, Mapping)) or not isinstance(item_ids, Iterable):
             raise ValueError(f"`candidates` must be a list of item ids such as ['242', '302']; got {item_ids!r}.")
         rows = []
-        for place, item_id in enumerate(item_ids):
+        for index, item_id in enumerate(item_ids):
             row = self.identifiers.rows().get(str(item_id), -1)
             if row >= 0 and self.identifiers.available[row]:
                 rows.append(row)
@@ -138,15 +138,18 @@ class Catalogue:
             trouble = "was removed from the catalogue" if row >= 0 else "is not in the model's catalogue"
             if on_unknown != "skip":
                 raise ValueError(
-                    f"candidates[{place}]: item '{item_id}' {trouble}; leave it out, or pass on_unknown='skip'."
+                    f"candidates[{index}]: item '{item_id}' {trouble}; leave it out, or pass on_unknown='skip'."
                 )
-            logger.warning("candidates[%d]: item '%s' %s and was skipped.", place, item_id, trouble)
+            logger.warning("candidates[%d]: item '%s' %s and was skipped.", index, item_id, trouble)
         return np.array(rows, dtype=np.int64)
 
 
-def table_fingerprint(table: IdentifierTable) -> str:
-    """Number of items, and a hash of their ids and identifiers."""
-    return _fingerprint_of_first(table, table.num_items)
+def table_fingerprint(table: IdentifierTable, num_items: int | None = None) -> str:
+    """Number of items, and a hash of the ids and identifiers of the first `num_items` items (default: of all)."""
+    num_items = table.num_items if num_items is None else num_items
+    item_ids = "\n".join(table.item_ids[:num_items])  # one string: a million of them take a second to hash one by one
+    codes = (table.semantic_codes[:num_items], table.collaborative_codes[:num_items])
+    return f"{num_items}:{fingerprint(item_ids, *codes, table.num_shared_levels, table.codebook_size)}"
 
 
 def check_fingerprint(table: IdentifierTable, expected: str | None, where: str) -> None:
@@ -163,21 +166,9 @@ def check_fingerprint(table: IdentifierTable, expected: str | None, where: str) 
     if expected is None:
         return
     num_items = int(expected.partition(":")[0])
-    if table.num_items < num_items or _fingerprint_of_first(table, num_items) != expected:
+    if table.num_items < num_items or table_fingerprint(table, num_items) != expected:
         raise InputError(
             f"The identifiers in {where} ({table.num_items} items) are not those that the tokenizer in the folder was "
             f"saved with ({num_items} items): the codes stand for other items. Copy tokenizer and identifiers from one "
             "model folder; to change the catalogue on purpose, call `attach_identifiers` and `save_pretrained`."
         )
-
-
-def _fingerprint_of_first(table: IdentifierTable, num_items: int) -> str:
-    item_ids = "\n".join(table.item_ids[:num_items])  # one string: a million of them take a second to hash one by one
-    digest = fingerprint(
-        item_ids,
-        table.semantic_codes[:num_items],
-        table.collaborative_codes[:num_items],
-        table.num_shared_levels,
-        table.codebook_size,
-    )
-    return f"{num_items}:{digest}"

@@ -13,10 +13,11 @@ rows, in any order and grouping.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
@@ -90,18 +91,19 @@ class Example:
 Row = list[Example]
 
 
-@dataclass
 class TrainingExamples:
     """The events that training may read, as tokens. Items are matched to the identifier table by id, not by position.
 
     Added items that are not marked as trained (`IdentifierTable.mark_trained`) are read in histories, but are not
     targets: they are scored by their neighbors.
 
-    Attributes:
+    Args:
         tokenizer: with the identifiers of all items of the events.
         events: training reads only `events.offsets[u]:train_ends[u]` of each user.
         train_ends: `(num_users,)`, see `Split`.
         target_starts: `(num_users,)` event index; earlier events are history only. None: all events may be targets.
+
+    Attributes:
         item_rows: `(events.num_items,)` row of each item in the identifier table.
         items: `(num_events,)` the same for each event, -1 for a query.
         event_items: `(num_events,)` row whose item vector represents the event, -1 for a query.
@@ -115,29 +117,23 @@ class TrainingExamples:
         InputError: an item of the events is not in the identifier table.
     """
 
-    tokenizer: GenSARTokenizer
-    events: UserEvents
-    train_ends: np.ndarray
-    target_starts: np.ndarray | None = None
-    item_rows: np.ndarray = field(init=False)
-    items: np.ndarray = field(init=False)
-    event_items: np.ndarray = field(init=False)
-    query_tokens: dict[str, np.ndarray] = field(init=False)
-    item_text_tokens: list[np.ndarray] = field(init=False)
-    is_target: np.ndarray = field(init=False)
-    described: np.ndarray = field(init=False)
-    searched: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        events, self._catalogue = self.events, self.tokenizer.catalogue
+    def __init__(
+        self,
+        tokenizer: GenSARTokenizer,
+        events: UserEvents,
+        train_ends: np.ndarray,
+        target_starts: np.ndarray | None = None,
+    ) -> None:
+        self.tokenizer, self.events, self.train_ends = tokenizer, events, train_ends
+        self._catalogue = tokenizer.catalogue
         table = self._catalogue.identifiers
         self.item_rows = self._catalogue.item_rows(events.item_ids)
         self.items = np.where(events.items < 0, NO_ITEM, self.item_rows[events.items])
         self.event_items = self._catalogue.trained_rows(self.items)
 
         users, positions = events.event_users(), np.arange(events.num_events)
-        is_train = positions < self.train_ends[users]
-        starts = events.offsets[:-1] if self.target_starts is None else self.target_starts
+        is_train = positions < train_ends[users]
+        starts = events.offsets[:-1] if target_starts is None else target_starts
         num_trained = table.num_trained + table.num_marked
         may_be_target = is_train & (positions >= starts[users]) & (self.items < num_trained)
         self.is_target = may_be_target & ~_is_twin(events)
@@ -145,9 +141,9 @@ class TrainingExamples:
 
         used = np.unique(events.queries[is_train & (events.queries >= 0)])
         texts = [events.query_texts[query] for query in used]
-        self.query_tokens = {text: self.tokenizer.query_tokens(text, self._catalogue) for text in texts}
+        self.query_tokens = {text: tokenizer.query_tokens(text, self._catalogue) for text in texts}
         item_texts = table.texts or table.titles or [""] * table.num_items
-        self.item_text_tokens = [self.tokenizer.text_ids(text) for text in item_texts]
+        self.item_text_tokens = [tokenizer.text_ids(text) for text in item_texts]
         self.described = np.flatnonzero([len(tokens) > 0 for tokens in self.item_text_tokens[:num_trained]])
 
     def event_tokens(self, window: np.ndarray | slice) -> list[np.ndarray]:
@@ -176,17 +172,8 @@ def _is_twin(events: UserEvents) -> np.ndarray:
     In the authors' Amazon data a review is a recommendation event and a search click at once. The second one as a
     target with the first in sight would only teach to copy.
     """
-    users = events.event_users()
-    order = np.lexsort((np.arange(len(users)), events.items, events.timestamps, users))
-    same = np.zeros(len(users), dtype=bool)
-    first, second = order[:-1], order[1:]
-    same[second] = (
-        (users[first] == users[second])
-        & (events.timestamps[first] == events.timestamps[second])
-        & (events.items[first] == events.items[second])
-        & (events.items[second] >= 0)
-    )
-    return same
+    keys = {"user": events.event_users(), "time": events.timestamps, "item": events.items}
+    return pd.DataFrame(keys).duplicated().to_numpy() & (events.items >= 0)
 
 
 class ExampleSampler:
@@ -366,14 +353,12 @@ class ExampleRows(Dataset):
     Row `i` is a pure function of the sampler's seed, `rows_per_step` and `i`.
 
     Args:
-        sampler: draws the examples.
+        sampler: draws the examples. Its `max_target_tokens` bounds the responses of a row: a row of item texts would
+            otherwise be three times as long as one of identifiers.
         num_rows: steps × rows per step.
-        max_positions: bound on the encoder positions of a row, beyond its first example; 0: one example per row. The
-            responses of a row are bounded by the sampler's `max_target_tokens`: a row of item texts would otherwise be
-            three times as long as one of identifiers. Default: room for one whole history, or 0 with
-            `history_encoding="tokens"`.
-        rows_per_step: rows of one optimizer step over all its batches and processes; they are sorted by length. 1: in
-            the order drawn.
+        max_positions: bound on the encoder positions of a row, beyond its first example; 0: one example per row.
+            Default: room for one whole history, or 0 with `history_encoding="tokens"`.
+        rows_per_step: rows of one optimizer step over all its batches and processes, sorted by length.
     """
 
     def __init__(
@@ -422,15 +407,13 @@ class ExampleRows(Dataset):
 def batches_per_step(num_rows: int, history_encoding: str, min_rows: int = 4) -> int:
     """The number of batches of similar length in which a CPU computes the rows of a step fastest.
 
-    More batches need less padding, but each one has a fixed cost (`tests/benchmarks/training_throughput.py`).
+    More batches need less padding, but each one has a fixed cost (`tests/benchmarks/training_throughput.py`). Packed
+    rows of events differ less in length than rows of tokens.
 
     Args:
-        num_rows: rows of the step in one process.
-        history_encoding: packed rows of events differ less in length than rows of tokens.
+        num_rows: rows of the step in one process; a multiple of the result.
+        history_encoding: see `GenSARConfig`.
         min_rows: of a batch.
-
-    Returns:
-        a divisor of `num_rows`.
     """
     most = min(2 if history_encoding == "events" else 4, max(1, num_rows // min_rows))
     return max(number for number in range(1, most + 1) if num_rows % number == 0)
@@ -438,21 +421,15 @@ def batches_per_step(num_rows: int, history_encoding: str, min_rows: int = 4) ->
 
 @dataclass
 class ExampleCollator:
-    """Rows → inputs of `GenSARForConditionalGeneration.forward`, or of a decoder-only model's `forward`.
-
-    Attributes:
-        tokenizer: pads, and knows the history encoding.
-    """
+    """Rows → inputs of `GenSARForConditionalGeneration.forward`, or of a decoder-only model's `forward`."""
 
     tokenizer: GenSARTokenizer
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Collate.
+        """`input_ids`, `attention_mask` and `labels` of some rows, and further inputs.
 
-        Returns:
-            `input_ids`, `attention_mask` and `labels`; for an encoder-decoder `decoder_input_ids`, with packed rows
-            also the columns of `PackedTargets` and of the item targets; for a decoder-only model `position_ids` and
-            the number `logits_to_keep`.
+        For an encoder-decoder `decoder_input_ids`, with packed rows also the columns of packed targets and of item
+        targets; for a decoder-only model `position_ids` and the number `logits_to_keep`.
         """
         if self.tokenizer.decoder_only:
             return self._prompts_with_responses(rows)
@@ -496,17 +473,11 @@ class ExampleCollator:
         packed = [self._pack(row) for row in rows]
         encoding = self.tokenizer.pad_rows([row["input_ids"] for row in packed], [row["event_ids"] for row in packed])
         padding = {
-            "encoder_starts": 0,
-            "event_items": NO_ITEM,
-            "item_positions": 0,
-            "item_is_searched": 0,
-            "item_labels": IGNORED_LABEL,
-            "decoder_input_ids": self.tokenizer.pad_token_id,
-            "decoder_target_ids": NO_EVENT,
-            "decoder_starts": 0,
-            "decoder_ends": 1,
-            "labels": IGNORED_LABEL,
-        }
+            "encoder_starts": 0, "event_items": NO_ITEM,
+            "item_positions": 0, "item_is_searched": 0, "item_labels": IGNORED_LABEL,
+            "decoder_input_ids": self.tokenizer.pad_token_id, "decoder_target_ids": NO_EVENT,
+            "decoder_starts": 0, "decoder_ends": 1, "labels": IGNORED_LABEL,
+        }  # fmt: skip
         columns = {name: pad_right([row[name] for row in packed], value) for name, value in padding.items()}
         return {**encoding, **columns}
 
@@ -515,20 +486,14 @@ class ExampleCollator:
         events = [event for example in row for event in example.events]
         num_positions = np.array([len(example.events) for example in row])
         starts = np.cumsum(num_positions) - num_positions
-        targets = [
-            (start, start + target.end, target.response)
-            for start, example in zip(starts, row, strict=True)
-            for target in example.targets
-        ]
-        item_targets = [
-            (start, target) for start, example in zip(starts, row, strict=True) for target in example.item_targets
-        ]
+        targets = [(first, target) for first, example in zip(starts, row, strict=True) for target in example.targets]
+        items = [(first, target) for first, example in zip(starts, row, strict=True) for target in example.item_targets]
         event_items = [
             np.full(len(example.events), NO_ITEM) if example.event_items is None else example.event_items
             for example in row
         ]
-        lengths = np.array([len(response) for _, _, response in targets])
-        labels = np.concatenate([response for _, _, response in targets])
+        lengths = np.array([len(target.response) for _, target in targets])
+        labels = np.concatenate([target.response for _, target in targets])
         decoder_inputs = np.roll(labels, 1)
         decoder_inputs[np.cumsum(lengths) - lengths] = self.tokenizer.pad_token_id
         return {
@@ -536,14 +501,12 @@ class ExampleCollator:
             "event_ids": np.repeat(np.arange(len(events)), [len(event) for event in events]),
             "encoder_starts": np.repeat(starts, num_positions),
             "event_items": np.concatenate(event_items),
-            "item_positions": np.array([start + target.end - 1 for start, target in item_targets], dtype=np.int64),
-            "item_is_searched": np.array(
-                [target.behavior is Behavior.SEARCHED_ITEM for _, target in item_targets], dtype=np.int64
-            ),
-            "item_labels": np.array([target.item for _, target in item_targets], dtype=np.int64),
+            "item_positions": np.array([first + target.end - 1 for first, target in items], dtype=np.int64),
+            "item_is_searched": np.array([t.behavior is Behavior.SEARCHED_ITEM for _, t in items], dtype=np.int64),
+            "item_labels": np.array([target.item for _, target in items], dtype=np.int64),
             "decoder_input_ids": decoder_inputs,
             "decoder_target_ids": np.repeat(np.arange(len(targets)), lengths),
-            "decoder_starts": np.repeat([start for start, _, _ in targets], lengths),
-            "decoder_ends": np.repeat([end for _, end, _ in targets], lengths),
+            "decoder_starts": np.repeat([first for first, _ in targets], lengths),
+            "decoder_ends": np.repeat([first + target.end for first, target in targets], lengths),
             "labels": labels,
         }

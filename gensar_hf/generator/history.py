@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gensar_hf.data import Behavior, UserEvents
+from gensar_hf.data.dataset import MAX_QUERY_CHARACTERS
 
 logger = logging.getLogger(__name__)
 
-MAX_QUERY_CHARACTERS = 1000
 ON_UNKNOWN = ("raise", "skip")
 
 History = Sequence[Mapping[str, Any]]
@@ -31,12 +31,9 @@ class EventArrays(NamedTuple):
 
     @classmethod
     def of_user_events(cls, events: UserEvents, positions: np.ndarray | slice, item_rows: np.ndarray) -> "EventArrays":
-        """Some events of a data set.
+        """The events of a data set at some positions (indices or a slice).
 
-        Args:
-            events: of all users.
-            positions: event indices or a slice.
-            item_rows: `(num_items,)` identifier row of each item of `events`, see `Catalogue.item_rows`.
+        `item_rows`: `(num_items,)` identifier row of each item of `events`, see `Catalogue.item_rows`.
         """
         items, queries = events.items[positions], events.queries[positions].tolist()
         return cls(
@@ -109,7 +106,7 @@ def parse_history(history: History, index_of: Callable[[str], int], on_unknown: 
     """
     if on_unknown not in ON_UNKNOWN:
         raise ValueError(f"`on_unknown` must be one of {', '.join(ON_UNKNOWN)}; got {on_unknown!r}.")
-    events = EventArrays([], [], [])
+    rows: list[tuple[int, int, str]] = []
     for position, entry in enumerate(as_events(history)):
         if not isinstance(entry, Mapping) or not (entry.get("item_id") is not None or entry.get("query")):
             raise ValueError(
@@ -131,9 +128,8 @@ def parse_history(history: History, index_of: Callable[[str], int], on_unknown: 
                     ) from None
                 logger.warning("history[%d]: item '%s' is not in the catalogue and was skipped.", position, item_id)
                 continue
-        for column, value in zip(events, (behavior, item, query), strict=True):
-            column.append(value)  # type: ignore[attr-defined]
-    return events
+        rows.append((behavior, item, query))
+    return EventArrays(*zip(*rows, strict=True)) if rows else EventArrays((), (), ())
 
 
 def as_events(history: Any) -> list[Any]:

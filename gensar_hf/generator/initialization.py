@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, T5Config
 
 from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, ItemVectors, share_features
+from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, item_vectors_of, share_features
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
@@ -49,12 +49,7 @@ def generator_from_t5(
     config = GenSARConfig(**{**pretrained, "history_encoding": tokenizer.history_encoding, **options})
     config.decoder_start_token_id = config.pad_token_id
     model = GenSARForConditionalGeneration.from_pretrained(name_or_path, config=config)
-    # T5 v1.1 has a separate output table although its configuration says "tied"; resizing would drop that table.
-    model.config.tie_word_embeddings = model.lm_head.weight is model.shared.weight
-    if len(tokenizer) > model.config.vocab_size:
-        # transformers' default draws all new rows from one narrow Gaussian, near copies of one another.
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    _draw_new_rows(model, tokenizer)
+    _add_new_rows(model, tokenizer)
     _set_generation_defaults(model, tokenizer)
     return model
 
@@ -67,11 +62,7 @@ def generator_from_causal_lm(backbone: Backbone, tokenizer: GenSARTokenizer) -> 
         tokenizer: made from the checkpoint's tokenizer by `GenSARTokenizer.from_text_tokenizer(…, decoder_only=True)`.
     """
     model = backbone.causal_model()
-    inputs: Any = model.get_input_embeddings()
-    if len(tokenizer) > len(inputs.weight):
-        model.config.tie_word_embeddings = model.get_output_embeddings().weight is inputs.weight
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    _draw_new_rows(model, tokenizer)
+    _add_new_rows(model, tokenizer)
     # The checkpoint's settings may sample, or end at the tokens of a chat.
     model.generation_config = GenerationConfig(bos_token_id=model.generation_config.bos_token_id)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -79,8 +70,8 @@ def generator_from_causal_lm(backbone: Backbone, tokenizer: GenSARTokenizer) -> 
     return model
 
 
-def _draw_new_rows(model: PreTrainedModel, tokenizer: GenSARTokenizer) -> None:
-    """Draw the embeddings of the behavior and code tokens with the spread of the words' embeddings.
+def _add_new_rows(model: PreTrainedModel, tokenizer: GenSARTokenizer) -> None:
+    """Add embeddings of the behavior and code tokens, drawn with the spread of the words' embeddings.
 
     T5's tables are larger than its vocabulary; rows there that new tokens take over were never trained and are drawn as
     well.
@@ -91,6 +82,12 @@ def _draw_new_rows(model: PreTrainedModel, tokenizer: GenSARTokenizer) -> None:
     """
     new_ids = torch.from_numpy(tokenizer.code_token_ids)
     inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    # T5 v1.1 has a separate output table although its configuration says "tied"; resizing would drop that table.
+    model.config.tie_word_embeddings = outputs is inputs
+    if len(tokenizer) > len(inputs):
+        # transformers' default draws all new rows from one narrow Gaussian, near copies of one another.
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     with torch.no_grad():
         for weight in [inputs] if outputs is inputs else [inputs, outputs]:
             is_word = torch.ones(len(weight), dtype=torch.bool)
@@ -120,10 +117,9 @@ def start_item_vectors(
     num_clicks: np.ndarray,
     seed: int = 0,
 ) -> None:
-    """Set the item vectors to projected item embeddings, and their biases to log popularity, in place.
+    """Set the item vectors to the leading principal components of the items' embeddings, turned at random, in place.
 
-    The vectors are the leading principal components of each kind of embedding, an equal share of the width each, scaled
-    and turned at random.
+    Each kind of embedding gets an equal share of the width. The biases become the items' log popularity.
 
     Args:
         model: with item vectors.
@@ -135,7 +131,7 @@ def start_item_vectors(
     Raises:
         ValueError: the model has no item vectors.
     """
-    items = _item_vectors(model)
+    items = item_vectors_of(model)
     features, feature_map = _item_features(item_embeddings, model.config.d_model, seed)
     popularity = np.log1p(num_clicks)
     with torch.no_grad():
@@ -148,22 +144,11 @@ def share_item_features(
 ) -> None:
     """Train the item vectors as a linear map of the items' embeddings plus a rest (`item_vectors.share_features`).
 
-    Args:
-        model: with item vectors that were set by `start_item_vectors` with the same embeddings and seed.
-        item_embeddings: as for `start_item_vectors`.
-        seed: of the random rotation.
-
-    Raises:
-        ValueError: the model has no item vectors.
+    The vectors were set by `start_item_vectors` with the same embeddings and seed. Raises `ValueError` if the model has
+    none.
     """
     features, feature_map = _item_features(item_embeddings, model.config.d_model, seed)
-    share_features(_item_vectors(model), torch.from_numpy(features), torch.from_numpy(feature_map))
-
-
-def _item_vectors(model: GenSARForConditionalGeneration) -> ItemVectors:
-    if model.encoder.items is None:
-        raise ValueError("The model has no item vectors; set `num_items` in its config.")
-    return model.encoder.items
+    share_features(item_vectors_of(model), torch.from_numpy(features), torch.from_numpy(feature_map))
 
 
 def _item_features(item_embeddings: Sequence[np.ndarray], width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -51,7 +51,12 @@ def encode_requests(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], 
 # ---- scores of candidates
 
 
-def exact_scores(requests: EncodedRequests, rows: Sequence[np.ndarray], catalogue: Catalogue) -> np.ndarray:
+def exact_scores(
+    requests: EncodedRequests,
+    rows: Sequence[np.ndarray],
+    catalogue: Catalogue,
+    vector_scores: "VectorScores | None" = None,
+) -> np.ndarray:
     """Log-probabilities of the items' identifiers; borrowed ones for items that were added after training.
 
     A model with item vectors adds `config.item_weight` times the item's log-probability by its vector.
@@ -60,17 +65,12 @@ def exact_scores(requests: EncodedRequests, rows: Sequence[np.ndarray], catalogu
         requests: of `encode_requests`.
         rows: for each request an array of rows of the identifier table.
         catalogue: the items.
+        vector_scores: the items' log-probabilities by their vectors, if they are known already.
 
     Returns:
         `(batch_size, most rows)`, padded with -inf.
     """
-    return _exact_scores(requests, rows, catalogue, _vector_scores(requests, catalogue))
-
-
-def _exact_scores(
-    requests: EncodedRequests, rows: Sequence[np.ndarray], catalogue: Catalogue, vector_scores: "VectorScores | None"
-) -> np.ndarray:
-    """As `exact_scores`, with the result of `_vector_scores`."""
+    vector_scores = vector_scores or _vector_scores(requests, catalogue)
     scored, counts = zip(*[_with_neighbors(items, catalogue) for items in rows], strict=True)
     sequences = [catalogue.item_token_ids[requests.behavior][items] for items in scored]
     scores = score_candidates(requests.context, sequences).cpu().numpy()
@@ -137,7 +137,7 @@ def best_items(
         by_vector[list(excluded_rows)] = -np.inf
         best = np.argsort(-by_vector, kind="stable")[:num_beams]
         proposals.append(np.union1d(rows, best[np.isfinite(by_vector[best])]))
-    scores = _exact_scores(requests, proposals, catalogue, vector_scores)
+    scores = exact_scores(requests, proposals, catalogue, vector_scores)
     ranked = []
     for rows, request_scores in zip(proposals, scores, strict=True):
         order = np.argsort(-request_scores[: len(rows)], kind="stable")
@@ -176,13 +176,7 @@ def _vector_scores(requests: EncodedRequests, catalogue: Catalogue) -> VectorSco
 
 
 def mean_probability(log_probabilities: np.ndarray) -> np.ndarray:
-    """Natural logarithm of the mean probability over the last axis.
-
-    Args:
-        log_probabilities: `(..., n)` natural logarithms; -inf for probability 0.
-
-    Returns:
-        `(...,)`.
+    """Natural logarithm of the mean probability over the last axis: `(..., n)` natural logarithms → `(...,)`.
 
     >>> np.exp(mean_probability(np.log([[0.5, 0.25], [0.1, 0.1]]))).round(3).tolist()
     [0.375, 0.1]
@@ -211,11 +205,8 @@ def _with_added_items(
     if len(table.neighbors) == 0:
         return rows, scores
     is_trained = rows < table.num_trained + table.num_marked
-    cold_items = np.flatnonzero(table.available[table.num_trained :])
-    cold_items = cold_items[~np.isin(cold_items + table.num_trained, list(excluded))]
-    return rank_with_cold_items(
-        rows[is_trained], scores[is_trained], cold_items + table.num_trained, table.neighbors[cold_items]
-    )
+    cold = np.setdiff1d(np.flatnonzero(table.available[table.num_trained :]) + table.num_trained, list(excluded))
+    return rank_with_cold_items(rows[is_trained], scores[is_trained], cold, table.neighbors[cold - table.num_trained])
 
 
 def rank_with_cold_items(

@@ -65,14 +65,10 @@ class ItemVectors(nn.Module):
         return self.gru_projection(self.dropout(states[examples, num_clicks]))
 
     def logits(self, states: torch.Tensor, is_searched: torch.Tensor) -> torch.Tensor:
-        """Logits of all items.
+        """`(num_requests, num_items)` logits of all items.
 
-        Args:
-            states: `(num_requests, d_model)` states of the encoder at the last position of each request.
-            is_searched: `(num_requests,)` long, 1 where the click answers a query, 0 where it is a recommendation.
-
-        Returns:
-            `(num_requests, num_items)`.
+        `states` `(num_requests, d_model)` are those of the encoder at the last position of each request. `is_searched`
+        `(num_requests,)` long is 1 where the click answers a query, 0 where it is a recommendation.
         """
         requests = self.request(self.dropout(states)).view(len(states), 2, -1)
         requests = requests[torch.arange(len(states), device=states.device), is_searched]
@@ -82,13 +78,7 @@ class ItemVectors(nn.Module):
 def _clicks_so_far(is_click: torch.Tensor, starts: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The example of each position, numbered among the examples with clicks, and the number of clicks up to it.
 
-    Args:
-        is_click: `(batch_size, num_positions)` bool.
-        starts: as for `ItemVectors.click_states`.
-
-    Returns:
-        `(batch_size, num_positions)` long each. A position of an example without clicks has an arbitrary number, and 0
-        clicks.
+    All are `(batch_size, num_positions)`. A position of an example without clicks has any number, and 0 clicks.
     """
     starts = torch.zeros_like(is_click, dtype=torch.long) if starts is None else starts
     total = is_click.cumsum(dim=1)
@@ -99,15 +89,19 @@ def _clicks_so_far(is_click: torch.Tensor, starts: torch.Tensor | None) -> tuple
     return examples, total - before
 
 
+def item_vectors_of(model: nn.Module) -> ItemVectors:
+    """The item vectors of a model. Raises `ValueError` if it has none."""
+    for module in model.modules():
+        if isinstance(module, ItemVectors):
+            return module
+    raise ValueError("The model has no item vectors; set `num_items` in its config.")
+
+
 def add_item_vectors(items: ItemVectors, neighbors: np.ndarray) -> None:
     """Append items, in place; their vectors and biases start as the means of those of their neighbors.
 
-    Args:
-        items: of the encoder; the caller sets `config.num_items`.
-        neighbors: `(num_new, k)` rows of other items, see `IdentifierTable`.
-
-    Raises:
-        ValueError: a neighbor that does not exist.
+    `neighbors`: `(num_new, k)` rows of other items, see `IdentifierTable`. The caller sets `config.num_items`. Raises
+    `ValueError` for a neighbor that does not exist.
     """
     num_items = items.table.num_embeddings
     if len(neighbors) and not 0 <= neighbors.min() <= neighbors.max() < num_items:

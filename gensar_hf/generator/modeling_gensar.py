@@ -2,7 +2,6 @@
 
 import copy
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,34 +55,6 @@ def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`(batch_size, queries, keys)` bool → `(batch_size, 1, queries, keys)`: 0 where allowed, very low elsewhere."""
     forbidden = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=allowed.device)
     return torch.where(allowed, torch.zeros((), dtype=dtype, device=allowed.device), forbidden)[:, None]
-
-
-@dataclass(frozen=True)
-class PackedTargets:
-    """Several targets in one decoder row, none of which sees the others.
-
-    T5 has relative positions only, and none in cross-attention, so a packed target gets exactly the logits that it has
-    in a row by itself.
-
-    Attributes:
-        target_ids: `(batch_size, num_decoder_tokens)` long, which target each decoder token belongs to, -1 padding.
-        starts, ends: `(batch_size, num_decoder_tokens)` long: the encoder positions `starts … ends - 1` are what a
-            decoder token may see.
-    """
-
-    target_ids: torch.Tensor
-    starts: torch.Tensor
-    ends: torch.Tensor
-
-    def self_attention(self) -> torch.Tensor:
-        """`(batch_size, num_decoder_tokens, num_decoder_tokens)` bool: the earlier tokens of the same target."""
-        same = self.target_ids[:, :, None] == self.target_ids[:, None, :]
-        return same & _causal(same.shape[1], same.device)
-
-    def cross_attention(self, num_positions: int) -> torch.Tensor:
-        """`(batch_size, num_decoder_tokens, num_positions)` bool: the encoder positions before the target."""
-        positions = torch.arange(num_positions, device=self.starts.device)
-        return (positions >= self.starts[:, :, None]) & (positions < self.ends[:, :, None])
 
 
 class T5Initialization:
@@ -150,19 +121,10 @@ class GenSAREncoder(T5Initialization, T5Stack):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
-        """Encode.
+        """Encode, with the arguments of `GenSARForConditionalGeneration.forward`.
 
-        Args:
-            input_ids: `(batch_size, num_tokens)`.
-            attention_mask: `(batch_size, num_tokens)`, 0 for padding.
-            event_ids: `(batch_size, num_tokens)` long, the position of each token, -1 for padding; None: plain T5,
-                where every token is a position and sees all others.
-            event_items: `(batch_size, num_positions)` long, the item (row of the identifier table) that each position
-                is a click on, -1 for none; ignored by a model without item vectors.
-            encoder_starts: `(batch_size, num_positions)` long, the first position that each position may see, if
-                several examples are packed into one row; default 0.
-            inputs_embeds: `(batch_size, num_tokens, d_model)` instead of `input_ids`.
-            **kwargs: as for T5.
+        Without `event_ids` it is plain T5, where every token is a position and sees all others. `event_items` are
+        ignored by a model without item vectors.
 
         Returns:
             `last_hidden_state` `(batch_size, num_positions, d_model)`.
@@ -239,14 +201,16 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             input_ids: `(batch_size, num_tokens)`.
             attention_mask: `(batch_size, num_tokens)`, 0 for padding.
             event_ids: `(batch_size, num_tokens)` long, the encoder position of each token, -1 for padding.
-            event_items: `(batch_size, num_positions)` long, the item clicked at each position, -1 for none.
-            encoder_starts: `(batch_size, num_positions)` long, the first position each position may see.
+            event_items: `(batch_size, num_positions)` long, the item (row of the identifier table) clicked at each
+                position, -1 for none.
+            encoder_starts: `(batch_size, num_positions)` long, the first position that each position may see, if
+                several examples are packed into one row; default 0.
             decoder_input_ids: `(batch_size, num_decoder_tokens)`.
             decoder_attention_mask: `(batch_size, num_decoder_tokens)`.
-            decoder_target_ids: `(batch_size, num_decoder_tokens)` long, with `decoder_starts` and `decoder_ends`:
-                several targets packed into one row, see `PackedTargets`.
-            decoder_starts: first encoder position that a decoder token may see.
-            decoder_ends: the position after the last one.
+            decoder_target_ids: `(batch_size, num_decoder_tokens)` long, the target that each token belongs to, -1 for
+                padding, if several targets, none of which sees the others, are packed into one row.
+            decoder_starts: the same shape, the first encoder position that each token may see.
+            decoder_ends: the same shape, the position after the last one.
             encoder_outputs: of an earlier call, to skip encoding.
             cache: keys and values of the decoder.
             inputs_embeds: `(batch_size, num_tokens, d_model)` instead of `input_ids`.
@@ -268,13 +232,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
         """
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                event_ids=event_ids,
-                event_items=event_items,
-                encoder_starts=encoder_starts,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
+                input_ids, attention_mask, event_ids, event_items, encoder_starts, inputs_embeds, **kwargs
             )
         hidden_states = encoder_outputs[0]
         encoder_mask = attention_mask if event_ids is None else event_positions(event_ids)
@@ -283,9 +241,14 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
         if decoder_target_ids is not None:
             if decoder_starts is None or decoder_ends is None:
                 raise ValueError("`decoder_target_ids` needs `decoder_starts` and `decoder_ends`.")
-            targets = PackedTargets(decoder_target_ids, decoder_starts, decoder_ends)
-            decoder_attention_mask = additive_mask(targets.self_attention(), hidden_states.dtype)
-            encoder_mask = additive_mask(targets.cross_attention(hidden_states.shape[1]), hidden_states.dtype)
+            # A token sees the earlier tokens of its target. T5 has relative positions, and none in cross-attention,
+            # so a packed target gets exactly the logits that it has in a row by itself.
+            same_target = decoder_target_ids[:, :, None] == decoder_target_ids[:, None, :]
+            earlier = same_target & _causal(same_target.shape[1], same_target.device)
+            positions = torch.arange(hidden_states.shape[1], device=decoder_starts.device)
+            visible = (positions >= decoder_starts[:, :, None]) & (positions < decoder_ends[:, :, None])
+            decoder_attention_mask = additive_mask(earlier, hidden_states.dtype)
+            encoder_mask = additive_mask(visible, hidden_states.dtype)
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
@@ -296,8 +259,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             use_cache=use_cache,
             **kwargs,
         )
-        states = decoder_outputs[0]
-        loss = None
+        states, loss = decoder_outputs[0], None
         if labels is not None and decoder_target_ids is not None:
             # Packed rows have different lengths; logits are computed for labelled tokens only.
             is_labelled = labels != IGNORED_LABEL
@@ -313,10 +275,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
                 item_targets = item_positions, item_is_searched, item_labels
                 loss = loss + item_loss(self.encoder.items, hidden_states, *item_targets, num_items_in_batch)
         return Seq2SeqLMOutput(
-            loss=loss,
-            logits=logits,
-            cache=decoder_outputs.cache,
-            encoder_last_hidden_state=hidden_states,
+            loss=loss, logits=logits, cache=decoder_outputs.cache, encoder_last_hidden_state=hidden_states
         )
 
     def save_pretrained(  # type: ignore[override]  # the other arguments are keywords
@@ -359,17 +318,12 @@ def item_loss(
 ) -> torch.Tensor:
     """Cross entropy of the clicked items over all items, by their vectors, divided like that of the tokens.
 
-    Args:
-        items: of the encoder.
-        states: `(batch_size, num_positions, d_model)` of the encoder.
-        positions: `(batch_size, num_targets)` long, the last encoder position before each click.
-        is_searched: `(batch_size, num_targets)` long, 1 for a search result, 0 for a recommendation.
-        labels: `(batch_size, num_targets)` long, the items; -100 is ignored.
-        num_items_in_batch: as for `summed_cross_entropy`.
+    `states` `(batch_size, num_positions, d_model)` are those of the encoder; the targets are `item_positions`,
+    `item_is_searched` and `item_labels` of `GenSARForConditionalGeneration.forward`.
     """
-    rows, places = torch.nonzero(labels != IGNORED_LABEL, as_tuple=True)
-    logits = items.logits(states[rows, positions[rows, places]], is_searched[rows, places])
-    return summed_cross_entropy(logits, labels[rows, places], num_items_in_batch)
+    rows, columns = torch.nonzero(labels != IGNORED_LABEL, as_tuple=True)
+    logits = items.logits(states[rows, positions[rows, columns]], is_searched[rows, columns])
+    return summed_cross_entropy(logits, labels[rows, columns], num_items_in_batch)
 
 
 def _stack_config(config: GenSARConfig, is_decoder: bool, num_layers: int) -> GenSARConfig:

@@ -88,9 +88,15 @@ class GenSARTokenizer(TokenizersBackend):
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, eos_id)]
         )
-        special_tokens = {"pad_token": PAD, "eos_token": EOS, "unk_token": UNK}
         return cls._with_identifiers(
-            tokenizer, special_tokens, identifiers, history_encoding, max_history_events, behavior_tokens
+            tokenizer,
+            identifiers,
+            pad_token=PAD,
+            eos_token=EOS,
+            unk_token=UNK,
+            history_encoding=history_encoding,
+            max_history_events=max_history_events,
+            behavior_tokens=behavior_tokens,
         )
 
     @classmethod
@@ -107,10 +113,10 @@ class GenSARTokenizer(TokenizersBackend):
 
         Args:
             tokenizer: any fast tokenizer. The end token is used for padding if it has no padding token, as in Llama.
-            identifiers: the catalogue's identifiers.
-            history_encoding: see `GenSARConfig`; `"tokens"` for a decoder-only model.
-            max_history_events: longer histories are cut to their last events.
-            behavior_tokens: see `Catalogue.of_table`.
+            identifiers: as in `train_from_texts`, like the next three arguments.
+            history_encoding: `"tokens"` for a decoder-only model.
+            max_history_events: number of events.
+            behavior_tokens: whether both kinds of identifiers begin with different tokens.
             decoder_only: for a decoder-only model.
 
         Raises:
@@ -126,40 +132,27 @@ class GenSARTokenizer(TokenizersBackend):
             raise ValueError("The text tokenizer has no `eos_token`, which ends the words of a query; set one.")
         return cls._with_identifiers(
             tokenizer.backend_tokenizer,
-            {"pad_token": special_tokens["eos_token"], **special_tokens},
             identifiers,
-            history_encoding,
-            max_history_events,
-            behavior_tokens,
-            decoder_only,
-        )
-
-    @classmethod
-    def _with_identifiers(
-        cls,
-        backend: Tokenizer,
-        special_tokens: Mapping[str, str],
-        identifiers: IdentifierTable,
-        history_encoding: str,
-        max_history_events: int,
-        behavior_tokens: bool,
-        decoder_only: bool = False,
-    ) -> "GenSARTokenizer":
-        if history_encoding not in HISTORY_ENCODINGS:
-            raise ValueError(
-                f"`history_encoding` must be one of {', '.join(HISTORY_ENCODINGS)}; got {history_encoding!r}."
-            )
-        if max_history_events < 1:
-            raise ValueError(f"`max_history_events` must be at least 1; got {max_history_events}.")
-        tokenizer = cls(
-            tokenizer_object=backend,
-            **special_tokens,
-            padding_side="left" if decoder_only else "right",
+            **{"pad_token": special_tokens["eos_token"], **special_tokens},
             history_encoding=history_encoding,
             max_history_events=max_history_events,
             behavior_tokens=behavior_tokens,
             decoder_only=decoder_only,
         )
+
+    @classmethod
+    def _with_identifiers(
+        cls, backend: Tokenizer, identifiers: IdentifierTable, decoder_only: bool = False, **settings: Any
+    ) -> "GenSARTokenizer":
+        if settings["history_encoding"] not in HISTORY_ENCODINGS:
+            raise ValueError(
+                f"`history_encoding` must be one of {', '.join(HISTORY_ENCODINGS)}; got "
+                f"{settings['history_encoding']!r}."
+            )
+        if settings["max_history_events"] < 1:
+            raise ValueError(f"`max_history_events` must be at least 1; got {settings['max_history_events']}.")
+        side = "left" if decoder_only else "right"
+        tokenizer = cls(tokenizer_object=backend, padding_side=side, decoder_only=decoder_only, **settings)
         # Not `normalized`: a lower-casing normalizer would turn <R_I> into <r_i>, which is no token.
         new_tokens = [*BEHAVIOR_TOKENS, *identifiers.code_tokens()]
         tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in new_tokens])
@@ -295,9 +288,9 @@ class GenSARTokenizer(TokenizersBackend):
         requests = _as_batch(history, query, behavior)
         catalogue = catalogue or self.catalogue
         index_of = catalogue.identifiers.index_of
-        histories = [parse_history(own_history, index_of, on_unknown) for own_history, _, _ in requests]
-        queries, behaviors = [each for _, each, _ in requests], [each for _, _, each in requests]
-        return self.encode_events(histories, queries, behaviors, return_tensors, catalogue)
+        histories, queries, behaviors = (list(column) for column in zip(*requests, strict=True))
+        arrays = [parse_history(history, index_of, on_unknown) for history in histories]
+        return self.encode_events(arrays, queries, behaviors, return_tensors, catalogue)
 
     def encode_events(
         self,
@@ -322,18 +315,13 @@ class GenSARTokenizer(TokenizersBackend):
         return BatchEncoding(encoding, tensor_type=return_tensors)
 
     def _encode_one(
-        self,
-        events: EventArrays,
-        query: str | None,
-        behavior_token: str,
-        catalogue: Catalogue,
-        query_tokens: dict[str, np.ndarray],
+        self, events: EventArrays, query: str | None, token: str, catalogue: Catalogue, cache: dict[str, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Token ids, event ids, and the item of each position; `query_tokens` is a cache."""
-        behavior = _as_behavior(behavior_token)
+        """Token ids, event ids, and the item of each position; `cache` holds the tokens of queries."""
+        behavior = _as_behavior(token)
         if (query is not None) != (behavior is Behavior.SEARCHED_ITEM):
             raise ValueError(
-                f"Behavior {behavior_token} {'needs a' if query is None else 'takes no'} query; got query={query!r}. "
+                f"Behavior {token} {'needs a' if query is None else 'takes no'} query; got query={query!r}. "
                 "A query goes with <S_I>."
             )
         # Inserted query events only move earlier events out, so the rest of the history is not needed.
@@ -342,11 +330,11 @@ class GenSARTokenizer(TokenizersBackend):
             query = cut_query(query)
             if not events.is_session_of(query):
                 events = events.followed_by(Behavior.SEARCH_QUERY, NO_ITEM, query)
-        for text in {query for query in events.queries if query} - query_tokens.keys():
-            query_tokens[text] = self.query_tokens(text, catalogue)
+        for text in {query for query in events.queries if query} - cache.keys():
+            cache[text] = self.query_tokens(text, catalogue)
         instruction = self.text_ids(PROMPTS[HISTORY_TASKS[behavior]].instruction())
         items = catalogue.trained_rows(np.array([NO_ITEM, *events.items]))
-        return *self.assemble(instruction, self.event_tokens(events, query_tokens, catalogue)), items
+        return *self.assemble(instruction, self.event_tokens(events, cache, catalogue)), items
 
     def event_tokens(
         self, events: EventArrays, query_tokens: Mapping[str, np.ndarray], catalogue: Catalogue | None = None
@@ -440,9 +428,7 @@ class GenSARTokenizer(TokenizersBackend):
         return [None if row < 0 else item_ids[row] for row in self.decode_item_rows(sequences, catalogue)]
 
     def decode_item_rows(
-        self,
-        sequences: torch.Tensor | np.ndarray | Sequence[Sequence[int]],
-        catalogue: Catalogue | None = None,
+        self, sequences: torch.Tensor | np.ndarray | Sequence[Sequence[int]], catalogue: Catalogue | None = None
     ) -> np.ndarray:
         """As `decode_items`, but `(num_sequences,)` rows of the identifier table, -1 for None."""
         table = torch.as_tensor(np.asarray(sequences.cpu() if isinstance(sequences, torch.Tensor) else sequences))
@@ -490,10 +476,7 @@ def _as_behavior(token: str) -> Behavior:
 
 
 def _as_batch(
-    history: Any,
-    query: str | Sequence[str | None] | None,
-    behavior: str | Sequence[str],
-    is_batch: bool = False,
+    history: Any, query: str | Sequence[str | None] | None, behavior: str | Sequence[str], is_batch: bool = False
 ) -> list[tuple[Any, str | None, str]]:
     """One (history, query, behavior) per request, from single values or lists."""
     is_batch |= isinstance(history, Sequence) and len(history) > 0 and isinstance(history[0], (list, tuple))

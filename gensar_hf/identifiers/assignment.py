@@ -10,13 +10,13 @@ to its last identifier: what is taken under a prefix is never more than the limi
 """
 
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from gensar_hf.errors import InputError
-from gensar_hf.item_embeddings import relative_distances, row_chunks
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,7 @@ class JointCodes:
         return max(self.shared_codebooks.shape[1], self.semantic_codebooks.shape[1])
 
     def quantized(self, semantic_codes: np.ndarray, collaborative_codes: np.ndarray) -> np.ndarray:
-        """Sum of the codes, `(num_rows, 2 * latent_dim)`, semantic half first.
-
-        Args:
-            semantic_codes: `(num_rows, num_levels)`, of any items.
-            collaborative_codes: the same.
-        """
+        """Sum of the codes of `(num_rows, num_levels)` identifiers, `(num_rows, 2 * latent_dim)`, semantic half first."""
         total = np.zeros((len(semantic_codes), self.latents.shape[1]), dtype=self.latents.dtype)
         semantic_half, collaborative_half = np.split(total, 2, axis=1)  # views
         for level, codebook in enumerate(self.shared_codebooks):
@@ -77,12 +72,7 @@ class JointCodes:
         return total
 
     def distortions(self, semantic_codes: np.ndarray, collaborative_codes: np.ndarray) -> dict[str, float]:
-        """Squared error of the latents if the items had these codes, mean over all items, for each kind.
-
-        Args:
-            semantic_codes: `(num_items, num_levels)`.
-            collaborative_codes: the same.
-        """
+        """Squared error of each kind's latents if the items had these `(num_items, num_levels)` codes, mean over the items."""
         errors = np.square(self.latents - self.quantized(semantic_codes, collaborative_codes))
         halves = zip(("semantic", "collaborative"), np.split(errors, 2, axis=1), strict=True)
         return {kind: float(half.sum(dtype=np.float64)) / self.num_items for kind, half in halves}
@@ -154,7 +144,7 @@ def assign_unique_identifiers(
             f"number of rows; got arrays of shape {taken_kinds[0].shape} and {taken_kinds[1].shape}."
         )
     num_taken, num_shared = len(taken_kinds[0]), codes.num_shared_levels
-    require_capacity(codes.num_items, codes.codebook_size, codes.num_levels, num_taken)
+    _require_capacity(codes, num_taken)
     raw = (codes.semantic_codes, codes.collaborative_codes)
     semantic, collaborative = (np.concatenate(pair) for pair in zip(taken_kinds, raw, strict=True))  # taken rows first
     residuals, stale = codes.latents.copy(), np.zeros(codes.num_items, dtype=bool)
@@ -167,34 +157,33 @@ def assign_unique_identifiers(
     _spread(semantic_residuals, semantic[:, num_shared:], prefixes, codes.semantic_codebooks, stale.copy())
     _spread(collaborative_residuals, collaborative[:, num_shared:], prefixes, codes.collaborative_codebooks, stale)
     unique = (semantic[num_taken:], collaborative[num_taken:])
-    return UniqueIdentifiers(*unique, _report(codes, raw, unique, taken_kinds))
+
+    distortion_before, distortion_after = codes.distortions(*raw), codes.distortions(*unique)
+    report: dict = {
+        kind: {
+            "collision_rate_before": collision_rate(before, kind_taken),
+            "collision_rate_after": collision_rate(after, kind_taken),
+            "items_moved": int((before != after).any(axis=1).sum()),
+            "distortion_before": distortion_before[kind],
+            "distortion_after": distortion_after[kind],
+        }
+        for kind, before, after, kind_taken in zip(("semantic", "collaborative"), raw, unique, taken_kinds, strict=True)
+    }
+    report["prefixes_moved"] = int((raw[0][:, :num_shared] != unique[0][:, :num_shared]).any(axis=1).sum())
+    return UniqueIdentifiers(*unique, report)
 
 
-def require_capacity(num_items: int, codebook_size: int, num_levels: int, num_taken: int = 0) -> None:
-    """Refuse a catalogue with more items than identifiers.
-
-    Args:
-        num_items: items that need identifiers.
-        codebook_size: K.
-        num_levels: codes per identifier.
-        num_taken: items that have theirs already.
-
-    Raises:
-        InputError: `num_items + num_taken > codebook_size ** num_levels`.
-    """
-    total = num_items + num_taken
-    if total <= codebook_size**num_levels:
+def _require_capacity(codes: JointCodes, num_taken: int) -> None:
+    """Refuse a catalogue with more items than identifiers."""
+    total, num_levels, size = codes.num_items + num_taken, codes.num_levels, codes.codebook_size
+    if total <= size**num_levels:
         return
-    enough_codes, enough_levels = codebook_size, num_levels
-    while enough_codes**num_levels < total:
-        enough_codes += 1
-    while codebook_size**enough_levels < total:
-        enough_levels += 1
-    parts = f" ({num_taken} with an identifier and {num_items} new)" if num_taken else ""
+    enough_levels = next(levels for levels in count(num_levels) if size**levels >= total)
+    enough_codes = next(codes for codes in count(size) if codes**num_levels >= total)
+    parts = f" ({num_taken} with an identifier and {codes.num_items} new)" if num_taken else ""
     raise InputError(
-        f"There are {total} items{parts}, but {num_levels} levels of {codebook_size} codes make only "
-        f"{codebook_size**num_levels} identifiers; use at least {enough_levels} levels or codebooks of at least "
-        f"{enough_codes} codes."
+        f"There are {total} items{parts}, but {num_levels} levels of {size} codes make only {size**num_levels} "
+        f"identifiers; use at least {enough_levels} levels or codebooks of at least {enough_codes} codes."
     )
 
 
@@ -206,26 +195,19 @@ def _spread(
     stale: np.ndarray,
     levels_after: int = 0,
 ) -> np.ndarray:
-    """Bring every code of consecutive levels down to its limit; `residuals`, `codes` and `stale` change in place.
+    """Bring every code of consecutive levels down to its limit; return the prefixes after them.
 
-    Args:
-        residuals: `(num_new, codebook_dim)` before the first of these levels.
-        codes: `(num_taken + num_new, num_levels)` of these levels.
-        prefixes: `(num_taken + num_new,)`, a number per prefix before the first of these levels.
-        codebooks: `(num_levels, codebook_size, codebook_dim)`.
-        stale: `(num_new,)` bool, items whose later codes are void because an earlier one has changed.
-        levels_after: levels that follow these.
-
-    Returns:
-        the prefixes after the last of these levels.
+    `codes` are `(num_taken + num_new, num_levels)`, `residuals` `(num_new, codebook_dim)`, `stale` `(num_new,)` marks
+    items whose later codes are void because an earlier one has changed. All three change in place.
     """
     num_levels, size = codebooks.shape[:2]
     for level, codebook in enumerate(codebooks):
         level_codes = codes[:, level]  # a view: changes go through
         new_codes = level_codes[len(codes) - len(residuals) :]
-        for part in row_chunks(int(stale.sum())):
-            rows = np.flatnonzero(stale)[part]
-            new_codes[rows] = _distances(residuals[rows], codebook).argmin(axis=1)
+        if stale.any():
+            from sklearn.metrics import pairwise_distances_argmin  # here, because it takes a second to import
+
+            new_codes[stale] = pairwise_distances_argmin(residuals[stale], codebook)
         before = new_codes.copy()
         _rebalance(residuals, level_codes, prefixes, codebook, size ** (num_levels - level - 1 + levels_after))
         stale |= new_codes != before
@@ -237,15 +219,10 @@ def _spread(
 def _rebalance(
     residuals: np.ndarray, codes: np.ndarray, prefixes: np.ndarray, codebook: np.ndarray, capacity: int
 ) -> None:
-    """Change the new items' `codes` in place so that no code holds more than `capacity` items of one prefix.
+    """Change the new items' `codes` in place so that no code holds more than `capacity` items of one prefix."""
+    from scipy.optimize import linear_sum_assignment  # here, because it takes as long to import as the whole package
+    from scipy.spatial.distance import cdist
 
-    Args:
-        residuals: `(num_new, codebook_dim)` before this level.
-        codes: `(num_taken + num_new,)` of this level.
-        prefixes: `(num_taken + num_new,)` before this level.
-        codebook: `(codebook_size, codebook_dim)`.
-        capacity: items that a code may hold under one prefix.
-    """
     size, num_taken = len(codebook), len(codes) - len(residuals)
     keys, counts = np.unique(prefixes * size + codes, return_counts=True)
     crowded_prefixes = np.unique(keys[counts > capacity] // size)
@@ -258,69 +235,30 @@ def _rebalance(
         new_rows = rows[rows >= num_taken]
         load = np.bincount(codes[rows], minlength=size)
         crowded = new_rows[load[codes[new_rows]] > capacity]
+        distances = cdist(residuals[crowded - num_taken], codebook, "sqeuclidean")
         if capacity > 1:
-            codes[crowded] = _move_surplus(residuals[crowded - num_taken], codes[crowded], load, codebook, capacity)
+            codes[crowded] = _move_surplus(distances, codes[crowded], load, capacity)
             continue
         is_taken = np.bincount(codes[rows[rows < num_taken]], minlength=size) > 0
         allowed = np.flatnonzero(~is_taken & (load != 1))  # free, or for one of the colliding items
-        codes[crowded] = allowed[_assign(residuals[crowded - num_taken], codebook[allowed])]
+        codes[crowded] = allowed[linear_sum_assignment(distances[:, allowed])[1]]
 
 
-def _assign(residuals: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """A different row of the codebook for each residual, with the least sum of squared distances."""
-    from scipy.optimize import linear_sum_assignment  # here, because it takes as long to import as the whole package
+def _move_surplus(distances: np.ndarray, codes: np.ndarray, load: np.ndarray, capacity: int) -> np.ndarray:
+    """New codes of the items of one prefix, so that none holds more than `capacity`; the cheapest moves come first.
 
-    return linear_sum_assignment(_distances(residuals, codebook))[1]
-
-
-def _move_surplus(
-    residuals: np.ndarray, codes: np.ndarray, load: np.ndarray, codebook: np.ndarray, capacity: int
-) -> np.ndarray:
-    """Move items off the crowded codes of one prefix, cheapest first, each to the nearest code with room.
-
-    A round ends the surplus or fills a code, so there are at most `codebook_size` rounds.
-
-    Args:
-        residuals: `(num_crowded, codebook_dim)`, the items of the crowded codes.
-        codes: `(num_crowded,)`, their present codes.
-        load: `(codebook_size,)`, items of the prefix per code.
-        codebook: `(codebook_size, codebook_dim)`.
-        capacity: items that a code may hold.
-
-    Returns:
-        `(num_crowded,)`, the new codes.
+    `distances` are `(num_crowded, codebook_size)`; `load`, the prefix's items per code, changes in place.
     """
-    codes, load, distances = codes.copy(), load.copy(), _distances(residuals, codebook)
-    while (load > capacity).any():
-        waiting = np.flatnonzero(load[codes] > capacity)
-        costs = np.where(load < capacity, distances[waiting], np.inf)
-        targets = costs.argmin(axis=1)
-        losses = costs.min(axis=1) - distances[waiting, codes[waiting]]
-        for index in np.argsort(losses, kind="stable"):
-            row, target = waiting[index], targets[index]
-            if load[codes[row]] > capacity > load[target]:
-                load[codes[row]] -= 1
-                load[target] += 1
-                codes[row] = target
+    codes, targets = codes.copy(), np.flatnonzero(load < capacity)
+    losses = distances[:, targets] - distances[np.arange(len(codes)), codes][:, None]
+    surplus = int((load - capacity).clip(min=0).sum())
+    for move in np.argsort(losses, axis=None, kind="stable"):  # one pass: a full code stays full
+        if surplus == 0:
+            break
+        row, target = move // len(targets), targets[move % len(targets)]
+        if load[codes[row]] > capacity > load[target]:
+            load[codes[row]] -= 1
+            load[target] += 1
+            codes[row] = target
+            surplus -= 1
     return codes
-
-
-def _distances(residuals: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    return relative_distances(residuals.astype(np.float64), codebook.astype(np.float64))
-
-
-def _report(codes: JointCodes, raw: tuple, unique: tuple, taken: list[np.ndarray]) -> dict:
-    distortion_before, distortion_after = codes.distortions(*raw), codes.distortions(*unique)
-    report: dict = {
-        kind: {
-            "collision_rate_before": collision_rate(before, kind_taken),
-            "collision_rate_after": collision_rate(after, kind_taken),
-            "items_moved": int((before != after).any(axis=1).sum()),
-            "distortion_before": distortion_before[kind],
-            "distortion_after": distortion_after[kind],
-        }
-        for kind, before, after, kind_taken in zip(("semantic", "collaborative"), raw, unique, taken, strict=True)
-    }
-    shared = slice(codes.num_shared_levels)
-    report["prefixes_moved"] = int((raw[0][:, shared] != unique[0][:, shared]).any(axis=1).sum())
-    return report

@@ -61,7 +61,7 @@ class JointRQVAEConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_sizes(self) -> None:
-        """Part of the `@strict` validation: every width and the codebook size must leave something to learn."""
+        """Part of the `@strict` validation: sizes that leave something to learn, at least one level, weights from 0."""
         for name in ("semantic_dim", "collaborative_dim", "latent_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
@@ -71,18 +71,12 @@ class JointRQVAEConfig(PreTrainedConfig):
             )
         if any(size < 2 for size in self.hidden_sizes):
             raise ValueError(f"`hidden_sizes` must all be at least 2; got {list(self.hidden_sizes)}.")
-
-    def validate_levels(self) -> None:
-        """Part of the `@strict` validation: either number of levels may be 0, but not both."""
         if self.num_shared_levels < 0 or self.num_specific_levels < 0 or self.num_levels == 0:
             raise ValueError(
                 "`num_shared_levels` and `num_specific_levels` must not be negative, and at least one of them must be "
                 "above 0, because an identifier needs at least one code; "
                 f"got {self.num_shared_levels} and {self.num_specific_levels}."
             )
-
-    def validate_weights(self) -> None:
-        """Part of the `@strict` validation: loss and balancing weights must not be negative."""
         for name in ("commitment_weight", "sinkhorn_epsilon", "sinkhorn_iterations", "dead_code_threshold"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative; got {getattr(self, name)}.")

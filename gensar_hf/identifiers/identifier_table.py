@@ -12,18 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gensar_hf.errors import InputError
 from gensar_hf.files import atomic_path, fingerprint
-from gensar_hf.identifiers.assignment import (
-    JointCodes,
-    UniqueIdentifiers,
-    assign_unique_identifiers,
-    collision_rate,
-)
-from gensar_hf.item_embeddings import nearest_rows
+from gensar_hf.identifiers.assignment import JointCodes, UniqueIdentifiers, assign_unique_identifiers, collision_rate
 
 if TYPE_CHECKING:  # reading a table needs neither torch nor transformers
     from gensar_hf.identifiers.modeling_joint_rqvae import Embeddings, JointRQVAE
@@ -83,15 +76,25 @@ class IdentifierTable:
         self.neighbors = no_neighbors if self.neighbors is None else np.asarray(self.neighbors, dtype=np.int64)
         self._rows: dict[str, int] | None = None
         self._check_sizes()
-        self._check_item_ids()
-        for column in ("semantic_codes", "collaborative_codes"):
-            self._check_codes(column, getattr(self, column))
-        num_shared = self.num_shared_levels
-        differs = (self.semantic_codes[:, :num_shared] != self.collaborative_codes[:, :num_shared]).any(axis=1)
+        wrong = next((row for row, each in enumerate(self.item_ids) if not isinstance(each, str)), None)
+        if wrong is not None:
+            raise InputError(f"{_SELF}, row {wrong + 1}, column item_id: {self.item_ids[wrong]!r} is not a string.")
+        _refuse_repeat("item_id", self.item_ids, "every item may occur only once")
+        for column, codes in self._codes().items():
+            if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
+                row, level = np.argwhere((codes < 0) | (codes >= self.codebook_size))[0]
+                raise InputError(
+                    f"{_SELF}, row {row + 1}, column {column}: code {codes[row, level]} on level {level + 1} is "
+                    f"not between 0 and {self.codebook_size - 1}."
+                )
+            if collision_rate(codes):
+                _refuse_repeat(column, list(map(tuple, codes.tolist())), "identifiers must be unique")
+        shared = slice(self.num_shared_levels)
+        differs = (self.semantic_codes[:, shared] != self.collaborative_codes[:, shared]).any(axis=1)
         if differs.any():
             raise InputError(
                 f"{_SELF}, row {int(differs.argmax()) + 1}: the semantic and the collaborative codes differ on the "
-                f"first {num_shared} levels, which are shared."
+                f"first {self.num_shared_levels} levels, which are shared."
             )
 
     def _check_sizes(self) -> None:
@@ -126,22 +129,8 @@ class IdentifierTable:
         marked_come_first = (np.diff(is_own.astype(int), axis=0) <= 0).all()
         return bool(is_trained.all() and marked_come_first)
 
-    def _check_item_ids(self) -> None:
-        if not all(issubclass(kind, str) for kind in set(map(type, self.item_ids))):
-            row, item_id = next((row, each) for row, each in enumerate(self.item_ids, 1) if not isinstance(each, str))
-            raise InputError(f"{_SELF}, row {row}, column item_id: {item_id!r} is not a string.")
-        if len(set(self.item_ids)) < self.num_items:
-            _refuse_repeat("item_id", self.item_ids, "every item may occur only once")
-
-    def _check_codes(self, column: str, codes: np.ndarray) -> None:
-        if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
-            row, level = np.argwhere((codes < 0) | (codes >= self.codebook_size))[0]
-            raise InputError(
-                f"{_SELF}, row {row + 1}, column {column}: code {codes[row, level]} on level {level + 1} is "
-                f"not between 0 and {self.codebook_size - 1}."
-            )
-        if collision_rate(codes):
-            _refuse_repeat(column, list(map(tuple, codes.tolist())), "identifiers must be unique")
+    def _codes(self) -> dict[str, np.ndarray]:
+        return {"semantic_codes": self.semantic_codes, "collaborative_codes": self.collaborative_codes}
 
     @property
     def num_items(self) -> int:
@@ -225,7 +214,6 @@ class IdentifierTable:
         model: "JointRQVAE",
         titles: Sequence[str] | None = None,
         texts: Sequence[str] | None = None,
-        num_neighbors: int = NUM_NEIGHBORS,
     ) -> "IdentifierTable":
         """A new table with further items, quantized with the model that made the present identifiers.
 
@@ -236,9 +224,8 @@ class IdentifierTable:
             embeddings: semantic `(num_new, semantic_dim)` and collaborative `(num_new, collaborative_dim)`.
             item_ids: one per new item, none of them in this table.
             model: the joint RQ-VAE that made this table, unchanged.
-            titles: one per new item; default, if this table has titles: the texts, otherwise empty strings.
-            texts: one per new item; default, if this table has texts: the titles, otherwise empty strings.
-            num_neighbors: see `neighbors`; at most the number of trained items; 0: the new items count as trained.
+            titles: one per new item; default: empty strings, if this table has titles.
+            texts: one per new item; default: empty strings, if this table has texts.
 
         Returns:
             the rows of this table, then the new items, available; `build_report["added"]` has one more entry with the
@@ -251,8 +238,8 @@ class IdentifierTable:
                 table that has none.
         """
         item_ids = self._new_item_ids(item_ids)
-        all_titles = _extended("titles", self.titles, titles, texts, len(item_ids))
-        all_texts = _extended("texts", self.texts, texts, titles, len(item_ids))
+        all_titles = _extended("titles", self.titles, titles, len(item_ids))
+        all_texts = _extended("texts", self.texts, texts, len(item_ids))
         for name in ("codebook_size", "num_shared_levels", "num_levels"):
             if getattr(self, name) != getattr(model.config, name):
                 raise InputError(
@@ -272,6 +259,8 @@ class IdentifierTable:
         record = {"num_items": codes.num_items, **_quantization_report(model, embeddings, codes, unique)}
         report["added"] = [*report.get("added", []), record]
         semantic_codes = np.concatenate([self.semantic_codes, unique.semantic_codes])
+        k = self.neighbors.shape[1] if len(self.neighbors) else min(NUM_NEIGHBORS, self.num_trained)
+        nearest = _nearest_trained(model, semantic_codes, self.num_items, self.num_trained, k)
         return replace(
             self,
             item_ids=[*self.item_ids, *item_ids],
@@ -281,7 +270,7 @@ class IdentifierTable:
             texts=all_texts,
             build_report=report,
             available=np.concatenate([self.available, np.ones(codes.num_items, dtype=bool)]),
-            neighbors=self._with_neighbors(semantic_codes, model, num_neighbors),
+            neighbors=np.concatenate([self.neighbors.reshape(-1, k), nearest]),
         )
 
     def _new_item_ids(self, item_ids: Sequence[str]) -> list[str]:
@@ -295,15 +284,6 @@ class IdentifierTable:
             f"The item {known!r} is in the identifier table already, as a removed one; bring it back with "
             f"`restore_items([{known!r}])`, which gives it the identifiers that it had."
         )
-
-    def _with_neighbors(self, semantic_codes: np.ndarray, model: "JointRQVAE", num_neighbors: int) -> np.ndarray:
-        """Neighbors of all added items; the newest are the last of `(num_items, num_levels)` codes."""
-        num_neighbors = self.neighbors.shape[1] if len(self.neighbors) else min(num_neighbors, self.num_trained)
-        if num_neighbors == 0:
-            return self.neighbors
-        new_rows, trained_rows = np.arange(self.num_items, len(semantic_codes)), np.arange(self.num_trained)
-        nearest = nearest_identifiers(semantic_codes, model, new_rows, trained_rows, num_neighbors)
-        return np.concatenate([self.neighbors.reshape(-1, num_neighbors), nearest])
 
     def remove_items(self, item_ids: Sequence[str]) -> "IdentifierTable":
         """A new table in which these items are not available: never generated, but still readable in histories.
@@ -391,7 +371,7 @@ class IdentifierTable:
         """
         names = ("num_items", "num_available", "num_levels", "num_shared_levels", "codebook_size")
         report: dict = {name: getattr(self, name) for name in names}
-        for kind, codes in zip(_KINDS, (self.semantic_codes, self.collaborative_codes), strict=True):
+        for kind, codes in zip(_KINDS, self._codes().values(), strict=True):
             report[kind] = {"collision_rate_after": collision_rate(codes), **level_usage(codes, self.codebook_size)}
         for name, noted in self.build_report.items():
             report[name] = {**report[name], **noted} if name in _KINDS else noted
@@ -405,25 +385,27 @@ class IdentifierTable:
         the file's metadata.
         """
         target = _table_path(path)
-        columns = {
+        columns: dict[str, Any] = {
             "item_id": pa.array(self.item_ids, pa.string()),
-            "semantic_codes": _list_column(self.semantic_codes),
-            "collaborative_codes": _list_column(self.collaborative_codes),
             "available": pa.array(self.available),
         }
-        if self.titles is not None:
-            columns["title"] = pa.array(self.titles, pa.string())
-        if self.texts is not None:
-            columns["text"] = pa.array(self.texts, pa.string())
+        for name, codes in self._codes().items():
+            lists = pa.FixedSizeListArray.from_arrays(codes.astype(np.int32).ravel(), codes.shape[1])
+            columns[name] = lists.cast(pa.list_(pa.int32()))
+        for name, values in (("title", self.titles), ("text", self.texts)):
+            if values is not None:
+                columns[name] = pa.array(values, pa.string())
         if len(self.neighbors):
             rows = [None] * self.num_trained + self.neighbors.tolist()
             columns["neighbors"] = pa.array(rows, pa.list_(pa.int32()))
         metadata: dict[str, Any] = {"format_version": _FORMAT_VERSION, "build_report": self.build_report}
         metadata |= {"num_shared_levels": self.num_shared_levels, "codebook_size": self.codebook_size}
         table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)})
-        codes = [f"{column}.list.element" for column in ("semantic_codes", "collaborative_codes")]
+        code_columns = [f"{name}.list.element" for name in self._codes()]
         with atomic_path(target) as aside:
-            pq.write_table(table, aside, use_dictionary=codes)  # ids and texts hardly repeat: a dictionary is slow
+            pq.write_table(
+                table, aside, use_dictionary=code_columns
+            )  # ids and texts hardly repeat: a dictionary is slow
         return target
 
     @classmethod
@@ -436,19 +418,21 @@ class IdentifierTable:
         """
         source = _table_path(path)
         table, metadata = _read(source)
-        names = table.column_names
+        columns = {
+            name: table[name].to_numpy().tolist() for name in ("item_id", "title", "text") if name in table.column_names
+        }
         try:
             return cls(
-                item_ids=_strings(table["item_id"]),
-                semantic_codes=_codes(table, "semantic_codes"),
-                collaborative_codes=_codes(table, "collaborative_codes"),
+                item_ids=columns["item_id"],
+                semantic_codes=_read_codes(table, "semantic_codes"),
+                collaborative_codes=_read_codes(table, "collaborative_codes"),
                 num_shared_levels=metadata["num_shared_levels"],
                 codebook_size=metadata["codebook_size"],
-                titles=_strings(table["title"]) if "title" in names else None,
-                texts=_strings(table["text"]) if "text" in names else None,
+                titles=columns.get("title"),
+                texts=columns.get("text"),
                 build_report=metadata.get("build_report", {}),
-                available=_available(table),
-                neighbors=_neighbors(table),
+                available=_read_available(table),
+                neighbors=_read_neighbors(table),
             )
         except InputError as error:
             raise InputError(str(error).replace(_SELF, str(source), 1)) from None
@@ -491,45 +475,20 @@ def build_identifier_table(
     )
 
 
-def nearest_identifiers(
-    semantic_codes: np.ndarray, model: "JointRQVAE", rows: np.ndarray, known_rows: np.ndarray, k: int
+def _nearest_trained(
+    model: "JointRQVAE", semantic_codes: np.ndarray, num_old: int, num_trained: int, k: int
 ) -> np.ndarray:
-    """For each of some items the k known items with the nearest semantic identifiers, nearest first.
+    """For each item after the first `num_old` the k trained ones with the nearest semantic identifiers, `(num_new, k)`.
 
     The distance is that of the quantized semantic latents, ẑ_s = Σ shared[:d] + Σ semantic (GenSAR, sec. 3.1).
-
-    Args:
-        semantic_codes: `(num_items, num_levels)`, of all these items.
-        model: the joint RQ-VAE that made the identifiers.
-        rows: `(num_rows,)` the items whose neighbors are wanted.
-        known_rows: `(num_known,)` rows to choose from; an item is never its own neighbor.
-        k: number of neighbors.
-
-    Returns:
-        `(num_rows, k)` int64, of `known_rows`.
-
-    Raises:
-        InputError: fewer than k other known items.
     """
-    num_others = len(known_rows) - int(np.isin(rows, known_rows).any())
-    if num_others < k:
-        raise InputError(
-            f"There are only {num_others} known items to choose {k} nearest ones from; use a smaller `num_neighbors`."
-        )
-    latents = semantic_latents(semantic_codes, model)
-    place = np.full(len(semantic_codes), -1)
-    place[known_rows] = np.arange(len(known_rows))
-    return known_rows[nearest_rows(latents[rows], latents[known_rows], k, exclude=place[rows])]
+    from sklearn.neighbors import NearestNeighbors  # here, because it takes a second to import
 
-
-def semantic_latents(semantic_codes: np.ndarray, model: "JointRQVAE") -> np.ndarray:
-    """Quantized semantic latents ẑ_s of `(num_items, num_levels)` identifiers, `(num_items, latent_dim)` float32."""
-    shared, specific = (
-        [codebook.detach().float().cpu().numpy() for codebook in quantizer.codebooks]
-        for quantizer in (model.shared_quantizer, model.semantic_quantizer)
-    )
-    codebooks = [codebook[:, : model.config.latent_dim] for codebook in shared] + specific
-    return np.sum([codebook[codes] for codebook, codes in zip(codebooks, semantic_codes.T, strict=True)], axis=0)
+    codebooks = [*model.shared_quantizer.codebooks, *model.semantic_quantizer.codebooks]
+    books = [book[:, : model.config.latent_dim].detach().float().cpu().numpy() for book in codebooks]
+    latents = np.sum([book[codes] for book, codes in zip(books, semantic_codes.T, strict=True)], axis=0)
+    index = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(latents[:num_trained])
+    return index.kneighbors(latents[num_old:], return_distance=False)
 
 
 def level_usage(codes: np.ndarray, codebook_size: int) -> dict[str, list[float]]:
@@ -546,12 +505,10 @@ def level_usage(codes: np.ndarray, codebook_size: int) -> dict[str, list[float]]
     >>> level_usage(np.array([[0, 1], [0, 1], [2, 1], [2, 1]]), codebook_size=4)
     {'codebook_use': [0.5, 0.25], 'perplexity': [2.0, 1.0]}
     """
-    use, perplexity = [], []
-    for level_codes in codes.T:
-        counts = np.bincount(level_codes, minlength=codebook_size)
-        shares = counts[counts > 0] / len(codes)
-        use.append(float((counts > 0).mean()))
-        perplexity.append(float(np.exp(-(shares * np.log(shares)).sum())))
+    counts = [np.bincount(level_codes, minlength=codebook_size) for level_codes in codes.T]
+    use = [float((level > 0).mean()) for level in counts]
+    shares = [level[level > 0] / len(codes) for level in counts]
+    perplexity = [float(np.exp(-(share * np.log(share)).sum())) for share in shares]
     return {"codebook_use": use, "perplexity": perplexity}
 
 
@@ -559,15 +516,14 @@ def _quantization_report(
     model: "JointRQVAE", embeddings: "tuple[Embeddings, Embeddings]", codes: JointCodes, unique: UniqueIdentifiers
 ) -> dict:
     """The assignment's report, with usage before it and reconstruction errors before and after it."""
-    report = {**unique.report}
+    report = copy.deepcopy(unique.report)
     raw = (codes.semantic_codes, codes.collaborative_codes)
     for kind, raw_codes in zip(_KINDS, raw, strict=True):
-        usage = {f"{name}_before": values for name, values in level_usage(raw_codes, codes.codebook_size).items()}
-        report[kind] = {**report[kind], **usage}
+        usage = level_usage(raw_codes, codes.codebook_size)
+        report[kind] |= {f"{name}_before": values for name, values in usage.items()}
     for moment, both_codes in (("before", raw), ("after", (unique.semantic_codes, unique.collaborative_codes))):
-        errors = model.reconstruction_error(*embeddings, codes.quantized(*both_codes))
-        for kind, error in errors.items():
-            report[kind] = {**report[kind], f"reconstruction_error_{moment}": error}
+        for kind, error in model.reconstruction_error(*embeddings, codes.quantized(*both_codes)).items():
+            report[kind][f"reconstruction_error_{moment}"] = error
     return report
 
 
@@ -583,19 +539,13 @@ def _require_one_per_item(
             raise InputError(f"There are {num_items} embeddings but {len(values)} {name}; give one of each per item.")
 
 
-def _extended(
-    name: str, present: list[str] | None, new: Sequence[str] | None, default: Sequence[str] | None, num_new: int
-) -> list[str] | None:
-    """A table's titles or texts, followed by those of new items or their default."""
-    if present is None:
-        if new is not None:
-            raise InputError(
-                f"The identifier table has no {name}, so the {num_new} new items can have none; leave `{name}` out."
-            )
-        return None
-    if new is None:
-        new = [""] * num_new if default is None else default
-    return [*present, *new]
+def _extended(name: str, present: list[str] | None, new: Sequence[str] | None, num_new: int) -> list[str] | None:
+    """A table's titles or texts, followed by those of new items."""
+    if present is None and new is not None:
+        raise InputError(
+            f"The identifier table has no {name}, so the {num_new} new items can have none; leave `{name}` out."
+        )
+    return None if present is None else [*present, *([""] * num_new if new is None else new)]
 
 
 def _checked_ids(item_ids: Sequence[str]) -> list[str]:
@@ -620,8 +570,7 @@ def _refuse_repeat(column: str, values: Sequence, rule: str) -> None:
 
 
 def _table_path(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    return path if path.suffix == ".parquet" else path / TABLE_FILE
+    return Path(path) if Path(path).suffix == ".parquet" else Path(path) / TABLE_FILE
 
 
 def _read(source: Path) -> tuple[pa.Table, dict]:
@@ -648,18 +597,12 @@ def _read(source: Path) -> tuple[pa.Table, dict]:
     return table, metadata
 
 
-def _list_column(codes: np.ndarray) -> pa.Array:
-    offsets = np.arange(len(codes) + 1, dtype=np.int32) * np.int32(codes.shape[1])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(codes.astype(np.int32).ravel()))
-
-
-def _codes(table: pa.Table, column: str) -> np.ndarray:
+def _read_codes(table: pa.Table, column: str) -> np.ndarray:
     """`(num_items, num_levels)` int64 of a column of lists of one length."""
     lists = table[column].combine_chunks()
-    is_list = pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)
-    if len(lists) and is_list and lists.null_count == 0 and pa.types.is_integer(lists.type.value_type):
-        codes, lengths = lists.flatten(), pc.list_value_length(lists).to_numpy()
-        if codes.null_count == 0 and (lengths == lengths[0]).all():
+    if pa.types.is_list(lists.type) and pa.types.is_integer(lists.type.value_type) and lists.null_count == 0:
+        codes, offsets = lists.flatten(), lists.offsets.to_numpy()
+        if len(lists) and codes.null_count == 0 and len(np.unique(np.diff(offsets))) == 1:
             return codes.to_numpy().astype(np.int64).reshape(len(lists), -1)
     rows = lists.to_pylist()
     for row, codes in enumerate(rows, start=1):
@@ -671,29 +614,25 @@ def _codes(table: pa.Table, column: str) -> np.ndarray:
     return np.array(rows, dtype=np.int64).reshape(len(rows), -1 if rows else 0)
 
 
-def _neighbors(table: pa.Table) -> np.ndarray:
+def _read_neighbors(table: pa.Table) -> np.ndarray | None:
     """`(num_added, k)` int64 of the rows after the last null."""
     column = "lenders" if "lenders" in table.column_names else "neighbors"  # files of version 0.1 have lenders
     if column not in table.column_names:
-        return np.zeros((0, 0), dtype=np.int64)
+        return None
     has_neighbors = table[column].is_valid().to_numpy()
     num_added = int(has_neighbors.sum())
     if not has_neighbors[len(has_neighbors) - num_added :].all():
-        row = int(np.flatnonzero(has_neighbors)[0])
         raise InputError(
-            f"{_SELF}, row {row + 1}, column {column}: only the last rows, of added items, may have neighbors."
+            f"{_SELF}, row {int(has_neighbors.argmax()) + 1}, column {column}: only the last rows, of added items, may "
+            "have neighbors."
         )
-    return _codes(table.slice(len(table) - num_added), column)
+    return _read_codes(table.slice(len(table) - num_added), column)
 
 
-def _strings(column: pa.ChunkedArray) -> list[str]:
-    # By way of NumPy it is several times faster, but only strings come out unchanged.
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    return column.to_numpy().tolist() if is_text else column.to_pylist()
-
-
-def _available(table: pa.Table) -> np.ndarray:
-    values = table["available"].to_pylist() if "available" in table.column_names else [True] * len(table)
+def _read_available(table: pa.Table) -> np.ndarray | None:
+    if "available" not in table.column_names:
+        return None
+    values = table["available"].to_pylist()
     row = next((row for row, value in enumerate(values, start=1) if not isinstance(value, bool)), None)
     if row is not None:
         raise InputError(f"{_SELF}, row {row}, column available: {values[row - 1]!r} is not true or false.")

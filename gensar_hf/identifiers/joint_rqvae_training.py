@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from gensar_hf.identifiers.modeling_joint_rqvae import Embeddings, JointRQVAE
 
@@ -46,31 +47,24 @@ class DeadCodeReset(TrainerCallback):
     def __init__(
         self, semantic: Embeddings, collaborative: Embeddings, every_epochs: int = 5, settling_share: float = 0.2
     ) -> None:
-        """Prepare the callback.
+        """Take the embeddings of all training items.
 
         Args:
-            semantic: `(num_items, semantic_dim)`, all training items.
-            collaborative: `(num_items, collaborative_dim)`, all training items.
+            semantic: `(num_items, semantic_dim)`.
+            collaborative: `(num_items, collaborative_dim)`.
             every_epochs: how often to reset.
             settling_share: share of the epochs at the end in which nothing is reset, so that moved codes settle.
         """
         self.semantic, self.collaborative = semantic, collaborative
         self.every_epochs, self.settling_share = every_epochs, settling_share
 
-    def on_epoch_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: JointRQVAE | None = None,
-        **kwargs: object,
-    ) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, *_: object, **kwargs: Any) -> None:
         """Reset when the epoch is due."""
         epoch = round(state.epoch or 0)
         is_due = epoch % self.every_epochs == 0 and epoch < (1 - self.settling_share) * state.num_train_epochs
-        if model is None or not is_due:
+        if not is_due:
             return
-        num_moved = model.reset_dead_codes(self.semantic, self.collaborative, seed=args.seed + epoch)
+        num_moved = kwargs["model"].reset_dead_codes(self.semantic, self.collaborative, seed=args.seed + epoch)
         if num_moved:
             logger.info("Epoch %d: %d dead codes were moved onto badly quantized items.", epoch, num_moved)
 

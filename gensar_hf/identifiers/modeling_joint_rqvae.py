@@ -20,7 +20,7 @@ from gensar_hf.identifiers.quantization import (
     residual_quantize,
     straight_through,
 )
-from gensar_hf.item_embeddings import checked_table, require_equal_lengths
+from gensar_hf.item_embeddings import checked_pair
 
 Embeddings = np.ndarray | torch.Tensor
 
@@ -64,27 +64,19 @@ class JointRQVAE(PreTrainedModel):
         self.semantic_decoder, self.collaborative_decoder = (
             mlp([config.latent_dim, *reversed(hidden), dim]) for dim in dims
         )
+        settings = {
+            "commitment_weight": config.commitment_weight,
+            "sinkhorn_iterations": config.sinkhorn_iterations,
+            "ema_decay": config.ema_decay,
+        }
         # The last level is balanced while training; without specific levels that is the last shared one.
-        sinkhorn = (config.sinkhorn_epsilon, config.sinkhorn_iterations)
-        shared_sinkhorn = (0.0, 0) if config.num_specific_levels else sinkhorn
+        epsilon, size, dim = config.sinkhorn_epsilon, config.codebook_size, config.latent_dim
+        shared_epsilon = 0.0 if config.num_specific_levels else epsilon
         self.shared_quantizer = ResidualVectorQuantizer(
-            config.num_shared_levels,
-            config.codebook_size,
-            2 * config.latent_dim,
-            config.commitment_weight,
-            *shared_sinkhorn,
-            ema_decay=config.ema_decay,
+            config.num_shared_levels, size, 2 * dim, shared_epsilon, **settings
         )
         self.semantic_quantizer, self.collaborative_quantizer = (
-            ResidualVectorQuantizer(
-                config.num_specific_levels,
-                config.codebook_size,
-                config.latent_dim,
-                config.commitment_weight,
-                *sinkhorn,
-                ema_decay=config.ema_decay,
-            )
-            for _ in dims
+            ResidualVectorQuantizer(config.num_specific_levels, size, dim, epsilon, **settings) for _ in dims
         )
         if config.quantizer == "rq-kmeans":
             self.requires_grad_(False)
@@ -197,14 +189,9 @@ class JointRQVAE(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_codebooks(self, semantic: Embeddings, collaborative: Embeddings, seed: int) -> None:
-        """Fit all codebooks by residual k-means on the latents of the items; the standardization must be fitted before.
+        """Fit PCA projections and, by residual k-means on the latents, all codebooks; the standardization comes before.
 
-        With `quantizer="rq-kmeans"` this is all the training there is, and the PCA projections are fitted first.
-
-        Args:
-            semantic: `(num_items, semantic_dim)`.
-            collaborative: `(num_items, collaborative_dim)`.
-            seed: of k-means.
+        With `quantizer="rq-kmeans"` this is all the training there is.
         """
         semantic, collaborative = self._checked(semantic, collaborative)
         fit_projection(self.semantic_encoder, self.semantic_decoder, self.semantic_standardization(semantic))
@@ -223,13 +210,7 @@ class JointRQVAE(PreTrainedModel):
     def reset_dead_codes(self, semantic: Embeddings, collaborative: Embeddings, seed: int) -> int:
         """Move codes with fewer than `config.dead_code_threshold` items onto badly quantized items.
 
-        Args:
-            semantic: `(num_items, semantic_dim)`, all training items.
-            collaborative: `(num_items, collaborative_dim)`, all training items.
-            seed: of the draw of the items.
-
-        Returns:
-            how many codes of all levels were moved.
+        Takes the embeddings of all training items, as `encode` does. Returns how many codes of all levels were moved.
         """
         semantic, collaborative = self._checked(semantic, collaborative)
         threshold, generator = self.config.dead_code_threshold, np.random.default_rng(seed)
@@ -258,13 +239,11 @@ class JointRQVAE(PreTrainedModel):
         halves = (latents - shared_quantized).chunk(2, dim=-1)
         semantic_codes, _ = residual_quantize(halves[0], self.semantic_quantizer.codebooks)
         collaborative_codes, _ = residual_quantize(halves[1], self.collaborative_quantizer.codebooks)
-        dims = (2 * self.config.latent_dim, self.config.latent_dim, self.config.latent_dim)
         quantizers = (self.shared_quantizer, self.semantic_quantizer, self.collaborative_quantizer)
+        size, dim = self.config.codebook_size, self.config.latent_dim
         books = [
-            torch.stack(quantizer.codebooks).float().cpu().numpy()
-            if len(quantizer.levels)
-            else np.zeros((0, self.config.codebook_size, dim), dtype=np.float32)
-            for quantizer, dim in zip(quantizers, dims, strict=True)
+            np.array([book.float().cpu().numpy() for book in quantizer.codebooks], np.float32).reshape(-1, size, width)
+            for quantizer, width in zip(quantizers, (2 * dim, dim, dim), strict=True)
         ]
         return JointCodes(
             torch.cat([shared_codes, semantic_codes], dim=-1).cpu().numpy(),
@@ -289,26 +268,28 @@ class JointRQVAE(PreTrainedModel):
         """
         semantic, collaborative = self._checked(semantic, collaborative)
         halves = torch.as_tensor(quantized_latents, device=self.device, dtype=torch.float32).chunk(2, dim=-1)
-        standardizations = (self.semantic_standardization, self.collaborative_standardization)
-        decoders = (self.semantic_decoder, self.collaborative_decoder)
-        errors = [
-            sum(
+        parts = (
+            ("semantic", semantic, self.semantic_standardization, self.semantic_decoder),
+            ("collaborative", collaborative, self.collaborative_standardization, self.collaborative_decoder),
+        )
+        errors = {}
+        for (kind, table, standardization, decoder), half in zip(parts, halves, strict=True):
+            batches = zip(table.split(ENCODE_BATCH_SIZE), half.split(ENCODE_BATCH_SIZE), strict=True)
+            sums = [
                 float(mean_squared_error(standardization(rows), decoder(latents))) * len(rows)
-                for rows, latents in zip(table.split(ENCODE_BATCH_SIZE), half.split(ENCODE_BATCH_SIZE), strict=True)
-            )
-            / len(table)
-            for standardization, table, decoder, half in zip(
-                standardizations, (semantic, collaborative), decoders, halves, strict=True
-            )
-        ]
-        return dict(zip(("semantic", "collaborative"), errors, strict=True))
+                for rows, latents in batches
+            ]
+            errors[kind] = sum(sums) / len(table)
+        return errors
 
     def _checked(self, semantic: Embeddings, collaborative: Embeddings) -> tuple[torch.Tensor, torch.Tensor]:
         """Both tables as float32 tensors on the model's device."""
-        tables = []
-        for name, embeddings in (("semantic", semantic), ("collaborative", collaborative)):
-            on_cpu = embeddings.detach().cpu() if isinstance(embeddings, torch.Tensor) else embeddings
-            table, width = checked_table(name, on_cpu), getattr(self.config, f"{name}_dim")
+        on_cpu = (
+            table.detach().cpu() if isinstance(table, torch.Tensor) else table for table in (semantic, collaborative)
+        )
+        tables = checked_pair(*on_cpu)
+        for name, table in zip(("semantic", "collaborative"), tables, strict=True):
+            width = getattr(self.config, f"{name}_dim")
             if len(table) == 0:
                 raise InputError(f"The {name} embeddings must be a table with one row per item; got no item.")
             if table.shape[1] != width:
@@ -316,9 +297,7 @@ class JointRQVAE(PreTrainedModel):
                     f"The {name} embeddings have {table.shape[1]} dimensions, but `{name}_dim` of the model is "
                     f"{width}; build the model with `{name}_dim={table.shape[1]}` or encode the items again."
                 )
-            tables.append(torch.from_numpy(table).to(self.device))
-        require_equal_lengths(*tables)
-        return tables[0], tables[1]
+        return torch.from_numpy(tables[0]).to(self.device), torch.from_numpy(tables[1]).to(self.device)
 
     def _all_latents(self, semantic: torch.Tensor, collaborative: torch.Tensor) -> torch.Tensor:
         """Latents of all items, `(num_items, 2 * latent_dim)`, computed in batches."""

@@ -1,7 +1,6 @@
 """Input standardization and the MLP encoders and decoders of the RQ-VAE, which start as PCA projections."""
 
-from collections.abc import Iterable, Sequence
-from functools import reduce
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -9,11 +8,6 @@ from torch import nn
 from transformers import initialization as init
 
 ENCODE_BATCH_SIZE = 8192
-
-
-def sum_of(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Sum of tensors of one shape, at least one."""
-    return reduce(torch.add, tensors)
 
 
 class Standardization(nn.Module):
@@ -35,9 +29,10 @@ class Standardization(nn.Module):
     def fit(self, embeddings: torch.Tensor) -> None:
         """Take mean and standard deviation of `(num_items, dim)`; a dimension that never varies keeps scale 1."""
         batches = embeddings.split(ENCODE_BATCH_SIZE)  # float64 in batches: a million items would take gigabytes
-        mean = sum_of(batch.double().sum(dim=0) for batch in batches) / len(embeddings)
-        variance = sum_of((batch.double() - mean).square().sum(dim=0) for batch in batches) / len(embeddings)
-        deviation = variance.sqrt()
+        zero = torch.zeros(())
+        mean = sum((batch.double().sum(dim=0) for batch in batches), zero) / len(embeddings)
+        squares = sum(((batch.double() - mean).square().sum(dim=0) for batch in batches), zero)
+        deviation = (squares / len(embeddings)).sqrt()
         varies = deviation > 1e-6 * mean.abs().clamp_min(1e-6)
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(varies, deviation, torch.ones_like(deviation)))
@@ -45,10 +40,6 @@ class Standardization(nn.Module):
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Standardize `(batch_size, dim)`."""
         return (embeddings - self.mean) / self.scale
-
-    def inverse(self, standardized: torch.Tensor) -> torch.Tensor:
-        """Undo `forward`."""
-        return standardized * self.scale + self.mean
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
@@ -75,7 +66,8 @@ def fit_projection(
         scale: root mean square of the latents.
     """
     # The matrix of inner products holds all that is needed; in batches, because float64 takes twice the memory.
-    products = sum_of(batch.double().T @ batch.double() for batch in standardized.split(ENCODE_BATCH_SIZE))
+    batches = (batch.double() for batch in standardized.split(ENCODE_BATCH_SIZE))
+    products = sum((batch.T @ batch for batch in batches), torch.zeros(()))
     _, directions = torch.linalg.eigh(products)  # columns, by ascending variance
     widths = [layer.out_features for layer in linear_layers(encoder)]
     latent_dim = widths[-1]

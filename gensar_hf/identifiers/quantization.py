@@ -1,7 +1,7 @@
 """Vector and residual quantization: nearest codes, their losses, k-means, Sinkhorn balancing, dead-code reset."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -42,15 +42,7 @@ def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Te
 
 
 def squared_distances(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Squared L2 distance of each vector to each code, always in float32 also under autocast.
-
-    Args:
-        vectors: `(num_vectors, codebook_dim)`.
-        codebook: `(codebook_size, codebook_dim)`.
-
-    Returns:
-        `(num_vectors, codebook_size)`, not below 0.
-    """
+    """Squared L2 distances `(num_vectors, codebook_size)`, in float32 also under autocast, not below 0."""
     with torch.autocast(device_type=vectors.device.type, enabled=False):
         vectors, codebook = vectors.float(), codebook.float()
         cross_terms = vectors @ codebook.T
@@ -60,14 +52,9 @@ def squared_distances(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Te
 
 @torch.no_grad()
 def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared distance to the nearest code, and that code, in batches: the distances to all codes must fit in memory.
+    """Squared distance to the nearest code, `(num_vectors,)` float32, and that code, `(num_vectors,)` long.
 
-    Args:
-        vectors: `(num_vectors, codebook_dim)`.
-        codebook: `(codebook_size, codebook_dim)`.
-
-    Returns:
-        distances `(num_vectors,)` float32 and codes `(num_vectors,)` long.
+    Computed in batches, because the distances to all codes must fit in memory.
     """
     batches = [squared_distances(batch, codebook).min(dim=-1) for batch in vectors.split(NEAREST_BATCH_SIZE)]
     distances, codes = zip(*batches, strict=True)
@@ -214,21 +201,13 @@ class VectorQuantizer(nn.Module):
         is_used = (self.ema_counts > 1e-4)[:, None]
         self.codebook.copy_(torch.where(is_used, self.ema_sums / self.ema_counts[:, None], self.codebook))
 
-    @torch.no_grad()
-    def nearest_codes(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Nearest code of each of `(batch_size, codebook_dim)`; `(batch_size,)`, long."""
-        return nearest_code(vectors, self.codebook)[1]
-
-    @torch.no_grad()
-    def balanced_codes(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Code of each of `(batch_size, codebook_dim)` in the balanced plan of the batch; `(batch_size,)`, long."""
-        distances = squared_distances(vectors, self.codebook)
-        return sinkhorn_plan(distances, self.sinkhorn_epsilon, self.sinkhorn_iterations).argmax(dim=-1)
-
     def forward(self, vectors: torch.Tensor) -> QuantizerOutput:
         """Quantize `(batch_size, codebook_dim)` vectors; the loss is ‖sg[r] − e‖² + α‖r − sg[e]‖²."""
-        is_balanced = self.training and self.sinkhorn_epsilon > 0
-        codes = self.balanced_codes(vectors) if is_balanced else self.nearest_codes(vectors)
+        if self.training and self.sinkhorn_epsilon > 0:
+            distances = squared_distances(vectors.detach(), self.codebook.detach())
+            codes = sinkhorn_plan(distances, self.sinkhorn_epsilon, self.sinkhorn_iterations).argmax(dim=-1)
+        else:
+            codes = nearest_code(vectors, self.codebook)[1]
         chosen = self.codebook[codes]
         loss = self.commitment_weight * mean_squared_error(vectors, chosen.detach())
         if not self.ema_decay:
@@ -241,15 +220,8 @@ class VectorQuantizer(nn.Module):
     def reset_dead_codes(self, vectors: torch.Tensor, min_items: int, generator: np.random.Generator) -> int:
         """Move each code that is nearest to fewer than `min_items` vectors onto a badly quantized vector.
 
-        The vectors are drawn in proportion to their squared error, as k-means++ draws its centers.
-
-        Args:
-            vectors: `(num_vectors, codebook_dim)`, all training items at this level.
-            min_items: a code with fewer items counts as dead; 0 resets nothing.
-            generator: NumPy's random generator.
-
-        Returns:
-            how many codes were moved.
+        The vectors, `(num_vectors, codebook_dim)` of all training items at this level, are drawn in proportion to their
+        squared error, as k-means++ draws its centers. Returns how many codes were moved.
         """
         errors, codes = nearest_code(vectors, self.codebook)
         dead = torch.bincount(codes, minlength=len(self.codebook)) < min_items
@@ -267,21 +239,13 @@ class ResidualVectorQuantizer(nn.Module):
     """A sequence of codebooks; each quantizes the residual of those before it (Lee et al. 2022). 0 levels work."""
 
     def __init__(
-        self,
-        num_levels: int,
-        codebook_size: int,
-        codebook_dim: int,
-        commitment_weight: float = 0.25,
-        sinkhorn_epsilon: float = 0.0,
-        sinkhorn_iterations: int = 50,
-        ema_decay: float = 0.0,
+        self, num_levels: int, codebook_size: int, codebook_dim: int, sinkhorn_epsilon: float = 0.0, **settings: Any
     ) -> None:
-        """As `VectorQuantizer`; Sinkhorn is used on the last level only."""
+        """As `VectorQuantizer`, with its other `settings`; Sinkhorn is used on the last level only."""
         super().__init__()
-        sinkhorn = [(0.0, 0)] * (num_levels - 1) + [(sinkhorn_epsilon, sinkhorn_iterations)]
-        sizes = (codebook_size, codebook_dim, commitment_weight)
+        epsilons = [0.0] * (num_levels - 1) + [sinkhorn_epsilon] * (num_levels > 0)
         self.levels = nn.ModuleList(
-            [VectorQuantizer(*sizes, *sinkhorn[index], ema_decay=ema_decay) for index in range(num_levels)]
+            VectorQuantizer(codebook_size, codebook_dim, sinkhorn_epsilon=epsilon, **settings) for epsilon in epsilons
         )
 
     @property
@@ -319,18 +283,14 @@ class ResidualVectorQuantizer(nn.Module):
     def fit(self, latents: torch.Tensor, seed: int) -> torch.Tensor:
         """Residual k-means: fit every codebook on the residual that the levels before it leave.
 
-        Args:
-            latents: `(num_items, codebook_dim)`.
-            seed: of k-means.
-
         Returns:
-            the residual after the last level, `(num_items, codebook_dim)`.
+            the residual of the `(num_items, codebook_dim)` latents after the last level.
         """
         residual = latents
         for index, level in enumerate(self.quantizers):
             codes = fit_codebook(residual, len(level.codebook), seed + index)
             level.set_codes(torch.arange(len(codes), device=codes.device), codes)
-            residual = residual - level.codebook[level.nearest_codes(residual)]
+            residual = residual - level.codebook[nearest_code(residual, level.codebook)[1]]
         return residual
 
     @torch.no_grad()
@@ -345,5 +305,5 @@ class ResidualVectorQuantizer(nn.Module):
         residual, num_moved = latents, 0
         for level in self.quantizers:
             num_moved += level.reset_dead_codes(residual, min_items, generator)
-            residual = residual - level.codebook[level.nearest_codes(residual)]
+            residual = residual - level.codebook[nearest_code(residual, level.codebook)[1]]
         return num_moved, residual

@@ -1,12 +1,15 @@
 """Every setting of a run, declared once: `GenSARTrainingArguments`."""
 
+import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from transformers import TrainingArguments
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig, TrainingArguments
 
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
-from gensar_hf.generator.configuration_gensar import GenSARConfig
+from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS, GenSARConfig
 from gensar_hf.generator.prompts import Task
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.training_defaults import machine_defaults
@@ -40,6 +43,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 _FROM_PRESET = "the preset decides"
+# Fields of the sub-models' configurations that are not settings.
+_FROM_DATA = {"num_items", "vocab_size", "history_encoding", "semantic_dim", "collaborative_dim"}
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -71,6 +76,7 @@ class GenSARTrainingArguments(TrainingArguments):
     logging_steps: float = _setting(50, "steps between two logs.")
     save_steps: float = _setting(500, "steps between two checkpoints.")
     eval_steps: float | None = _setting(500, "steps between two evaluations with eval_strategy='steps'.")
+    logging_nan_inf_filter: bool = _setting(False, "hide losses that are not finite; a run that diverged then passes.")
     save_total_limit: int | None = _setting(1, "checkpoints that are kept.")
     remove_unused_columns: bool = _setting(False, "must stay False: examples are drawn, not read from columns.")
     train_sampling_strategy: str = _setting("sequential", "must stay 'sequential': row i is a draw of its own seed.")
@@ -85,7 +91,9 @@ class GenSARTrainingArguments(TrainingArguments):
     text_encoder: str | None = _setting(
         "preset", "sentence-transformers model that reads the items: Hub name or folder; null: word statistics alone."
     )
-    sasrec_epochs: float = _setting(15.0, "passes of SASRec, the collaborative embeddings' model, over the clicks.")
+    sasrec_epochs: float = _setting(
+        15.0, "passes of SASRec over the clicks, at least 500 steps unless it is below 1; it makes the embeddings."
+    )
     sasrec_config: dict[str, Any] | None = _setting(None, "SASRecConfig values that differ, name → value.")
     codebook_size: int | None = _setting(None, "K, codes a level; default: 64 below 5,000 items, 256 from there on.")
     num_shared_levels: int = _setting(2, "L_m, levels that both identifiers of an item share.")
@@ -144,20 +152,39 @@ class GenSARTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {value}.")
-        for name in ("item_weight", "lora_rank", "sasrec_epochs", "rqvae_epochs"):
+        for name in ("item_weight", "lora_rank", "sasrec_epochs", "rqvae_epochs", "learning_rate"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"`{name}` must not be negative; got {value}.")
-        tasks = [task.value for task in Task]
-        unknown = set(self.task_weights or {}) - set(tasks)
-        if unknown:
-            raise ValueError(f"`task_weights` names the unknown task '{min(unknown)}'; tasks are {', '.join(tasks)}.")
+        if self.history_encoding not in HISTORY_ENCODINGS:
+            raise ValueError(
+                f"`history_encoding` must be one of {', '.join(HISTORY_ENCODINGS)}; got {self.history_encoding!r}."
+            )
+        self._check_task_weights()
         if self.item_vectors and self.history_encoding == "tokens":
             raise ValueError("`item_vectors` needs history_encoding='events': with tokens no position is one click.")
+        for name, required in (
+            ("remove_unused_columns", False),
+            ("train_sampling_strategy", "sequential"),
+        ):
+            if getattr(self, name) != required:
+                raise ValueError(f"`{name}` must stay {required!r}: examples are drawn, not read from columns.")
         # The sub-models' own checks, before anything runs.
-        self.rqvae(semantic_dim=8, collaborative_dim=8, num_items=1)
-        self.sasrec(num_items=1)
-        GenSARConfig(**(self.generator_config or {}))
+        _check_config("rqvae_config", self.rqvae_config, JointRQVAEConfig, lambda: self.rqvae(8, 8, num_items=1))
+        _check_config("sasrec_config", self.sasrec_config, SASRecConfig, lambda: self.sasrec(num_items=1))
+        generator = self.generator_config or {}
+        _check_config("generator_config", generator, GenSARConfig, lambda: GenSARConfig(**generator))
+
+    def _check_task_weights(self) -> None:
+        weights, tasks = self.task_weights, [task.value for task in Task]
+        if weights is None:
+            return
+        unknown = set(weights) - set(tasks)
+        if unknown:
+            raise ValueError(f"`task_weights` names the unknown task '{min(unknown)}'; tasks are {', '.join(tasks)}.")
+        negative = [task for task, weight in weights.items() if not weight >= 0]
+        if negative or not any(weights.values()):
+            raise ValueError(f"`task_weights` must not be negative, and one must be positive; got {weights}.")
 
     def rqvae(self, semantic_dim: int, collaborative_dim: int, num_items: int) -> JointRQVAEConfig:
         """The RQ-VAE's configuration for a catalogue of `num_items` with embeddings of these widths."""
@@ -168,7 +195,7 @@ class GenSARTrainingArguments(TrainingArguments):
                 "codebook_size": self.codebook_size or (64 if num_items < 5000 else 256),
                 "num_shared_levels": self.num_shared_levels,
                 "num_specific_levels": self.num_specific_levels,
-                "sinkhorn_epsilon": self.sinkhorn_epsilon,
+                "sinkhorn_epsilon": float(self.sinkhorn_epsilon or 0),
                 **(self.rqvae_config or {}),
             },
         )
@@ -182,3 +209,29 @@ class GenSARTrainingArguments(TrainingArguments):
         """Names of the settings that `TrainingArguments` does not have."""
         inherited = {item.name for item in fields(TrainingArguments)}
         return [item.name for item in fields(cls) if item.name not in inherited]
+
+
+def _check_config(
+    setting: str, values: dict[str, Any] | None, kind: type[PreTrainedConfig], build: Callable[[], PreTrainedConfig]
+) -> None:
+    """Check the names and the values of a sub-model's configuration.
+
+    Raises:
+        ValueError: an unknown name, or a value that the configuration refuses.
+    """
+    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    for name in values or {}:
+        if name in _FROM_DATA:
+            raise ValueError(f"`{setting}` names '{name}', which follows from the data and the other settings.")
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else "."
+            raise ValueError(f"`{setting}` names '{name}', which {kind.__name__} does not have{hint}")
+    try:
+        build()
+    except StrictDataclassError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the check's own words
+            cause = cause.__cause__
+        text = " ".join(str(cause).split())
+        raise ValueError(text if text.startswith("`") else f"`{setting}`: {text}") from error

@@ -71,7 +71,7 @@ _NOT_AN_INPUT = {
 # Settings of the stages before the generator's, which their folders stand for.
 _OF_OTHER_STAGES = {
     "text_encoder", "sasrec_epochs", "sasrec_config", "codebook_size", "num_shared_levels", "num_specific_levels",
-    "rqvae_epochs", "sinkhorn_epsilon", "rqvae_config", "num_negatives", "eval_max_users", "exclude_seen", "preset",
+    "rqvae_epochs", "sinkhorn_epsilon", "rqvae_config", "preset",
 }  # fmt: skip
 
 Work = Callable[[Path, Path], dict[str, Any]]
@@ -212,10 +212,12 @@ def train_collaborative(
         save_strategy="steps",
         save_steps=100,
         logging_strategy="no",
+        logging_nan_inf_filter=False,  # otherwise the loss of a training that diverged is finite
         disable_tqdm=args.disable_tqdm,
         **{**machine_defaults(), "bf16": args.bf16, "use_cpu": args.use_cpu},
     )
-    training.max_steps = num_training_steps(histories, training, model.config.max_length)
+    if args.sasrec_epochs >= 1:  # a part of an epoch is wanted as it is, say for a trial
+        training.max_steps = num_training_steps(histories, training, model.config.max_length)
     with quiet_trainer():
         output = train_sasrec(model, histories, training, last_checkpoint(checkpoints))
     model.save_pretrained(folder)
@@ -298,15 +300,27 @@ def train_generator(
         output = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     if isinstance(pipe.model, GenSARForConditionalGeneration) and pipe.model.encoder.items is not None:
         merge_features(pipe.model.encoder.items)
+    check_finite(MODEL, {"loss": output.training_loss})
     if args.item_weight is None and getattr(pipe.model.config, "num_items", 0):
-        evaluation = Evaluation(dataset, part="validation", max_users=args.eval_max_users, seed=args.seed)
-        if evaluation.candidates:
-            weight = choose_item_weight(pipe, evaluation.requests, evaluation.candidates)
-            pipe.model.config.item_weight = weight
+        pipe.model.config.item_weight = best_item_weight(pipe, dataset, args)
         details["item weight"] = pipe.model.config.item_weight
     if process_rank() == 0:
         pipe.save_pretrained(folder)
     return {**details, "steps": output.global_step, "loss": output.training_loss}
+
+
+def best_item_weight(pipe: GenSARPipeline, dataset: InteractionDataset, args: GenSARTrainingArguments) -> float:
+    """The weight of the item vectors that ranks validation clicks best; the present one if there are none."""
+    try:
+        evaluation = Evaluation(
+            dataset, "validation", num_negatives=args.num_negatives, max_users=args.eval_max_users, seed=args.seed
+        )
+    except InputError as error:  # a user has clicked every item
+        logger.warning("The weight of the item vectors stays %s: %s", pipe.model.config.item_weight, error)
+        return pipe.model.config.item_weight
+    if not evaluation.candidates:
+        return pipe.model.config.item_weight
+    return choose_item_weight(pipe, evaluation.requests, evaluation.candidates)
 
 
 def new_generator(
@@ -424,9 +438,7 @@ def _run(folder: Path, stage: str, mark: str, work: Work, checkpoints: Path, is_
         details = work(aside, checkpoints)
         if is_distributed:
             _wait_for_all()  # others may still be busy with the last checkpoint, which is deleted below
-        for name, value in details.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"Stage {stage} diverged: its {name} is {value}; lower the learning rate.")
+        check_finite(stage, details)
         details["files"] = sorted(path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file())
         record = {
             "stage": stage,
@@ -441,6 +453,17 @@ def _run(folder: Path, stage: str, mark: str, work: Work, checkpoints: Path, is_
         shutil.rmtree(leftover, ignore_errors=True)
     with contextlib.suppress(OSError):
         checkpoints.parent.rmdir()  # if it is empty
+
+
+def check_finite(stage: str, details: dict[str, Any]) -> None:
+    """Refuse the result of a training that diverged.
+
+    Raises:
+        InputError: a figure is not finite.
+    """
+    for name, value in details.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"Stage {stage} diverged: its {name} is {value}; lower the learning rate.")
 
 
 def is_finished(folder: str | os.PathLike[str], stage: str, mark: str) -> bool:

@@ -24,6 +24,7 @@ from gensar_hf.generator.adapters import (
     add_adapter,
     grow_to,
     lora_config,
+    merge_adapter,
     neighbors_of_marked_items,
     save_adapter,
 )
@@ -36,6 +37,7 @@ from gensar_hf.generator.examples import (
 )
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.prompts import Task
+from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline
 from gensar_hf.training.arguments import GenSARTrainingArguments
 
@@ -43,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 MIN_STEPS = 300  # fewer leave a generator untrained, however small the log
 MAX_TARGET_TOKENS = 120  # response tokens packed into one row of events
+MEASURES = "hr@5", "hr@10", "ndcg@5", "ndcg@10"
 DEFAULT_LORA_RANK = 16  # of a causal language model
 
 
@@ -93,15 +96,20 @@ class GenSARTrainer(Trainer):
     ) -> None:
         set_seed(args.seed)
         self.pipe, self.dataset, self._teacher = pipe, train_dataset, teacher
-        self._evaluations: dict[int, Evaluation] = {}
+        self._evaluations: dict[int, tuple[InteractionDataset, Evaluation]] = {}
         args = copy.copy(args)
         self._steps_follow_epochs = args.max_steps <= 0
+        if train_dataset is not None:
+            pipe.tokenizer.catalogue.item_rows(train_dataset.item_ids)  # all are known, or the pipeline stays as it is
+        self._base: AdapterBase | None = None  # with LoRA, the model that the adapter is for
         model: Any = self._prepare_model(args)
         if train_dataset is not None:
             split = train_dataset.split
             self._examples = TrainingExamples(
                 pipe.tokenizer, train_dataset.events, split.train_ends, split.target_starts
             )
+            self._sampler(args)  # complains if there is nothing to train on
+        self._batch_sizes = args.per_device_train_batch_size, args.gradient_accumulation_steps
         tune_for_cpu(args, pipe.model, pipe.tokenizer.history_encoding)
         if self._steps_follow_epochs and train_dataset is not None:
             args.max_steps = self._num_steps(args)
@@ -119,42 +127,52 @@ class GenSARTrainer(Trainer):
             self.remove_callback(callback)
         if not args.disable_tqdm:
             self.add_callback(ProgressBar())
+        if args.eval_strategy != "no":  # complains now, and not after the first steps
+            datasets: Any = self.eval_dataset
+            for dataset in datasets.values() if isinstance(datasets, Mapping) else [datasets]:
+                pipe.tokenizer.catalogue.item_rows(dataset.item_ids)
+                self._evaluation(dataset)
 
     def _prepare_model(self, args: GenSARTrainingArguments) -> Any:
         """The pipeline's model with room for items that are trained for the first time, and with LoRA if wanted."""
-        pipe, table = self.pipe, self.pipe.tokenizer.identifiers
-        new_items: list[str] = []
-        if self.dataset is not None:
-            events = self.dataset.events
-            positions = np.arange(events.num_events)
-            is_target = positions >= self.dataset.split.target_starts[events.event_users()]
-            rows = np.unique(events.items[training_mask(self.dataset.split) & is_target & (events.items >= 0)])
-            cold = set(table.item_ids[table.num_trained + table.num_marked :])
-            new_items = [events.item_ids[row] for row in rows if events.item_ids[row] in cold]
-        marked = table.mark_trained(new_items) if new_items else table
-        has_vectors = getattr(pipe.model.config, "num_items", 0) > 0
-        neighbors = neighbors_of_marked_items(table, marked) if new_items and has_vectors else None
-        base = AdapterBase.of(pipe.model, pipe.name_or_path or ".", neighbors=neighbors)
-        first_new = getattr(pipe.model.config, "num_items", 0)
-        grow_to(pipe.model, base)
-        pipe.tokenizer.attach_identifiers(marked)
+        pipe = self.pipe
+        if pipe.adapter is not None:  # of an earlier training
+            pipe.model, pipe.adapter, pipe.name_or_path = merge_adapter(pipe.adapter), None, None
         rank = args.lora_rank
         if rank is None:
             rank = DEFAULT_LORA_RANK if pipe.tokenizer.decoder_only else 0
-        if rank == 0 or pipe.adapter is not None:
-            return pipe.adapter if pipe.adapter is not None else pipe.model
-        self._base = base
-        item_rows = range(first_new, first_new + len(base.neighbors))
+        table, marked = pipe.tokenizer.identifiers, self._with_new_items_marked()
+        num_vectors = getattr(pipe.model.config, "num_items", 0)
+        neighbors = neighbors_of_marked_items(table, marked) if marked is not table and num_vectors else None
+        if neighbors is not None or rank:
+            base = AdapterBase.of(pipe.model, pipe.name_or_path or "", neighbors=neighbors)
+            grow_to(pipe.model, base)
+            self._base = base if rank else None
+        if marked is not table:
+            pipe.tokenizer.attach_identifiers(marked)
+        if rank == 0:
+            return pipe.model
         config = lora_config(
             pipe.model,
             pipe.tokenizer.code_token_ids.tolist(),
             rank,
             alpha=2 * rank,
             target_modules=args.lora_target_modules,
-            item_rows=item_rows,
+            item_rows=range(num_vectors, getattr(pipe.model.config, "num_items", 0)),
         )
         pipe.adapter = add_adapter(pipe.model, config)
         return pipe.adapter
+
+    def _with_new_items_marked(self) -> IdentifierTable:
+        """The catalogue, its added items marked that the training clicks for the first time."""
+        table = self.pipe.tokenizer.identifiers
+        if self.dataset is None:
+            return table
+        events, split = self.dataset.events, self.dataset.split
+        is_target = training_mask(split) & (np.arange(events.num_events) >= split.target_starts[events.event_users()])
+        clicked = {events.item_ids[row] for row in np.unique(events.items[is_target & (events.items >= 0)])}
+        new_items = [item_id for item_id in table.item_ids[table.num_trained + table.num_marked :] if item_id in clicked]
+        return table.mark_trained(new_items) if new_items else table
 
     # ---- data
 
@@ -173,35 +191,57 @@ class GenSARTrainer(Trainer):
         args: Any = self.args
         tokenizer = self.pipe.tokenizer
         is_packed = tokenizer.history_encoding == "events"
-        weights = None if args.task_weights is None else {Task(name): w for name, w in args.task_weights.items()}
-        sampler = ExampleSampler(
-            self._examples,
-            weights,
-            window=tokenizer.max_history_events,
-            max_target_tokens=MAX_TARGET_TOKENS if is_packed else 0,
-            seed=args.seed,
-            teacher=self._teacher,
-            teacher_share=args.teacher_share,
-            item_vectors=getattr(self.pipe.model.config, "num_items", 0) > 0,
-        )
         step_size = rows_per_step(args)
         # Only one process sorts: several would each have to draw all rows of a step.
         is_sorted = args.gradient_accumulation_steps > 1 and args.world_size == 1
         num_rows = args.max_steps * step_size
         # Room for a whole history and its instruction, or for many small examples side by side.
         max_positions = 1 + tokenizer.max_history_events if is_packed else 0
-        self.train_dataset = ExampleRows(sampler, num_rows, max_positions, step_size if is_sorted else 1)
+        self.train_dataset = ExampleRows(self._sampler(args), num_rows, max_positions, step_size if is_sorted else 1)
         return super().get_train_dataloader()
+
+    def _sampler(self, args: Any) -> ExampleSampler:
+        tokenizer = self.pipe.tokenizer
+        weights = None if args.task_weights is None else {Task(name): w for name, w in args.task_weights.items()}
+        return ExampleSampler(
+            self._examples,
+            weights,
+            window=tokenizer.max_history_events,
+            max_target_tokens=MAX_TARGET_TOKENS if tokenizer.history_encoding == "events" else 0,
+            seed=args.seed,
+            teacher=self._teacher,
+            teacher_share=args.teacher_share,
+            item_vectors=getattr(self.pipe.model.config, "num_items", 0) > 0,
+        )
 
     # ---- training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; the pipeline answers with the trained model afterwards. Arguments as for `Trainer.train`."""
-        if self._steps_follow_epochs and self.dataset is not None:
-            self.args.max_steps = self._num_steps(self.args)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
-        self.pipe.model = self._plain_model().eval()
+        self._answer_with_trained()
         return output
+
+    def _answer_with_trained(self) -> None:
+        """Let the pipeline answer with the trainer's model."""
+        self.pipe.model = self._plain_model().eval()
+        if self._base is None:
+            self.pipe.name_or_path = None  # that folder holds the model as it was before
+        else:
+            self.pipe.adapter = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """As `Trainer` sets a trial up, whose batch sizes and epochs are those before `tune_for_cpu`."""
+        args: Any = self.args
+        args.per_device_train_batch_size, args.gradient_accumulation_steps = self._batch_sizes
+        super()._hp_search_setup(trial)
+        self._batch_sizes = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        tune_for_cpu(args, self.pipe.model, self.pipe.tokenizer.history_encoding)
+        if trial is not None:
+            self._train_batch_size = args.train_batch_size
+            self.create_accelerator_and_postprocess()
+        if self._steps_follow_epochs and self.dataset is not None:
+            args.max_steps = self._num_steps(args)
 
     def _plain_model(self) -> PreTrainedModel:
         """The generator, out of what wraps it; LoRA layers stay in it."""
@@ -209,15 +249,20 @@ class GenSARTrainer(Trainer):
         return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.hyperparameter_search`; each trial starts from the model that the trainer was made with.
+        """As `Trainer.hyperparameter_search`; each trial starts from the present model, and so does a later `train`.
 
         The sum of the metrics is maximized unless `compute_objective` and `direction` say otherwise.
         """
-        if self.model_init is None:
-            start = copy.deepcopy(self.model)
-            self.model_init = lambda: copy.deepcopy(start)
+        name = self.pipe.name_or_path
+        start = copy.deepcopy(self.model)
+        self.model_init = lambda: copy.deepcopy(start)
         kwargs.setdefault("direction", "maximize")
-        return super().hyperparameter_search(*args, **kwargs)
+        try:
+            return super().hyperparameter_search(*args, **kwargs)
+        finally:
+            self.model = self.model_wrapped = self.call_model_init()
+            self._answer_with_trained()
+            self.pipe.name_or_path = name
 
     # ---- evaluation
 
@@ -235,7 +280,8 @@ class GenSARTrainer(Trainer):
             metric_key_prefix: of the metrics' names.
 
         Returns:
-            `eval_recommendation_ndcg@10`, `eval_search_hr@5`, …, and `eval_ndcg@10`, the mean over the tasks.
+            `eval_recommendation_ndcg@10`, `eval_search_hr@5`, …, and `eval_ndcg@10`, the mean over the tasks. Of
+            several datasets also the mean over the datasets.
 
         Raises:
             InputError: the dataset has no validation requests.
@@ -247,13 +293,30 @@ class GenSARTrainer(Trainer):
             metrics: dict[str, float] = {}
             for name, part in dataset.items():
                 metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            for measure in MEASURES:
+                values = [metrics[f"{metric_key_prefix}_{name}_{measure}"] for name in dataset]
+                metrics[f"{metric_key_prefix}_{measure}"] = float(np.mean(values))
             return metrics
         if dataset is None:
             raise InputError("There is nothing to evaluate on; give an InteractionDataset as `eval_dataset`.")
         start = time.time()
-        args: Any = self.args
-        evaluation = self._evaluations.get(id(dataset))
-        if evaluation is None:
+        evaluation = self._evaluation(dataset)
+        pipe = copy.copy(self.pipe)
+        pipe.model = self._plain_model()
+        values = validation_metrics(pipe, evaluation)
+        for measure in MEASURES:
+            values[measure] = float(np.mean([value for name, value in values.items() if name.endswith(f"_{measure}")]))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        num_requests = sum(len(sets) for sets in evaluation.candidates.values())
+        metrics |= speed_metrics(metric_key_prefix, start, num_samples=num_requests)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluation(self, dataset: InteractionDataset) -> Evaluation:
+        """The validation requests of a dataset and their candidates, drawn at the first call."""
+        if id(dataset) not in self._evaluations:
+            args: Any = self.args
             evaluation = Evaluation(
                 dataset,
                 part="validation",
@@ -267,35 +330,37 @@ class GenSARTrainer(Trainer):
                     "The dataset has no validation requests to evaluate on: no user has three clicks of one kind; give "
                     "another `eval_dataset`, or train with eval_strategy='no'."
                 )
-            self._evaluations[id(dataset)] = evaluation
-        pipe = copy.copy(self.pipe)
-        pipe.model = self._plain_model()
-        values = validation_metrics(pipe, evaluation)
-        for measure in ("hr@5", "hr@10", "ndcg@5", "ndcg@10"):
-            values[measure] = float(np.mean([value for name, value in values.items() if name.endswith(f"_{measure}")]))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
-        num_requests = sum(len(sets) for sets in evaluation.candidates.values())
-        metrics |= speed_metrics(metric_key_prefix, start, num_samples=num_requests)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+            self._evaluations[id(dataset)] = dataset, evaluation
+        return self._evaluations[id(dataset)][1]
 
     # ---- saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a folder that `GenSARPipeline.from_pretrained` loads: a model, or with LoRA an adapter."""
-        super().save_model(output_dir, _internal_call)
+        """Write a folder that `GenSARPipeline.from_pretrained` loads: a model, or with LoRA an adapter.
+
+        Raises:
+            InputError: an adapter for a model that is in no folder, because it has been trained since it was loaded.
+        """
+        folder = output_dir or self.args.output_dir or "."
+        if self._base is not None and not self._base.name and not _internal_call:
+            raise InputError(
+                "An adapter needs the folder of the model that it is for, and this one was trained after it was loaded. "
+                "Write the whole model with `pipe.save_pretrained`, or save it before the next training with LoRA."
+            )
+        super().save_model(folder, _internal_call)
         if self.args.should_save and not _internal_call:
-            self.pipe.save_extras(output_dir or self.args.output_dir or ".")
+            self.pipe.save_extras(folder)
+            if self._base is None:
+                self.pipe.name_or_path = folder
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer` saves; the settings as JSON, not as a pickled file."""
         folder = Path(output_dir or self.args.output_dir or ".")
-        base = getattr(self, "_base", None)
+        base = self._base
         if base is None:
             super()._save(str(folder), state_dict)
         elif self.args.should_save:
-            if Path(base.name).is_dir():  # as seen from the adapter, so that both may be moved together
+            if base.name and Path(base.name).is_dir():  # as seen from the adapter, so that both may be moved together
                 base = dataclasses.replace(base, name=os.path.relpath(base.name, folder))
             save_adapter(self.accelerator.unwrap_model(self.model), folder, base)
             self.pipe.tokenizer.save_pretrained(folder)

@@ -27,12 +27,6 @@ def test_an_existing_index_is_used(split, catalogue):
     )
 
 
-def test_more_queries_than_one_chunk(split, catalogue, monkeypatch):
-    expected = BM25(TEXTS).score(split.test[SEARCH], catalogue)
-    monkeypatch.setattr("gensar_hf.baselines.bm25._CHUNK_SIZE", 1)
-    np.testing.assert_array_equal(BM25(TEXTS).score(split.test[SEARCH], catalogue), expected)
-
-
 def test_k1_and_b_are_those_of_the_settings(split, dataset_of):
     scorer = fit_baseline("bm25", dataset_of(split, TEXTS), settings={"k1": 0.5, "b": 0.0})
     scores = scorer.score(split.test[SEARCH], np.tile(np.arange(6), (3, 1)))

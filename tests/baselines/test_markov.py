@@ -81,9 +81,7 @@ def test_the_whole_catalogue_has_probability_one(histories, smoothing):
     np.testing.assert_allclose(chain.probabilities(np.arange(NUM_ITEMS + 1)).sum(axis=1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 256])
-def test_requests_are_scored_by_their_latest_click(events, monkeypatch, chunk_size):
-    monkeypatch.setattr("gensar_hf.baselines.markov._CHUNK_SIZE", chunk_size)
+def test_requests_are_scored_by_their_latest_click(events):
     chain = MarkovChain(events, MarkovConfig(smoothing=1.0))
     requests = Requests(RECOMMENDATION, events, np.array([3, 4, 6]))  # after film 1, after nothing, after film 1
     candidates = np.array([[4, 2, 0], [0, 1, 2], [0, 1, 2]])

@@ -133,32 +133,6 @@ def test_only_training_queries_and_texts_that_are_read_make_the_vocabulary(tiny_
     assert "number7" in fit(tiny_split, text_weight=0.1).model.config.words
 
 
-def test_candidates_are_gathered_in_chunks(tiny_split, fit, monkeypatch):
-    scorer = fit(tiny_split)
-    requests = tiny_split.test[SEARCH]
-    whole = scorer.score(requests, every_item(requests))
-    candidates = np.array([[3, 1, 7], [11, 0, 2]])
-    monkeypatch.setattr("gensar_hf.baselines.matching._CHUNK_SIZE", 1)
-    np.testing.assert_allclose(
-        scorer.score(requests, candidates), np.take_along_axis(whole, candidates, axis=1), atol=1e-6
-    )
-
-
-def test_clicked_items_come_last_if_they_are_skipped(tiny_split, fit):
-    scorer = fit(tiny_split)
-    requests = tiny_split.test[SEARCH]
-    usual = scorer.score(requests, every_item(requests))
-    scorer.model.config.skip_clicked = True
-    scores = scorer.score(requests, every_item(requests))
-
-    assert np.isfinite(usual).all()
-    for row in range(len(requests)):
-        clicked = {int(item) for item in requests.events.items[requests.history(row)] if item >= 0}
-        assert set(np.flatnonzero(np.isneginf(scores[row]))) == clicked
-        others = [item for item in range(12) if item not in clicked]
-        np.testing.assert_array_equal(scores[row, others], usual[row, others])
-
-
 def test_no_clicks_are_an_error(make_events, fit):
     events = make_events({"ann": [(Q, 0), (R, 1)]}, ["a", "b"], ["space"])
     with pytest.raises(InputError, match="QEMModel cannot be trained: no event before the held-out ones is a click"):
@@ -171,13 +145,13 @@ def log_of(make_events, timestamps=None):
 
 
 def test_every_click_is_an_example(make_events):
-    examples = click_examples(log_of(make_events), MODEL, history_length=2, weight=0.5)
+    examples = click_examples(log_of(make_events), MODEL, history_length=2)
 
     assert examples.labels.tolist() == [0, 1, 2, 3, 4, 0]
     assert examples.user_ids.tolist() == [1, 1, 1, 1, 2, 2]
     assert examples.word_ids.tolist() == [[0, 0], [2, 1], [2, 1], [0, 0], [0, 0], [0, 0]]
     assert examples.history_ids.tolist() == [[0, 0], [1, 0], [2, 1], [3, 2], [0, 0], [5, 0]]
-    assert examples.weights.tolist() == [0.5] * 6
+    assert examples.weights.tolist() == [1.0] * 6
 
 
 def test_users_and_words_can_be_left_out(make_events):

@@ -80,13 +80,12 @@ def test_unknown_words_are_ignored(fit, ask):
     assert set(np.argsort(user_alone[0])[2:].tolist()) == {0, 1}  # what ann has clicked
 
 
-@pytest.mark.parametrize("recommendation_clicks", [True, False])
-def test_recommendation_clicks_train_the_user_if_set(fit, ask, recommendation_clicks):
+def test_recommendation_clicks_train_the_user(fit, ask):
     rows = {"ann": [(R, 3)] * 8 + [(Q, 0), (S, 0, 0)], "bob": [(Q, 0), (S, 1, 0)]}
-    scorer = fit(rows, ["red"], recommendation_clicks=recommendation_clicks)
+    scorer = fit(rows, ["red"])
 
     ann = ask(scorer, "")[0] - scorer.model.item_bias.detach().numpy()
-    assert (ann.argmax() == 3) == recommendation_clicks
+    assert ann.argmax() == 3
 
 
 def test_texts_find_items_without_search_clicks(fit, ask):

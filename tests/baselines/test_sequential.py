@@ -33,11 +33,10 @@ def direct_scores(model, history):
         return model.eval().score(torch.tensor([history]))[0].numpy()
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 256])
-def test_scores_are_the_models_after_the_latest_clicks(split, catalogue, model, batch_size):
+def test_scores_are_the_models_after_the_latest_clicks(split, catalogue, model):
     # The search clicks as recommendation requests: both earlier clicks are read, the query between them is not.
     requests = Requests(RECOMMENDATION, split.events, split.test[SEARCH].targets)
-    scores = NextItemScorer(model, batch_size=batch_size).score(requests, catalogue)
+    scores = NextItemScorer(model).score(requests, catalogue)
     for row, history in enumerate([[1, 2], [1, 4], [1, 2]]):  # item index + 1
         np.testing.assert_allclose(scores[row], direct_scores(model, history)[catalogue[row]], rtol=1e-5)
 

@@ -5,15 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.embeddings.cold_start import (
-    FULL_TRUST_CLICKS,
-    RIDGE,
-    CollaborativeMap,
-    neighbor_recall,
-)
+from gensar_hf.embeddings import cold_start
+from gensar_hf.embeddings.cold_start import FULL_TRUST_CLICKS, RIDGE, CollaborativeMap
 from gensar_hf.errors import InputError
 from gensar_hf.files import load_arrays, save_arrays
-from gensar_hf.item_embeddings import nearest_rows, unit_rows
+from gensar_hf.item_embeddings import unit_rows
 
 
 def smooth_catalogue(num_items=200, seed=0):
@@ -86,9 +82,10 @@ def test_the_length_of_semantic_embeddings_does_not_matter(scale, seed):
     np.testing.assert_allclose(rescaled.predict(semantic), fitted.predict(scale * semantic), rtol=1e-3, atol=2e-3)
 
 
-def test_of_too_many_items_a_seeded_sample_is_taken():
+def test_of_too_many_items_a_seeded_sample_is_taken(monkeypatch):
+    monkeypatch.setattr(cold_start, "MAX_ITEMS", 50)
     semantic, collaborative = smooth_catalogue()
-    maps = [CollaborativeMap.fit(semantic, collaborative, seed, max_items=50) for seed in (0, 0, 1)]
+    maps = [CollaborativeMap.fit(semantic, collaborative, seed) for seed in (0, 0, 1)]
 
     assert maps[0].semantic.shape == (50, 6)
     np.testing.assert_array_equal(maps[0].coefficients, maps[1].coefficients)
@@ -130,7 +127,8 @@ def test_float16_rows_keep_the_nearest_items():
     units, mean = unit_rows(semantic), collaborative[:300].mean(axis=0)
     kernel = np.exp(-float(fitted.sharpness) * np.square(units[:, None] - units[None, :300]).sum(axis=2))
     exact = kernel[300:] @ np.linalg.solve(kernel[:300] + RIDGE * np.eye(300), collaborative[:300] - mean) + mean
-    nearest = [nearest_rows(table, collaborative, 5, cosine=True) for table in (exact, fitted.predict(semantic[300:]))]
+    tables = (exact, fitted.predict(semantic[300:]))
+    nearest = [np.argsort(-table @ unit_rows(collaborative).T, axis=1)[:, :5] for table in tables]
     assert (nearest[0] == nearest[1]).mean() > 0.98
 
 
@@ -186,40 +184,3 @@ def test_other_widths_are_refused_when_predicting():
         fitted.predict(GOOD[0][:, :5])
     with pytest.raises(InputError, match="item 3"):
         fitted.predict(NOT_FINITE)
-
-
-def naive_recall(semantic, collaborative, seed, k, num_folds):
-    folds = np.random.default_rng(seed).permutation(len(semantic)) % num_folds
-    units = collaborative / np.linalg.norm(collaborative, axis=1, keepdims=True)
-    shares = []
-    for item, fold in enumerate(folds):
-        warm = folds != fold
-        predicted = CollaborativeMap.fit(semantic[warm], collaborative[warm], seed).predict(semantic[[item]])[0]
-        others = [other for other in range(len(semantic)) if other != item]
-        true = sorted(others, key=lambda other: -(units[item] @ units[other]))[:k]
-        answer = sorted(others, key=lambda other: -(predicted @ units[other]))[:k]
-        shares.append(len(set(true) & set(answer)) / k)
-    return np.mean(shares)
-
-
-def test_neighbor_recall_is_what_a_naive_loop_counts():
-    semantic, collaborative = smooth_catalogue(24)
-    found = neighbor_recall(semantic, collaborative, seed=3, k=4, num_folds=3)
-    assert found["recall"] == pytest.approx(naive_recall(semantic, collaborative, 3, 4, 3))
-    assert found["chance"] == pytest.approx(4 / 23)
-
-
-def test_neighbor_recall_is_high_where_the_text_tells_and_near_chance_where_it_does_not():
-    semantic, collaborative = smooth_catalogue(300)
-    told = neighbor_recall(semantic, collaborative, seed=0)
-    assert told["recall"] > 0.5 > 0.2 > told["mean_embedding"]
-    noise = np.random.default_rng(1).normal(size=collaborative.shape)
-    untold = neighbor_recall(semantic, noise, seed=0)
-    assert untold["recall"] < 3 * untold["chance"]
-
-
-def test_neighbor_recall_needs_enough_items():
-    semantic, collaborative = smooth_catalogue(10)
-    with pytest.raises(InputError, match="There are 10 items; 10 neighbors and 5 folds need at least 11"):
-        neighbor_recall(semantic, collaborative, seed=0)
-    assert neighbor_recall(semantic, collaborative, seed=0, k=9)["recall"] == 1  # all others are neighbors

@@ -42,15 +42,13 @@ def test_index_scores_are_those_of_bm25s(query):
 
 
 def test_retrieve_orders_by_score_then_index_and_marks_missing_hits():
-    items, scores = BM25Index(["comedy", "drama", "comedy", "comedy drama war", "war"]).retrieve(["comedy", "opera"], 4)
+    items = BM25Index(["comedy", "drama", "comedy", "comedy drama war", "war"]).retrieve(["comedy", "opera"], 4)
     assert items.tolist() == [[0, 2, 3, -1], [-1, -1, -1, -1]]
-    assert scores[0, 0] == scores[0, 1] > scores[0, 2] > 0
-    assert scores[0, 3] == 0
 
 
 @given(st.integers(1, 12), st.sampled_from(["space", "comedy drama", "space space war"]))
 def test_retrieve_is_a_stable_sort_of_all_scores(top_n, query):
-    items, _ = BM25Index(TEXTS).retrieve([query], top_n)
+    items = BM25Index(TEXTS).retrieve([query], top_n)
     scores = bm25_by_bm25s(query)
     expected = [item for item in np.argsort(-scores, kind="stable") if scores[item] > 0][:top_n]
     assert items[0].tolist() == expected + [-1] * (top_n - len(expected))

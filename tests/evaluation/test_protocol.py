@@ -13,7 +13,7 @@ from rich.console import Console
 from gensar_hf.data import Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation import METRICS, bm25_candidates, evaluate, evaluate_full_ranking, random_candidates
+from gensar_hf.evaluation import METRICS, bm25_candidates, evaluate, random_candidates
 from gensar_hf.evaluation.protocol import Evaluation, evaluate_pipeline, full_ranks, history_items, validation_metrics
 from gensar_hf.evaluation.report import describe_protocol
 from gensar_hf.files import read_json
@@ -109,7 +109,7 @@ def test_a_failure_of_one_system_is_kept(make_scorer, requests_by_task, sets_by_
 def test_nan_scores_are_a_failure_not_a_first_rank(make_scorer, requests_by_task, sets_by_task):
     for result in (
         evaluate([make_scorer("NaN", np.full(12, np.nan))], requests_by_task, sets_by_task),
-        evaluate_full_ranking([make_scorer("NaN", np.full(12, np.nan))], requests_by_task),
+        evaluate([make_scorer("NaN", np.full(12, np.nan))], requests_by_task),
     ):
         assert "must not be NaN" in result.failures["NaN"][SEARCH]
         assert result.metrics()["tasks"][SEARCH]["systems"] == {}
@@ -146,11 +146,11 @@ def test_wrong_arguments_are_errors(make_scorer, requests_by_task, sets_by_task)
 
 def test_full_ranking_names_itself_and_ranks_all_items(make_scorer, requests_by_task):
     scorer = make_scorer("Numbers", np.arange(12))
-    result = evaluate_full_ranking([scorer], requests_by_task)
+    result = evaluate([scorer], requests_by_task)
     assert result.ranks["Numbers"][RECOMMENDATION].tolist() == [11, 9, 7, 5]
     assert result.protocols == {RECOMMENDATION: "full-ranking", SEARCH: "full-ranking"}
     assert result.num_candidates == {RECOMMENDATION: 12, SEARCH: 12}
-    unseen = evaluate_full_ranking([scorer], requests_by_task, exclude_history=True)
+    unseen = evaluate([scorer], requests_by_task, skip_clicked=True)
     assert unseen.protocols[SEARCH] == "full-ranking-unseen"
 
 
@@ -181,7 +181,7 @@ def test_intervals_are_over_users_not_requests(make_requests, make_scorer):
     events = make_requests([[0, 1, 2], [3]], num_items=12).events
     requests = Requests(RECOMMENDATION, events, np.arange(4))  # three of user 0, all hit; one of user 1, missed
     table = np.array([np.ones(12), -np.ones(12)]) * np.isin(np.arange(12), requests.target_items)
-    result = evaluate_full_ranking([make_scorer("One user's", table)], {RECOMMENDATION: requests})
+    result = evaluate([make_scorer("One user's", table)], {RECOMMENDATION: requests})
     values = result.metrics()["tasks"][RECOMMENDATION]
     assert (values["num_requests"], values["num_users"]) == (4, 2)
     # Items 0 to 2 tie for user 0's first three places, so HR@5 is 3/4; a quarter of the resamples is user 1 twice.

@@ -18,8 +18,6 @@ from gensar_hf.identifiers.identifier_table import (
     IdentifierTable,
     build_identifier_table,
     level_usage,
-    nearest_identifiers,
-    semantic_latents,
 )
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
@@ -298,8 +296,8 @@ def test_added_items_avoid_removed_ones_and_every_addition_is_noted():
         ({}, {}, None, None),
         ({"titles": ["A", "B"]}, {"titles": ["C"]}, ["A", "B", "C"], None),
         ({"titles": ["A", "B"]}, {}, ["A", "B", ""], None),
-        ({"titles": ["A", "B"], "texts": ["a.", "b."]}, {"texts": ["c."]}, ["A", "B", "c."], ["a.", "b.", "c."]),
-        ({"titles": ["A", "B"], "texts": ["a.", "b."]}, {"titles": ["C"]}, ["A", "B", "C"], ["a.", "b.", "C"]),
+        ({"titles": ["A", "B"], "texts": ["a.", "b."]}, {"texts": ["c."]}, ["A", "B", ""], ["a.", "b.", "c."]),
+        ({"titles": ["A", "B"], "texts": ["a.", "b."]}, {"titles": ["C"]}, ["A", "B", "C"], ["a.", "b.", ""]),
     ],
 )
 def test_titles_and_texts_of_added_items(present: dict, given: dict, titles: list | None, texts: list | None):
@@ -421,13 +419,12 @@ def test_neighbors_are_the_nearest_trained_items_and_never_added_ones():
     model.initialize_codebooks(semantic, collaborative, seed=0)
     table = build_identifier_table(model, semantic, collaborative, [str(row) for row in range(30)])
     twins = (semantic[[7, 21]], collaborative[[7, 21]])
-    once = table.add_items(twins, ["a", "b"], model, num_neighbors=3)
-    assert (once.num_trained, once.neighbors.shape) == (30, (2, 3))
+    once = table.add_items(twins, ["a", "b"], model)
+    assert (once.num_trained, once.neighbors.shape) == (30, (2, 5))
     assert once.neighbors[:, 0].tolist() == [7, 21]  # an item with the same embeddings is the nearest
     twice = once.add_items(twins, ["c", "d"], model)
     assert twice.num_trained == 30
-    assert twice.neighbors.tolist() == [*once.neighbors.tolist(), *once.neighbors.tolist()]
-    assert table.add_items(twins, ["a", "b"], model, num_neighbors=0).num_trained == 32
+    assert twice.neighbors[2:, :3].tolist() == twice.neighbors[:2, :3].tolist() == once.neighbors[:, :3].tolist()
 
 
 def test_marked_items_come_before_other_added_ones_as_their_own_first_neighbor(make_identifiers: Callable) -> None:
@@ -454,11 +451,10 @@ def test_an_item_may_be_only_its_own_first_neighbor(make_identifiers: Callable, 
         replace(make_identifiers(), neighbors=np.array(neighbors))
 
 
-@pytest.fixture(scope="module", params=[(2, 2), (0, 3), (3, 0)])
-def quantized(request) -> tuple[IdentifierTable, JointRQVAE]:
+@pytest.mark.parametrize(("num_shared", "num_specific"), [(2, 2), (0, 3), (3, 0)])
+def test_neighbors_are_nearest_by_the_sums_of_their_semantic_codes(num_shared: int, num_specific: int):
     rng = np.random.default_rng(0)
-    semantic, collaborative = rng.normal(size=(30, 6)), rng.normal(size=(30, 5))
-    num_shared, num_specific = request.param
+    semantic, collaborative = rng.normal(size=(40, 6)), rng.normal(size=(40, 5))
     config = JointRQVAEConfig(
         semantic_dim=6, collaborative_dim=5, latent_dim=4, hidden_sizes=[8], codebook_size=8,
         num_shared_levels=num_shared, num_specific_levels=num_specific,
@@ -466,28 +462,14 @@ def quantized(request) -> tuple[IdentifierTable, JointRQVAE]:
     model = JointRQVAE(config)
     model.fit_standardization(semantic, collaborative)
     model.initialize_codebooks(semantic, collaborative, seed=0)
-    return build_identifier_table(model, semantic, collaborative, [f"item {row}" for row in range(30)]), model
-
-
-def test_semantic_latents_are_sums_of_codes(quantized):
-    table, model = quantized
-    latents = semantic_latents(table.semantic_codes, model)
-    for row in (0, 7, 29):
-        expected, codes = np.zeros(4), list(table.semantic_codes[row])
-        for codebook in [*model.shared_quantizer.codebooks, *model.semantic_quantizer.codebooks]:
-            expected += codebook[codes.pop(0)][:4].detach().numpy()
-        np.testing.assert_allclose(latents[row], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_nearest_identifiers_exclude_the_item_itself(quantized):
-    table, model = quantized
-    latents = semantic_latents(table.semantic_codes, model)
-    rows, known = np.array([29, 3, 4]), np.arange(20)
-    nearest = nearest_identifiers(table.semantic_codes, model, rows, known, k=5)
-    for row, neighbors in zip(rows, nearest, strict=True):
-        distances = {other: np.square(latents[row] - latents[other]).sum() for other in known if other != row}
-        best = sorted(distances.values())[:5]
-        np.testing.assert_allclose([distances[other] for other in neighbors], best, rtol=1e-3, atol=1e-4)
+    table = build_identifier_table(model, semantic[:30], collaborative[:30], [f"item {row}" for row in range(30)])
+    added = table.add_items((semantic[30:], collaborative[30:]), [f"new {row}" for row in range(10)], model)
+    codebooks = [*model.shared_quantizer.codebooks, *model.semantic_quantizer.codebooks]
+    latents = sum(
+        book[:, :4].detach().double().numpy()[codes]
+        for book, codes in zip(codebooks, added.semantic_codes.T, strict=True)
+    )
+    for row, neighbors in enumerate(added.neighbors, start=30):
+        distances = np.square(latents[:30] - latents[row]).sum(axis=1)
         assert len(set(neighbors.tolist())) == 5
-    with pytest.raises(InputError, match="only 4 known items to choose 5"):
-        nearest_identifiers(table.semantic_codes, model, np.array([2]), np.arange(5), k=5)
+        np.testing.assert_allclose(distances[neighbors], np.sort(distances)[:5], rtol=1e-3, atol=1e-4)

@@ -1,12 +1,10 @@
 """Write the tables of README.md and docs/*.md from the JSON files of the results.
 
-    python training_scripts/paper/tables.py
-    python training_scripts/paper/tables.py --check README.md
+    python training_scripts/paper/tables.py [--check] [README.md]
 
 A table is between `<!-- table: FILE PART … -->` and `<!-- end of table -->`. FILE is relative to the page: a
 `metrics.json` (part `report`), a `comparison.json` (`identifiers`, `recommendation`, `search`, `note`), a
-`finetune.json` (`groups`), a `new_items.json` (`new_items`), or a Markdown file (`all`). With `--check` nothing is
-written, and a table that differs from its file is an error.
+`finetune.json` (`groups`), a `new_items.json` (`new_items`), or a Markdown file (`all`). `--check` only compares.
 """
 
 import argparse
@@ -16,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gensar_hf.cli import exit_status
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import report
 from gensar_hf.files import atomic_path, read_json
@@ -49,9 +48,8 @@ def _part(content: Any, name: str, part: str) -> str:
     if "order" in content and part in content["tasks"]:
         return report.task_table(content, part).markdown()
     if part not in PARTS:
-        raise InputError(
-            f"{name} has no part '{part}'; the parts are {', '.join([*PARTS, *content.get('tasks', {})])}."
-        )
+        parts = ", ".join([*PARTS, *content.get("tasks", {})])
+        raise InputError(f"{name} has no part '{part}'; the parts are {parts}.")
     return PARTS[part](content)
 
 
@@ -65,8 +63,7 @@ def _read(path: Path) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Write or check each page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    pages = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
-    parser.add_argument("pages", type=Path, nargs="*", default=pages)
+    parser.add_argument("pages", type=Path, nargs="*", default=[Path("README.md"), *sorted(Path("docs").glob("*.md"))])
     parser.add_argument("--check", action="store_true", help="write nothing; report a table that differs")
     arguments = parser.parse_args(argv)
     for path in arguments.pages:
@@ -80,7 +77,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"Error: {error}")
+    sys.exit(exit_status(main))
