@@ -326,3 +326,31 @@ def test_one_bad_history_of_a_batch_is_named(events_pipe: GenSARPipeline) -> Non
     for history in ("film-1", None, [7]):
         with pytest.raises(ValueError, match="history"):
             events_pipe.recommend(history)
+
+
+# ---- item vectors
+
+
+@pytest.fixture
+def vectors_pipe(pipelines: dict[str, GenSARPipeline]) -> GenSARPipeline:
+    return pipelines["vectors"]
+
+
+def test_vectors_propose_items_that_few_beams_do_not_find(vectors_pipe: GenSARPipeline) -> None:
+    few = GenSARPipeline(vectors_pipe.model, vectors_pipe.tokenizer, num_beams=1)
+    by_vector = int(weighted_by_vector(vectors_pipe, HISTORY, None).argmax())
+    identifiers = item_ids(vectors_pipe.rank(HISTORY, [f"film-{row}" for row in range(12)], method="beam_search"))
+    assert f"film-{by_vector}" != identifiers[0]
+    scores = vectors_pipe.score_items([HISTORY], np.arange(12)[None])[0]
+    (best,) = few.recommend(HISTORY, top_k=1)
+    assert best["item_id"] == max(identifiers[0], f"film-{by_vector}", key=lambda name: scores[int(name[5:])])
+    assert best["score"] == pytest.approx(scores[int(best["item_id"][5:])], abs=1e-4)
+
+
+def test_a_weight_of_zero_ranks_by_identifiers_only(
+    vectors_pipe: GenSARPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors_pipe.model.config, "item_weight", 0.0)
+    everything = [f"film-{row}" for row in range(12)]
+    exact = vectors_pipe.rank(HISTORY, everything, "horror")
+    assert_same_answers([exact], [vectors_pipe.rank(HISTORY, everything, "horror", method="beam_search")], "item_id")
