@@ -2,13 +2,23 @@
 
 import argparse
 import dataclasses
+import difflib
 import inspect
 import logging
+import re
 import sys
+import textwrap
+import traceback
+import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
 
 from gensar_hf.errors import InputError
 
@@ -21,6 +31,10 @@ USAGE = """usage: gensar COMMAND ... (gensar COMMAND --help lists the settings)
   add-items  take new items up, remove or restore items; nothing is trained
   push       upload a model to the Hub
 """
+
+
+WIDTH = 118
+HINT = "--help lists the settings."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,19 +62,14 @@ def exit_status(command: Callable[..., int | None], *arguments: Any) -> int:
     """Call a command; 2 and one sentence on stderr for input that cannot be used, 130 after Ctrl-C."""
     try:
         return command(*arguments) or 0
-    except (InputError, argparse.ArgumentError, ValueError) as error:
-        if not isinstance(error, (InputError, argparse.ArgumentError)) and _is_ours(error):
-            raise
+    except InputError as error:
         print(f"error: {_one_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. The same command continues where it stopped.", file=sys.stderr)
         return 130
-
-
-def _is_ours(error: BaseException) -> bool:
-    """A `ValueError` from deep inside is a defect, and shows where; one of a setting's check is an answer."""
-    return getattr(error, "__gensar_setting__", None) is None and not str(error).startswith("`")
+    except SystemExit as ended:  # after --help and --print_config
+        return int(ended.code or 0)
 
 
 def _one_sentence(error: BaseException) -> str:
@@ -68,35 +77,136 @@ def _one_sentence(error: BaseException) -> str:
     return text if text.endswith((".", "?")) else text + "."
 
 
-def read_settings(parser: Any, argv: Sequence[str]) -> Any:
-    """The parsed command line, a YAML file of `--config` under it.
+class SettingsParser(ArgumentParser):
+    """jsonargparse with a help text of one line a setting, which leaves out those that are only hidden in it."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, exit_on_error=False, print_config=None)
+        self.hidden: set[str] = set()
+
+    def format_help(self) -> str:
+        """Usage, description and settings; a value in brackets is the default."""
+        words = [_usage(action) for action in self._get_positional_actions()]
+        lines = [" ".join(["usage:", self.prog, *words, "[--SETTING VALUE ...]"]), ""]
+        lines += [*textwrap.wrap(str(self.description), WIDTH), ""]
+        for action in self._actions:
+            name = action.option_strings[-1].removesuffix("+") if action.option_strings else action.dest
+            if action.dest not in self.hidden and action.help != argparse.SUPPRESS:
+                start = f"  {name:<25} "
+                text = f"{start}{action.help}{_default_text(action)}"
+                wrapped = textwrap.wrap(text, WIDTH, subsequent_indent=" " * len(start), drop_whitespace=False)
+                lines += [line.rstrip() for line in wrapped]
+        return "\n".join(lines) + "\n"
+
+
+def _usage(action: Any) -> str:
+    return {"?": f"[{action.dest}]", "*": f"[{action.dest} ...]"}.get(action.nargs, action.dest)
+
+
+def _default_text(action: Any) -> str:
+    if typing.get_origin(action._typehint if hasattr(action, "_typehint") else None) is typing.Literal:
+        choices = ", ".join(str(each) for each in typing.get_args(action._typehint))
+        return f" ({choices}) [{action.default}]"
+    if not action.option_strings or action.default in (None, argparse.SUPPRESS, [], ""):
+        return ""
+    value = str(action.default).lower() if isinstance(action.default, bool) else action.default
+    return f" [{value}]"
+
+
+def read_settings(parser: SettingsParser, argv: Sequence[str]) -> Any:
+    """The parsed command line, a YAML file of `--config` under it; with `--print_config` they are printed instead.
 
     Raises:
+        SystemExit: after `--help` and `--print_config`.
         InputError: a setting that does not exist or has a wrong type, or a file that cannot be read.
     """
-    import difflib
-
-    known = [name for action in parser._actions for name in action.option_strings]
-    for word in argv:
-        name = word.partition("=")[0]
-        if name.startswith("--") and name.split(".")[0] not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise InputError(f"There is no setting {name}; {hint}--help lists the settings.")
+    known = [name.removesuffix("+") for action in parser._actions for name in action.option_strings]
+    for place, word in enumerate(argv):
+        name, _, value = word.partition("=")
+        if name == "--config" and "--config" in known:
+            path = value or next(iter(argv[place + 1 :]), "")
+            _check_names(_read_config(path), known, f" in {path}")
+        elif name.startswith("--"):
+            _check_names([name.removeprefix("--").partition(".")[0].removesuffix("+")], known, "")
     try:
-        return parser.parse_args(argv)
+        settings = parser.parse_args(argv)
     except argparse.ArgumentError as error:
-        raise InputError(_one_sentence(error)) from None
+        raise InputError(_explained(parser, error)) from None
+    settings.pop("config", None)
+    if settings.pop("print_config", False):
+        print_config(parser, settings.as_dict())
+        raise SystemExit(0)
+    return settings
 
 
-def add_settings(parser: Any, function: Any, skip: Sequence[str] = (), shown: Sequence[str] | None = None) -> None:
+def _check_names(names: Iterable[str], known: Sequence[str], where: str) -> None:
+    for name in names:
+        if f"--{name}" not in known:
+            close = difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise InputError(f"There is no setting --{name}{where}; {hint}--help lists the settings.")
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"The settings {path} cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {_one_sentence(error)[:300]}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} must hold settings, one a line, such as `max_steps: 300`.")
+    return {str(name): value for name, value in settings.items()}
+
+
+def _explained(parser: SettingsParser, error: argparse.ArgumentError) -> str:
+    """What jsonargparse complains about, as a sentence."""
+    text = _one_sentence(error)
+    found = re.match(r'Parser key "([^".]+).*?(?:Given|Got) value: (.*)', text)
+    if found is None:
+        return f"{text[:300]} {HINT}"
+    name, value = found.groups()
+    action = next(action for action in parser._actions if action.dest == name)
+    label = action.option_strings[-1].removesuffix("+") if action.option_strings else name
+    return f"{label} takes {_kind_text(action._typehint)}; got {value[:100].removesuffix('.')}. {HINT}"
+
+
+def _kind_text(kind: Any) -> str:
+    """A type, in words."""
+    origin, inner = typing.get_origin(kind), [each for each in typing.get_args(kind) if each is not type(None)]
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_kind_text(each) for each in inner))
+    if inspect.isclass(kind) and issubclass(kind, Enum):
+        return f"one of {', '.join(str(each.value) for each in kind)} (in quotes)"
+    texts = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        dict: "a mapping {name: value}",
+    }
+    return texts.get(origin or kind, "a list [a, b]")
+
+
+def add_settings(
+    parser: SettingsParser,
+    function: Any,
+    skip: Sequence[str] = (),
+    shown: Sequence[str] | None = None,
+    help_of: Any = None,
+) -> None:
     """Options for the fields of a dataclass, or for the keyword parameters of a function, with their help.
 
     Args:
-        parser: of jsonargparse.
+        parser: that gets them.
         function: a dataclass whose fields have `help` metadata, or a callable with a Google docstring.
         skip: names that are left out.
         shown: names that `--help` lists; default: all.
+        help_of: callable whose docstring describes parameters that `function` only refers to.
     """
     if dataclasses.is_dataclass(function):
         hints = typing.get_type_hints(function)
@@ -106,21 +216,26 @@ def add_settings(parser: Any, function: Any, skip: Sequence[str] = (), shown: Se
             default = item.default if item.default is not dataclasses.MISSING else None
             if item.default_factory is not dataclasses.MISSING:
                 default = item.default_factory()
-            text = item.metadata.get("help", "")
-            is_shown = shown is None or item.name in shown
-            parser.add_argument(
-                f"--{item.name}", type=hints[item.name], default=default, help=text if is_shown else argparse.SUPPRESS
-            )
+            text = _SHORTER.get(item.name, item.metadata.get("help", ""))
+            parser.add_argument(f"--{item.name}", type=hints[item.name], default=default, help=text)
+            if shown is not None and item.name not in shown:
+                parser.hidden.add(item.name)
         return
-    texts = _parameter_help(function)
-    namespace = vars(sys.modules[function.__module__])
+    texts = {**_parameter_help(function), **(_parameter_help(help_of) if help_of is not None else {})}
     for name, parameter in inspect.signature(function).parameters.items():
         if name in skip or parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
         kind = parameter.annotation
         if isinstance(kind, str):  # of a module whose annotations are not evaluated
-            kind = eval(kind, namespace)
+            kind = eval(kind, vars(sys.modules[function.__module__]))
         parser.add_argument(f"--{name}", type=kind, default=parameter.default, help=texts.get(name, ""))
+
+
+# Help texts of `TrainingArguments` that are too long for a line.
+_SHORTER = {
+    "output_dir": "folder of the run.",
+    "max_steps": "training steps of the generator; default: as many as num_train_epochs take.",
+}
 
 
 def _parameter_help(function: Any) -> dict[str, str]:
@@ -136,17 +251,7 @@ def _parameter_help(function: Any) -> dict[str, str]:
             texts[name] = text.strip()
         elif name:
             texts[name] += " " + line.strip()
-    return texts
-
-
-def _parser(command: str, description: str) -> Any:
-    from jsonargparse import ArgumentParser
-
-    return ArgumentParser(
-        prog=f"gensar {command}",
-        description=description,
-        exit_on_error=False,
-    )
+    return {name: re.split(r"(?<=\.) (?=[A-Z`])", text)[0].replace("`", "") for name, text in texts.items()}
 
 
 # ---- train
@@ -159,12 +264,12 @@ def train_command(argv: Sequence[str]) -> None:
     parser = training_parser(
         "gensar train",
         "Train on two tables. A finished stage is skipped when the command is repeated; a killed training continues. "
-        "All fields of transformers.TrainingArguments are settings as well, such as --max_steps 300 --seed 1.",
+        "All fields of transformers.TrainingArguments are settings as well, such as --seed 1 --eval_strategy steps. A "
+        "value in brackets is the default.",
     )
     dataset, args = dataset_and_arguments(read_settings(parser, argv).as_dict())
     set_up_logging()
-    show = StageLines()
-    pipe = train(dataset, args, on_stage=show)
+    pipe = train(dataset, args, on_stage=StageLines())
     show_answers(pipe, dataset)
     model_dir = Path(str(args.output_dir)) / MODEL
     print(f"\nThe model is in {model_dir}. Next:")
@@ -172,26 +277,33 @@ def train_command(argv: Sequence[str]) -> None:
     print(f'    gensar search {model_dir} "…"')
 
 
-def training_parser(prog: str, description: str) -> Any:
+def training_parser(prog: str, description: str) -> SettingsParser:
     """A parser of every setting of the dataset and of the training, with `--config` for a YAML file of them."""
-    from jsonargparse import ArgumentParser
-
     from gensar_hf.data import InteractionDataset
     from gensar_hf.training.arguments import GenSARTrainingArguments
 
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser = SettingsParser(prog, description)
     parser.add_argument("--config", action="config", help="YAML file of settings, one a line; options override it.")
+    parser.add_argument("--print_config", action="store_true", help="print the settings as such a file, and end.")
     parser.add_argument("--items", type=str | None, help="items table: item_id and text columns (Parquet, CSV, …).")
     parser.add_argument("--interactions", type=str | None, help="interactions: user_id, item_id, timestamp, query.")
     add_settings(parser, InteractionDataset, skip=("history", "seed"))
-    parser.add_argument("--data_set_seed", type=int, default=0, help="of the choice of search clicks.")
+    parser.add_argument("--dataset_seed", type=int, default=0, help="of the choice of search clicks.")
     own = GenSARTrainingArguments.own_settings()
     add_settings(
         parser,
         GenSARTrainingArguments,
+        skip=["parallelism_config"],
         shown=["output_dir", *own, "max_steps", "learning_rate", "num_train_epochs", "per_device_train_batch_size"],
     )
     return parser
+
+
+def print_config(parser: SettingsParser, settings: dict[str, Any]) -> None:
+    """Print the settings as YAML: all that `--help` lists, and those of the others that differ from their defaults."""
+    defaults = {action.dest: action.default for action in parser._actions}
+    shown = {name: v for name, v in settings.items() if name not in parser.hidden or v != defaults[name]}
+    print(yaml.safe_dump(_plain(shown), sort_keys=False, allow_unicode=True), end="")
 
 
 def dataset_and_arguments(settings: dict[str, Any]) -> tuple[Any, Any]:
@@ -206,32 +318,47 @@ def dataset_and_arguments(settings: dict[str, Any]) -> tuple[Any, Any]:
     from gensar_hf.data import InteractionDataset
     from gensar_hf.training.arguments import GenSARTrainingArguments
 
-    settings = {name: value for name, value in settings.items() if name != "config"}
+    settings = dict(settings)
     for name in ("items", "interactions", "output_dir"):
         if not settings.get(name):
             raise InputError(
                 f"Name the {name.replace('_', ' ')} with --{name}; gensar train --help lists the settings."
             )
-    seed = settings.pop("data_set_seed", 0)
+    seed = settings.pop("dataset_seed", 0)
     names = [name for name in inspect.signature(InteractionDataset).parameters if name in settings and name != "seed"]
     of_dataset = {name: settings.pop(name) for name in names}
-    args = make_arguments(GenSARTrainingArguments, settings)
-    return InteractionDataset(**of_dataset, seed=seed), args
+    _check_names(settings, [f"--{item.name}" for item in dataclasses.fields(GenSARTrainingArguments)], "")
+    with settings_checked():
+        args = GenSARTrainingArguments(**settings)
+    with settings_checked("gensar_hf."):
+        dataset = InteractionDataset(**of_dataset, seed=seed)
+    return dataset, args
 
 
-def make_arguments(kind: type, settings: dict[str, Any]) -> Any:
-    """A dataclass of settings; its own complaints as one sentence.
+def _plain(value: Any) -> Any:
+    """Settings as YAML writes them."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return value.value if isinstance(value, Enum) else list(value) if isinstance(value, tuple) else value
+
+
+@contextmanager
+def settings_checked(module: str = "") -> Iterator[None]:
+    """Report a `ValueError` about a setting as input that cannot be used; all other errors are defects.
+
+    Args:
+        module: start of the name of the modules whose errors count; default: all of them.
 
     Raises:
         InputError: a value out of range.
     """
     try:
-        return kind(**settings)
-    except (ValueError, TypeError, ImportError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # of a `@strict` configuration the check's own words
-            cause = cause.__cause__
-        raise InputError(_one_sentence(cause)) from None
+        yield
+    except ValueError as error:
+        frame = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+        if not str(frame.f_globals.get("__name__")).startswith(module):
+            raise
+        raise InputError(_one_sentence(error)[:480]) from error
 
 
 class StageLines:
@@ -284,14 +411,16 @@ def _print_answers(answers: list[dict[str, Any]]) -> None:
 
 def evaluate_command(argv: Sequence[str]) -> int:
     """`gensar evaluate`: the run's model and other systems on held-out clicks; writes `results/`."""
+    from rich.console import Console
+
     from gensar_hf.data import InteractionDataset
-    from gensar_hf.evaluation import evaluate_pipeline
+    from gensar_hf.evaluation import Evaluation, evaluate_pipeline
     from gensar_hf.pipeline import GenSARPipeline
     from gensar_hf.training.stages import DATA, MODEL, run_systems
 
-    parser = _parser("evaluate", "Rank held-out clicks among sampled candidates; write RUN/results.")
+    parser = SettingsParser("gensar evaluate", "Rank held-out clicks among sampled candidates; write RUN/results.")
     parser.add_argument("run", type=str, help="output_dir of gensar train.")
-    add_settings(parser, evaluate_pipeline, skip=("systems", "tasks"))
+    add_settings(parser, evaluate_pipeline, skip=("systems", "tasks"), help_of=Evaluation)
     parser.add_argument("--baselines", type=bool, default=True, help="SASRec, popularity, BM25 and dense retrieval.")
     settings = read_settings(parser, argv).as_dict()
     run_dir = Path(settings.pop("run"))
@@ -303,7 +432,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
     result = evaluate_pipeline(pipe, dataset, systems=systems, **settings)
     folder = run_dir / "results"
     result.save(folder)
-    print(result.terminal_table())
+    Console().print(result.terminal_table())
     print(f"\nRanks, tables and a picture are in {folder}.")
     return 1 if result.failures else 0
 
@@ -313,27 +442,38 @@ def evaluate_command(argv: Sequence[str]) -> int:
 
 def search_command(argv: Sequence[str]) -> None:
     """`gensar search`: answers to a query."""
-    parser = _parser("search", "Items for a query, with or without the user's history.")
+    parser = SettingsParser("gensar search", "Items for a query, with or without the user's history.")
     parser.add_argument("model", type=str, help="run, model folder, adapter folder or Hub name.")
     parser.add_argument("query", type=str, help="what was typed.")
     parser.add_argument("--history", type=list[str], default=[], help="item ids clicked before, oldest first: [a,b].")
     parser.add_argument("--top_k", type=int, default=10, help="number of answers.")
     settings = read_settings(parser, argv)
-    pipe = load_pipeline(settings.model)
-    history = [{"item_id": item_id} for item_id in settings.history]
+    pipe, history = ready_to_answer(settings)
     _print_answers(pipe.search(settings.query, history, top_k=settings.top_k))
 
 
 def recommend_command(argv: Sequence[str]) -> None:
     """`gensar recommend`: the next items for a history."""
-    parser = _parser("recommend", "The items that a user will click next.")
+    parser = SettingsParser("gensar recommend", "The items that a user will click next.")
     parser.add_argument("model", type=str, help="run, model folder, adapter folder or Hub name.")
     parser.add_argument("history", type=str, nargs="*", help="item ids clicked before, oldest first.")
     parser.add_argument("--top_k", type=int, default=10, help="number of answers.")
     settings = read_settings(parser, argv)
-    pipe = load_pipeline(settings.model)
-    history = [{"item_id": item_id} for item_id in settings.history]
+    pipe, history = ready_to_answer(settings)
     _print_answers(pipe.recommend(history, top_k=settings.top_k, exclude_seen=True))
+
+
+def ready_to_answer(settings: Any) -> tuple[Any, list[dict[str, str]]]:
+    """The pipeline and the history of a request.
+
+    Raises:
+        InputError: no model, an unknown item, or no answer wanted.
+    """
+    if settings.top_k < 1:
+        raise InputError(f"--top_k must be at least 1; got {settings.top_k}.")
+    pipe = load_pipeline(settings.model)
+    pipe.tokenizer.catalogue.item_rows(settings.history)
+    return pipe, [{"item_id": item_id} for item_id in settings.history]
 
 
 def load_pipeline(name: str) -> Any:
@@ -350,7 +490,7 @@ def load_pipeline(name: str) -> Any:
 
 def add_items_command(argv: Sequence[str]) -> None:
     """`gensar add-items`: new items into a model's catalogue, and items out of it."""
-    parser = _parser("add-items", "Change the catalogue of a model folder; nothing is trained.")
+    parser = SettingsParser("gensar add-items", "Change the catalogue of a model folder; nothing is trained.")
     parser.add_argument("model", type=str, help="run or model folder.")
     parser.add_argument("items", type=str, nargs="?", help="table of new items, with the training's text columns.")
     parser.add_argument("--remove", type=list[str], default=[], help="ids that must not be found any more: [a,b].")
@@ -381,7 +521,7 @@ def add_items_command(argv: Sequence[str]) -> None:
 
 def push_command(argv: Sequence[str]) -> None:
     """`gensar push`: a model folder to the Hub."""
-    parser = _parser("push", "Upload model, tokenizer, identifiers, item encoder and card in one commit.")
+    parser = SettingsParser("gensar push", "Upload model, tokenizer, identifiers, item encoder and card in one commit.")
     parser.add_argument("model", type=str, help="run, model folder or adapter folder.")
     parser.add_argument("repo_id", type=str, help="such as me/films; created if it does not exist.")
     parser.add_argument("--private", type=bool | None, help="whether a new repository is private.")

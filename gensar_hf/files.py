@@ -220,6 +220,20 @@ def save_arrays(
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with atomic_path(path) as aside:
         save_file(contiguous, aside, metadata=dict(metadata) if metadata else None)
+        _sort_header(aside)
+
+
+def _sort_header(path: Path) -> None:
+    """Bring the metadata into the order of their keys; safetensors writes them in an order that changes by the run."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            assert len(text) <= size
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -236,5 +236,8 @@ def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs:
 
 
 def merge_adapter(model: "PeftModel") -> PreTrainedModel:
-    """The base model with the adapter added to its weights, in place; its answers stay the same."""
-    return model.merge_and_unload()
+    """The base model with the adapter added to its weights, in place; its answers stay the same.
+
+    All weights can be trained again, which the adapter had frozen.
+    """
+    return model.merge_and_unload().requires_grad_(True)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS, GenSARConfig
@@ -161,6 +162,10 @@ class GenSARTrainingArguments(TrainingArguments):
                 f"`history_encoding` must be one of {', '.join(HISTORY_ENCODINGS)}; got {self.history_encoding!r}."
             )
         self._check_task_weights()
+        installed = ["none", "all", *get_available_reporting_integrations()]
+        for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to or []:
+            if name not in installed:
+                raise ValueError(f"`report_to` names '{name}', which is not installed; use {', '.join(installed)}.")
         if self.item_vectors and self.history_encoding == "tokens":
             raise ValueError("`item_vectors` needs history_encoding='events': with tokens no position is one click.")
         for name, required in (

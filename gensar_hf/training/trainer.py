@@ -346,8 +346,8 @@ class GenSARTrainer(Trainer):
         folder = output_dir or self.args.output_dir or "."
         if self._base is not None and not self._base.name and not _internal_call:
             raise InputError(
-                "An adapter needs the folder of the model that it is for, and this one was trained after it was loaded. "
-                "Write the whole model with `pipe.save_pretrained`, or save it before the next training with LoRA."
+                "An adapter needs the folder of the model that it is for, and this one was trained after it was "
+                "loaded. Write the whole model with `pipe.save_pretrained`, or save it before a training with LoRA."
             )
         super().save_model(folder, _internal_call)
         if self.args.should_save and not _internal_call:

@@ -90,7 +90,7 @@ def test_a_mistake_is_one_sentence_and_changes_nothing(pipe, mistake):
 
 def test_unknown_and_repeated_ids_are_refused(pipe):
     for change in (pipe.remove_items, pipe.restore_items):
-        with pytest.raises(InputError, match="'NOWHERE' cannot be re(moved|stored), because it is not in"):
+        with pytest.raises(InputError, match=r"'NOWHERE' cannot be re(moved|stored), because it is not in"):
             change(["NOWHERE"])
     with pytest.raises(InputError, match="B03"):
         pipe.remove_items(["B03", "B03"])

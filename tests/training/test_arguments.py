@@ -44,7 +44,7 @@ def test_a_setting_wins_over_the_preset():
 MISTAKES = {
     "preset": ({"preset": "small"}, "`preset` must be one of default, paper; got 'small'"),
     "no folder": ({"output_dir": None}, "`output_dir` names the folder of the run"),
-    "unknown generator setting": ({"generator_config": {"d_modle": 3}}, "'d_modle', which GenSARConfig does not have; did you mean 'd_model'?"),
+    "unknown generator setting": ({"generator_config": {"d_modle": 3}}, "does not have; did you mean 'd_model'?"),
     "unknown SASRec setting": ({"sasrec_config": {"heads": 3}}, "`sasrec_config` names 'heads'"),
     "unknown RQ-VAE setting": ({"rqvae_config": {"code_book": 3}}, "`rqvae_config` names 'code_book'"),
     "not a setting": ({"rqvae_config": {"semantic_dim": 3}}, "`rqvae_config` names 'semantic_dim', which follows from"),

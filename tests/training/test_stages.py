@@ -191,7 +191,7 @@ def test_an_output_dir_that_is_a_file_is_refused(tiny_data, tmp_path):
 
 def test_a_training_that_diverged_is_refused(tiny_data, run):
     before = (run / "model" / "model.safetensors").read_bytes()
-    with pytest.raises(InputError, match="Stage model diverged: its loss is (nan|inf); lower the learning rate"):
+    with pytest.raises(InputError, match=r"Stage model diverged: its loss is (nan|inf); lower the learning rate"):
         stages_run(tiny_data, run, learning_rate=1e12, warmup_steps=0, optim="sgd", max_grad_norm=0.0)
     assert (run / "model" / "model.safetensors").read_bytes() == before
 
