@@ -84,7 +84,7 @@ class SettingsParser(ArgumentParser):
         super().__init__(prog=prog, description=description, exit_on_error=False, print_config=None)
         self.hidden: set[str] = set()
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Usage, description and settings; a value in brackets is the default."""
         words = [_usage(action) for action in self._get_positional_actions()]
         lines = [" ".join(["usage:", self.prog, *words, "[--SETTING VALUE ...]"]), ""]
@@ -168,7 +168,7 @@ def _explained(parser: SettingsParser, error: argparse.ArgumentError) -> str:
     if found is None:
         return f"{text[:300]} {HINT}"
     name, value = found.groups()
-    action = next(action for action in parser._actions if action.dest == name)
+    action: Any = next(action for action in parser._actions if action.dest == name)
     label = action.option_strings[-1].removesuffix("+") if action.option_strings else name
     return f"{label} takes {_kind_text(action._typehint)}; got {value[:100].removesuffix('.')}. {HINT}"
 

@@ -224,7 +224,7 @@ def _check_config(
     Raises:
         ValueError: an unknown name, or a value that the configuration refuses.
     """
-    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    names = {item.name for item in fields(kind)}
     for name in values or {}:
         if name in _FROM_DATA:
             raise ValueError(f"`{setting}` names '{name}', which follows from the data and the other settings.")

@@ -118,7 +118,7 @@ class GenSARTrainer(Trainer):
             args=args,
             data_collator=ExampleCollator(pipe.tokenizer),
             train_dataset=None,
-            eval_dataset=eval_dataset if eval_dataset is not None else train_dataset,  # type: ignore[arg-type]
+            eval_dataset=eval_dataset if eval_dataset is not None else train_dataset,
             processing_class=pipe.tokenizer,
             callbacks=callbacks,
             **kwargs,
@@ -256,7 +256,7 @@ class GenSARTrainer(Trainer):
         The sum of the metrics is maximized unless `compute_objective` and `direction` say otherwise.
         """
         name = self.pipe.name_or_path
-        start = copy.deepcopy(self.model)
+        start: Any = copy.deepcopy(self.model)
         self.model_init = lambda: copy.deepcopy(start)
         kwargs.setdefault("direction", "maximize")
         try:
@@ -296,8 +296,8 @@ class GenSARTrainer(Trainer):
             for name, part in dataset.items():
                 metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
             for measure in MEASURES:
-                values = [metrics[f"{metric_key_prefix}_{name}_{measure}"] for name in dataset]
-                metrics[f"{metric_key_prefix}_{measure}"] = float(np.mean(values))
+                per_dataset = [metrics[f"{metric_key_prefix}_{name}_{measure}"] for name in dataset]
+                metrics[f"{metric_key_prefix}_{measure}"] = float(np.mean(per_dataset))
             return metrics
         if dataset is None:
             raise InputError("There is nothing to evaluate on; give an InteractionDataset as `eval_dataset`.")
