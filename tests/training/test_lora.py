@@ -79,6 +79,7 @@ def test_the_adapter_and_the_merged_model_answer_as_the_pipeline(tuned, tmp_path
     assert {answer["item_id"] for answer in found} == {"N1", "N2", "B01"}
 
 
+@pytest.mark.slow
 def test_adapter_and_model_are_moved_together_or_the_model_is_named(tuned, tmp_path):
     folder, pipe = tuned
     shutil.copytree(folder, tmp_path / "both")
