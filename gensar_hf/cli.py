@@ -84,7 +84,7 @@ class SettingsParser(ArgumentParser):
         super().__init__(prog=prog, description=description, exit_on_error=False, print_config=None)
         self.hidden: set[str] = set()
 
-    def format_help(self, formatter: Any = None) -> str:
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Usage, description and settings; a value in brackets is the default."""
         words = [_usage(action) for action in self._get_positional_actions()]
         lines = [" ".join(["usage:", self.prog, *words, "[--SETTING VALUE ...]"]), ""]

@@ -390,7 +390,7 @@ class GenSARPipeline:
     def _scores(
         self,
         score: Callable[..., np.ndarray],
-        histories: Sequence[History],
+        histories: Sequence[History] | Sequence[EventArrays],
         candidates: np.ndarray | Sequence[np.ndarray],
         queries: Sequence[str] | None,
         on_unknown: str,
@@ -401,7 +401,8 @@ class GenSARPipeline:
         scores = np.full((len(histories), longest), -np.inf, dtype=np.float32)
         for chunk in chunks(range(len(histories)), self.batch_size):
             chunk_queries = None if queries is None else [queries[row] for row in chunk]
-            encoded = self._encode([histories[row] for row in chunk], chunk_queries, catalogue, on_unknown)
+            chunk_histories: list[Any] = [histories[row] for row in chunk]
+            encoded = self._encode(chunk_histories, chunk_queries, catalogue, on_unknown)
             found = score(encoded, [candidates[row] for row in chunk], catalogue)
             scores[chunk[0] : chunk[-1] + 1, : found.shape[1]] = found
         return scores

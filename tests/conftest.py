@@ -57,7 +57,7 @@ def build_events(
     queries: Sequence[str] = QUERIES,
     timestamps: Sequence[float] | None = None,
 ) -> UserEvents:
-    """An event log from rows written as in `USERS`; times count up unless given."""
+    """User events from rows written as in `USERS`; times count up unless given."""
     rows = [row for user_rows in users.values() for row in user_rows]
     return UserEvents(
         user_ids=list(users),
@@ -175,7 +175,7 @@ def pipelines(
     tokenizers: dict[str, GenSARTokenizer],
     causal_pipeline: GenSARPipeline,
 ) -> dict[str, GenSARPipeline]:
-    """One for each history encoding, one whose model has item vectors, and one that is a decoder alone."""
+    """One for each history encoding, one whose model has item vectors, and a decoder-only model."""
     pipelines = {encoding: GenSARPipeline(generators[encoding], tokenizers[encoding]) for encoding in generators}
     with_vectors = build_generator(tokenizers["events"], num_items=12)
     with torch.no_grad():
@@ -204,7 +204,7 @@ def encoding(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["events", "tokens", "vectors", "causal"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """Runs a test once for each history encoding, for a model with item vectors, and for a decoder alone."""
+    """Runs a test once for each history encoding, for a model with item vectors, and for a decoder-only model."""
     return request.param
 
 

@@ -170,7 +170,7 @@ def test_read_json_names_a_missing_and_a_damaged_file(tmp_path):
         read_json(tmp_path / "bad.json")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.integers(0, 4), max_size=3).flatmap(
         lambda shape: st.tuples(st.just(shape), st.sampled_from(["f4", "f8", "i8", "i1", "u1", "?"]), st.booleans())

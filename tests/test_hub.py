@@ -85,6 +85,7 @@ def test_the_other_models_go_to_the_hub_too(hub, client, tmp_path):
         assert {"config.json", "model.safetensors"} <= set(hub.files(f"me/{name}"))
 
 
+@pytest.mark.slow
 def test_offline_says_so(hub, client):
     loading, pushing = client("offline", HF_HUB_OFFLINE="1")
     assert loading.startswith("The model in me/films cannot be loaded: there is no folder 'me/films'")

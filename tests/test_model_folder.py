@@ -177,13 +177,15 @@ def test_two_ways_of_reading_histories_do_not_go_together(pipelines: dict[str, G
         GenSARPipeline(pipelines["events"].model, pipelines["tokens"].tokenizer)
 
 
-def test_a_decoder_alone_and_an_encoder_s_tokenizer_do_not_go_together(pipelines: dict[str, GenSARPipeline]) -> None:
+def test_a_decoder_only_model_and_the_tokenizer_of_another_kind_do_not_go_together(
+    pipelines: dict[str, GenSARPipeline],
+) -> None:
     with pytest.raises(
-        InputError, match="requests for an encoder and a decoder, the model is a decoder alone; load both"
+        InputError, match="requests for an encoder-decoder model, the model is a decoder-only model; load both"
     ):
         GenSARPipeline(pipelines["causal"].model, pipelines["tokens"].tokenizer)
     with pytest.raises(
-        InputError, match="requests for a decoder alone, the model is an encoder and a decoder; load both"
+        InputError, match="requests for a decoder-only model, the model is an encoder-decoder model; load both"
     ):
         GenSARPipeline(pipelines["tokens"].model, pipelines["causal"].tokenizer)
 

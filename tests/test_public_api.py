@@ -9,7 +9,6 @@ import pytest
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
 import gensar_hf
-from gensar_hf.identifiers import IdentifierTable
 
 PUBLIC_NAMES = {
     "GenSARConfig", "GenSARForConditionalGeneration", "GenSARPipeline", "GenSARTokenizer", "GenSARTrainer",
@@ -32,11 +31,6 @@ def in_a_fresh_process(code: str, *arguments: str | Path) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def imported_by(code: str, names: tuple[str, ...], *arguments: str | Path) -> str:
-    """Which of `names` are imported after `code`, as the text of a list."""
-    return in_a_fresh_process(f"{code}\nimport sys\nprint([n for n in {names} if n in sys.modules])", *arguments)
-
-
 def test_every_public_name_is_listed_and_documented() -> None:
     assert set(gensar_hf.__all__) == PUBLIC_NAMES
     assert set(dir(gensar_hf)) >= PUBLIC_NAMES
@@ -57,21 +51,6 @@ def test_the_methods_of_the_pipeline_are_documented(method: str) -> None:
     assert getattr(gensar_hf.GenSARPipeline, method).__doc__
 
 
-def test_importing_the_package_imports_no_library() -> None:
-    assert imported_by("import gensar_hf; dir(gensar_hf)", ("torch", "transformers", "pandas", "numpy")) == "[]"
-
-
-def test_reading_identifiers_imports_no_torch(identifiers: IdentifierTable, tmp_path: Path) -> None:
-    identifiers.save(tmp_path)
-    code = "import sys; from gensar_hf import IdentifierTable; assert IdentifierTable.load(sys.argv[1]).num_items == 12"
-    assert imported_by(code, ("torch", "transformers"), tmp_path) == "[]"
-
-
-def test_the_pipeline_imports_nothing_that_only_training_needs() -> None:
-    heavy = ("sentence_transformers", "bm25s", "sklearn", "peft", "evaluate", "datasets")
-    assert imported_by("from gensar_hf import GenSARPipeline", heavy) == "[]"
-
-
 @pytest.mark.parametrize(("config_class", "model_class", "auto_class"), MODELS)
 def test_the_auto_classes_know_the_models(
     config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel], auto_class: type
@@ -81,14 +60,39 @@ def test_the_auto_classes_know_the_models(
     assert model_class.config_class is config_class
 
 
+LAZY = """
+import sys
+
+def check(*names):
+    assert not (imported := [name for name in names if name in sys.modules]), imported
+
+import gensar_hf
+assert "GenSARPipeline" in dir(gensar_hf)
+check("torch", "transformers", "pandas", "numpy")
+assert gensar_hf.IdentifierTable.load(sys.argv[1]).num_items == 12
+check("torch", "transformers")
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+classes = AutoModelForSeq2SeqLM, AutoTokenizer
+names = [type(each.from_pretrained(sys.argv[1])).__name__ for each in classes]
+gensar_hf.GenSARPipeline.from_pretrained(sys.argv[1], device="cpu").recommend([])
+check("sentence_transformers", "bm25s", "sklearn", "peft", "evaluate", "datasets")
+print(*names)
+"""
+
+
+def test_a_fresh_process_imports_only_what_it_uses(model_dirs: dict[str, Path]) -> None:
+    """Nothing for `import gensar_hf`; no torch to read identifiers; no library of the training to answer."""
+    assert in_a_fresh_process(LAZY, model_dirs["events"]) == "GenSARForConditionalGeneration GenSARTokenizer"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [
         "import gensar_hf, transformers",
         "import transformers, gensar_hf",
-        # transformers is lazy as well: here its Auto classes are imported before or after this package
+        # transformers is lazy as well: here its Auto classes are imported before this package
         "from transformers import AutoConfig, AutoTokenizer; import gensar_hf",
-        "import gensar_hf; from transformers import AutoConfig, AutoTokenizer",
     ],
 )
 def test_auto_classes_load_a_model_folder_in_either_order_of_the_imports(

@@ -61,7 +61,8 @@ def main() -> None:
     trainer.save_model()
 
     is_clicked = newest.items["item_id"].isin(newer.interactions["item_id"]).to_numpy()
-    groups = {"known items": ~is_new, "new items": is_new & is_clicked, "new items without clicks": is_new > is_clicked}
+    groups = {"known items": ~is_new, "new items": is_new & is_clicked}
+    groups["new items without clicks"] = is_new & ~is_clicked
     systems = [GeneratorScorer(before, "before"), GeneratorScorer(GenSARPipeline.from_pretrained(folder), "after")]
     sizes = args.num_negatives, max_requests, args.seed
     result = evaluate_groups(systems, newest.split.test, groups, newest.item_texts(), *sizes)

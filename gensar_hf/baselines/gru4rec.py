@@ -63,7 +63,7 @@ class GRU4RecModel(SASRecModel):
     of Adagrad; no output bias.
     """
 
-    config_class = GRU4RecConfig
+    config_class = GRU4RecConfig  # type: ignore[assignment]
     base_model_prefix = "gru4rec"
 
     def __init__(self, config: GRU4RecConfig) -> None:

@@ -527,7 +527,7 @@ def fit_jsr(
     model = build_model(JSRModel, events, item_texts, config, training["seed"])
     length, personalized = config.history_length, config.personalized_search
     user_clicks = click_examples(events, model, with_words=False, history_length=length)
-    options = {"with_users": personalized, "history_length": length if personalized else 0}
+    options: dict[str, Any] = {"with_users": personalized, "history_length": length if personalized else 0}
     search_clicks = click_examples(events, model, [Behavior.SEARCHED_ITEM], **options)
     name = "JSR, personalized search" if personalized else "JSR"
     return fit_matching(model, [user_clicks, search_clicks], item_texts, training, name)

@@ -129,7 +129,7 @@ def parse_history(history: History, index_of: Callable[[str], int], on_unknown: 
                 logger.warning("history[%d]: item '%s' is not in the catalogue and was skipped.", position, item_id)
                 continue
         rows.append((behavior, item, query))
-    return EventArrays(*zip(*rows, strict=True)) if rows else EventArrays((), (), ())
+    return EventArrays(*map(list, zip(*rows, strict=True))) if rows else EventArrays([], [], [])
 
 
 def as_events(history: Any) -> list[Any]:

@@ -84,7 +84,7 @@ def _add_new_rows(model: PreTrainedModel, tokenizer: GenSARTokenizer) -> None:
     inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     # T5 v1.1 has a separate output table although its configuration says "tied"; resizing would drop that table.
     model.config.tie_word_embeddings = outputs is inputs
-    if len(tokenizer) > len(inputs):
+    if len(tokenizer) > len(inputs):  # type: ignore[arg-type]
         # transformers' default draws all new rows from one narrow Gaussian, near copies of one another.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight

@@ -60,7 +60,7 @@ class JointCodes:
         return max(self.shared_codebooks.shape[1], self.semantic_codebooks.shape[1])
 
     def quantized(self, semantic_codes: np.ndarray, collaborative_codes: np.ndarray) -> np.ndarray:
-        """Sum of the codes of `(num_rows, num_levels)` identifiers, `(num_rows, 2 * latent_dim)`, semantic half first."""
+        """`(num_rows, 2 * latent_dim)` sums of codes of `(num_rows, num_levels)` identifiers, semantic half first."""
         total = np.zeros((len(semantic_codes), self.latents.shape[1]), dtype=self.latents.dtype)
         semantic_half, collaborative_half = np.split(total, 2, axis=1)  # views
         for level, codebook in enumerate(self.shared_codebooks):
@@ -72,7 +72,7 @@ class JointCodes:
         return total
 
     def distortions(self, semantic_codes: np.ndarray, collaborative_codes: np.ndarray) -> dict[str, float]:
-        """Squared error of each kind's latents if the items had these `(num_items, num_levels)` codes, mean over the items."""
+        """Mean squared error of each kind's latents with these `(num_items, num_levels)` codes."""
         errors = np.square(self.latents - self.quantized(semantic_codes, collaborative_codes))
         halves = zip(("semantic", "collaborative"), np.split(errors, 2, axis=1), strict=True)
         return {kind: float(half.sum(dtype=np.float64)) / self.num_items for kind, half in halves}

@@ -301,8 +301,7 @@ def train_generator(
     if isinstance(pipe.model, GenSARForConditionalGeneration) and pipe.model.encoder.items is not None:
         merge_features(pipe.model.encoder.items)
     check_finite(MODEL, {"loss": output.training_loss})
-    num_vectors: int = getattr(pipe.model.config, "num_items", 0)
-    if args.item_weight is None and num_vectors:
+    if args.item_weight is None and getattr(pipe.model.config, "num_items", None):
         pipe.model.config.item_weight = best_item_weight(pipe, dataset, args)
         details["item weight"] = pipe.model.config.item_weight
     if process_rank() == 0:

@@ -296,8 +296,8 @@ class GenSARTrainer(Trainer):
             for name, part in dataset.items():
                 metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
             for measure in MEASURES:
-                of_parts = [metrics[f"{metric_key_prefix}_{name}_{measure}"] for name in dataset]
-                metrics[f"{metric_key_prefix}_{measure}"] = float(np.mean(of_parts))
+                per_dataset = [metrics[f"{metric_key_prefix}_{name}_{measure}"] for name in dataset]
+                metrics[f"{metric_key_prefix}_{measure}"] = float(np.mean(per_dataset))
             return metrics
         if dataset is None:
             raise InputError("There is nothing to evaluate on; give an InteractionDataset as `eval_dataset`.")

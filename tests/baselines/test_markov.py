@@ -58,7 +58,7 @@ def test_a_skipped_click_counts_less(events):
 
 
 @given(HISTORIES, st.integers(0, 9), st.sampled_from([0.5, 1.0]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_counts_are_those_of_a_naive_loop(histories, max_skip, skip_weight):
     expected: Counter = Counter()
     for history in histories:
@@ -74,7 +74,7 @@ def test_counts_are_those_of_a_naive_loop(histories, max_skip, skip_weight):
 
 
 @given(HISTORIES.filter(any), st.floats(0.01, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_the_whole_catalogue_has_probability_one(histories, smoothing):
     chain = MarkovChain(log_of(histories), MarkovConfig(max_skip=2, smoothing=smoothing))
 

@@ -229,7 +229,7 @@ def test_words_are_lower_cased_and_sorted():
 
 
 @given(st.lists(st.lists(st.sampled_from([*WORDS, "unknown", "other"]), max_size=80), max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_ids_are_the_known_words_in_order(texts):
     table = model_of(WORDS).encode_words([" ".join(words) for words in texts])
     assert table.shape[0] == len(texts)

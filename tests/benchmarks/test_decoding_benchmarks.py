@@ -20,6 +20,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     return {name: importlib.import_module(name) for name in ("decoding_setup", "decoding_speed", "trie_scale")}
 
 
+@pytest.mark.slow
 def test_speed_is_measured_for_every_variant(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
     sizes = ["--num_items", "500", "--num_candidates", "20", "--num_beams", "6", "--num_returned", "3"]
     batches = ["--batch_sizes", "1", "2", "--ranking_batch_sizes", "2", "--repeats", "1"]
@@ -39,6 +40,7 @@ def test_a_variant_with_other_scores_is_refused(scripts: dict[str, ModuleType]) 
         speed.check_same_ranking({speed.EXACT: scores, "other": torch.tensor([[-1.1, -np.inf]])})
 
 
+@pytest.mark.slow
 def test_every_size_of_a_catalogue_is_measured(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
     sizes = ["--sizes", "300", "900", "--swap_sizes", "300", "--repeats", "1", "--num_beams", "4"]
     scripts["trie_scale"].main(["--output_dir", str(tmp_path), *sizes, *TINY_MODEL])

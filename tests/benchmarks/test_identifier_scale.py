@@ -36,6 +36,7 @@ def test_embeddings_are_seeded_and_of_one_catalogue(script: ModuleType, tmp_path
     assert (nearest > 0.1).any()
 
 
+@pytest.mark.slow
 def test_all_stages_of_two_sizes(script: ModuleType, tmp_path: Path):
     arguments = script.parse_arguments(["--output_dir", str(tmp_path), *SMALL])
     results = script.measure(arguments, script.run_stage_here)

@@ -83,6 +83,7 @@ def test_the_common_way_reads_the_same_examples(
         assert torch.equal(tensor, package[name]), name
 
 
+@pytest.mark.slow
 def test_variants_of_one_encoding_do_the_same_steps(script: ModuleType, trained: dict) -> None:
     for new, old in ((script.TOKENS_PACKAGE, script.TOKENS), (script.EVENTS_PACKAGE, script.EVENTS)):
         pairs = list(zip(trained[new].steps, trained[old].steps, strict=False))
@@ -96,6 +97,7 @@ def test_variants_of_one_encoding_do_the_same_steps(script: ModuleType, trained:
     assert trained[script.EVENTS_PACKAGE].seconds >= trained[script.TOKENS].seconds
 
 
+@pytest.mark.slow
 def test_the_report(script: ModuleType, variants: ModuleType, trained: dict, arguments: argparse.Namespace) -> None:
     results = script.summarize(trained)
     script.report(arguments, results)
@@ -110,6 +112,7 @@ def test_the_report(script: ModuleType, variants: ModuleType, trained: dict, arg
     assert (arguments.output_dir / "training_throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_figures_by_hand(script: ModuleType, variants: ModuleType, trained: dict) -> None:
     def steps(*rows: tuple) -> list:
         return [

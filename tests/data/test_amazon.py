@@ -164,7 +164,7 @@ def test_plain_files_and_json_metadata_are_read_as_well(folder, load):
     assert data.interactions.equals(expected.interactions)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(text=st.text(max_size=40), as_json=st.booleans(), escaped=st.booleans(), other=st.text(max_size=20))
 def test_awkward_texts_survive(tmp_path_factory, text, as_json, escaped, other):
     folder = tmp_path_factory.mktemp("awkward")

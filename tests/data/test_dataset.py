@@ -409,7 +409,7 @@ def test_history_is_neither_a_training_target_nor_a_request():
     assert cut.events.timestamps[cut.test[RECOMMENDATION].targets].tolist() == [8]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("abcd"), st.integers(0, 9), st.sampled_from(["", "x"])),
              min_size=2, max_size=40),

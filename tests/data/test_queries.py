@@ -36,7 +36,7 @@ def test_query_of_a_category_path(categories, query):
     assert query_from_categories(categories) == query
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(max_size=20), max_size=5))
 def test_queries_are_lower_case_without_repeats_and_stable(names):
     query = query_from_categories(names)

@@ -248,7 +248,7 @@ def held_out_events(split: Split) -> list[int]:
     return held_out
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(ROWS, st.sampled_from(["leave one out", "chronological"]), st.integers(0, 5))
 def test_nothing_at_or_after_a_held_out_event_is_training_material(rows, kind, min_train_events):
     events = user_events(ITEM_IDS, sorted_rows(rows))
@@ -270,7 +270,7 @@ def test_nothing_at_or_after_a_held_out_event_is_training_material(rows, kind, m
             assert not own or len(trained) >= min_train_events
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(ROWS, st.sampled_from(["leave one out", "chronological"]), st.integers(0, 3))
 def test_training_events_have_no_trace_of_held_out_events(rows, kind, min_train_events):
     events = user_events(ITEM_IDS, sorted_rows(rows))
@@ -286,7 +286,7 @@ def test_training_events_have_no_trace_of_held_out_events(rows, kind, min_train_
     assert set(training.query_texts) - {""} == typed
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(ROWS, st.integers(0, 3), st.randoms(use_true_random=False))
 def test_training_material_is_blind_to_what_is_held_out(rows, min_train_events, random):
     frame = sorted_rows(rows)
@@ -305,7 +305,7 @@ def test_training_material_is_blind_to_what_is_held_out(rows, min_train_events, 
         assert np.array_equal(getattr(changed, name)[mask], getattr(events, name)[mask])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(ROWS, st.sampled_from(["leave one out", "chronological"]), st.integers(0, 2))
 def test_requests_are_clicks_of_their_task_and_histories_do_not_contain_them(rows, kind, min_train_events):
     events = user_events(ITEM_IDS, sorted_rows(rows))
@@ -328,7 +328,7 @@ def test_requests_are_clicks_of_their_task_and_histories_do_not_contain_them(row
                     assert events.items[gone] in (-1, events.items[target])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(ROWS, st.integers(0, 3))
 def test_leave_one_out_agrees_with_a_plain_loop(rows, min_train_events):
     events = user_events(ITEM_IDS, sorted_rows(rows))

@@ -97,7 +97,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(ROWS)
 def test_events_keep_the_sessions_of_the_rows(rows):
     data = make_data(rows)
@@ -119,7 +119,7 @@ def test_events_keep_the_sessions_of_the_rows(rows):
     assert list(events.user_ids) == list(dict.fromkeys(data.interactions["user_id"]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(ROWS)
 def test_the_arrays_keep_their_promises(rows):
     events = make_data(rows).events

@@ -84,7 +84,7 @@ def test_scores_follow_the_model_s_scale_of_the_output(tied: bool) -> None:
     )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(data=st.data(), seed=st.integers(0, 1000))
 def test_scores_hold_for_any_candidates(t5: T5ForConditionalGeneration, data: st.DataObject, seed: int) -> None:
     shape = [data.draw(st.integers(1, high)) for high in (3, 5, 5)]

@@ -92,7 +92,7 @@ def expected_row(scores, allowed, is_complete):
 
 
 @given(st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_scores_equal_the_definition(data):
     sequences = data.draw(sequence_lists())
     trie = Trie(sequences)
@@ -238,7 +238,7 @@ def below(sequences, values, prefix):
 
 
 @given(sequence_lists(), ITEM_LISTS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_list_covers_a_node_if_it_holds_all_below_and_misses_it_if_it_holds_none(sequences, lists):
     values = np.arange(len(sequences)) // 2  # two sequences per value, like the two identifiers of an item
     trie = Trie(sequences, values=values)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gensar_hf.decoding import Trie
 
-PROPERTY = settings(max_examples=40, deadline=None)
+PROPERTY = settings(max_examples=20, deadline=None)
 PREFIXES = st.lists(st.lists(st.integers(0, 5), max_size=5), min_size=1, max_size=12)
 
 

@@ -48,7 +48,7 @@ def arguments(folder, **options):
 
 
 @given(HISTORIES, st.integers(1, 12), st.integers(0, 5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_every_event_is_predicted_from_the_one_before_it_in_every_epoch(lengths, max_length, epoch):
     histories = numbered(lengths)
     windows = HistoryWindows(histories, max_length, seed=3)

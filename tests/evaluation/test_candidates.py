@@ -58,7 +58,7 @@ def test_texts_without_words_score_nothing():
     assert BM25Index(["", "!", "a"]).scores(["a", "comedy"]).tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(
     clicks=st.lists(st.lists(st.integers(0, 29), min_size=1, max_size=12), min_size=1, max_size=6),
     num_negatives=st.integers(1, 15),

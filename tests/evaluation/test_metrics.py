@@ -36,7 +36,7 @@ def test_fractions():
     np.testing.assert_allclose(ndcg_per_request(ranks, 10), [*gains, 0, 0])
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(1, 20))
 def test_ir_measures_agrees(ranks, k):
     qrels = [ir_measures.Qrel(str(row), "target", 1) for row in range(len(ranks))]

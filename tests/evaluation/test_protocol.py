@@ -225,7 +225,7 @@ def test_queries_in_a_history_are_no_items(make_requests):
     assert history_items(requests).tolist() == [[True, False, False]]
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(table=st.lists(st.integers(0, 3), min_size=6, max_size=6), chunk_size=st.integers(1, 5), exclude=st.booleans())
 def test_ranks_do_not_depend_on_the_chunk_size(make_requests, make_scorer, table, chunk_size, exclude):
     requests = make_requests(CLICKS, num_items=6)

@@ -196,7 +196,7 @@ def test_single_targets_are_drawn_uniformly(make_log: Callable) -> None:
 # ---- pure, weighted
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**40), task=st.sampled_from(list(Task)))
 def test_a_draw_is_a_function_of_the_generator_it_is_given(
     shared_sampler: ExampleSampler, seed: int, task: Task
@@ -226,7 +226,7 @@ def test_the_weights_are_the_shares_of_the_draws(make_log: Callable) -> None:
     assert tasks.count(Task.AD_HOC_SEARCH) / 2000 == pytest.approx(1 / 4, abs=0.03)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**40))
 def test_a_task_is_what_numpy_would_choose(shared_sampler: ExampleSampler, seed: int) -> None:
     """And the generator is left where numpy would leave it."""
@@ -377,7 +377,7 @@ def test_ad_hoc_search_knows_training_clicks_only(make_log: Callable) -> None:
     assert all_of(sampler, Task.AD_HOC_SEARCH) == {(QUERY, "S1"), (QUERY, "S2"), ("<S_Q> horror classics", "S9")}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_nothing_held_out_is_ever_drawn(
     tokenizers: dict[str, GenSARTokenizer],

@@ -15,7 +15,7 @@ def test_the_mean_is_one_of_probabilities_not_of_logarithms():
     assert mean_probability(np.array([-1000.0, -1000.0])) == pytest.approx(-1000)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-50, 0), min_size=1, max_size=6))
 def test_the_mean_lies_between_the_least_and_the_greatest(values):
     mean = mean_probability(np.array(values))

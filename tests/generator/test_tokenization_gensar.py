@@ -62,7 +62,7 @@ def test_every_behavior_and_code_token_has_an_id_of_its_own(tokenizer: GenSARTok
     assert sorted(tokenizer.code_token_ids) == sorted(ids)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(before=st.text(max_size=12), after=st.text(max_size=12), data=st.data())
 def test_each_is_one_token_in_any_surrounding_text(
     tokenizers: dict[str, GenSARTokenizer], before: str, after: str, data: st.DataObject
@@ -79,7 +79,7 @@ def test_words_are_lower_cased_and_tokens_are_not(tokenizer: GenSARTokenizer) ->
     assert tokenizer.decode(tokenizer.text_ids("TOY Story")) == "toy story"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(text=NEAR_TOKENS)
 def test_no_user_text_is_read_as_a_token(tokenizers: dict[str, GenSARTokenizer], text: str) -> None:
     tokenizer = tokenizers["events"]

@@ -35,7 +35,7 @@ def model(pipelines: dict[str, GenSARPipeline], kind: str) -> GenSARForCondition
 def rows(tokenizer: GenSARTokenizer, tiny_events: UserEvents, tiny_split: Split, kind: str) -> ExampleRows:
     examples = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends)
     sampler = ExampleSampler(examples, max_target_tokens=20, seed=5, item_vectors=kind == "vectors")
-    return ExampleRows(sampler, num_rows=160)
+    return ExampleRows(sampler, num_rows=80)
 
 
 def train(
@@ -50,17 +50,18 @@ def train(
     return trainer
 
 
+@pytest.mark.parametrize("kind", ["tokens", "vectors", "causal"])
 def test_accumulated_steps_equal_one_large_step(
     rows: ExampleRows, model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer, tmp_path: Path
 ) -> None:
     """The rows have different numbers of labels, so that a mean of means would not do."""
     collate, before = ExampleCollator(tokenizer), copy.deepcopy(model.state_dict())
-    num_labels = [int((collate([rows[row]])["labels"] != -100).sum()) for row in range(160)]
-    order = sorted(range(160), key=num_labels.__getitem__)
+    num_labels = [int((collate([rows[row]])["labels"] != -100).sum()) for row in range(80)]
+    order = sorted(range(80), key=num_labels.__getitem__)
     four_rows = Subset(rows, [*order[:2], *order[-2:]])
     assert num_labels[order[1]] < num_labels[order[-2]]
     weights, norms = [], []
-    for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):
+    for batch_size, accumulation in ((4, 1), (1, 4)):
         trained = copy.deepcopy(model)
         trainer = train(
             trained, four_rows, tokenizer, tmp_path, max_steps=1, optim="sgd", learning_rate=0.1,
@@ -71,12 +72,12 @@ def test_accumulated_steps_equal_one_large_step(
         norms.append(trainer.state.log_history[0]["grad_norm"])
     moved = max((weights[0][name] - before[name]).abs().max() for name in weights[0])
     assert moved > 1e-3
-    assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-5)
-    for other in weights[1:]:
-        for name, tensor in weights[0].items():
-            torch.testing.assert_close(other[name], tensor, atol=1e-6, rtol=0, msg=name)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("kind", ["vectors", "causal"])
 def test_training_lowers_the_loss(
     rows: ExampleRows, model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer, tmp_path: Path
 ) -> None:

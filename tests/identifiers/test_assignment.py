@@ -81,7 +81,7 @@ def random_taken(num_shared: int, num_specific: int, size: int, num_taken: int, 
 LEVELS = st.sampled_from([(2, 2), (1, 2), (2, 1), (1, 1), (0, 2), (0, 3), (2, 0), (0, 1), (1, 0)])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_identifiers_are_unique_for_any_latents_up_to_full_capacity(data: st.DataObject):
     num_shared, num_specific = data.draw(LEVELS)
@@ -95,7 +95,7 @@ def test_identifiers_are_unique_for_any_latents_up_to_full_capacity(data: st.Dat
     assert_valid(random_codes(latents, num_shared, num_specific, size, seed))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_new_identifiers_are_free_whatever_is_taken(data: st.DataObject):
     num_shared, num_specific = data.draw(LEVELS)
@@ -110,7 +110,7 @@ def test_new_identifiers_are_free_whatever_is_taken(data: st.DataObject):
     assert_valid(codes, random_taken(num_shared, num_specific, size, num_taken, seed))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000))
 def test_new_items_on_free_identifiers_keep_them(seed: int):
     latents = np.random.default_rng(seed).standard_normal((8, 8)).astype(np.float32)
@@ -126,7 +126,7 @@ def test_new_items_on_free_identifiers_keep_them(seed: int):
     assert (codes.semantic_codes[~alone] != after[~alone]).any() or alone.all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000))
 def test_items_that_do_not_collide_keep_their_codes(seed: int):
     latents = np.random.default_rng(seed).standard_normal((24, 8)).astype(np.float32)

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -171,22 +169,6 @@ def test_files_of_version_0_1_load(tmp_path: Path, column: str):
     pq.write_table(renamed.replace_schema_metadata(table.schema.metadata), path)
     loaded = IdentifierTable.load(path)
     assert (loaded.num_trained, loaded.neighbors.tolist()) == (2, [[0, 1]])
-
-
-def test_reading_a_table_does_not_import_torch(tmp_path: Path):
-    small_table().save(tmp_path)
-    # The package object stands for `gensar_hf/__init__.py`, whose own imports are not tested here.
-    program = """
-import sys, types, pathlib
-package = types.ModuleType("gensar_hf")
-package.__path__ = [sys.argv[1]]
-sys.modules["gensar_hf"] = package
-from gensar_hf.identifiers import IdentifierTable
-assert IdentifierTable.load(sys.argv[2]).num_items == 3
-assert "torch" not in sys.modules and "transformers" not in sys.modules
-"""
-    package_dir = str(Path(__file__).parents[2] / "gensar_hf")
-    subprocess.run([sys.executable, "-c", program, package_dir, str(tmp_path)], check=True)
 
 
 def test_items_frame():
@@ -376,7 +358,7 @@ def test_items_that_cannot_be_removed_or_restored(method: str, item_ids: list[st
     assert table.available.tolist() == [True, False, True]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_add_remove_restore_save_load(tiny_catalogue: tuple, data: st.DataObject):
     """Whatever is added, removed and restored: rows stay, identifiers stay distinct, and the file keeps all of it."""

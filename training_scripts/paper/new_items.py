@@ -57,7 +57,7 @@ def main() -> None:
     write_json(folder / "new_items.json", result)
     with atomic_path(folder / "new_items.md") as aside:
         aside.write_text(markdown(cold_start_tables(result)), encoding="utf-8")
-    Console().print(terminal(cold_start_tables(result)))
+    Console(width=120).print(terminal(cold_start_tables(result)))
 
 
 if __name__ == "__main__":
