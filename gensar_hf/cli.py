@@ -259,7 +259,7 @@ def _parameter_help(function: Any) -> dict[str, str]:
 
 def train_command(argv: Sequence[str]) -> None:
     """`gensar train`: all stages, then what to do next."""
-    from gensar_hf.training.stages import MODEL, train
+    from gensar_hf.training.stages import MODEL, process_rank, train
 
     parser = training_parser(
         "gensar train",
@@ -270,6 +270,8 @@ def train_command(argv: Sequence[str]) -> None:
     dataset, args = dataset_and_arguments(read_settings(parser, argv).as_dict())
     set_up_logging()
     pipe = train(dataset, args, on_stage=StageLines())
+    if process_rank() > 0:
+        return
     show_answers(pipe, dataset)
     model_dir = Path(str(args.output_dir)) / MODEL
     print(f"\nThe model is in {model_dir}. Next:")

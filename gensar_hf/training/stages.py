@@ -107,7 +107,7 @@ def train(
         args: the settings of all stages.
         callbacks: for the generator's `Trainer`.
         reuse: folder of other runs; a stage that one of them has finished with the same inputs is linked.
-        on_stage: called after each stage.
+        on_stage: called after each stage, under `torchrun` by the first process.
 
     Returns:
         the pipeline in `output_dir/model`.
@@ -123,7 +123,7 @@ def train(
     def stage(name: str, inputs: list[Any], work: Work, is_distributed: bool = False) -> None:
         report = run_stage(run_dir, name, inputs, work, is_distributed, reuse)
         logger.info("Stage %s: %s.", name, "already finished" if report.skipped else f"{report.seconds:.1f} s")
-        if on_stage is not None:
+        if on_stage is not None and process_rank() == 0:
             on_stage(report)
 
     data_dir, embeddings = run_dir / DATA, [run_dir / name / EMBEDDINGS_FILE for name in (SEMANTIC, COLLABORATIVE)]
