@@ -22,14 +22,13 @@ from gensar_hf.evaluation import Evaluation
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 CONFIGS = {path.stem: path for path in sorted((SCRIPTS / "configs").glob("*.yaml"))}
-COMPARISONS = [
-    name for name, path in CONFIGS.items() if {"variants", "baselines"} & set(yaml.safe_load(path.read_text()))
-]
+CONTENTS = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in CONFIGS.items()}
+COMPARISONS = [name for name, content in CONTENTS.items() if {"variants", "baselines"} & set(content)]
 OF_SCRIPTS = {"later_share", "newest_share", "held_out_items", "max_requests", "finetune"}
 WORDS = ["red", "blue", "green", "cream", "soap", "lotion", "brush", "shampoo", "gel", "mask", "oil", "balm"]
 TINY = {
-    "text_encoder": "null", "sasrec_epochs": "1", "sasrec_config": "{hidden_size: 8, max_length: 8}", "codebook_size": "8",
-    "rqvae_epochs": "2", "rqvae_config": "{latent_dim: 8, hidden_sizes: [16]}", "max_steps": "3",
+    "text_encoder": "null", "sasrec_epochs": "1", "sasrec_config": "{hidden_size: 8, max_length: 8}",
+    "codebook_size": "8", "rqvae_epochs": "2", "rqvae_config": "{latent_dim: 8, hidden_sizes: [16]}", "max_steps": "3",
     "per_device_train_batch_size": "2", "text_vocab_size": "60", "num_negatives": "9",
     "generator_config": "{d_model: 16, d_kv: 8, d_ff: 16, num_layers: 1, num_decoder_layers: 1, num_heads: 2}",
 }  # fmt: skip
@@ -71,7 +70,7 @@ def test_scripts_are_thin(path):
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in COMPARISONS])
 def test_a_configuration_is_what_gensar_train_reads(name, tables, tmp_path):
-    content = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))
+    content = CONTENTS[name]
     settings = {key: value for key, value in content.items() if key not in OF_SCRIPTS} | tables
     _, args = dataset_and_arguments(settings)
     assert args.max_steps > 0
@@ -175,7 +174,7 @@ def test_new_items_are_added_and_ranked(script, tables, tmp_path):
 @pytest.mark.slow
 def test_the_tables_of_movielens_make_the_dataset_of_the_loader(tmp_path):
     write_tables(tmp_path)
-    settings = yaml.safe_load(CONFIGS["ml-100k"].read_text(encoding="utf-8"))
+    settings = CONTENTS["ml-100k"]
     paths = {name: str(tmp_path / f"{name}.parquet") for name in ("items", "interactions")}
     dataset, _ = dataset_and_arguments({**settings, **paths})
     loaded = load_movielens_100k(fetch_movielens_100k())
