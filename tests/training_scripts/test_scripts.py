@@ -24,8 +24,6 @@ SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 CONFIGS = {path.stem: path for path in sorted((SCRIPTS / "configs").glob("*.yaml"))}
 CONTENTS = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in CONFIGS.items()}
 COMPARISONS = [name for name, content in CONTENTS.items() if {"variants", "baselines"} & set(content)]
-    name for name, path in CONFIGS.items() if {"variants", "baselines"} & set(yaml.safe_load(path.read_text()))
-]
 OF_SCRIPTS = {"later_share", "newest_share", "held_out_items", "max_requests", "finetune"}
 WORDS = ["red", "blue", "green", "cream", "soap", "lotion", "brush", "shampoo", "gel", "mask", "oil", "balm"]
 TINY = {
