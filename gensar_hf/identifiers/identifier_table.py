@@ -411,8 +411,8 @@ class IdentifierTable:
                 titles=columns.get("title"),
                 texts=columns.get("text"),
                 build_report=metadata.get("build_report", {}),
-                available=_read_available(table),  # type: ignore[arg-type]
-                neighbors=_read_neighbors(table),  # type: ignore[arg-type]
+                available=_read_available(table),
+                neighbors=_read_neighbors(table),
             )
         except InputError as error:
             raise InputError(str(error).replace(_SELF, str(source), 1)) from None
