@@ -66,12 +66,7 @@ def unit_rows(embeddings: np.ndarray) -> np.ndarray:
 
 
 def save_item_embeddings(path: str | os.PathLike[str], embeddings: np.ndarray, item_ids: Sequence[str]) -> None:
-    """Write the embeddings and a hash of the item ids in order, atomically.
-
-    Args:
-        path: the `.safetensors` file.
-        embeddings: `(num_items, dim)`, finite; stored as float32.
-        item_ids: `(num_items,)` the item of each row.
+    """Write finite `(num_items, dim)` embeddings, as float32, and a hash of the item ids in order, atomically.
 
     Raises:
         InputError: the number of rows differs from the number of items, or a value is not finite.

@@ -21,7 +21,12 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TABLES = ("items.csv", "clicks.csv")
 # Settings that make a run short, for tests of form and not of quality.
-SHORT = {"max_steps": 2, "sasrec_epochs": 1, "rqvae_epochs": 1, "item_weight": 1.0}
+SHORT = {
+    "max_steps": 2, "sasrec_epochs": 0.1, "rqvae_epochs": 1, "item_weight": 1.0, "text_vocab_size": 200,
+    "sasrec_config": {"hidden_size": 16, "num_layers": 1},
+    "rqvae_config": {"hidden_sizes": [16], "latent_dim": 8},
+    "generator_config": {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_heads": 2},
+}  # fmt: skip
 
 
 def blocks(language: str) -> list[str]:

@@ -43,15 +43,7 @@ def next_item_loss(
 
 
 def last_states(hidden: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-    """Each history's state after its last event, zeros for an empty one.
-
-    Args:
-        hidden: `(batch_size, length, dim)`.
-        input_ids: `(batch_size, length)` item index + 1, 0 = padding on the right.
-
-    Returns:
-        `(batch_size, dim)`.
-    """
+    """Each history's state after its last event, `(batch_size, dim)` of `(batch_size, length, dim)`; zeros for none."""
     lengths = (input_ids != PADDING).sum(dim=1)
     rows = torch.arange(len(input_ids), device=input_ids.device)
     return hidden[rows, (lengths - 1).clamp(min=0)] * (lengths > 0)[:, None]
@@ -154,7 +146,7 @@ class SASRecModel(PreTrainedModel):
         """
         hidden = self._encode(input_ids)
         if labels is None:
-            return SASRecOutput(logits=self._logits(hidden), last_hidden_state=hidden)
+            return SASRecOutput(logits=F.linear(hidden, self.item_embeddings()), last_hidden_state=hidden)
         smoothing = self.config.label_smoothing * self.training
         loss = next_item_loss(hidden, self.item_embeddings(), labels, smoothing, num_items_in_batch)
         return SASRecOutput(loss=loss, last_hidden_state=hidden)
@@ -172,32 +164,17 @@ class SASRecModel(PreTrainedModel):
             hidden = block(hidden)
         return self.dropout(self.final_norm(hidden))
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`(…, hidden_size)` to `(…, num_items)`."""
-        return F.linear(hidden, self.item_embeddings())
-
     def item_embeddings(self) -> torch.Tensor:
         """The item table without its padding row, `(num_items, hidden_size)`: the collaborative embeddings."""
         return self.item_table.weight[1:]
 
     def score(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Score the whole catalogue as the next item of each history; an empty one scores all items 0.
-
-        Args:
-            input_ids: `(batch_size, length)`, coded as in `forward`.
-
-        Returns:
-            `(batch_size, num_items)` logits.
-        """
-        return self._logits(last_states(self._encode(input_ids), input_ids))
+        """Logits `(batch_size, num_items)` of the next item, 0 for an empty history; `input_ids` as in `forward`."""
+        return F.linear(last_states(self._encode(input_ids), input_ids), self.item_embeddings())
 
 
 def pad_histories(histories: list[np.ndarray], max_length: int) -> torch.Tensor:
-    """The latest `max_length` items of each history as `input_ids` for `SASRecModel`.
-
-    Args:
-        histories: item indices, oldest first.
-        max_length: of the model.
+    """The latest `max_length` items of each history, item indices with the oldest first, as `input_ids`.
 
     Returns:
         `(num_histories, longest)` long, item index + 1, 0 = padding on the right; at least one column.

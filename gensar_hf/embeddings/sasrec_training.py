@@ -135,7 +135,7 @@ def collate_windows(windows: Sequence[dict[str, torch.Tensor]]) -> dict[str, tor
 
 
 def sasrec_training_arguments(output_dir: str, **overrides: Any) -> TrainingArguments:
-    """`TrainingArguments` tuned on the validation clicks of MovieLens-100k; `overrides` are any of its fields."""
+    """`TrainingArguments` tuned on the validation clicks of MovieLens-100k; `overrides` change any of its fields."""
     tuned = {
         "num_train_epochs": 15,
         "per_device_train_batch_size": 64,

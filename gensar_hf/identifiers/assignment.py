@@ -60,7 +60,7 @@ class JointCodes:
         return max(self.shared_codebooks.shape[1], self.semantic_codebooks.shape[1])
 
     def quantized(self, semantic_codes: np.ndarray, collaborative_codes: np.ndarray) -> np.ndarray:
-        """`(num_rows, 2 * latent_dim)` sums of codes of `(num_rows, num_levels)` identifiers, semantic half first."""
+        """Sums of the codes of `(num_rows, num_levels)` identifiers: `(num_rows, 2 * latent_dim)`, semantic first."""
         total = np.zeros((len(semantic_codes), self.latents.shape[1]), dtype=self.latents.dtype)
         semantic_half, collaborative_half = np.split(total, 2, axis=1)  # views
         for level, codebook in enumerate(self.shared_codebooks):
@@ -72,7 +72,7 @@ class JointCodes:
         return total
 
     def distortions(self, semantic_codes: np.ndarray, collaborative_codes: np.ndarray) -> dict[str, float]:
-        """Mean squared error of each kind's latents with these `(num_items, num_levels)` codes."""
+        """Squared error of each kind's latents, mean over the items, with these `(num_items, num_levels)` codes."""
         errors = np.square(self.latents - self.quantized(semantic_codes, collaborative_codes))
         halves = zip(("semantic", "collaborative"), np.split(errors, 2, axis=1), strict=True)
         return {kind: float(half.sum(dtype=np.float64)) / self.num_items for kind, half in halves}
@@ -116,12 +116,9 @@ def assign_unique_identifiers(
 ) -> UniqueIdentifiers:
     """Make each kind's identifiers distinct at a small distortion.
 
-    An item that collides with no other keeps its codes, unless its prefix is too full (more than K^n items with n
-    levels to come). Items that collide on the last level are assigned, jointly, to their own code and to the free codes
-    under their prefix with the least sum of squared distances. If a prefix is too full, those of its items that lose
-    least move to the nearest code with room on the level in question, and their later levels are quantized again. With
-    one specific level the level in question is the last shared one, so both identifiers of the moved item change.
-    With two or more only the kind that needs it changes, until K^L_n items share one shared prefix.
+    An item that collides with no other keeps its codes, unless its prefix holds more than K^n items with n levels to
+    come. Moved items' later codes are quantized again. With one specific level the shared prefix, and so both
+    identifiers, may have to change; with two or more only the kind that needs it, until K^L_n items share one prefix.
 
     Args:
         codes: of the items that need identifiers, from `JointRQVAE.encode`.

@@ -79,7 +79,8 @@ class IdentifierTable:
         wrong = next((row for row, each in enumerate(self.item_ids) if not isinstance(each, str)), None)
         if wrong is not None:
             raise InputError(f"{_SELF}, row {wrong + 1}, column item_id: {self.item_ids[wrong]!r} is not a string.")
-        _refuse_repeat("item_id", self.item_ids, "every item may occur only once")
+        if len(set(self.item_ids)) < self.num_items:
+            _refuse_repeat("item_id", self.item_ids, "every item may occur only once")
         for column, codes in self._codes().items():
             if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
                 row, level = np.argwhere((codes < 0) | (codes >= self.codebook_size))[0]
@@ -113,21 +114,20 @@ class IdentifierTable:
                 f"{_SELF} has {self.num_items} items, so `available` must hold as many truth values; got an array of "
                 f"shape {self.available.shape} and dtype {self.available.dtype}."
             )
-        if self.neighbors.ndim != 2 or len(self.neighbors) >= self.num_items or not self._has_valid_neighbors():
+        if not self.available.any():
+            raise InputError(f"{_SELF} has no available item; a catalogue needs at least one, so restore some.")
+        is_valid = self.neighbors.ndim == 2 and len(self.neighbors) < self.num_items
+        if is_valid:
+            is_trained = (self.neighbors >= 0) & (self.neighbors < self.num_trained)
+            is_own = self.neighbors[:, :1] == np.arange(self.num_trained, self.num_items)[:, None]
+            is_trained[:, :1] |= is_own
+            is_valid = bool(is_trained.all() and (np.diff(is_own.astype(int), axis=0) <= 0).all())  # marked come first
+        if not is_valid:
             raise InputError(
                 f"{_SELF}: `neighbors` must name, for each of the last items, rows of items that come before them all, "
                 f"or first the item's own row if it was trained later; got an array of shape {self.neighbors.shape} "
                 f"for {self.num_items} items."
             )
-        if not self.available.any():
-            raise InputError(f"{_SELF} has no available item; a catalogue needs at least one, so restore some.")
-
-    def _has_valid_neighbors(self) -> bool:
-        is_trained = (self.neighbors >= 0) & (self.neighbors < self.num_trained)
-        is_own = self.neighbors[:, :1] == self.num_trained + np.arange(len(self.neighbors))[:, None]
-        is_trained[:, :1] |= is_own
-        marked_come_first = (np.diff(is_own.astype(int), axis=0) <= 0).all()
-        return bool(is_trained.all() and marked_come_first)
 
     def _codes(self) -> dict[str, np.ndarray]:
         return {"semantic_codes": self.semantic_codes, "collaborative_codes": self.collaborative_codes}
@@ -237,7 +237,11 @@ class IdentifierTable:
                 one per id; a model that did not make the table; more items than identifiers; titles or texts for a
                 table that has none.
         """
-        item_ids = self._new_item_ids(item_ids)
+        item_ids, rows = _checked_ids(item_ids), self.rows()
+        for known in (item_id for item_id in item_ids if item_id in rows):
+            remedy = f", as a removed one; bring it back, identifiers and all, with `restore_items([{known!r}])`"
+            remedy = "; leave it out of the new items" if self.available[rows[known]] else remedy
+            raise InputError(f"The item {known!r} is in the identifier table already{remedy}.")
         all_titles = _extended("titles", self.titles, titles, len(item_ids))
         all_texts = _extended("texts", self.texts, texts, len(item_ids))
         for name in ("codebook_size", "num_shared_levels", "num_levels"):
@@ -273,18 +277,6 @@ class IdentifierTable:
             neighbors=np.concatenate([self.neighbors.reshape(-1, k), nearest]),
         )
 
-    def _new_item_ids(self, item_ids: Sequence[str]) -> list[str]:
-        checked, rows = _checked_ids(item_ids), self.rows()
-        known = next((item_id for item_id in checked if item_id in rows), None)
-        if known is None:
-            return checked
-        if self.available[rows[known]]:
-            raise InputError(f"The item {known!r} is in the identifier table already; leave it out of the new items.")
-        raise InputError(
-            f"The item {known!r} is in the identifier table already, as a removed one; bring it back with "
-            f"`restore_items([{known!r}])`, which gives it the identifiers that it had."
-        )
-
     def remove_items(self, item_ids: Sequence[str]) -> "IdentifierTable":
         """A new table in which these items are not available: never generated, but still readable in histories.
 
@@ -293,13 +285,7 @@ class IdentifierTable:
         Raises:
             InputError: an id that is unknown, occurs twice or is removed already, or no item would be left.
         """
-        rows = self._rows_to_change(item_ids, available=False)
-        if len(rows) == self.num_available:
-            raise InputError(
-                f"Removing these {len(rows)} items would leave no item available; a catalogue needs at least one, so "
-                "leave one out, or add other items first."
-            )
-        return self._with_availability(rows, False)
+        return self._with_availability(item_ids, False)
 
     def restore_items(self, item_ids: Sequence[str]) -> "IdentifierTable":
         """A new table in which these removed items are available again, under the identifiers that they had.
@@ -307,24 +293,24 @@ class IdentifierTable:
         Raises:
             InputError: an id that is unknown, occurs twice or is not removed.
         """
-        return self._with_availability(self._rows_to_change(item_ids, available=True), True)
+        return self._with_availability(item_ids, True)
 
-    def _rows_to_change(self, item_ids: Sequence[str], available: bool) -> list[int]:
-        verb, rows = "restored" if available else "removed", []
-        for item_id in _checked_ids(item_ids):
+    def _with_availability(self, item_ids: Sequence[str], value: bool) -> "IdentifierTable":
+        verb, state = ("restored", "it was not removed") if value else ("removed", "it is removed already")
+        item_ids, table = _checked_ids(item_ids), copy.copy(self)  # the other fields are the same objects
+        table.available = self.available.copy()
+        for item_id in item_ids:
             row = self.rows().get(item_id)
             if row is None:
                 raise InputError(f"The item {item_id!r} cannot be {verb}, because it is not in the identifier table.")
-            if self.available[row] == available:
-                state = "it was not removed" if available else "it is removed already"
+            if self.available[row] == value:
                 raise InputError(f"The item {item_id!r} cannot be {verb}, because {state}.")
-            rows.append(row)
-        return rows
-
-    def _with_availability(self, rows: list[int], value: bool) -> "IdentifierTable":
-        table = copy.copy(self)  # the other fields are the same objects and need no second check
-        table.available = self.available.copy()
-        table.available[rows] = value
+            table.available[row] = value
+        if not table.available.any():
+            raise InputError(
+                f"Removing these {len(item_ids)} items would leave no item available; a catalogue needs at least one, "
+                "so leave one out, or add other items first."
+            )
         return table
 
     def mark_trained(self, item_ids: Sequence[str]) -> "IdentifierTable":
@@ -385,14 +371,11 @@ class IdentifierTable:
         the file's metadata.
         """
         target = _table_path(path)
-        columns: dict[str, Any] = {
-            "item_id": pa.array(self.item_ids, pa.string()),
-            "available": pa.array(self.available),
-        }
+        columns: dict[str, Any] = {"available": pa.array(self.available)}
         for name, codes in self._codes().items():
             lists = pa.FixedSizeListArray.from_arrays(codes.astype(np.int32).ravel(), codes.shape[1])
             columns[name] = lists.cast(pa.list_(pa.int32()))
-        for name, values in (("title", self.titles), ("text", self.texts)):
+        for name, values in (("item_id", self.item_ids), ("title", self.titles), ("text", self.texts)):
             if values is not None:
                 columns[name] = pa.array(values, pa.string())
         if len(self.neighbors):
@@ -401,11 +384,9 @@ class IdentifierTable:
         metadata: dict[str, Any] = {"format_version": _FORMAT_VERSION, "build_report": self.build_report}
         metadata |= {"num_shared_levels": self.num_shared_levels, "codebook_size": self.codebook_size}
         table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)})
-        code_columns = [f"{name}.list.element" for name in self._codes()]
+        encoded = [f"{name}.list.element" for name in self._codes()]  # ids and texts hardly repeat
         with atomic_path(target) as aside:
-            pq.write_table(
-                table, aside, use_dictionary=code_columns
-            )  # ids and texts hardly repeat: a dictionary is slow
+            pq.write_table(table, aside, use_dictionary=encoded)
         return target
 
     @classmethod
@@ -418,9 +399,8 @@ class IdentifierTable:
         """
         source = _table_path(path)
         table, metadata = _read(source)
-        columns = {
-            name: table[name].to_numpy().tolist() for name in ("item_id", "title", "text") if name in table.column_names
-        }
+        names = {"item_id", "title", "text"}.intersection(table.column_names)
+        columns = {name: table[name].to_numpy().tolist() for name in names}  # several times faster than `to_pylist`
         try:
             return cls(
                 item_ids=columns["item_id"],
@@ -431,8 +411,8 @@ class IdentifierTable:
                 titles=columns.get("title"),
                 texts=columns.get("text"),
                 build_report=metadata.get("build_report", {}),
-                available=_read_available(table),  # type: ignore[arg-type]
-                neighbors=_read_neighbors(table),  # type: ignore[arg-type]
+                available=_read_available(table),
+                neighbors=_read_neighbors(table),
             )
         except InputError as error:
             raise InputError(str(error).replace(_SELF, str(source), 1)) from None
@@ -454,7 +434,7 @@ def build_identifier_table(
         collaborative: `(num_items, collaborative_dim)`.
         item_ids: one per item.
         titles: one per item, saved with the identifiers.
-        texts: one per item, saved with the identifiers.
+        texts: the same.
 
     Raises:
         InputError: unusable embeddings, more items than identifiers, or a repeated item id.
@@ -492,15 +472,11 @@ def _nearest_trained(
 
 
 def level_usage(codes: np.ndarray, codebook_size: int) -> dict[str, list[float]]:
-    """How evenly the codes of each level are used.
-
-    Args:
-        codes: `(num_items, num_levels)`.
-        codebook_size: K.
+    """How evenly the codes of each level of `(num_items, num_levels)` codes are used; one number per level each.
 
     Returns:
         `codebook_use`, the share of codes with at least one item, and `perplexity`, exp of the entropy of the codes'
-        shares (K if all are used equally, 1 if only one is used); one number per level each.
+        shares (`codebook_size` if all are used equally, 1 if only one is used).
 
     >>> level_usage(np.array([[0, 1], [0, 1], [2, 1], [2, 1]]), codebook_size=4)
     {'codebook_use': [0.5, 0.25], 'perplexity': [2.0, 1.0]}
@@ -614,11 +590,11 @@ def _read_codes(table: pa.Table, column: str) -> np.ndarray:
     return np.array(rows, dtype=np.int64).reshape(len(rows), -1 if rows else 0)
 
 
-def _read_neighbors(table: pa.Table) -> np.ndarray | None:
+def _read_neighbors(table: pa.Table) -> np.ndarray:
     """`(num_added, k)` int64 of the rows after the last null."""
     column = "lenders" if "lenders" in table.column_names else "neighbors"  # files of version 0.1 have lenders
     if column not in table.column_names:
-        return None
+        return np.zeros((0, 0), dtype=np.int64)
     has_neighbors = table[column].is_valid().to_numpy()
     num_added = int(has_neighbors.sum())
     if not has_neighbors[len(has_neighbors) - num_added :].all():
@@ -629,10 +605,8 @@ def _read_neighbors(table: pa.Table) -> np.ndarray | None:
     return _read_codes(table.slice(len(table) - num_added), column)
 
 
-def _read_available(table: pa.Table) -> np.ndarray | None:
-    if "available" not in table.column_names:
-        return None
-    values = table["available"].to_pylist()
+def _read_available(table: pa.Table) -> np.ndarray:
+    values = table["available"].to_pylist() if "available" in table.column_names else [True] * len(table)
     row = next((row for row, value in enumerate(values, start=1) if not isinstance(value, bool)), None)
     if row is not None:
         raise InputError(f"{_SELF}, row {row}, column available: {values[row - 1]!r} is not true or false.")

@@ -189,7 +189,7 @@ def random_case(models: list[Any], seed: int) -> int:
 
 def test_random_tries_and_models_give_what_generate_gives() -> None:
     models = [build_t5(shape, seed, num_layers=1) for seed, shape in enumerate([*SHAPES, *SHAPES])]
-    assert sum(random_case(models, seed) for seed in range(60)) > 600
+    assert sum(random_case(models, seed) for seed in range(30)) > 300
 
 
 @pytest.mark.slow

@@ -24,14 +24,11 @@ SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 CONFIGS = {path.stem: path for path in sorted((SCRIPTS / "configs").glob("*.yaml"))}
 CONTENTS = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in CONFIGS.items()}
 COMPARISONS = [name for name, content in CONTENTS.items() if {"variants", "baselines"} & set(content)]
-    name for name, path in CONFIGS.items() if {"variants", "baselines"} & set(yaml.safe_load(path.read_text()))
-]
 OF_SCRIPTS = {"later_share", "newest_share", "held_out_items", "max_requests", "finetune"}
 WORDS = ["red", "blue", "green", "cream", "soap", "lotion", "brush", "shampoo", "gel", "mask", "oil", "balm"]
 TINY = {
     "text_encoder": "null", "sasrec_epochs": "1", "sasrec_config": "{hidden_size: 8, max_length: 8}",
-    "codebook_size": "8",
-    "rqvae_epochs": "2", "rqvae_config": "{latent_dim: 8, hidden_sizes: [16]}", "max_steps": "3",
+    "codebook_size": "8", "rqvae_epochs": "2", "rqvae_config": "{latent_dim: 8, hidden_sizes: [16]}", "max_steps": "3",
     "per_device_train_batch_size": "2", "text_vocab_size": "60", "num_negatives": "9",
     "generator_config": "{d_model: 16, d_kv: 8, d_ff: 16, num_layers: 1, num_decoder_layers: 1, num_heads: 2}",
 }  # fmt: skip
