@@ -65,12 +65,10 @@ def test_a_finished_run_is_skipped(tiny_data, run):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "again"),
-    [
-        ({"learning_rate": 1e-3}, ["model"]),
-        pytest.param({"rqvae_epochs": 2}, ["rqvae", "model"], marks=pytest.mark.slow),
-    ],
+    [({"learning_rate": 1e-3}, ["model"]), ({"rqvae_epochs": 2}, ["rqvae", "model"])],
 )
 def test_a_changed_setting_repeats_its_stage_and_later_ones(tiny_data, run, changes, again):
     assert stages_run(tiny_data, run, **changes) == again
@@ -101,6 +99,7 @@ def test_other_data_repeat_everything(run):
     assert again[-1] == "model"
 
 
+@pytest.mark.slow
 def test_a_deleted_or_damaged_file_repeats_its_stage(tiny_data, run):
     (run / "model" / "generation_config.json").unlink()
     assert stages_run(tiny_data, run) == ["model"]

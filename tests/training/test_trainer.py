@@ -28,7 +28,9 @@ def load(folder):
 # ---- the three traps
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["plain", "shared features"])
+@pytest.mark.parametrize(
+    "shared", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "shared features"]
+)
 def test_what_is_saved_answers_as_what_was_trained(tiny_pipe, tiny_data, tiny_run, tmp_path, shared):
     if shared:
         item_ids = tiny_pipe.tokenizer.identifiers.item_ids
@@ -128,6 +130,7 @@ def test_callbacks_evaluations_and_the_best_model(tiny_pipe, tiny_data, tmp_path
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_early_stopping(tiny_pipe, tiny_data, tmp_path):
     args = tiny_runs.arguments(
         tmp_path, eval_strategy="steps", eval_steps=1, save_steps=1, load_best_model_at_end=True, learning_rate=0.0,
@@ -170,6 +173,7 @@ def test_data_without_requests_or_without_targets_are_refused_at_once(tiny_pipe,
         )
 
 
+@pytest.mark.slow
 def test_accumulated_batches_give_the_same_step(tiny_run, tiny_data, tmp_path):
     results = []
     for batch_size, accumulated in ((4, 1), (1, 4)):
