@@ -202,9 +202,9 @@ def encoding(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["events", "tokens", "vectors", "causal"])
+@pytest.fixture(params=["tokens", "vectors", "causal"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """Runs a test once for each history encoding, for a model with item vectors, and for a decoder-only model."""
+    """Runs a test for histories as tokens, for events with item vectors, and for a decoder-only model."""
     return request.param
 
 

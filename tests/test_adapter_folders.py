@@ -59,6 +59,7 @@ def unmerged(base_dir: Path) -> tuple[GenSARPipeline, Path]:
     return GenSARPipeline(with_adapter.get_base_model(), tokenizer), folder
 
 
+@pytest.mark.parametrize("kind", ["vectors", "causal"])
 def test_an_adapter_answers_the_same_merged_and_unmerged(
     unmerged: tuple[GenSARPipeline, Path], base_dir: Path, tmp_path: Path
 ) -> None:
