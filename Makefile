@@ -1,16 +1,16 @@
-# `make demo` and `make test` set up .venv themselves; nothing but Python >= 3.11 is needed.
+# Every target sets up .venv itself. Python >= 3.11 is all it needs.
 PYTHON ?= python3
-# Named by exact version and installed first: a plain `torch` may bring several GB of CUDA libraries along.
+# Installed first and by exact version: a plain `torch` may bring several GB of CUDA libraries.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint package clean
 
 demo: .venv/.demo
-	$(BIN)/python training_scripts/run_pipeline.py training_scripts/configs/ml-100k.yaml
+	$(BIN)/python training_scripts/demo.py
 
-# A process a core, one thread each: the models of the tests are too small for several.
+# One process per core with one thread each: the test models are too small for more threads.
 test: .venv/.dev
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
@@ -23,8 +23,14 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# The sdist and the wheel in dist/, checked as PyPI checks them.
+package: .venv/.dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 .venv/.torch:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
@@ -33,7 +39,7 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@touch $@
 
-# One stamp an extra: what setup.cfg asks for is installed again when it changes.
+# One stamp per extra. An extra is installed again when setup.cfg or pyproject.toml changes.
 .venv/.%: .venv/.torch setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@

@@ -25,13 +25,12 @@ logger = logging.getLogger(__name__)
 
 STAGE_FILE = "stage.json"
 CARD_FILE = "README.md"
-_CHUNK_BYTES = 1 << 20
 _ASIDE_MARK = ".aside-"  # part of every temporary name, so that fingerprints can ignore leftovers of a killed run
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Let the caller write a file or folder beside `path`, then rename it into place.
+    """Write a file or folder under a temporary name, then rename it to `path`.
 
     Readers see the old content or the new one, never a part: the temporary lies in the same folder (so that the
     rename is atomic) and is flushed to disk first. An existing folder is moved out of the way, and moved back if the
@@ -53,7 +52,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield aside
         if not aside.exists():
             raise FileNotFoundError(f"Nothing was written at {aside}, so {path} was left as it was.")
-        _flush_tree(aside)
+        for inner in [*(aside.rglob("*") if aside.is_dir() else ()), aside]:
+            _flush(inner)
         _move_into_place(aside, path)
     except BaseException:
         _remove(aside)
@@ -82,12 +82,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _flush_tree(path: Path) -> None:
-    for inner in sorted(path.rglob("*")) if path.is_dir() else []:
-        _flush(inner)
-    _flush(path)
-
-
 def _flush(path: Path) -> None:
     if path.is_dir() and os.name != "posix":
         return  # other systems cannot open a folder to flush its entries
@@ -99,12 +93,11 @@ def _flush(path: Path) -> None:
 
 
 def fingerprint(*inputs: Any) -> str:
-    """SHA-256 over everything a stage depends on, in order.
+    """SHA-256 of everything that a stage depends on, in order.
 
-    A `Path` stands for its content: a file's bytes, or a folder's relative file names and bytes. `stage.json` and
-    leftovers of a killed run do not count (the first holds durations, so it differs when the same stage runs twice),
-    nor does the card (`README.md`), which is written last and describes the rest.
-    Where a file lies does not count either. A `str` is just a string. Mappings are read in the order of their keys.
+    A `Path` stands for its content, wherever it lies: a file's bytes, or a folder's relative file names and bytes,
+    without `stage.json` (which holds durations), the card (`README.md`) and leftovers of a killed run. A `str` is just
+    a string. Mappings are read in the order of their keys.
 
     Args:
         inputs: paths, strings, numbers, booleans, None, enums, dataclasses, mappings, sequences, sets, numpy arrays.
@@ -127,11 +120,15 @@ def _add(digest: hashlib._Hash, value: Any) -> None:
     if isinstance(value, Path):
         _add_path(digest, value)
     elif isinstance(value, np.ndarray):
-        _add_array(digest, value)
+        digest.update(f"array {value.dtype.str} {value.shape};".encode())
+        if value.dtype.hasobject:
+            _add(digest, value.tolist())
+        else:
+            digest.update(np.asarray(value, order="C").tobytes())
+    elif isinstance(value, np.generic | Enum):
+        _add(digest, value.item() if isinstance(value, np.generic) else value.value)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         _add(digest, {field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
-    elif isinstance(value, Enum):
-        _add(digest, value.value)
     elif isinstance(value, Mapping):
         digest.update(b"map %d;" % len(value))
         for key in sorted(value, key=str):
@@ -143,29 +140,12 @@ def _add(digest: hashlib._Hash, value: Any) -> None:
         digest.update(b"list %d;" % len(value))
         for inner in value:
             _add(digest, inner)
-    else:
-        _add_scalar(digest, value)
-
-
-def _add_scalar(digest: hashlib._Hash, value: Any) -> None:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, bytes):
-        content = value
-    elif value is None or isinstance(value, str | bool | int | float):
-        content = json.dumps(value).encode()
+    elif value is None or isinstance(value, str | bytes | bool | int | float):
+        content = value if isinstance(value, bytes) else json.dumps(value).encode()
+        digest.update(b"%s %d;" % (type(value).__name__.encode(), len(content)))
+        digest.update(content)
     else:
         raise TypeError(f"A fingerprint cannot be taken of {value!r}, which is a {type(value).__name__}.")
-    digest.update(b"%s %d;" % (type(value).__name__.encode(), len(content)))
-    digest.update(content)
-
-
-def _add_array(digest: hashlib._Hash, array: np.ndarray) -> None:
-    digest.update(f"array {array.dtype.str} {array.shape};".encode())
-    if array.dtype.hasobject:
-        _add(digest, array.tolist())
-    else:
-        digest.update(np.asarray(array, order="C").tobytes())
 
 
 def _add_path(digest: hashlib._Hash, path: Path) -> None:
@@ -176,19 +156,15 @@ def _add_path(digest: hashlib._Hash, path: Path) -> None:
     if path.is_file():
         digest.update(b"file %d;" % path.stat().st_size)
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
+            while chunk := file.read(1 << 20):
                 digest.update(chunk)
         return
-    inner = [file for file in path.rglob("*") if file.is_file() and _counts(file.relative_to(path))]
-    digest.update(b"folder %d;" % len(inner))
-    for name in sorted(file.relative_to(path).as_posix() for file in inner):
+    names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+    names = [name for name in names if Path(name).name not in (STAGE_FILE, CARD_FILE) and _ASIDE_MARK not in name]
+    digest.update(b"folder %d;" % len(names))
+    for name in sorted(names):
         _add(digest, name)
         _add_path(digest, path / name)
-
-
-def _counts(relative_path: Path) -> bool:
-    is_leftover = any(_ASIDE_MARK in part for part in relative_path.parts)
-    return relative_path.name not in (STAGE_FILE, CARD_FILE) and not is_leftover
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -197,19 +173,17 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         InputError: the file is missing, or is not JSON (the message names the line).
     """
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; run the stage that writes it, or correct the path.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged, it is not JSON ({error}); delete it and run the stage again.") from None
+    with _damage_reported(path):
+        try:
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"it is not JSON: {error}") from None
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Write `obj` aside and rename it: keys sorted, two spaces of indent, a line feed at the end.
+    """Write JSON atomically: keys sorted, two spaces of indent, a line feed at the end.
 
-    numpy numbers and arrays, paths and dataclasses are written as the plain values they stand for.
+    numpy numbers and arrays, paths and dataclasses are written as plain values.
 
     Raises:
         ValueError: `obj` holds NaN or an infinity, which JSON does not know.
@@ -235,17 +209,31 @@ def _plain(value: Any) -> Any:
 def save_arrays(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write named arrays, aside and renamed, as one safetensors file.
+    """Write named numeric or boolean arrays of any shape atomically, as one safetensors file.
 
     Args:
         path: the `.safetensors` file.
-        arrays: numeric or boolean arrays of any shape, 0-d and empty ones included.
-        metadata: text kept in the file's header; `load_array_metadata` returns it.
+        arrays: name → array.
+        metadata: text kept in the file's header, see `load_array_metadata`.
     """
     # safetensors writes the buffer of a transposed view as it lies in memory, which would be another array.
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with atomic_path(path) as aside:
         save_file(contiguous, aside, metadata=dict(metadata) if metadata else None)
+        _sort_header(aside)
+
+
+def _sort_header(path: Path) -> None:
+    """Bring the metadata into the order of their keys; safetensors writes them in an order that changes by the run."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            assert len(text) <= size
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -259,11 +247,7 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def load_array_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The `metadata` that `save_arrays` was given, without reading the arrays; empty when there was none.
-
-    Raises:
-        InputError: as in `load_arrays`.
-    """
+    """The `metadata` of a file that `save_arrays` wrote, without its arrays. Errors as in `load_arrays`."""
     with _damage_reported(path), safe_open(path, framework="numpy") as file:
         return dict(file.metadata() or {})
 
@@ -284,17 +268,16 @@ def last_checkpoint(checkpoints: Path) -> str | None:
     Args:
         checkpoints: the `output_dir` of its `TrainingArguments`.
     """
-    complete = [path for path in checkpoints.glob("checkpoint-*") if _is_json(path / "trainer_state.json")]
+
+    def is_complete(path: Path) -> bool:
+        try:
+            return read_json(path / "trainer_state.json") is not None
+        except InputError:
+            return False
+
+    complete = [path for path in checkpoints.glob("checkpoint-*") if is_complete(path)]
     if not complete:
         return None
     newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]))
     logger.info("Going on from %s.", newest)
     return str(newest)
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

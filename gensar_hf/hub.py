@@ -1,11 +1,10 @@
-"""Folders up to the Hub, files down from it, and what goes wrong between, in one sentence."""
+"""Hub upload and download helpers, and explanations of Hub errors."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -17,42 +16,52 @@ from transformers.utils.hub import cached_file
 
 from gensar_hf.errors import InputError
 
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
 def optional_file(path: str | os.PathLike, name: str, **kwargs: Any) -> Path | None:
-    """A file of a folder or a repository; None where that has no such file.
+    """A file in a folder or Hub repository; None if it has no such file.
 
     Args:
         path: folder or Hub name.
         name: of the file.
-        **kwargs: `revision`, `cache_dir`, …; what has nothing to do with the Hub is passed over.
+        **kwargs: `revision`, `cache_dir`, `subfolder`, …; other options are ignored.
 
     Raises:
-        OSError: there is no such folder or repository, or it cannot be asked.
+        OSError: there is no such folder or repository, or it cannot be reached.
     """
+    options = {option: kwargs[option] for option in (*_HUB_OPTIONS, "subfolder") if option in kwargs}
+    file = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options)
+    return None if file is None else Path(file)
+
+
+def folder_of(path: str | os.PathLike, name: str, **kwargs: Any) -> Path:
+    """A folder inside a folder or a Hub repository, downloaded if it is not in the cache.
+
+    Arguments and errors are those of `optional_file`.
+    """
+    inner = Path(kwargs.get("subfolder") or "") / name
+    if Path(path).is_dir():
+        return Path(path) / inner
     options = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
-    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options)
-    return None if found is None else Path(found)
+    return Path(snapshot_download(os.fspath(path), allow_patterns=f"{inner.as_posix()}/*", **options)) / inner
 
 
 def push_folder(
     folder: str | os.PathLike,
     repo_id: str,
     *,
-    repo_type: str = "model",
     revision: str | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
     commit_message: str,
     create_pr: bool = False,
 ) -> str:
-    """Upload a folder in one commit, into a repository and a branch that are made if they are not there.
+    """Upload a folder in one commit to a model repository; repository and branch are created if missing.
 
     Args:
         folder: whose files are uploaded.
         repo_id: such as `"me/films"`.
-        repo_type: `"model"` or `"dataset"`.
         revision: a branch, made from `main`.
         private: whether a new repository is private.
         token: of an account that may write; default: the one that is logged in.
@@ -67,18 +76,17 @@ def push_folder(
     """
     api = HfApi(token=token)
     try:
-        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr:
-            api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo_id,
-            repo_type=repo_type,
             folder_path=Path(folder),
             revision=revision,
             commit_message=commit_message,
             create_pr=create_pr,
         )
-    except Exception as error:  # the client's transport has kinds of errors of its own
+    except Exception as error:  # the client's transport raises its own kinds of errors
         reason = " ".join(str(error).split())
         raise InputError(
             f"Nothing was pushed to '{repo_id}' ({reason}); check the name, the connection, and that the account may "
@@ -87,17 +95,16 @@ def push_folder(
     return commit.commit_url
 
 
-def hub_trouble(path: str | os.PathLike, error: BaseException) -> str:
-    """Why a name that is no folder could not be read from the Hub, and what to do, as the rest of a sentence.
+def explain_hub_error(path: str | os.PathLike, error: BaseException) -> str:
+    """The end of a sentence that explains why the name `path` could not be read from the Hub, and what to do."""
+    causes: list[type[BaseException]] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(type(cause))
+        cause = cause.__cause__ or cause.__context__
 
-    Args:
-        path: as the caller gave it.
-        error: what the Hub's client raised, with its causes.
-    """
-    causes = list(_causes(error))
-
-    def is_a(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
+    def is_a(kind: type[BaseException]) -> bool:
+        return any(issubclass(cause, kind) for cause in causes)
 
     name = os.fspath(path)
     if is_a(GatedRepoError):
@@ -120,9 +127,3 @@ def hub_trouble(path: str | os.PathLike, error: BaseException) -> str:
         f"there is no folder '{name}', no complete copy of such a repository in the cache, and the Hub could not be "
         "reached or was not asked (`local_files_only`); check the connection, or copy the folder here."
     )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

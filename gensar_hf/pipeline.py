@@ -1,42 +1,36 @@
-"""Ask a trained model: recommend, search, suggest queries, rank."""
+"""`GenSARPipeline`: recommendations, search results, query suggestions and rankings of a trained model."""
 
+import copy
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from gensar_hf.data import Behavior
-from gensar_hf.decoding.packed_linear import pack_linears
+from gensar_hf.data.tables import TableSource
 from gensar_hf.errors import InputError
 from gensar_hf.files import CARD_FILE, atomic_path
 from gensar_hf.generator.adapters import adapter_base, load_adapter, merge_adapter
-from gensar_hf.generator.answers import (
-    Answer,
-    answers_of,
-    as_batch,
-    checked_top_k,
-    chunks,
-    distinct_queries,
-    ranked_answers,
-    unbatch,
-)
 from gensar_hf.generator.catalogue import Catalogue
-from gensar_hf.generator.history import History, as_events
+from gensar_hf.generator.history import EventArrays, History, as_events
 from gensar_hf.generator.item_scores import EncodedRequests, beam_scores, best_items, encode_requests, exact_scores
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
-from gensar_hf.hub import hub_trouble, optional_file, push_folder
+from gensar_hf.hub import explain_hub_error, folder_of, optional_file, push_folder
 from gensar_hf.identifiers import IdentifierTable
+from gensar_hf.new_items import ITEM_ENCODER_DIR, ItemEncoder, read_new_items
 
+Answer = dict[str, Any]
 MAX_SUGGESTION_TOKENS = 32
 
 logger = logging.getLogger(__name__)
@@ -49,16 +43,15 @@ class GenSARPipeline:
     >>> pipe = GenSARPipeline.from_pretrained("runs/ml-100k/model")  # doctest: +SKIP
     >>> pipe.search("space adventure", [{"item_id": "242"}], top_k=3)  # doctest: +SKIP
 
-    The catalogue can be changed while requests are answered (`set_catalogue`): each request keeps to the one that it
-    began with.
+    The catalogue can change while requests are answered (`set_catalogue`). A running request keeps the old one.
 
     Args:
-        model: the generator, a GenSAR T5 or any causal language model that was trained as one.
-        tokenizer: of the same folder.
+        model: the generator: a GenSAR T5, or a causal language model trained as a generator.
+        tokenizer: from the same folder.
         num_beams: of the constrained beam search (paper: 30); raised to `top_k` where that is larger.
-        batch_size: requests that are answered at once.
-        pack_weights: answer with a copy of the model whose weights are packed for the CPU (`pack_linears`).
-        card: the model card, which goes with the model where it is saved or pushed to.
+        batch_size: requests per forward pass.
+        card: text of the model card, which is saved and pushed with the model.
+        item_encoder: turns the texts of new items into identifiers, for `add_items`.
 
     Raises:
         InputError: the model has fewer embeddings than the tokenizer has tokens, item vectors for another number of
@@ -71,8 +64,8 @@ class GenSARPipeline:
         tokenizer: GenSARTokenizer,
         num_beams: int = 30,
         batch_size: int = 32,
-        pack_weights: bool = False,
         card: str | None = None,
+        item_encoder: ItemEncoder | None = None,
     ) -> None:
         embeddings: Any = model.get_input_embeddings()
         num_tokens = len(embeddings.weight)
@@ -82,7 +75,7 @@ class GenSARPipeline:
                 "together. Load both from one model folder."
             )
         if tokenizer.decoder_only is model.config.is_encoder_decoder:
-            kinds = ("a decoder alone", "an encoder and a decoder")
+            kinds = ("a decoder-only model", "an encoder-decoder model")
             raise InputError(
                 f"The tokenizer encodes requests for {kinds[not tokenizer.decoder_only]}, the model is "
                 f"{kinds[model.config.is_encoder_decoder]}; load both from one model folder."
@@ -94,9 +87,13 @@ class GenSARPipeline:
                 f"{history_encoding}; load both from one model folder."
             )
         _check_item_vectors(model, tokenizer.catalogue)
-        self.model = pack_linears(model.eval()) if pack_weights else model.eval()
-        self._unpacked, self.card = model, card
+        self.model = model.eval()
         self.tokenizer = tokenizer
+        self.card = card
+        self.item_encoder = item_encoder
+        self.adapter: Any = None  # the model with LoRA on it, while it is trained
+        self.name_or_path: str | None = None
+        self._source: tuple[Any, dict[str, Any]] | None = None  # where an item encoder can be read from
         self.num_beams = num_beams
         self.batch_size = batch_size
 
@@ -108,13 +105,13 @@ class GenSARPipeline:
         base_model: str | os.PathLike | None = None,
         **kwargs: Any,
     ) -> "GenSARPipeline":
-        """Load `model/` from a folder or the Hub; or an adapter, which is merged into the model it was made for.
+        """Load a model folder or Hub repository, or an adapter, which is merged into its base model.
 
         Args:
             path: folder or Hub name.
-            device: where to run; default: a GPU if there is one.
-            base_model: folder or Hub name of the model that an adapter was made for; default: where it lay then.
-            **kwargs: `revision`, `cache_dir`, `token`, `subfolder`, … for both parts.
+            device: such as "cuda:1"; default: the first GPU, or the CPU.
+            base_model: folder or Hub name of an adapter's base model; default: where it was in training.
+            **kwargs: `revision`, `cache_dir`, `token`, `subfolder`, … for model and tokenizer.
 
         Raises:
             InputError: a file is missing or damaged, or the files do not belong together; an adapter's model is
@@ -136,7 +133,7 @@ class GenSARPipeline:
                 "the file again from where the model was trained."
             ) from error
         except (OSError, RuntimeError, ValueError) as error:
-            reason = _first_line(error) if Path(path).is_dir() else hub_trouble(path, error)
+            reason = _first_line(error) if Path(path).is_dir() else explain_hub_error(path, error)
             raise InputError(f"The model in {path} cannot be loaded: {reason}") from error
         is_generator = isinstance(model, GenSARForConditionalGeneration) or not model.config.is_encoder_decoder
         if not isinstance(tokenizer, GenSARTokenizer) or not is_generator:
@@ -151,12 +148,34 @@ class GenSARPipeline:
         except OSError:  # offline, and the rest is in the cache
             card_path = None
         card = None if card_path is None else card_path.read_text(encoding="utf-8")
-        return cls(model.to(device), tokenizer, card=card)
+        try:
+            has_encoder = optional_file(path, f"{ITEM_ENCODER_DIR}/item_encoder.json", **kwargs) is not None
+        except OSError:
+            has_encoder = False
+        pipe = cls(model.to(device), tokenizer, card=card)
+        pipe.name_or_path = os.fspath(path)
+        pipe._source = (path, kwargs) if has_encoder else None
+        return pipe
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write all that `from_pretrained` reads: model, tokenizer, identifiers, and the model card if there is one."""
-        self._unpacked.save_pretrained(folder)
+        """Write all that `from_pretrained` reads: model, tokenizer, identifiers, item encoder, and the card if any.
+
+        LoRA weights that were trained are merged into the model; `GenSARTrainer.save_model` writes them alone.
+        """
+        model = self.model if self.adapter is None else merge_adapter(copy.deepcopy(self.adapter))
+        model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        self.save_extras(folder)
+        if self.adapter is None:
+            self.name_or_path = os.fspath(folder)
+
+    def save_extras(self, folder: str | os.PathLike) -> None:
+        """Write what a model folder holds besides model and tokenizer: the item encoder and the card, if there are."""
+        encoder_dir = Path(folder) / ITEM_ENCODER_DIR
+        if self.item_encoder is not None:
+            self.item_encoder.save(encoder_dir)
+        elif self._source is not None:
+            self.load_item_encoder().save(encoder_dir)
         if self.card is not None:
             with atomic_path(Path(folder) / CARD_FILE) as aside:
                 aside.write_text(self.card, encoding="utf-8")
@@ -188,9 +207,11 @@ class GenSARPipeline:
             InputError: the Hub refuses, or cannot be reached.
         """
         if self.card is None:
-            logger.warning("The model has no model card (%s); training_scripts/write_cards.py fills one in.", CARD_FILE)
+            logger.warning("The model has no model card (%s); `gensar_hf.model_card` writes one.", CARD_FILE)
         with tempfile.TemporaryDirectory() as folder:
+            name = self.name_or_path
             self.save_pretrained(folder)
+            self.name_or_path = name  # not the temporary folder
             return push_folder(
                 folder,
                 repo_id,
@@ -210,19 +231,19 @@ class GenSARPipeline:
         exclude_seen: bool = False,
         on_unknown: str = "raise",
     ) -> list[Answer] | list[list[Answer]]:
-        """The items that the user will click next.
+        """Recommend items: the likeliest next clicks.
 
         Args:
             history: events, oldest first, such as `[{"item_id": "242"}, {"query": "comedy"}, {"item_id": "302",
                 "query": "comedy"}]`; or a list of such lists, answered as a batch.
-            top_k: number of items; fewer where the catalogue has fewer.
+            top_k: number of items; fewer if the catalogue has fewer.
             exclude_seen: leave out the items of the history.
             on_unknown: `"raise"`, or `"skip"`: events with an unknown item are left out, with a warning.
 
         Returns:
-            the best item first: `{"item_id", "score", "title"}`, `score` being the natural logarithm of the
-            identifier's probability, and `config.item_weight` times that of the item by its vector if the model has
-            item vectors; for a batch a list of such lists.
+            answers, best first: `{"item_id", "score", "title"}`. The score is the natural logarithm of the identifier's
+            probability plus, if the model has item vectors, `config.item_weight` times the logarithm of the item's
+            probability by its vector. For a batch, a list of such lists.
 
         Raises:
             ValueError: an item of the history is unknown, or `top_k` is not positive.
@@ -238,14 +259,17 @@ class GenSARPipeline:
         exclude_seen: bool = False,
         on_unknown: str = "raise",
     ) -> list[Answer] | list[list[Answer]]:
-        """The items that the user will click for a query; arguments and answer as for `recommend`.
+        """Find items for a query; answers as in `recommend`.
 
         Args:
-            query: what was typed; a list makes a batch, with one history for each query or none at all.
-            history: what the user did before.
+            query: the typed text; a list makes a batch, with one history per query or no history.
+            history: as in `recommend`; empty: a search without a user.
             top_k: number of items.
             exclude_seen: leave out the items of the history.
-            on_unknown: what to do with unknown items of the history.
+            on_unknown: as in `recommend`.
+
+        Raises:
+            ValueError: an empty query, an unknown item in the history, or lists of different lengths.
         """
         is_batch = isinstance(query, Iterable) and not isinstance(query, str)
         queries: list[Any] = list(query) if is_batch else [query]
@@ -257,7 +281,7 @@ class GenSARPipeline:
     def suggest_queries(
         self, history: History | Sequence[History], top_k: int = 3, on_unknown: str = "raise"
     ) -> list[Answer] | list[list[Answer]]:
-        """The queries that the user may type next: `{"query", "score"}`, the likeliest first, none twice.
+        """Suggest next queries: `{"query", "score"}`, the likeliest first, all different.
 
         Args:
             history: as for `recommend`.
@@ -265,6 +289,7 @@ class GenSARPipeline:
             on_unknown: as for `recommend`.
         """
         histories, is_batch = as_batch(history)
+        self.model.eval()
         catalogue, top_k = self.tokenizer.catalogue, checked_top_k(top_k)
         suppressed = self.tokenizer.code_token_ids.tolist()
         answers = []
@@ -298,25 +323,24 @@ class GenSARPipeline:
         on_unknown: str = "raise",
         method: str = "exact",
     ) -> list[Answer] | list[list[Answer]]:
-        """Given items, the likeliest next click first.
+        """Rank a list of items, the likeliest next click first.
 
         Args:
             history: as for `recommend`; a list of histories makes a batch.
-            candidates: item ids; for a batch one such list for each history, of any lengths.
-            query: the items are ranked as results of this search; None: as recommendations. For a batch one query for
-                each history.
+            candidates: item ids; for a batch one list per history, of any lengths.
+            query: rank as results of this search; None: as recommendations. For a batch one query per history.
             on_unknown: `"raise"`, or `"skip"`: unknown items of the history, and unknown or removed candidates, are
                 left out, with a warning.
-            method: `"exact"`: every candidate is scored, in one decoder forward over their prefixes. `"beam_search"`:
-                as in the paper, a beam search that only the candidates are open to, by identifiers alone; a candidate
-                that none of the `num_beams` beams has found comes last, with the score -inf, in the order given.
+            method: `"exact"` scores every candidate, in one decoder forward over their prefixes. `"beam_search"`, the
+                paper's way, is a beam search restricted to the candidates that uses identifiers only; candidates that
+                no beam reaches come last with the score -inf.
 
         Returns:
-            one answer a candidate, as `recommend` gives them, equal scores in the order given; for a batch a list of
-            such lists.
+            one answer per candidate, as in `recommend`, ties in the order of `candidates`; for a batch a list of such
+            lists.
 
         Raises:
-            ValueError: an unknown item, a removed candidate, numbers that do not agree, an unknown method.
+            ValueError: an unknown item, a removed candidate, lists of different lengths, or an unknown method.
         """
         if method not in RANKING_METHODS:
             raise ValueError(f"`method` must be one of {', '.join(RANKING_METHODS)}; got {method!r}.")
@@ -339,7 +363,7 @@ class GenSARPipeline:
 
     def score_items(
         self,
-        histories: Sequence[History],
+        histories: Sequence[History] | Sequence[EventArrays],
         candidates: np.ndarray | Sequence[np.ndarray],
         queries: Sequence[str] | None = None,
         on_unknown: str = "raise",
@@ -348,15 +372,14 @@ class GenSARPipeline:
         """Exact scores of given items, without a search: for ranking and for evaluation.
 
         Args:
-            histories: one a request.
-            candidates: `(num_requests, num_candidates)` rows of the identifier table, or one array a request.
-            queries: one a request: the items are scored as search results; None: as recommendations.
+            histories: one per request, as in `recommend` or as arrays.
+            candidates: `(num_requests, num_candidates)` rows of the identifier table, or one array per request.
+            queries: one per request: score as search results; None: as recommendations.
             on_unknown: as for `recommend`.
-            catalogue: whose rows they are; default: the one in use.
+            catalogue: that the rows belong to; default: the current one.
 
         Returns:
-            `(num_requests, num_candidates)` scores as in `recommend`; -inf behind the candidates of a request that has
-            fewer than another.
+            `(num_requests, num_candidates)` scores as in `recommend`, padded with -inf.
         """
         return self._scores(exact_scores, histories, candidates, queries, on_unknown, catalogue)
 
@@ -367,7 +390,7 @@ class GenSARPipeline:
     def _scores(
         self,
         score: Callable[..., np.ndarray],
-        histories: Sequence[History],
+        histories: Sequence[History] | Sequence[EventArrays],
         candidates: np.ndarray | Sequence[np.ndarray],
         queries: Sequence[str] | None,
         on_unknown: str,
@@ -378,7 +401,8 @@ class GenSARPipeline:
         scores = np.full((len(histories), longest), -np.inf, dtype=np.float32)
         for chunk in chunks(range(len(histories)), self.batch_size):
             chunk_queries = None if queries is None else [queries[row] for row in chunk]
-            encoded = self._encode([histories[row] for row in chunk], chunk_queries, catalogue, on_unknown)
+            chunk_histories: list[Any] = [histories[row] for row in chunk]
+            encoded = self._encode(chunk_histories, chunk_queries, catalogue, on_unknown)
             found = score(encoded, [candidates[row] for row in chunk], catalogue)
             scores[chunk[0] : chunk[-1] + 1, : found.shape[1]] = found
         return scores
@@ -386,13 +410,11 @@ class GenSARPipeline:
     # ---- the catalogue
 
     def set_catalogue(self, identifiers: IdentifierTable) -> None:
-        """Answer from another catalogue from now on; requests that have begun end with the one they began with.
-
-        All that takes time is done before the exchange, which is one assignment.
+        """Swap the catalogue atomically; running requests keep the old one.
 
         Args:
-            identifiers: such as `pipe.tokenizer.identifiers.add_items(…)` or `.remove_items(…)`. Removed items are
-                not found any more, and still understood in histories.
+            identifiers: such as `pipe.tokenizer.identifiers.add_items(…)` or `.remove_items(…)`. Removed items are no
+                longer answers, but may be in histories.
 
         Raises:
             InputError: the vocabulary lacks one of the table's tokens, or the model's item vectors are of another
@@ -403,7 +425,71 @@ class GenSARPipeline:
         catalogue.trie  # noqa: B018 - built here, not by the first request
         self.tokenizer.catalogue = catalogue
 
-    # ---- how they are found
+    @property
+    def items(self) -> pd.DataFrame:
+        """The catalogue: `item_id`, `title`, `text`, `available`, one row per item."""
+        return self.tokenizer.identifiers.items_frame()
+
+    def add_items(self, items: TableSource) -> list[Answer]:
+        """Add new items to the catalogue. Nothing is trained, and no other identifier changes.
+
+        The text encoder of the training reads the new items, a map predicts their collaborative embeddings, the joint
+        RQ-VAE quantizes both, and free identifiers are assigned. Until they are trained on, new items are scored as
+        their nearest trained items.
+
+        Args:
+            items: path, DataFrame or `datasets.Dataset` with `item_id` and the text columns of the training.
+
+        Returns:
+            one entry per item: `{"item_id", "title", "nearest"}`, the titles of the nearest trained items.
+
+        Raises:
+            InputError: a column, an id or a text is missing, an id is known, or the model folder has no item encoder.
+        """
+        encoder, table = self.load_item_encoder(), self.tokenizer.identifiers
+        new = read_new_items(items, table, encoder.text_columns)
+        extended = encoder.extend(table, new)
+        self.set_catalogue(extended)
+        names = extended.titles or extended.item_ids
+        added = extended.neighbors[len(extended.neighbors) - len(new) :]
+        return [
+            {"item_id": item_id, "title": title, "nearest": [names[row] for row in rows]}
+            for item_id, title, rows in zip(new["item_id"], new["title"], added.tolist(), strict=True)
+        ]
+
+    def remove_items(self, item_ids: Sequence[str]) -> None:
+        """Take items out of all answers; they stay known in histories, and `restore_items` brings them back.
+
+        Raises:
+            InputError: an unknown item.
+        """
+        self.set_catalogue(self.tokenizer.identifiers.remove_items(item_ids))
+
+    def restore_items(self, item_ids: Sequence[str]) -> None:
+        """Bring removed items back.
+
+        Raises:
+            InputError: an unknown item.
+        """
+        self.set_catalogue(self.tokenizer.identifiers.restore_items(item_ids))
+
+    def load_item_encoder(self) -> ItemEncoder:
+        """The item encoder, read from the model's folder or repository at the first call.
+
+        Raises:
+            InputError: the model has none, or it is damaged.
+        """
+        if self.item_encoder is None:
+            if self._source is None:
+                raise InputError(
+                    "The model has no item encoder, so new items cannot get identifiers; train it with this version of "
+                    f"gensar-hf, or copy the folder `{ITEM_ENCODER_DIR}` from where it was trained."
+                )
+            path, options = self._source
+            self.item_encoder = ItemEncoder.load(folder_of(path, ITEM_ENCODER_DIR, **options))
+        return self.item_encoder
+
+    # ---- scoring
 
     def _items(
         self,
@@ -432,7 +518,8 @@ class GenSARPipeline:
         catalogue: Catalogue,
         on_unknown: str,
     ) -> EncodedRequests:
-        """Read the histories; they are answered with searched items, or with recommended ones if there is no query."""
+        """Encode requests: searches, or recommendations if `queries` is None."""
+        self.model.eval()  # a training may have left dropout on
         behavior = Behavior.RECOMMENDED_ITEM if queries is None else Behavior.SEARCHED_ITEM
         inputs = self._inputs(histories, queries, behavior, catalogue, on_unknown)
         return encode_requests(self.model, inputs, behavior)
@@ -445,13 +532,12 @@ class GenSARPipeline:
         catalogue: Catalogue,
         on_unknown: str,
     ) -> dict[str, torch.Tensor]:
-        encoding = self.tokenizer.encode_request(
-            [as_events(history) for history in histories],
-            queries,
-            behavior.token,
-            on_unknown=on_unknown,
-            catalogue=catalogue,
-        )
+        options: dict[str, Any] = {"query": queries, "behavior": behavior.token, "catalogue": catalogue}
+        if histories and all(isinstance(history, EventArrays) for history in histories):
+            encoding = self.tokenizer.encode_events([*histories], **options)  # type: ignore[list-item]
+        else:
+            requests = [as_events(history) for history in histories]
+            encoding = self.tokenizer.encode_request(requests, on_unknown=on_unknown, **options)
         return {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
 
 
@@ -461,12 +547,12 @@ def _load_model(path: str | os.PathLike, base_model: str | os.PathLike | None, k
     if adapter is None:
         return _load_any(path, kwargs)
     own = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
-    beside = Path(path) / adapter.name  # as finetune_lora.py names it
+    beside = Path(path) / adapter.name  # names of folders are relative to the adapter's
     name = base_model if base_model is not None else beside if beside.is_dir() else adapter.name
     try:
-        model = _load_any(name, own)
+        model = _load_model(name, None, own)
     except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
-        reason = _first_line(error) if Path(name).is_dir() else hub_trouble(name, error)
+        reason = _first_line(error) if Path(name).is_dir() else explain_hub_error(name, error)
         raise InputError(
             f"{path} holds an adapter for the model in {name}, which cannot be loaded (pass `base_model` if it lies "
             f"elsewhere): {reason}"
@@ -493,3 +579,60 @@ def _check_item_vectors(model: PreTrainedModel, catalogue: Catalogue) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def answers_of(rows: np.ndarray, scores: np.ndarray, catalogue: Catalogue) -> list[Answer]:
+    """Rows of the identifier table `(num_items,)` and their scores, as callers get them."""
+    item_ids, titles = catalogue.identifiers.item_ids, catalogue.identifiers.titles
+    return [
+        {"item_id": item_ids[row], "score": score, "title": None if titles is None else titles[row]}
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+    ]
+
+
+def ranked_answers(rows: Sequence[np.ndarray], scores: np.ndarray, catalogue: Catalogue) -> list[list[Answer]]:
+    """Each request's rows by their scores, the best first, equal ones in the order given.
+
+    Args:
+        rows: one `(num_candidates,)` array a request.
+        scores: `(num_requests, most candidates)`.
+        catalogue: whose rows they are.
+    """
+    answers = []
+    for own_rows, own_scores in zip(rows, scores, strict=True):
+        order = np.argsort(-own_scores[: len(own_rows)], kind="stable")
+        answers.append(answers_of(own_rows[order], own_scores[order], catalogue))
+    return answers
+
+
+def as_batch(history: Any) -> tuple[list[History], bool]:
+    """One history or a list of them as a list, and whether it was one."""
+    is_batch = isinstance(history, Sequence) and len(history) > 0 and isinstance(history[0], (list, tuple))
+    return (list(history) if is_batch else [history]), is_batch
+
+
+def unbatch(answers: list[list[Answer]], is_batch: bool) -> list[Answer] | list[list[Answer]]:
+    """The answers of a batch, or those of its only request."""
+    return answers if is_batch else answers[0]
+
+
+def chunks(rows: Sequence, size: int) -> Iterator[Sequence]:
+    """`rows` in pieces of at most `size`."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def checked_top_k(top_k: Any) -> int:
+    """`top_k`; raises a `ValueError` unless it is a positive whole number."""
+    if not isinstance(top_k, (int, np.integer)) or top_k < 1:
+        raise ValueError(f"`top_k` must be a whole number of at least 1; got {top_k!r}.")
+    return int(top_k)
+
+
+def distinct_queries(words: list[str], scores: list[float], top_k: int) -> list[Answer]:
+    """The first `top_k` different queries with their scores; `words` are sorted, best first."""
+    best: dict[str, float] = {}
+    for text, score in zip(words, scores, strict=True):
+        if text.strip():
+            best.setdefault(text.strip(), score)
+    return [{"query": text, "score": score} for text, score in list(best.items())[:top_k]]

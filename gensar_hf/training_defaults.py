@@ -9,7 +9,7 @@ def machine_defaults() -> dict[str, Any]:
     """Values of `TrainingArguments` that depend on the machine, and those that every training has in common."""
     return {
         "bf16": bf16_is_faster(),
-        # Said, or else bf16 is refused without a GPU, and `torchrun` brings no processes together there.
+        # Set explicitly: without a GPU, Trainer otherwise rejects bf16 and starts no process group.
         "use_cpu": not torch.accelerator.is_available(),
         "report_to": "none",
         "save_total_limit": 1,
@@ -20,8 +20,8 @@ def machine_defaults() -> dict[str, Any]:
 def bf16_is_faster() -> bool:
     """Whether bf16 autocast pays: on GPUs that have it, and on processors with bf16 matrix instructions.
 
-    It is what `bf16` of every training is by default. Trainer then computes under autocast: weights, optimizer states
-    and losses stay float32.
+    The default of `bf16` in every training. Trainer then computes under autocast: weights, optimizer states and losses
+    stay float32.
 
     Without such instructions bf16 products are converted one by one: a linear layer of 4,096 × 128 × 512 ran 13
     times slower than in fp32 on an AVX2 processor.

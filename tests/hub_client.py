@@ -80,22 +80,6 @@ def others(folder):
     return same
 
 
-def log(folder):
-    """A log up and down again, as a log and as a dataset."""
-    from datasets import load_dataset
-
-    from gensar_hf.data import InteractionLog, load_log, log_from_hub, push_log
-
-    local = InteractionLog.load(folder / "data")
-    card = (folder / "data" / "README.md").read_text()
-    push_log(local, "me/log", card, token=TOKEN)
-    options = {"token": TOKEN, "cache_dir": str(folder / "cache")}
-    tables = [load_dataset("me/log", name, split="train", **options) for name in ("items", "interactions")]
-    loaded = [log_from_hub("me/log", **options), load_log(*tables, local.text_columns)]
-    same = [log.items.equals(local.items) and log.interactions.equals(local.interactions) for log in loaded]
-    return {"same": same, "no repository": refusal(lambda: log_from_hub("me/nothing", token=TOKEN))}
-
-
 def offline(folder):
     """What is said where nothing can be downloaded or pushed."""
     pushed = refusal(lambda: push_folder(folder, "me/films", token=TOKEN, commit_message="First"))

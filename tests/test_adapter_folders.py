@@ -15,7 +15,7 @@ from gensar_hf.errors import InputError
 from gensar_hf.generator.adapters import AdapterBase, add_adapter, grow_to, lora_config, save_adapter
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
-LENDERS = np.array([[0, 3], [5, 1]])
+NEIGHBORS = np.array([[0, 3], [5, 1]])
 NEW = ["new-1", "new-2"]
 
 
@@ -44,7 +44,7 @@ def unmerged(base_dir: Path) -> tuple[GenSARPipeline, Path]:
     auto_class = AutoModelForCausalLM if tokenizer.decoder_only else AutoModelForSeq2SeqLM
     model = auto_class.from_pretrained(base_dir)
     has_vectors = getattr(model.config, "num_items", 0) > 0
-    base = AdapterBase.of(model, str(base_dir), neighbors=LENDERS if has_vectors else None)
+    base = AdapterBase.of(model, str(base_dir), neighbors=NEIGHBORS if has_vectors else None)
     rows = (12, 13) if has_vectors else ()
     config = lora_config(grow_to(model, base), tokenizer.code_token_ids, rank=2, item_rows=rows)
     with_adapter = add_adapter(model, config)
@@ -59,6 +59,7 @@ def unmerged(base_dir: Path) -> tuple[GenSARPipeline, Path]:
     return GenSARPipeline(with_adapter.get_base_model(), tokenizer), folder
 
 
+@pytest.mark.parametrize("kind", ["vectors", "causal"])
 def test_an_adapter_answers_the_same_merged_and_unmerged(
     unmerged: tuple[GenSARPipeline, Path], base_dir: Path, tmp_path: Path
 ) -> None:

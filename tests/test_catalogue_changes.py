@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pipeline_requests import HISTORIES, HISTORY, QUERIES, assert_same_answers, item_ids
 
 from gensar_hf import GenSARPipeline
 from gensar_hf.errors import InputError
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
+
+TEXTS = ["a horror film", "comedy 1990s", "space adventure and a crime drama"]
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ def test_no_request_sees_a_part_of_two_catalogues(own_pipe: GenSARPipeline) -> N
     for thread in threads:
         thread.start()
     swaps = 0
-    while len(answers) < 20:
+    while len(answers) < 8:
         own_pipe.set_catalogue((table, other)[swaps % 2])
         swaps += 1
     stop.set()
@@ -121,7 +124,7 @@ def test_an_added_item_has_the_mean_probability_of_its_neighbors(with_added: tup
     assert borrowed == pytest.approx(expected, rel=1e-4)
 
 
-def test_added_items_are_found_at_the_place_that_their_lenders_give_them(with_added: tuple) -> None:
+def test_added_items_are_found_at_the_place_that_their_neighbors_give_them(with_added: tuple) -> None:
     pipe, table = with_added
     answers = pipe.search("horror", HISTORY, top_k=12)
     scores = pipe.score_items([HISTORY], np.arange(12)[None], ["horror"])[0]
@@ -138,3 +141,71 @@ def test_added_items_that_were_seen_or_removed_are_left_out(with_added: tuple) -
     assert new[1] in item_ids(seen)
     pipe.set_catalogue(pipe.tokenizer.identifiers.remove_items([new[1]]))
     assert item_ids(pipe.recommend(HISTORY, top_k=12)).count(new[1]) == 0
+
+
+# ---- item vectors
+
+
+def test_an_added_item_borrows_vectors_as_well_and_is_read_as_its_nearest(
+    make_generator: Callable, make_identifiers: Callable
+) -> None:
+    table = replace(make_identifiers(12), titles=None, texts=None)
+    trained = first_items(table, 10)
+    tokenizer = GenSARTokenizer.train_from_texts(TEXTS, trained, vocab_size=100, history_encoding="events")
+    pipe = GenSARPipeline(make_generator(tokenizer, num_items=10), tokenizer)
+    own = np.exp(pipe.score_items([HISTORY], np.arange(10)[None], ["horror"]))[0]
+    nearest = pipe.model.encoder(**encoder_inputs(tokenizer, [{"item_id": "film-5"}]))[0]
+    pipe.set_catalogue(replace(table, neighbors=np.array([[0, 3], [5, 1]])))
+    scores = np.exp(pipe.score_items([HISTORY], np.arange(12)[None], ["horror"]))[0]
+    assert scores[:10] == pytest.approx(own, rel=1e-4)
+    assert scores[10:] == pytest.approx([own[[0, 3]].mean(), own[[5, 1]].mean()], rel=1e-4)
+    found = pipe.search("horror", HISTORY, top_k=12)
+    assert sorted(item_ids(found)) == sorted(table.item_ids)
+    inputs = encoder_inputs(tokenizer, [{"item_id": "film-11"}])
+    assert inputs["event_items"].tolist() == [[-1, 5]]
+    assert not torch.equal(pipe.model.encoder(**inputs)[0], nearest)  # its own identifier, the nearest one's vector
+
+
+def test_an_added_item_that_was_marked_as_trained_is_one_of_its_own_neighbors(
+    make_generator: Callable, make_identifiers: Callable
+) -> None:
+    table = replace(make_identifiers(12), titles=None, texts=None)
+    tokenizer = GenSARTokenizer.train_from_texts(TEXTS, first_items(table, 11), vocab_size=100)
+    pipe = GenSARPipeline(make_generator(tokenizer, num_items=11), tokenizer)
+    own = np.exp(pipe.score_items([HISTORY], np.arange(11)[None], ["horror"]))[0]
+    pipe.set_catalogue(replace(table, neighbors=np.array([[10, 3], [5, 1]])))
+    scores = np.exp(pipe.score_items([HISTORY], np.arange(12)[None], ["horror"]))[0]
+    expected = [*own[:10], own[[10, 3]].mean(), own[[5, 1]].mean()]
+    assert scores == pytest.approx(expected, rel=1e-4)
+    found = pipe.search("horror", HISTORY, top_k=12)
+    assert item_ids(found) == [table.item_ids[row] for row in np.argsort(-scores, kind="stable")]
+    inputs = encoder_inputs(tokenizer, [{"item_id": "film-10"}, {"item_id": "film-11"}])
+    assert inputs["event_items"].tolist() == [[-1, 10, 5]]
+
+
+def test_vectors_of_another_number_of_items_are_refused(
+    pipelines: dict[str, GenSARPipeline], make_generator: Callable, make_identifiers: Callable
+) -> None:
+    vectors_pipe = pipelines["vectors"]
+    with pytest.raises(InputError, match="vectors of 5 items, the identifier table 12 items"):
+        GenSARPipeline(make_generator(vectors_pipe.tokenizer, num_items=5), vectors_pipe.tokenizer)
+    before = vectors_pipe.tokenizer.catalogue
+    with pytest.raises(InputError, match="vectors of 12 items"):
+        vectors_pipe.set_catalogue(make_identifiers(11))
+    assert vectors_pipe.tokenizer.catalogue is before
+
+
+def first_items(table: IdentifierTable, number: int) -> IdentifierTable:
+    """The catalogue of a model that was trained on some of the items."""
+    return replace(
+        table,
+        item_ids=table.item_ids[:number],
+        semantic_codes=table.semantic_codes[:number],
+        collaborative_codes=table.collaborative_codes[:number],
+        available=table.available[:number],
+    )
+
+
+def encoder_inputs(tokenizer: GenSARTokenizer, history: list) -> dict[str, torch.Tensor]:
+    inputs = tokenizer.encode_request(history)
+    return {name: tensor for name, tensor in inputs.items() if name != "decoder_input_ids"}

@@ -20,7 +20,6 @@ from gensar_hf.files import (
     save_arrays,
     write_json,
 )
-from gensar_hf.training.stages import finish_stage, is_finished
 
 
 @dataclasses.dataclass
@@ -33,7 +32,7 @@ class Color(Enum):
     RED = "red"
 
 
-def test_written_aside_replaces_a_file_and_leaves_no_temporary(tmp_path):
+def test_atomic_path_replaces_a_file_and_leaves_no_temporary(tmp_path):
     path = tmp_path / "deep" / "file.txt"
     for content in ("first", "second"):
         with atomic_path(path) as aside:
@@ -43,7 +42,7 @@ def test_written_aside_replaces_a_file_and_leaves_no_temporary(tmp_path):
     assert os.listdir(path.parent) == ["file.txt"]
 
 
-def test_written_aside_replaces_a_whole_folder(tmp_path):
+def test_atomic_path_replaces_a_whole_folder(tmp_path):
     path = tmp_path / "model"
     path.mkdir()
     (path / "stale.bin").write_text("old")
@@ -65,7 +64,7 @@ def write_half_and_stop(path: Path, as_folder: bool) -> None:
 
 
 @pytest.mark.parametrize("as_folder", [False, True])
-def test_written_aside_leaves_the_old_content_when_the_block_fails(tmp_path, as_folder):
+def test_atomic_path_leaves_the_old_content_when_the_block_fails(tmp_path, as_folder):
     path = tmp_path / "thing"
     path.write_text("old")
     with pytest.raises(KeyboardInterrupt):
@@ -74,7 +73,7 @@ def test_written_aside_leaves_the_old_content_when_the_block_fails(tmp_path, as_
     assert os.listdir(tmp_path) == ["thing"]
 
 
-def test_written_aside_moves_the_old_folder_back_when_the_rename_fails(tmp_path, monkeypatch):
+def test_atomic_path_moves_the_old_folder_back_when_the_rename_fails(tmp_path, monkeypatch):
     path = tmp_path / "model"
     path.mkdir()
     (path / "keep").write_text("old")
@@ -92,7 +91,7 @@ def test_written_aside_moves_the_old_folder_back_when_the_rename_fails(tmp_path,
     assert (path / "keep").read_text() == "old"
 
 
-def test_written_aside_refuses_a_block_that_wrote_nothing(tmp_path):
+def test_atomic_path_refuses_a_block_that_wrote_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match="Nothing was written"), atomic_path(tmp_path / "x"):
         pass
     assert os.listdir(tmp_path) == []
@@ -113,7 +112,7 @@ def test_fingerprint_follows_content_not_place_or_key_order(tmp_path):
 def test_fingerprint_passes_over_the_stage_file_and_leftovers(tmp_path):
     (tmp_path / "weights").write_text("w")
     before = fingerprint(tmp_path)
-    finish_stage(tmp_path, "train", "f", 12.5, {})
+    (tmp_path / "stage.json").write_text("{}")
     (tmp_path / ".weights.aside-0badcafe").write_text("left by a killed run")
     assert fingerprint(tmp_path) == before
 
@@ -148,24 +147,6 @@ def test_fingerprint_refuses_what_it_does_not_know(tmp_path):
         fingerprint(object())
 
 
-def test_a_stage_is_finished_only_with_the_same_name_and_inputs(tmp_path):
-    assert not is_finished(tmp_path, "data", "abc")
-    finish_stage(tmp_path, "data", "abc", 1.23456, {"num_items": np.int64(3), "path": tmp_path})
-    assert is_finished(tmp_path, "data", "abc")
-    assert not is_finished(tmp_path, "data", "abd")
-    assert not is_finished(tmp_path, "model", "abc")
-    record = read_json(tmp_path / "stage.json")
-    assert record["seconds"] == 1.235
-    assert record["details"] == {"num_items": 3, "path": str(tmp_path)}
-    assert set(record) == {"stage", "inputs_fingerprint", "package_version", "seconds", "details"}
-
-
-@pytest.mark.parametrize("content", ["", '{"stage": "data", "inputs_fi', "[]"])
-def test_a_half_written_stage_file_is_no_finished_stage(tmp_path, content):
-    (tmp_path / "stage.json").write_text(content)
-    assert not is_finished(tmp_path, "data", "abc")
-
-
 def test_json_round_trip_and_its_form(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"b": np.float32(0.5), "a": np.array([1, 2]), "é": Settings(1, 2.0)})
@@ -189,7 +170,7 @@ def test_read_json_names_a_missing_and_a_damaged_file(tmp_path):
         read_json(tmp_path / "bad.json")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.integers(0, 4), max_size=3).flatmap(
         lambda shape: st.tuples(st.just(shape), st.sampled_from(["f4", "f8", "i8", "i1", "u1", "?"]), st.booleans())

@@ -7,11 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from hub_server import Hub
-
-from gensar_hf.model_card import log_card_data
 
 CLIENT = Path(__file__).parent / "hub_client.py"
 CARD = "---\nlicense: apache-2.0\nlibrary_name: gensar-hf\n---\n\n# Films\n"
@@ -89,23 +86,6 @@ def test_the_other_models_go_to_the_hub_too(hub, client, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_log_comes_back_as_a_log_and_as_a_dataset(hub, client, tmp_path):
-    from gensar_hf.data import load_log
-
-    items = pd.DataFrame({"item_id": ["a", "b"], "title": ["Alien", "Jaws, the film"], "year": [1979, 1975]})
-    rows = [("ann", "a", 1.5, ""), ("ann", "", 2.0, "sharks"), ("bob", "b", 0.25, "sharks")]
-    interactions = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "query"])
-    load_log(items, interactions).save(tmp_path / "data")
-    front = log_card_data("Films", ["search"]).to_yaml()
-    (tmp_path / "data" / "README.md").write_text(f"---\n{front}\n---\n\n# Films\n")
-    found = client("log")
-    assert found["same"] == [True, True]
-    assert "there is no folder 'me/nothing'" in found["no repository"]
-    uploaded = {".gitattributes", "README.md", "items.parquet", "interactions.parquet", "log.json"}
-    assert set(hub.files("me/log", kind="datasets")) == uploaded
-    assert hub.repositories["datasets", "me/log"].is_private
-
-
 def test_offline_says_so(hub, client):
     loading, pushing = client("offline", HF_HUB_OFFLINE="1")
     assert loading.startswith("The model in me/films cannot be loaded: there is no folder 'me/films'")

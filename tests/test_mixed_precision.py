@@ -7,12 +7,10 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from gensar_hf.baselines.baseline import TrainingData, fit_by_name
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.sasrec_training import train_sasrec
-from gensar_hf.generator.packing import ExampleCollator, ExampleRows
-from gensar_hf.generator.tasks import ExampleSampler, TrainingExamples
+from gensar_hf.generator.examples import ExampleCollator, ExampleRows, ExampleSampler, TrainingExamples
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.joint_rqvae_training import train_joint_rqvae
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
@@ -36,8 +34,8 @@ class Losses(TrainerCallback):
 def generator(arguments, callback, make_generator, tokenizers, tiny_events, tiny_split, identifiers):
     tokenizer = tokenizers["events"]
     model = make_generator(tokenizer, num_items=12).train()
-    log = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends, identifiers.texts)
-    rows = ExampleRows(ExampleSampler(log, window=6, max_target_tokens=25, item_vectors=True), 12, 8)
+    log = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends)
+    rows = ExampleRows(ExampleSampler(log, window=6, max_target_tokens=25), 12, 8)
     return model, lambda: Trainer(
         model, arguments, train_dataset=rows, data_collator=ExampleCollator(tokenizer), callbacks=[callback]
     ).train()
@@ -77,28 +75,3 @@ def test_bf16_autocast_trains_float32_weights(name, tmp_path, request):
     assert all(map(math.isfinite, callback.losses))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize("name", ["qem", "gru4rec"])  # one of each kind of training
-def test_baselines_train_in_bf16_without_a_gpu(name, monkeypatch, make_events, tmp_path):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    monkeypatch.setattr("gensar_hf.embeddings.sasrec_training.MIN_STEPS", 2)
-    events = make_events({"ann": [(1, 0), (2, 0, 0), (2, 1, 0)], "bob": [(1, 0), (2, 2, 0)]}, ["a", "b", "c"], ["red"])
-    data = TrainingData(events, ["apple", "berry", "citron"], np.zeros((3, 2)), "unused")
-    settings = {"num_train_epochs": 1, "per_device_train_batch_size": 2}
-
-    scorer = fit_by_name(name, data, settings, 0, tmp_path, tmp_path / "checkpoints")
-
-    assert {weights.dtype for weights in scorer.model.parameters()} == {torch.float32}
-
-
-def test_a_baseline_that_was_trained_in_bf16_scores_in_float32(monkeypatch, make_events, tmp_path):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    monkeypatch.setattr("gensar_hf.embeddings.sasrec_training.MIN_STEPS", 2)
-    events = make_events({"ann": [(1, 0), (2, 0, 0)], "bob": [(1, 0), (2, 2, 0)]}, ["a", "b", "c"], ["red"])
-    data = TrainingData(events, ["apple", "berry", "citron"], np.zeros((3, 2)), "unused")
-
-    model = fit_by_name("qem", data, {"num_train_epochs": 1}, 0, tmp_path, tmp_path / "checkpoints").model
-
-    ids = torch.tensor([1]), torch.tensor([[1]]), torch.tensor([[1]])
-    torch.testing.assert_close(model(*ids).logits, type(model).from_pretrained(tmp_path)(*ids).logits)

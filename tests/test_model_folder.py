@@ -19,7 +19,7 @@ from transformers import (
     TokenizersBackend,
 )
 
-from gensar_hf import GenSARPipeline, TrieLogitsProcessor
+from gensar_hf import GenSARPipeline, InteractionDataset, TrieLogitsProcessor
 from gensar_hf.errors import InputError
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
@@ -177,13 +177,15 @@ def test_two_ways_of_reading_histories_do_not_go_together(pipelines: dict[str, G
         GenSARPipeline(pipelines["events"].model, pipelines["tokens"].tokenizer)
 
 
-def test_a_decoder_alone_and_an_encoder_s_tokenizer_do_not_go_together(pipelines: dict[str, GenSARPipeline]) -> None:
+def test_a_decoder_only_model_and_the_tokenizer_of_another_kind_do_not_go_together(
+    pipelines: dict[str, GenSARPipeline],
+) -> None:
     with pytest.raises(
-        InputError, match="requests for an encoder and a decoder, the model is a decoder alone; load both"
+        InputError, match="requests for an encoder-decoder model, the model is a decoder-only model; load both"
     ):
         GenSARPipeline(pipelines["causal"].model, pipelines["tokens"].tokenizer)
     with pytest.raises(
-        InputError, match="requests for a decoder alone, the model is an encoder and a decoder; load both"
+        InputError, match="requests for a decoder-only model, the model is an encoder-decoder model; load both"
     ):
         GenSARPipeline(pipelines["tokens"].model, pipelines["causal"].tokenizer)
 
@@ -194,3 +196,50 @@ def test_a_catalogue_without_titles_has_none(make_generator: Callable, make_iden
     tokenizer = GenSARTokenizer.train_from_texts(["toy story"], table, vocab_size=60)
     answers = GenSARPipeline(make_generator(tokenizer), tokenizer).recommend([], top_k=2)
     assert [answer["title"] for answer in answers] == [None, None]
+
+
+# ---- folders of version 0.1
+
+VERSION_0_1 = Path(__file__).parent / "data_0_1"
+
+
+@pytest.mark.parametrize("name", ["model", "adapter"])
+def test_folders_of_version_0_1_answer_as_they_did(name: str) -> None:
+    """The files and their answers were written by the code of commit 9012c7a.
+
+    `model` has random weights, item vectors, a removed item and two added ones (column `lenders`), and the removed
+    setting `recency_slope`. `adapter` is LoRA on it, with item vectors of both added items.
+    """
+    pipe = GenSARPipeline.from_pretrained(VERSION_0_1 / name, device="cpu")
+    items = pipe.items
+    histories, queries = [HISTORY, []], ["space adventure", "horror"]
+    candidates = items["item_id"][items["available"]].tolist()
+    answers = {
+        "recommend": pipe.recommend(histories, top_k=3),
+        "search": pipe.search(queries, histories, top_k=3),
+        "rank": pipe.rank(histories, [candidates] * 2, queries),
+        "suggest_queries": pipe.suggest_queries(histories),
+    }
+    expected = json.loads((VERSION_0_1 / "answers.json").read_text())[name]
+    for method, per_request in answers.items():
+        key = "query" if method == "suggest_queries" else "item_id"
+        for found, scores in zip(per_request, expected[method], strict=True):
+            assert [answer[key] for answer in found] == list(scores)
+            assert [answer["score"] for answer in found] == pytest.approx(list(scores.values()), abs=1e-5)
+
+
+def test_the_data_folder_of_a_run_of_version_0_1_is_a_dataset(tmp_path: Path) -> None:
+    dataset = InteractionDataset.load(VERSION_0_1 / "data")
+    assert repr(dataset) == "InteractionDataset(4 users, 12 items, 32 interactions, 1 queries)"
+    assert dataset.text_columns == ("title", "genres")
+    assert {task: len(requests) for task, requests in dataset.split.test.items()} == {"recommendation": 4, "search": 4}
+    dataset.save(tmp_path)
+    again = InteractionDataset.load(tmp_path)
+    assert again.interactions.equals(dataset.interactions)
+    assert again.split.train_ends.tolist() == dataset.split.train_ends.tolist()
+
+
+def test_a_model_of_version_0_1_says_that_it_cannot_add_items() -> None:
+    pipe = GenSARPipeline.from_pretrained(VERSION_0_1 / "model", device="cpu")
+    with pytest.raises(InputError, match="has no item encoder, so new items cannot get identifiers; train it with"):
+        pipe.add_items([{"item_id": "new-3", "title": "Newest"}])

@@ -1,4 +1,4 @@
-"""Every command and every snippet of the README, as it stands there, on a small log and with small settings."""
+"""The README: its limits, its links, its table, its snippets and its commands."""
 
 import ast
 import contextlib
@@ -9,185 +9,199 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from hub_server import Hub
 
-from gensar_hf import GenSARPipeline
-from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.files import read_json
 
 ROOT = Path(__file__).parents[1]
-WORDS = ["comedy", "drama", "horror", "space", "crime", "romance", "war", "western", "1970s", "1980s", "1990s"]
-NUM_ITEMS = 330  # the README's items, such as 242 and 302, among them
-# What is run by whoever runs this test.
-NOT_RUN_AGAIN = ("make test",)
-SMALL = {
-    "semantic": {"batch_size": 32},
-    "collaborative": {"max_steps": 3, "per_device_train_batch_size": 8, "hidden_size": 8},
-    "rqvae": {"num_train_epochs": 2, "codebook_size": 16, "latent_dim": 8, "hidden_sizes": [16]},
-    "model": {
-        "max_steps": 3, "per_device_train_batch_size": 2, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1,
-        "num_decoder_layers": 1, "num_heads": 2, "text_vocab_size": 80,
-    },
-    "results": {"num_negatives": 9, "max_users": 10},
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TABLES = ("items.csv", "clicks.csv")
+# Settings that make a run short, for tests of form and not of quality.
+SHORT = {
+    "max_steps": 2, "sasrec_epochs": 0.1, "rqvae_epochs": 1, "item_weight": 1.0, "text_vocab_size": 200,
+    "sasrec_config": {"hidden_size": 16, "num_layers": 1},
+    "rqvae_config": {"hidden_sizes": [16], "latent_dim": 8},
+    "generator_config": {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_heads": 2},
 }  # fmt: skip
 
 
 def blocks(language: str) -> list[str]:
     """The README's fenced blocks of a language, in their order."""
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[str]:
-    """One command a line of the README's shell blocks, without comments."""
-    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [command for line in lines if (command := " ".join(shlex.split(line, comments=True)))]
+def shortened(snippet: str) -> str:
+    """The snippet with few training steps."""
+    snippet = re.sub(r", max_steps=\d+", "", snippet)
+    settings = ", ".join(f"{name}={value}" for name, value in SHORT.items())
+    return re.sub(r'GenSARTrainingArguments\(("[^"]+")', rf"GenSARTrainingArguments(\1, {settings}", snippet)
 
 
-# ---- snippets, in seconds: a model that was never trained
+def copy_tables(folder: Path) -> None:
+    """The two tables that the first snippet reads."""
+    for name in TABLES:
+        shutil.copy(ROOT / "notebooks" / name, folder)
 
 
-@pytest.fixture
-def untrained(
-    tmp_path: Path, make_identifiers: Callable, make_generator: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The folder that the README's snippets load, beside where they are run."""
-    table = make_identifiers(12)
-    table.item_ids = ["242", "302", "286", "313", *map(str, range(8))]
-    tokenizer = GenSARTokenizer.train_from_texts(WORDS, table, vocab_size=100)
-    GenSARPipeline(make_generator(tokenizer), tokenizer).save_pretrained(tmp_path / "runs/ml-100k/model")
-    monkeypatch.chdir(tmp_path)
-
-
-def test_the_first_two_snippets_run_and_print_what_is_shown(untrained: None) -> None:
-    first, second = blocks("python")[:2]
-    printed, names = io.StringIO(), dict[str, object]()
-    with contextlib.redirect_stdout(printed):
-        exec(first, names)
+def check_answers(printed: str) -> None:
+    """Two lists of distinct titles of the catalogue and one of queries, as many as the README shows."""
+    titles = set(pd.read_csv(ROOT / "notebooks/items.csv")["title"])
     shown = blocks("text")[0].splitlines()
-    for line, shown_line in zip(printed.getvalue().splitlines(), shown, strict=True):
-        assert list(ast.literal_eval(line)) == list(ast.literal_eval(shown_line))
-    exec(second, names)
-    pipe, history = names["pipe"], names["history"]
-    assert isinstance(pipe, GenSARPipeline)
-    expected = [answer["item_id"] for answer in pipe.recommend(history)]  # type: ignore[index, arg-type]
-    found = names["tokenizer"].decode_items(names["out"])  # type: ignore[attr-defined]
-    assert found == expected
+    answers = [ast.literal_eval(line) for line in printed.splitlines()]
+    assert len(answers) == len(shown) == 3
+    for answer, shown_line in zip(answers[:2], shown, strict=False):
+        assert len(answer) == len(set(answer)) == len(ast.literal_eval(shown_line))
+        assert set(answer) <= titles
+        assert set(ast.literal_eval(shown_line)) <= titles
+    assert len(answers[2]) <= len(ast.literal_eval(shown[2]))
+    assert all(isinstance(query, str) and query for query in answers[2])
 
 
-def test_the_output_stands_before_line_40() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert text[: text.index("```text")].count("\n") < 40
+# ---- limits, links, numbers
 
 
-# ---- commands, in minutes
+def test_the_readme_is_short() -> None:
+    assert README.count("\n") <= 160
+    assert len(README.split()) <= 1300
 
 
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout whose configurations name a small log and small sizes, and the tables that the commands read."""
-    folder = tmp_path_factory.mktemp("workshop")
-    shutil.copytree(ROOT / "training_scripts", folder / "training_scripts")
-    for name in ("metrics", "model_cards", "results", "docs", "tests"):
-        (folder / name).symlink_to(ROOT / name)
-    shutil.copy(ROOT / "README.md", folder)
-    write_tables(folder)
-    for path in (folder / "training_scripts/configs").rglob("*.yaml"):
-        if path.parent.name != "accelerate":
-            path.write_text(yaml.safe_dump(shrunk(yaml.safe_load(path.read_text())), sort_keys=False))
-    return folder
+def test_the_first_snippet_needs_12_lines_and_one_import_and_is_answered_before_line_40() -> None:
+    snippet, output = blocks("python")[0], blocks("text")[0]
+    assert snippet.count("\n") <= 12
+    imports = [node for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [getattr(node, "module", None) for node in imports] == ["gensar_hf"]
+    assert README[: README.index(output) + len(output)].count("\n") < 40
 
 
-def shrunk(content: dict) -> dict:
-    """A configuration with small settings: of a run, of a comparison of runs, or of a baseline."""
-    if "baseline" in content:
-        if "num_train_epochs" in content.get("settings", {}):
-            content["settings"]["num_train_epochs"] = 1
-        return {**content, "max_trials": 1}
-    if "variants" in content:
-        variants = dict(list(content["variants"].items())[:2])
-        content = {**content, "seeds": [0], "variants": {name: smaller(part or {}) for name, part in variants.items()}}
-        content["settings"] = smaller(content.get("settings", {}))
-        if "baselines" in content:
-            content["baselines"] = {"names": ["markov", "popularity", "qem", "bm25"], "max_trials": 1}
-        return content
-    content["data"] = {
-        "seed": 0,
-        **{name: content["data"][name] for name in ("held_out_items",) if name in content["data"]},
-    }
-    content = {"items": "items.csv", "interactions": "clicks.csv", **content}
-    for section, small in SMALL.items():
-        content[section] = {**content.get(section, {}), **small}
-    return content
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *[f"docs/{p.name}" for p in ROOT.glob("docs/*.md")]])
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        name, _, heading = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), f"{page} links to {target}"
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+            assert heading in slugs, f"{page} links to {target}"
 
 
-def smaller(sections: dict) -> dict:
-    """Of a comparison's settings those that do not set a size."""
-    return {
-        name: {key: value for key, value in section.items() if key not in SMALL.get(name, {})}
-        for name, section in sections.items()
-    }
+def test_the_table_shows_the_numbers_of_the_committed_comparisons() -> None:
+    (block,) = re.findall(r"<!-- summary: (.*?) ndcg@10 -->\n(.*?)<!-- end of summary -->", README, re.DOTALL)
+    comparisons = [read_json(ROOT / path) for path in block[0].split()]
+    columns = [(content, task) for content in comparisons for task in ("recommendation", "search")]
+    rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in block[1].splitlines()[2:]]
+    for column, (content, task) in enumerate(columns, start=1):
+        means = {
+            name: variant["tasks"][task]["NDCG@10"]["mean"]
+            for name, variant in content["variants"].items()
+            if task in variant["tasks"]
+        }
+        for row in rows:
+            text = f"{means[row[0]]:.3f}".removeprefix("0") if row[0] in means else "–"
+            if means.get(row[0]) == max(means.values()):
+                text = f"**{text}**"
+            assert row[column] == text, (row[0], task)
+        # What the sentence below the table says of the best baseline and of the personalized JSR.
+        p_values = {
+            test["second"]: test["p_value"]
+            for test in content["tests"]
+            if (test["first"], test["task"], test["metric"]) == ("GenSAR", task, "NDCG@10")
+        }
+        del means["GenSAR"]
+        assert p_values[max(means, key=means.__getitem__)] > 0.05
+        assert p_values["JSR, personalized search"] > 0.05
+    sizes = {name: variant["parameters"] for name, variant in comparisons[0]["variants"].items()}
+    assert round(sizes["GenSAR"] / sizes["JSR, personalized search"]) == 7
 
 
-def write_tables(folder: Path) -> None:
-    """Items and clicks of two weeks, and what came later: `new_…` without clicks, `newer_…` with clicks."""
-    rng = np.random.default_rng(0)
-    titles = [" ".join(rng.choice(WORDS, 3, replace=False)) for _ in range(NUM_ITEMS + 6)]
-    items = pd.DataFrame({"item_id": np.arange(1, NUM_ITEMS + 7), "title": titles})
-    parts = {"items.csv": items[:NUM_ITEMS], "new_items.csv": items[NUM_ITEMS:-3], "newer_items.csv": items[-3:]}
-    for name, part in parts.items():
-        part.to_csv(folder / name, index=False)
-    old, late = np.arange(NUM_ITEMS), np.r_[:200, NUM_ITEMS + 3 : NUM_ITEMS + 6, NUM_ITEMS + 3 : NUM_ITEMS + 6]
-    for name, days, known in (("clicks.csv", range(14), old), ("newer.csv", range(14, 20), late)):
-        rows = []
-        for user in range(60):
-            for day in days:
-                item = int(rng.choice(known))
-                query = titles[item].split()[0] if rng.random() < 0.4 else ""
-                date = pd.Timestamp("2024-01-01") + pd.Timedelta(days=day)
-                rows.append((user, item + 1, date.isoformat(), query))
-        columns = ["user_id", "item_id", "timestamp", "query"]
-        pd.DataFrame(rows, columns=columns).to_csv(folder / name, index=False)
+# ---- snippets and commands
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Of the commands: this package, and a Hub that is not far."""
-    with Hub(token="hf_secret") as hub:
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        yield {
-            **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path / "home"),
-            "PYTHONPATH": path, "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-        }  # fmt: skip
-
-
-def as_words(command: str) -> list[str]:
-    """A command of the README for this interpreter; `make` is asked what it would run."""
-    if command.startswith("make "):
-        plan = subprocess.run(["make", "-n", *shlex.split(command)[1:]], capture_output=True, text=True, cwd=ROOT)
-        (command,) = [line for line in plan.stdout.splitlines() if "training_scripts/" in line]
-    words = shlex.split(command)
-    if words[0].endswith("torchrun"):
-        return [sys.executable, "-m", "torch.distributed.run", *words[1:]]
-    return [sys.executable if words[0].endswith("python") else words[0], *words[1:]]
+def test_the_first_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_tables(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(shortened(blocks("python")[0]), {})
+    check_answers(printed.getvalue())
+    assert (tmp_path / "films/model/config.json").exists()
 
 
 @pytest.mark.slow
-def test_every_command_runs_and_then_every_snippet(workshop: Path, environment: dict[str, str]) -> None:
-    for command in commands():
-        if command in NOT_RUN_AGAIN:
-            continue
-        done = subprocess.run(as_words(command), capture_output=True, text=True, cwd=workshop, env=environment)
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        assert "Traceback" not in done.stderr, command
-    snippets = "\n".join(blocks("python"))
+def test_the_first_snippet_runs_from_the_wheel_alone(tmp_path: Path) -> None:
+    """In an empty folder, with the built wheel and its dependencies, as long as the README's run."""
+    sources, wheels, target, work = (tmp_path / name for name in ("sources", "wheels", "target", "work"))
+    shutil.copytree(ROOT / "gensar_hf", sources / "gensar_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(sources)], check=True)
+    (wheel,) = wheels.glob("gensar_hf-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    work.mkdir()
+    copy_tables(work)
+    # An editable install is found only after PYTHONPATH.
+    program = blocks("python")[0] + "\nimport sys, gensar_hf\nprint(gensar_hf.__file__, file=sys.stderr)\n"
+    environment = {**os.environ, "PYTHONPATH": str(target), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", snippets], capture_output=True, text=True, cwd=workshop, env=environment
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=work, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    assert Path(done.stderr.splitlines()[-1]).is_relative_to(target)
+    check_answers(done.stdout)
+    found, shown = (ast.literal_eval(text.splitlines()[1]) for text in (done.stdout, blocks("text")[0]))
+    assert found[0] == shown[0], "The README shows another best result of its search."
+    (script,) = target.glob("bin/gensar")
+    done = subprocess.run(
+        [sys.executable, script, "--help"], capture_output=True, text=True, env=environment, check=True
+    )
+    assert "add-items" in done.stdout
+
+
+def write_later_tables(folder: Path) -> None:
+    """`newer.csv`: a click of each of 40 users in 2025; `new_items.csv`: three films."""
+    clicks = pd.read_csv(folder / "clicks.csv", dtype=str).drop_duplicates("item_id")[:40]
+    clicks.assign(user_id=[f"u{row:03d}" for row in range(len(clicks))], timestamp="2025-01-15").to_csv(
+        folder / "newer.csv", index=False
+    )
+    rows = [
+        ("arrival", "Arrival", "space", "linguist talks to visitors"),
+        ("hereditary", "Hereditary", "horror", "family with a cursed legacy"),
+        ("knives-out", "Knives Out", "crime", "detective and a rich family"),
+    ]
+    pd.DataFrame(rows, columns=["item_id", "title", "genres", "description"]).to_csv(
+        folder / "new_items.csv", index=False
+    )
+
+
+@pytest.mark.slow
+def test_all_snippets_and_commands_run(tmp_path: Path) -> None:
+    copy_tables(tmp_path)
+    write_later_tables(tmp_path)
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("gensar ")]
+    settings = [word for name, value in SHORT.items() for word in (f"--{name}", str(value))]
+    calls = []
+    for command in commands:
+        words = [re.sub(r"^films\b", "films-cli", word) for word in shlex.split(command, comments=True)[1:]]
+        few_steps = ["--text_encoder", "null", *settings] if words[0] == "train" else []
+        calls.append(["-m", "gensar_hf", *words, *few_steps])
+    calls.append(["-c", shortened("\n".join(blocks("python")))])
+    with Hub(token="hf_secret") as hub:
+        environment = {
+            **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path / "home"),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+        }  # fmt: skip
+        for arguments in calls:
+            done = subprocess.run(
+                [sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+            )
+            assert done.returncode == 0, f"{arguments[:3]}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert (tmp_path / "films-cli/model/config.json").exists()
+    assert (tmp_path / "films-3/config.json").exists()

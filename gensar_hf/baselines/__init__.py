@@ -1,8 +1,62 @@
-"""Peers of GenSAR behind the same protocol: popularity, BM25, dense retrieval and SASRec."""
+"""Baselines behind the protocol of GenSAR's evaluation; `tuning.fit_baseline` fits one by its name."""
 
-from gensar_hf.baselines.bm25 import BM25
-from gensar_hf.baselines.dense_retrieval import DenseRetrieval
-from gensar_hf.baselines.popularity import Popularity
-from gensar_hf.baselines.sasrec import SASRecScorer
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-__all__ = ["BM25", "DenseRetrieval", "Popularity", "SASRecScorer"]
+from gensar_hf.baselines import dense_retrieval
+from gensar_hf.baselines.bm25 import BM25, BM25Config
+from gensar_hf.baselines.dense_retrieval import DenseRetrieval, DenseRetrievalConfig
+from gensar_hf.baselines.gru4rec import GRU4RecConfig, GRU4RecModel
+from gensar_hf.baselines.markov import MarkovChain, MarkovConfig
+from gensar_hf.baselines.matching import JSRConfig, JSRModel, MatchingScorer, QEMConfig, QEMModel, fit_jsr, fit_qem
+from gensar_hf.baselines.popularity import Popularity, PopularityConfig
+from gensar_hf.baselines.sequential import NextItemScorer, fit_next_item_model
+from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
+from gensar_hf.embeddings.modeling_sasrec import SASRecModel
+from gensar_hf.evaluation import BM25Index, Scorer
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """How to fit one baseline.
+
+    Attributes:
+        config_class: its fields are the baseline's settings.
+        fit: training events, item texts in catalogue order, configuration and training arguments (`seed`, and the
+            training settings of models that have any) → scorer.
+        defaults: settings whose defaults are not those of the configuration.
+    """
+
+    config_class: type
+    fit: Callable[..., Scorer]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+BASELINES: dict[str, Baseline] = {
+    "popularity": Baseline(PopularityConfig, lambda events, *_: Popularity(events)),
+    "markov": Baseline(MarkovConfig, lambda events, texts, config, _: MarkovChain(events, config)),
+    "bm25": Baseline(BM25Config, lambda events, texts, config, _: BM25(BM25Index(texts, config.k1, config.b))),
+    "dense_retrieval": Baseline(DenseRetrievalConfig, dense_retrieval.fit),
+    "sasrec": Baseline(SASRecConfig, partial(fit_next_item_model, SASRecModel, "SASRec")),
+    "gru4rec": Baseline(GRU4RecConfig, partial(fit_next_item_model, GRU4RecModel, "GRU4Rec")),
+    "qem": Baseline(QEMConfig, fit_qem),
+    "jsr": Baseline(JSRConfig, fit_jsr),
+    "jsr_personalized": Baseline(JSRConfig, fit_jsr, {"personalized_search": True}),
+}
+
+__all__ = [
+    "BASELINES",
+    "BM25",
+    "DenseRetrieval",
+    "GRU4RecModel",
+    "JSRConfig",
+    "JSRModel",
+    "MarkovConfig",
+    "MatchingScorer",
+    "NextItemScorer",
+    "Popularity",
+    "QEMConfig",
+    "QEMModel",
+]

@@ -1,31 +1,22 @@
-"""BM25 over the items' texts: lexical search without a history."""
+"""BM25 over item texts: lexical search, without histories."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
-from gensar_hf.baselines.baseline import TrainingData
-from gensar_hf.baselines.query_scores import gather_query_scores
 from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.evaluation.bm25_index import BM25Index
-from gensar_hf.files import write_json
-
-NAME = "BM25"
-REFERENCE = (
-    "Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond, Foundations and Trends in "
-    "Information Retrieval, 2009"
-)
 
 
 @dataclass
-class Settings:
-    """BM25's two parameters.
+class BM25Config:
+    """The two parameters of BM25.
 
     Args:
-        k1: how much a word that a text repeats counts more than once; 0 = not more.
-        b: how far scores are divided by the text's length: 0 = not at all, 1 = fully.
+        k1: term-frequency saturation; 0 = repetitions of a word do not count.
+        b: length normalization, from 0 (none) to 1 (full).
 
     Raises:
         ValueError: a value out of range.
@@ -42,37 +33,41 @@ class Settings:
 
 
 class BM25:
-    """Score = BM25 of the item's text for the request's query (Robertson and Zaragoza 2009), as `BM25Index` counts it.
+    """Score = BM25 of the item's text for the request's query, as computed by `BM25Index`.
 
-    Simplified: one field and no stemming. On BM25-hard candidates it cannot shine, whatever its parameters: all
-    negatives are the best answers of an index with `bm25s`' default ones.
+    Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond, FnTIR 2009. One field, no stemming.
+    BM25-hard candidates put it at a disadvantage with any parameters: all negatives are the best hits of an index with
+    the default ones.
 
     Args:
-        item_texts: one text per item in catalogue order, or an index that is there already.
+        item_texts: one text per item in catalogue order, or an existing index of them.
         name: the row's name in tables.
     """
 
     tasks = frozenset({SEARCH})
     num_parameters = 0
 
-    def __init__(self, item_texts: Sequence[str] | BM25Index, name: str = NAME):
+    def __init__(self, item_texts: Sequence[str] | BM25Index, name: str = "BM25") -> None:
         self.name = name
         self.index = item_texts if isinstance(item_texts, BM25Index) else BM25Index(item_texts)
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
-        """BM25 of each candidate, `(num_requests, num_candidates)` float32; 0 where no word is shared."""
+        """BM25 of each candidate, `(num_requests, num_candidates)` float32; 0 if query and text share no word."""
         return gather_query_scores(requests, candidates, self.index.scores)
 
 
-def fit(data: TrainingData, settings: Settings, seed: int, folder: Path, checkpoints: Path) -> BM25:
-    """Index the items' texts; the folder gets `settings.json`, for the index is quicker made than read.
+def gather_query_scores(
+    requests: Requests, candidates: np.ndarray, score_items: Callable[[list[str]], np.ndarray]
+) -> np.ndarray:
+    """Candidate scores that depend only on the query, computed once per distinct query.
 
     Args:
-        data: of which the texts alone are read.
-        settings: of the index.
-        seed: not used, nothing is drawn.
-        folder: for the settings.
-        checkpoints: not used.
+        requests: search requests.
+        candidates: `(num_requests, num_candidates)` item indices.
+        score_items: distinct queries → `(num_queries, num_items)` scores of all items.
+
+    Returns:
+        `(num_requests, num_candidates)`.
     """
-    write_json(folder / "settings.json", asdict(settings))
-    return BM25(BM25Index(data.item_texts, settings.k1, settings.b))
+    query_codes, queries = pd.factorize(np.asarray(requests.query_texts, dtype=object))
+    return score_items(list(queries))[query_codes[:, None], candidates]

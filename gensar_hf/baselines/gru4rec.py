@@ -1,47 +1,27 @@
-"""GRU4Rec: the next item from the clicked items, read one after the other by a recurrent network."""
-
-from dataclasses import dataclass
-from pathlib import Path
+"""GRU4Rec: the next item from the clicked items, read in order by a recurrent network."""
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
-from gensar_hf.baselines.baseline import TrainingData
-from gensar_hf.baselines.sequential import (
-    NextItemScorer,
-    TrainingSettings,
-    checked_config,
-    fit_sequential,
-    new_model,
-)
-from gensar_hf.embeddings.next_item import PADDING, last_states, next_item_loss
-
-NAME = "GRU4Rec"
-REFERENCE = (
-    "Balázs Hidasi, Alexandros Karatzoglou, Linas Baltrunas and Domonkos Tikk: Session-based Recommendations with "
-    "Recurrent Neural Networks, ICLR 2016; Balázs Hidasi and Alexandros Karatzoglou: Recurrent Neural Networks with "
-    "Top-k Gains for Session-based Recommendations, CIKM 2018"
-)
+from gensar_hf.embeddings.modeling_sasrec import PADDING, SASRecModel
 
 
 @strict
 class GRU4RecConfig(PreTrainedConfig):
-    """Sizes and regularisation of a `GRU4RecModel`.
+    """Sizes and regularization of a `GRU4RecModel`.
 
     Args:
         num_items: size of the catalogue; the model adds the padding row.
         embedding_size: width of the item embeddings.
         hidden_size: width of the GRU's state.
-        num_layers: GRU layers, one upon the other.
-        max_length: events of a history that are read, the latest ones.
+        num_layers: stacked GRU layers.
+        max_length: latest events of a history that are read.
         dropout: on the input embeddings, between layers and on the projected states.
-        event_dropout: share of a training window's events that are left out of it, anew in every epoch.
-        label_smoothing: of the cross entropy while training.
+        event_dropout: fraction of a training window's events that are dropped, drawn for every epoch.
+        label_smoothing: label smoothing of the training loss.
         initializer_range: standard deviation of the initial embeddings.
     """
 
@@ -57,35 +37,24 @@ class GRU4RecConfig(PreTrainedConfig):
     label_smoothing: float = 0.1
     initializer_range: float = 0.02
 
-    def validate_sizes(self) -> None:
-        """Part of the `@strict` validation: sizes are counts."""
+    def validate_ranges(self) -> None:
+        """Part of the `@strict` validation: sizes are counts, probabilities lie in [0, 1)."""
         for name in ("num_items", "embedding_size", "hidden_size", "num_layers", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
-
-    def validate_shares(self) -> None:
-        """Part of the `@strict` validation: what is a probability lies in [0, 1)."""
         for name in ("dropout", "event_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1; got {getattr(self, name)}.")
 
 
-@dataclass
-class GRU4RecOutput(ModelOutput):
-    """What `GRU4RecModel` answers.
-
-    loss: scalar, None without labels. logits: `(batch_size, length, num_items)`, column `i` is item `i`; None with
-    labels.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-
-
-class GRU4RecModel(PreTrainedModel):
+class GRU4RecModel(SASRecModel):
     """Predict the next item of a history with a GRU; the item table is input and output ("constrained embedding").
 
-    Histories are padded on the RIGHT with 0, which no earlier position sees.
+    Hidasi et al., Session-based Recommendations with Recurrent Neural Networks, ICLR 2016; Hidasi and Karatzoglou,
+    Recurrent Neural Networks with Top-k Gains for Session-based Recommendations, CIKM 2018.
+
+    Inputs, loss and scores are those of `SASRecModel`, with a GRU in place of the attention. Histories are
+    padded on the RIGHT with 0, which no earlier position sees.
 
     Differs from the papers: full-softmax cross entropy at every position instead of a ranking loss with sampled
     negatives (for GRU4Rec compared by Petrov and Macdonald, RecSys 2022, arXiv:2207.02643; for SASRec by Klenitskiy
@@ -94,12 +63,11 @@ class GRU4RecModel(PreTrainedModel):
     of Adagrad; no output bias.
     """
 
-    config_class = GRU4RecConfig
+    config_class = GRU4RecConfig  # type: ignore[assignment]
     base_model_prefix = "gru4rec"
-    accepts_loss_kwargs = True  # `num_items_in_batch` makes the loss exact under gradient accumulation
 
     def __init__(self, config: GRU4RecConfig) -> None:
-        super().__init__(config)
+        PreTrainedModel.__init__(self, config)  # without SASRec's layers
         self.item_table = nn.Embedding(config.num_items + 1, config.embedding_size, padding_idx=PADDING)
         between = config.dropout if config.num_layers > 1 else 0.0
         self.gru = nn.GRU(
@@ -118,32 +86,7 @@ class GRU4RecModel(PreTrainedModel):
             init.zeros_(module.bias)
         if isinstance(module, nn.GRU):
             for name, parameter in module.named_parameters():
-                if "bias" in name:
-                    init.zeros_(parameter)
-                else:
-                    init.xavier_uniform_(parameter)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> GRU4RecOutput:
-        """Read histories; with labels, the loss at every labelled position.
-
-        Args:
-            input_ids: `(batch_size, length)` item index + 1, 0 = padding, on the right.
-            labels: `(batch_size, length)` the item that follows each position, index + 1; 0 and -100 are ignored.
-            num_items_in_batch: labels in the whole batch, as Trainer counts them; default: those given here.
-
-        Returns:
-            with labels the loss, mean cross entropy over the catalogue; without, the logits.
-        """
-        hidden = self._encode(input_ids)
-        if labels is None:
-            return GRU4RecOutput(logits=F.linear(hidden, self.item_embeddings()))
-        smoothing = self.config.label_smoothing * self.training
-        return GRU4RecOutput(loss=next_item_loss(hidden, self.item_embeddings(), labels, smoothing, num_items_in_batch))
+                init.zeros_(parameter) if "bias" in name else init.xavier_uniform_(parameter)
 
     def _encode(self, input_ids: torch.Tensor) -> torch.Tensor:
         """`(batch_size, length)` to `(batch_size, length, embedding_size)`."""
@@ -151,44 +94,3 @@ class GRU4RecModel(PreTrainedModel):
         embedded = self.dropout(self.item_table(input_ids) * self.config.embedding_size**0.5)
         states, _ = self.gru(embedded)
         return self.dropout(self.projection(states))
-
-    def item_embeddings(self) -> torch.Tensor:
-        """The item table without its padding row, `(num_items, embedding_size)`."""
-        return self.item_table.weight[1:]
-
-    def score(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Score the whole catalogue as the next item of each history; an empty one scores all items 0.
-
-        Args:
-            input_ids: `(batch_size, length)`, coded as in `forward`.
-
-        Returns:
-            `(batch_size, num_items)` logits.
-        """
-        return F.linear(last_states(self._encode(input_ids), input_ids), self.item_embeddings())
-
-
-@dataclass
-class Settings(TrainingSettings):
-    """Of the training, and of `GRU4RecConfig`, where they are explained; the defaults are the same."""
-
-    embedding_size: int = GRU4RecConfig.embedding_size
-    hidden_size: int = GRU4RecConfig.hidden_size
-    num_layers: int = GRU4RecConfig.num_layers
-    max_length: int = GRU4RecConfig.max_length
-    dropout: float = GRU4RecConfig.dropout
-    event_dropout: float = GRU4RecConfig.event_dropout
-    label_smoothing: float = GRU4RecConfig.label_smoothing
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checked_config(GRU4RecConfig, **self.model_values())
-
-
-def fit(data: TrainingData, settings: Settings, seed: int, folder: Path, checkpoints: Path) -> NextItemScorer:
-    """Train a GRU4Rec; see `baseline.fit_by_name`."""
-    config = GRU4RecConfig(num_items=data.events.num_items, **settings.model_values())
-    model = new_model(GRU4RecModel, config, seed)
-    fit_sequential(model, data, settings, seed, checkpoints)
-    model.save_pretrained(folder)
-    return NextItemScorer(model, NAME)

@@ -1,9 +1,10 @@
-"""Models that match a user and a query with items by a dot product: settings, training and scoring."""
+"""QEM and JSR: a vector of the user and the query, matched with the items' vectors by a dot product."""
 
+import re
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,109 +12,86 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from tqdm.auto import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import SequenceClassifierOutput
 
-from gensar_hf.baselines.baseline import TrainingData
-from gensar_hf.baselines.click_examples import Examples, text_examples
-from gensar_hf.baselines.sequential import TrainingSettings, clicked_items, new_model
-from gensar_hf.baselines.vocabulary import PADDING, Vocabulary
-from gensar_hf.data.splits import Requests
+from gensar_hf.baselines.sequential import clicked_items, new_model, train_quietly
+from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.data.user_events import Behavior, UserEvents
+from gensar_hf.embeddings import sasrec_training
 from gensar_hf.embeddings.modeling_sasrec import pad_histories
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation.full_ranking import history_items
-from gensar_hf.files import last_checkpoint
 from gensar_hf.training_defaults import machine_defaults
 
-_CHUNK_SIZE = 256  # requests whose scores of all items are held at once: 12 MB for 12,000 items
-_SAVE_STEPS = 300
+PADDING = 0
+MAX_WORDS = 64  # words of a text that are read; descriptions can be of any length
+CLICKS = (Behavior.RECOMMENDED_ITEM, Behavior.SEARCHED_ITEM)
+TRAINING_DEFAULTS = {
+    "num_train_epochs": 8,
+    "per_device_train_batch_size": 512,
+    "learning_rate": 5e-3,
+    "weight_decay": 0.1,
+}
+_WORD = re.compile(r"\w+")
 
 ModelT = TypeVar("ModelT", bound="MatchingModel")
 
 
-@dataclass
-class MatchingSettings(TrainingSettings):
-    """Settings that matching models share; `per_device_train_batch_size` counts examples.
-
-    Attributes:
-        hidden_size: width of all vectors.
-        dropout: on a request's vector.
-        label_smoothing: of the cross entropy while training.
-        text_weight: how much an example made from an item's text (its words → the item) counts beside a click; 0 =
-            texts are not read.
-        skip_clicked: whether a candidate that stands in the user's history comes after all others, which is right
-            for a log in which nobody takes an item twice.
-    """
-
-    num_train_epochs: float = 8
-    per_device_train_batch_size: int = 512
-    weight_decay: float = 0.1
-    hidden_size: int = 64
-    dropout: float = 0.2
-    label_smoothing: float = 0.0
-    text_weight: float = 0.0
-    skip_clicked: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.hidden_size < 1:
-            raise ValueError(f"`hidden_size` must be at least 1; got {self.hidden_size}.")
-        for name in ("dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1; got {getattr(self, name)}.")
-        if self.text_weight < 0:
-            raise ValueError(f"`text_weight` must not be negative; got {self.text_weight}.")
-
-
 @strict
 class MatchingConfig(PreTrainedConfig):
-    """Sizes and regularisation that matching models share.
+    """Sizes, regularization and training data of a matching model.
 
     Args:
-        num_users: users that have a vector.
+        num_users: number of users with a vector.
         num_items: size of the catalogue.
-        num_words: size of the vocabulary.
+        words: vocabulary of queries and texts, lower-cased; word n has id n + 1.
         hidden_size: width of all vectors.
-        dropout: on a request's vector.
-        label_smoothing: of the cross entropy while training.
+        dropout: dropout of the request vector.
         initializer_range: standard deviation of the initial item and word vectors.
+        text_weight: weight of a training example made from an item's text (its words → the item), relative to a click;
+            0 = texts are not read.
     """
 
     model_type = "matching"
 
     num_users: int = 0
     num_items: int = 1
-    num_words: int = 0
+    words: list[str] | tuple[str, ...] = ()
     hidden_size: int = 64
     dropout: float = 0.2
-    label_smoothing: float = 0.0
     initializer_range: float = 0.1
+    text_weight: float = 0.0
 
-
-@dataclass
-class MatchingOutput(ModelOutput):
-    """loss: scalar, None without labels. logits: `(batch_size, num_items)`, column `i` is item `i`."""
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
+    def validate_ranges(self) -> None:
+        """Part of the `@strict` validation: ranges of sizes, probabilities and weights."""
+        if self.hidden_size < 1:
+            raise ValueError(f"`hidden_size` must be at least 1; got {self.hidden_size}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be at least 0 and below 1; got {self.dropout}.")
+        if self.text_weight < 0:
+            raise ValueError(f"`text_weight` must not be negative; got {self.text_weight}.")
 
 
 class MatchingModel(PreTrainedModel, ABC):
-    """Score of an item = request's vector · item's vector + item's bias; a subclass says what the request's vector is.
+    """Score of an item = request vector · item vector + item bias; subclasses define the request vector.
 
-    Users' vectors start at zero, so that a user without training clicks keeps one that says nothing.
+    User vectors start at zero, so that a user without training clicks keeps a zero vector.
+
+    Attributes:
+        tasks: tasks that the model can do.
     """
 
     config_class = MatchingConfig
     base_model_prefix = "matching"
     accepts_loss_kwargs = True  # `num_items_in_batch` makes the loss exact under gradient accumulation
+    tasks = frozenset({SEARCH})
 
     def __init__(self, config: MatchingConfig) -> None:
         super().__init__(config)
+        self._word_indices = {word: index for index, word in enumerate(config.words)}
         self.item_table = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=PADDING)
-        self.word_table = nn.Embedding(config.num_words + 1, config.hidden_size, padding_idx=PADDING)
+        self.word_table = nn.Embedding(len(config.words) + 1, config.hidden_size, padding_idx=PADDING)
         self.user_table = nn.Embedding(config.num_users + 1, config.hidden_size, padding_idx=PADDING)
         self.item_bias = nn.Parameter(torch.zeros(config.num_items))
         self.dropout = nn.Dropout(config.dropout)
@@ -131,11 +109,16 @@ class MatchingModel(PreTrainedModel, ABC):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
+    @property
+    def user_tasks(self) -> frozenset[str]:
+        """Tasks whose requests include the user and the history."""
+        return self.tasks
+
     @abstractmethod
     def request_vectors(
         self, user_ids: torch.Tensor, word_ids: torch.Tensor, history_ids: torch.Tensor
     ) -> torch.Tensor:
-        """Vectors of requests, `(batch_size, hidden_size)`; arguments as in `forward`."""
+        """Request vectors, `(batch_size, hidden_size)`; arguments as in `forward`."""
 
     def forward(
         self,
@@ -145,26 +128,39 @@ class MatchingModel(PreTrainedModel, ABC):
         labels: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> MatchingOutput:
-        """Score the whole catalogue; with labels, the cross entropy over it.
+    ) -> SequenceClassifierOutput:
+        """Score the whole catalogue; with labels, also compute the cross entropy over it.
 
         Args:
-            user_ids: `(batch_size,)` user index + 1, 0 = nobody.
-            word_ids: `(batch_size, num_words)` ids of the query's words, 0 = padding; at least one column.
+            user_ids: `(batch_size,)` user index + 1, 0 = no user.
+            word_ids: `(batch_size, num_words)` word ids of the query, 0 = padding; at least one column.
             history_ids: `(batch_size, num_clicks)` item index + 1 of earlier clicks, 0 = padding; at least one column.
             labels: `(batch_size,)` indices of the clicked items.
-            weights: `(batch_size,)` how much each example counts; 1 when omitted.
-            num_items_in_batch: labels in the whole batch, as Trainer counts them; default: those given here.
+            weights: `(batch_size,)` example weights; default 1.
+            num_items_in_batch: labels in the whole batch, as Trainer counts them; default: the labels of this call.
+
+        Returns:
+            `loss`, scalar, with labels; `logits`, `(batch_size, num_items)`, column `i` is item `i`.
         """
         vectors = self.dropout(self.request_vectors(user_ids, word_ids, history_ids))
         logits = F.linear(vectors, self.item_table.weight[1:], self.item_bias)
         if labels is None:
-            return MatchingOutput(logits=logits)
-        smoothing = self.config.label_smoothing * self.training
-        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)  # (batch_size,)
+            return SequenceClassifierOutput(logits=logits)
+        losses = F.cross_entropy(logits, labels, reduction="none")  # (batch_size,)
         total = losses.sum() if weights is None else (losses * weights).sum()
         num_labels = len(labels) if num_items_in_batch is None else num_items_in_batch
-        return MatchingOutput(loss=total / num_labels, logits=logits)
+        return SequenceClassifierOutput(loss=total / num_labels, logits=logits)
+
+    def encode_words(self, texts: Sequence[str]) -> np.ndarray:
+        """Ids of the first `MAX_WORDS` known words of each text; unknown words are skipped.
+
+        Returns:
+            `(num_texts, longest)` int64 word ids, 0 = padding, on the right; at least one column.
+        """
+        rows = [
+            [self._word_indices[w] for w in split_words(text) if w in self._word_indices][:MAX_WORDS] for text in texts
+        ]
+        return pad_histories([np.array(row, dtype=np.int64) for row in rows], MAX_WORDS).numpy()
 
 
 def mean_vectors(table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
@@ -172,36 +168,143 @@ def mean_vectors(table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
     return F.embedding_bag(ids, table.weight, mode="mean", padding_idx=PADDING)
 
 
-def learn_vocabulary(data: TrainingData, settings: MatchingSettings) -> Vocabulary:
-    """The words of the training queries, and of the items' texts if these are learnt from."""
-    return Vocabulary.from_texts([*data.events.query_texts, *(data.item_texts if settings.text_weight else ())])
+def split_words(text: str) -> list[str]:
+    """The words of a text, lower-cased, in order.
+
+    >>> split_words("Children's film, 1990s")
+    ['children', 's', 'film', '1990s']
+    """
+    return _WORD.findall(text.lower())
+
+
+def vocabulary(texts: Iterable[str]) -> list[str]:
+    """Distinct words in alphabetical order; the order of the log would reveal where held-out queries are."""
+    return sorted({word for text in texts for word in split_words(text)})
+
+
+@dataclass(frozen=True, eq=False)
+class Examples(torch.utils.data.Dataset):
+    """Training examples: the arguments of `MatchingModel.forward`, with `weights` as float32.
+
+    The items of this data set are row numbers. `collate` gathers a whole batch at once, which is much faster than one
+    tensor per example.
+    """
+
+    user_ids: np.ndarray
+    word_ids: np.ndarray
+    history_ids: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> int:
+        return row
+
+    def collate(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The examples in `rows`, without columns that are all padding (the first column stays)."""
+        batch = {field.name: getattr(self, field.name)[rows] for field in fields(self)}
+        for name in ("word_ids", "history_ids"):
+            is_used = (batch[name] != PADDING).any(axis=0)
+            is_used[0] = True
+            batch[name] = batch[name][:, is_used]
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Examples"]) -> "Examples":
+        """All parts in order, padded to the same width."""
+        columns = {}
+        for name in (field.name for field in fields(cls)):
+            tables = [getattr(part, name) for part in parts]
+            if tables[0].ndim == 2:
+                width = max(table.shape[1] for table in tables)
+                tables = [np.pad(table, ((0, 0), (0, width - table.shape[1]))) for table in tables]
+            columns[name] = np.concatenate(tables)
+        return cls(**columns)
+
+
+def click_examples(
+    events: UserEvents,
+    model: MatchingModel,
+    behaviors: Sequence[Behavior] = CLICKS,
+    with_users: bool = True,
+    with_words: bool = True,
+    history_length: int = 0,
+) -> Examples:
+    """One example per click.
+
+    Args:
+        events: training events.
+        model: model that encodes the words of the queries.
+        behaviors: behaviors of the clicks to use.
+        with_users: include the user.
+        with_words: include the query of a searched item.
+        history_length: number of latest clicks before the click to include, of any behavior.
+    """
+    clicks = np.flatnonzero(events.items >= 0)
+    positions = np.flatnonzero(np.isin(events.behaviors[clicks], behaviors))  # among all clicks
+    users, chosen = events.event_users()[clicks], clicks[positions]
+    query_words = model.encode_words([*events.query_texts, ""])  # query -1, none, is the last text
+    items, timestamps = events.items[clicks], events.timestamps[clicks]
+    return Examples(
+        user_ids=(users[positions] + 1) * with_users,
+        word_ids=query_words[events.queries[chosen]] * with_words,
+        history_ids=_earlier_clicks(items, timestamps, users, positions, history_length),
+        labels=events.items[chosen],
+        weights=np.ones(len(chosen), dtype=np.float32),
+    )
+
+
+def _earlier_clicks(
+    items: np.ndarray, timestamps: np.ndarray, users: np.ndarray, positions: np.ndarray, length: int
+) -> np.ndarray:
+    """Item index + 1 of the user's `length` clicks before each position, latest first, 0 = padding.
+
+    A twin of the click (same item, same timestamp) is left out, as in `Requests.history`: it is the answer.
+    """
+    if length == 0:
+        return np.full((len(positions), 1), PADDING, dtype=np.int64)
+    before = positions[:, None] - np.arange(1, length + 1)  # (num_positions, length)
+    exists, before = before >= 0, np.maximum(before, 0)
+    is_history = exists & (users[before] == users[positions, None])
+    is_twin = (items[before] == items[positions, None]) & (timestamps[before] == timestamps[positions, None])
+    return np.where(is_history & ~is_twin, items[before] + 1, PADDING)
+
+
+def text_examples(item_texts: Sequence[str], model: MatchingModel) -> Examples:
+    """One example per item with known words: no user, the text as query, the item as label."""
+    word_ids = model.encode_words(item_texts)
+    items = np.flatnonzero(word_ids[:, 0] != PADDING)
+    return Examples(
+        user_ids=np.zeros_like(items),
+        word_ids=word_ids[items],
+        history_ids=np.full((len(items), 1), PADDING, dtype=np.int64),
+        labels=items,
+        weights=np.full(len(items), model.config.text_weight, dtype=np.float32),
+    )
 
 
 def build_model(
     model_class: type[ModelT],
-    data: TrainingData,
-    vocabulary: Vocabulary,
-    settings: MatchingSettings,
+    events: UserEvents,
+    item_texts: Sequence[str],
+    config: MatchingConfig,
     seed: int,
-    **config: Any,
+    num_users: int | None = None,
 ) -> ModelT:
-    """A new model whose items' biases are the logarithms of their training clicks.
+    """A new model of the data, its sizes and vocabulary set in `config`.
 
-    Popularity is what training would spend its first steps on.
-
-    Args:
-        model_class: what to build; its `config_class` is given what follows.
-        data: to be trained on.
-        vocabulary: of the words.
-        settings: shared by matching models.
-        seed: of the initial weights.
-        config: values of the configuration that differ from those of the data and the settings.
+    The words of the item texts are part of the vocabulary if `text_weight` is positive. `num_users` is by default the
+    number of all users. Item biases start at the log of the training clicks: otherwise training would spend its first
+    steps on the popularity.
     """
-    sizes = {"num_users": data.events.num_users, "num_items": data.events.num_items, "num_words": len(vocabulary)}
-    shared = {name: getattr(settings, name) for name in ("hidden_size", "dropout", "label_smoothing")}
-    model = new_model(model_class, model_class.config_class(**{**sizes, **shared, **config}), seed)
-    clicked = data.events.items[data.events.items >= 0]
-    popularity = np.log1p(np.bincount(clicked, minlength=data.events.num_items))  # (num_items,)
+    config.num_users = events.num_users if num_users is None else num_users
+    config.num_items = events.num_items
+    config.words = vocabulary([*events.query_texts, *(item_texts if config.text_weight else ())])
+    model = new_model(model_class, config, seed)
+    clicked = events.items[events.items >= 0]
+    popularity = np.log1p(np.bincount(clicked, minlength=events.num_items))  # (num_items,)
     with torch.no_grad():
         model.item_bias.copy_(torch.from_numpy(popularity - popularity.mean()))
     return model
@@ -209,125 +312,222 @@ def build_model(
 
 def fit_matching(
     model: MatchingModel,
-    data: TrainingData,
-    vocabulary: Vocabulary,
     parts: Sequence[Examples],
-    settings: MatchingSettings,
-    seed: int,
-    folder: Path,
-    checkpoints: Path,
-) -> None:
-    """Train in place on clicks and, if the settings say so, on the items' texts, and save model and vocabulary.
+    item_texts: Sequence[str],
+    training: Mapping[str, Any],
+    name: str,
+) -> "MatchingScorer":
+    """Train a new model in place on click examples and, if `text_weight` is positive, on the item texts.
 
-    A checkpoint is written every few hundred steps; the newest is where the training goes on.
-
-    Args:
-        model: a new one.
-        data: of which the texts are read.
-        vocabulary: of the words.
-        parts: examples from training clicks.
-        settings: of the training.
-        seed: of the batches and of dropout.
-        folder: for the model.
-        checkpoints: a folder for this training alone.
+    `training` has the `seed` and other fields of `TrainingArguments`; the defaults are `TRAINING_DEFAULTS`.
 
     Raises:
-        InputError: there is no such click.
+        InputError: there is no click to learn from.
     """
     if not sum(map(len, parts)):
         raise InputError(
             f"{type(model).__name__} cannot be trained: no event before the held-out ones is a click of the kind that "
             "it learns from; give longer histories."
         )
-    texts = [text_examples(data.item_texts, vocabulary, settings.text_weight)] if settings.text_weight else []
-    _train(model, Examples.concatenate([*parts, *texts]), settings, seed, checkpoints)
-    model.save_pretrained(folder)
-    vocabulary.save(folder)
-
-
-def _train(model: MatchingModel, examples: Examples, settings: MatchingSettings, seed: int, checkpoints: Path) -> None:
-    # Trainer takes seconds to import, which a run that only scores should not pay.
-    from transformers import Trainer, TrainingArguments
-    from transformers.trainer_callback import ProgressCallback
-
-    from gensar_hf.embeddings.sasrec_training import MIN_STEPS, QuietProgress
-
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        **machine_defaults(),
-        **settings.training_values(),
-        warmup_steps=0.05,
-        seed=seed,
-        save_strategy="steps",
-        save_steps=_SAVE_STEPS,
-        logging_strategy="no",
-        remove_unused_columns=False,
-    )
-    steps_per_epoch = -(-len(examples) // arguments.train_batch_size)
-    arguments.max_steps = max(MIN_STEPS, round(settings.num_train_epochs * steps_per_epoch))
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=examples,
-        data_collator=examples.collate,
-    )
-    if not arguments.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(QuietProgress())
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    # Or else `forward` stays under autocast: scores would be ranked by the three digits of bf16.
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    texts = [text_examples(item_texts, model)] if model.config.text_weight else []
+    examples = Examples.concatenate([*parts, *texts])
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            **machine_defaults(),
+            **{**TRAINING_DEFAULTS, **training},
+            warmup_steps=0.05,
+            save_strategy="no",
+            logging_strategy="no",
+            remove_unused_columns=False,
+        )
+        steps_per_epoch = -(-len(examples) // arguments.train_batch_size)
+        num_steps = round(arguments.num_train_epochs * steps_per_epoch)
+        arguments.max_steps = max(sasrec_training.MIN_STEPS, num_steps)
+        train_quietly(Trainer(model=model, args=arguments, train_dataset=examples, data_collator=examples.collate))
+    return MatchingScorer(model, name)
 
 
 class MatchingScorer:
     """Score = a matching model's logit of the candidate.
 
     Args:
-        model: trained.
-        vocabulary: that it was trained with.
+        model: trained model.
         name: the row's name in tables.
-        tasks: that it does.
-        user_tasks: the tasks in which it is told the user and the history.
-        history_length: how many clicks of the history it is told, the latest ones.
-        skip_clicked: as in `MatchingSettings`.
     """
 
-    def __init__(
-        self,
-        model: MatchingModel,
-        vocabulary: Vocabulary,
-        name: str,
-        tasks: frozenset[str],
-        user_tasks: frozenset[str],
-        history_length: int = 0,
-        skip_clicked: bool = False,
-    ) -> None:
-        self.model, self.vocabulary, self.name = model.eval(), vocabulary, name
-        self.tasks, self.user_tasks = tasks, user_tasks
-        self.history_length, self.skip_clicked = history_length, skip_clicked
+    def __init__(self, model: MatchingModel, name: str) -> None:
+        self.model, self.name, self.tasks = model.eval(), name, model.tasks
         self.num_parameters = model.num_parameters()
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
-        """Logit of each candidate, `(num_requests, num_candidates)` float32; -inf where it is skipped."""
-        scores = np.zeros(candidates.shape, dtype=np.float32)
-        for start in tqdm(range(0, len(requests), _CHUNK_SIZE), desc=self.name, leave=False, delay=2):
-            rows = np.arange(start, min(start + _CHUNK_SIZE, len(requests)))
-            chunk = requests.subset(rows)
-            item_scores = self._score_items(chunk)
-            if self.skip_clicked:
-                item_scores[history_items(chunk)] = -np.inf
-            scores[rows] = np.take_along_axis(item_scores, candidates[rows], axis=1)
-        return scores
-
-    def _score_items(self, requests: Requests) -> np.ndarray:
-        """Logits of all items, `(num_requests, num_items)` float32."""
-        tells_user = requests.task in self.user_tasks
-        histories = clicked_items(requests) if tells_user and self.history_length else [np.empty(0)] * len(requests)
+        """Logit of each candidate, `(num_requests, num_candidates)` float32."""
+        with_user, length = requests.task in self.model.user_tasks, getattr(self.model.config, "history_length", 0)
+        histories = clicked_items(requests) if with_user and length else [np.empty(0)] * len(requests)
         inputs = {
-            "user_ids": torch.from_numpy((requests.users + 1) * tells_user),
-            "word_ids": torch.from_numpy(self.vocabulary.encode(requests.query_texts)),
-            "history_ids": pad_histories(histories, max(1, self.history_length)),
+            "user_ids": torch.from_numpy((requests.users + 1) * with_user),
+            "word_ids": torch.from_numpy(self.model.encode_words(requests.query_texts)),
+            "history_ids": pad_histories(histories, max(1, length)),
         }
         with torch.inference_mode():
             logits = self.model(**{name: ids.to(self.model.device) for name, ids in inputs.items()}).logits
-        return logits.float().cpu().numpy()
+        return np.take_along_axis(logits.float().cpu().numpy(), candidates, axis=1)
+
+
+# ---- QEM
+
+
+@strict
+class QEMConfig(MatchingConfig):
+    """Configuration of a `QEMModel`, in addition to `MatchingConfig`.
+
+    Args:
+        personalized: add the user's vector to the query's, as in HEM (Ai et al. 2017).
+    """
+
+    model_type = "qem"
+
+    personalized: bool = True
+
+
+class QEMModel(MatchingModel):
+    """Request vector = tanh(W · mean of the word vectors + b) [+ weight · user vector].
+
+    Ai, Zhang, Bi, Chen and Croft, Learning a Hierarchical Embedding Model for Personalized Product Search, SIGIR 2017;
+    Ai, Hill, Vishwanathan and Croft, A Zero Attention Model for Personalized Product Search, CIKM 2019.
+
+    Differs from the papers: trained with cross entropy over the whole catalogue instead of a few sampled negatives; a
+    bias for each item, initialized with its popularity; the user weight is learned instead of searched (HEM's λ); texts
+    train the vectors by predicting their item from all words at once, not word by word from the item, and users have no
+    texts. Clicks without a query train the user vectors of a personalized model.
+    """
+
+    config_class = QEMConfig
+
+    def __init__(self, config: QEMConfig) -> None:
+        super().__init__(config)
+        self.query_projection = nn.Linear(config.hidden_size, config.hidden_size)
+        if config.personalized:
+            self.user_weight = nn.Parameter(torch.ones(()))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and self.config.personalized:
+            init.ones_(self.user_weight)
+
+    def request_vectors(
+        self, user_ids: torch.Tensor, word_ids: torch.Tensor, history_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """`(batch_size, hidden_size)`; the history is not read."""
+        has_words = (word_ids != PADDING).any(dim=1, keepdim=True)
+        vectors = torch.tanh(self.query_projection(mean_vectors(self.word_table, word_ids))) * has_words
+        if not self.config.personalized:
+            return vectors
+        return vectors + self.user_weight * self.user_table(user_ids)
+
+
+def fit_qem(
+    events: UserEvents, item_texts: Sequence[str], config: QEMConfig, training: Mapping[str, Any]
+) -> MatchingScorer:
+    """Train on search clicks and on what the settings add; see `Baseline.fit`.
+
+    Raises:
+        InputError: there is no click to learn from.
+    """
+    num_users = None if config.personalized else 0
+    model = build_model(QEMModel, events, item_texts, config, training["seed"], num_users)
+    clicks = click_examples(events, model, CLICKS if config.personalized else [Behavior.SEARCHED_ITEM])
+    return fit_matching(model, [clicks], item_texts, training, "QEM")
+
+
+# ---- JSR
+
+
+@strict
+class JSRConfig(MatchingConfig):
+    """Configuration of a `JSRModel`, in addition to `MatchingConfig`.
+
+    Args:
+        history_length: number of latest clicks whose mean is part of the user's vector; 0 = only the user's id, as in
+            the papers.
+        personalized_search: include the user and the history in search requests; the papers do not.
+    """
+
+    model_type = "jsr"
+
+    history_length: int = 20
+    personalized_search: bool = False
+
+    def validate_jsr(self) -> None:
+        """Part of the `@strict` validation: range of the history length."""
+        if self.history_length < 0:
+            raise ValueError(f"`history_length` must not be negative; got {self.history_length}.")
+
+
+class JSRModel(MatchingModel):
+    """Request vector = user part + query part; recommendation has no query, search (in the papers) no user.
+
+    Zamani and Croft, Joint Modeling and Optimization of Search and Recommendation, DESIRES 2018; Zamani and Croft,
+    Learning a Joint Search and Recommendation Model from User-Item Interactions, WSDM 2020.
+
+    The query part is tanh(W · weighted mean of the word vectors + b), the weights a softmax over a learned number for
+    each word. The user part is a vector of the id plus (our addition) a projection of the mean of the clicked items'
+    vectors. Both tasks share the item vectors and biases.
+
+    Differs from the papers: one dot product instead of a network for each task over products of the vectors, which
+    allows cross entropies over the whole catalogue (theirs use a few sampled negatives); item texts train the vectors
+    by predicting the item from the words instead of the words from the item. Every click is a click of its user; a
+    search click also trains the query part.
+    """
+
+    config_class = JSRConfig
+    tasks = frozenset({RECOMMENDATION, SEARCH})
+
+    def __init__(self, config: JSRConfig) -> None:
+        super().__init__(config)
+        self.word_weights = nn.Embedding(len(config.words) + 1, 1, padding_idx=PADDING)
+        self.query_projection = nn.Linear(config.hidden_size, config.hidden_size)
+        if config.history_length:
+            self.history_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.post_init()
+
+    @property
+    def user_tasks(self) -> frozenset[str]:
+        """Tasks whose requests include the user and the history."""
+        return self.tasks if self.config.personalized_search else frozenset({RECOMMENDATION})
+
+    def request_vectors(
+        self, user_ids: torch.Tensor, word_ids: torch.Tensor, history_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """`(batch_size, hidden_size)`; padding adds nothing."""
+        vectors = self._query_vectors(word_ids) + self.user_table(user_ids)
+        if self.config.history_length:
+            vectors = vectors + self.history_projection(mean_vectors(self.item_table, history_ids))
+        return vectors
+
+    def _query_vectors(self, word_ids: torch.Tensor) -> torch.Tensor:
+        is_word = word_ids != PADDING
+        weights = self.word_weights(word_ids).squeeze(-1).masked_fill(~is_word, torch.finfo(torch.float32).min)
+        normalized = (weights.softmax(dim=1) * is_word).to(self.word_table.weight.dtype)  # (batch_size, num_words)
+        words = F.embedding_bag(
+            word_ids, self.word_table.weight, mode="sum", per_sample_weights=normalized, padding_idx=PADDING
+        )
+        return torch.tanh(self.query_projection(words)) * is_word.any(dim=1, keepdim=True)
+
+
+def fit_jsr(
+    events: UserEvents, item_texts: Sequence[str], config: JSRConfig, training: Mapping[str, Any]
+) -> MatchingScorer:
+    """Train on all clicks as clicks of their users, and on search clicks as answers to queries; see `Baseline.fit`.
+
+    Raises:
+        InputError: there is no click to learn from.
+    """
+    model = build_model(JSRModel, events, item_texts, config, training["seed"])
+    length, personalized = config.history_length, config.personalized_search
+    user_clicks = click_examples(events, model, with_words=False, history_length=length)
+    options: dict[str, Any] = {"with_users": personalized, "history_length": length if personalized else 0}
+    search_clicks = click_examples(events, model, [Behavior.SEARCHED_ITEM], **options)
+    name = "JSR, personalized search" if personalized else "JSR"
+    return fit_matching(model, [user_clicks, search_clicks], item_texts, training, name)

@@ -1,176 +1,114 @@
-"""What the next-item models share: settings, training on windows of the users' clicks, and scoring."""
+"""Training and scoring of next-item models: SASRec and GRU4Rec.
 
-import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+SASRec's model lives in `gensar_hf.embeddings`, because its item embeddings are GenSAR's collaborative embeddings.
+References: Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018; the loss as in Klenitskiy and
+Vasilev, Turning Dross Into Gold Loss, RecSys 2023.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer
+from transformers.trainer_callback import ProgressCallback
 
-from gensar_hf.baselines.baseline import TrainingData
 from gensar_hf.data.splits import RECOMMENDATION, Requests
 from gensar_hf.data.user_events import UserEvents
-from gensar_hf.files import last_checkpoint
+from gensar_hf.embeddings.modeling_sasrec import pad_histories
+from gensar_hf.embeddings.sasrec_training import (
+    QuietProgress,
+    next_item_trainer,
+    num_training_steps,
+    sasrec_training_arguments,
+)
 from gensar_hf.training_defaults import machine_defaults
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-
-_SAVE_STEPS = 300
-
-Config = TypeVar("Config", bound="PreTrainedConfig")
-Model = TypeVar("Model", bound="PreTrainedModel")
-
-
-@dataclass
-class TrainingSettings:
-    """How a next-item model is trained; the model's own settings are the further fields of a subclass.
-
-    Attributes:
-        num_train_epochs: passes over the windows; short logs are passed over more often, up to 500 steps.
-        per_device_train_batch_size: windows per step.
-        learning_rate: at its highest, after a short warm-up; it falls linearly to 0.
-        weight_decay: of AdamW.
-    """
-
-    num_train_epochs: float = 15
-    per_device_train_batch_size: int = 64
-    learning_rate: float = 5e-3
-    weight_decay: float = 0.01
-
-    def __post_init__(self) -> None:
-        for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be above 0; got {getattr(self, name)}.")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"`weight_decay` must not be negative; got {self.weight_decay}.")
-
-    def training_values(self) -> dict[str, Any]:
-        """What `TrainingArguments` takes."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(TrainingSettings)}
-
-    def model_values(self) -> dict[str, Any]:
-        """What the model's configuration takes: the fields of the subclass."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if name not in self.training_values()}
-
-
-def checked_config(config_class: Callable[..., Config], **values: Any) -> Config:
-    """A `@strict` configuration, whose refusal becomes a `ValueError` with the check's own words.
-
-    Raises:
-        ValueError: a value of the wrong type or out of range.
-    """
-    try:
-        return config_class(**values)
-    except StrictDataclassError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ValueError(" ".join(str(cause).split())) from None
-
-
-def new_model(model_class: Callable[[Any], Model], config: "PreTrainedConfig", seed: int) -> Model:
-    """A model with weights drawn from `seed`; torch's global generator is left as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return model_class(config)
-
-
-def fit_sequential(
-    model: "PreTrainedModel", data: TrainingData, settings: TrainingSettings, seed: int, checkpoints: Path
-) -> None:
-    """Train a next-item model in place, with cross entropy over the whole catalogue at every position.
-
-    Clicks after a search count like others; queries are left out. A checkpoint is written every
-    few hundred steps, and the newest in `checkpoints` is where the training goes on.
-
-    Args:
-        model: a `PreTrainedModel` with `SASRecModel`'s `forward`, `score` and `config.max_length`.
-        data: its events are learnt from.
-        settings: of the training.
-        seed: of windows, their order and dropout.
-        checkpoints: a folder for this training alone.
-
-    Raises:
-        InputError: no user has two clicks.
-    """
-    # Trainer takes seconds to import, which a run that only scores should not pay.
-    from transformers.trainer_callback import ProgressCallback
-
-    from gensar_hf.embeddings.sasrec_training import (
-        QuietProgress,
-        next_item_trainer,
-        num_training_steps,
-        sasrec_training_arguments,
-    )
-
-    histories = user_clicks(data.events)
-    arguments = sasrec_training_arguments(
-        str(checkpoints),
-        **machine_defaults(),
-        **settings.training_values(),
-        seed=seed,
-        logging_strategy="no",
-        save_strategy="steps",
-        save_steps=_SAVE_STEPS,
-    )
-    arguments.max_steps = num_training_steps(histories, arguments, model.config.max_length)
-    trainer = next_item_trainer(model, histories, arguments)
-    if not arguments.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(QuietProgress())
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 class NextItemScorer:
     """Score = a next-item model's logit of the candidate after the user's most recent clicks.
 
-    Clicks after a search are part of the history like others; queries are not read. A user without any click gets
-    equal scores, that is, a random order.
+    Clicks after a search are part of the history like others. Queries are not read. A user without clicks gets equal
+    scores, that is, a random order.
 
     Args:
-        model: with `score(input_ids)` and `config.max_length`, and the catalogue's item order.
+        model: model with `score(input_ids)` and `config.max_length`, trained with the catalogue's item order.
         name: the row's name in tables.
-        batch_size: requests per forward pass.
     """
 
     tasks = frozenset({RECOMMENDATION})
 
-    def __init__(self, model: Any, name: str, batch_size: int = 256) -> None:
-        self.model = model
-        self.name = name
-        self.batch_size = batch_size
-
-    @property
-    def num_parameters(self) -> int:
-        """Of the model."""
-        return self.model.num_parameters()
+    def __init__(self, model: Any, name: str = "SASRec") -> None:
+        self.model, self.name = model, name
+        self.num_parameters = model.num_parameters()
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """Logit of each candidate as the next item, `(num_requests, num_candidates)` float32."""
-        from gensar_hf.embeddings.modeling_sasrec import pad_histories
-
         input_ids = pad_histories(clicked_items(requests), self.model.config.max_length)
-        scores = np.zeros(candidates.shape, dtype=np.float32)
         was_training = self.model.training
         self.model.eval()
         with torch.inference_mode():
-            for start in range(0, len(requests), self.batch_size):
-                rows = slice(start, start + self.batch_size)
-                item_scores = self.model.score(input_ids[rows].to(self.model.device)).float().cpu().numpy()
-                scores[rows] = np.take_along_axis(item_scores, candidates[rows], axis=1)
+            item_scores = self.model.score(input_ids.to(self.model.device)).float().cpu().numpy()
         self.model.train(was_training)
-        return scores
+        return np.take_along_axis(item_scores, candidates, axis=1)
+
+
+def fit_next_item_model(
+    model_class: Callable[[Any], PreTrainedModel],
+    name: str,
+    events: UserEvents,
+    item_texts: Sequence[str],
+    config: Any,
+    training: Mapping[str, Any],
+) -> NextItemScorer:
+    """Train a next-item model with cross entropy over the whole catalogue at every position.
+
+    Clicks after a search count like others. Queries are left out.
+
+    Args:
+        model_class: class with `SASRecModel`'s `forward` and `score`.
+        name: the row's name in tables.
+        events: as in `Baseline.fit`.
+        item_texts: not read.
+        config: `num_items` is set here.
+        training: as in `Baseline.fit`; the defaults are those of `sasrec_training_arguments`.
+
+    Raises:
+        InputError: no user has two clicks.
+    """
+    config.num_items = events.num_items
+    model = new_model(model_class, config, training["seed"])
+    histories = user_clicks(events)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = sasrec_training_arguments(folder, **machine_defaults(), **training, logging_strategy="no")
+        arguments.max_steps = num_training_steps(histories, arguments, config.max_length)
+        train_quietly(next_item_trainer(model, histories, arguments))
+    return NextItemScorer(model, name)
+
+
+def train_quietly(trainer: Trainer) -> None:
+    """Train with a progress bar, without printed metrics, and remove the autocast wrapper from `forward`."""
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(QuietProgress())
+    trainer.train()
+    # Otherwise `forward` stays under autocast: scores would be ranked by the three digits of bf16.
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+
+
+def new_model(model_class: Callable[[Any], Model], config: PreTrainedConfig, seed: int) -> Model:
+    """A model with weights drawn from `seed`; torch's global generator is left unchanged."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return model_class(config)
 
 
 def user_clicks(events: UserEvents) -> list[np.ndarray]:
     """Each user's clicked items, oldest first, without the queries."""
-    histories = np.split(events.items, events.offsets[1:-1])
-    return [items[items >= 0] for items in histories]
+    return [items[items >= 0] for items in np.split(events.items, events.offsets[1:-1])]
 
 
 def clicked_items(requests: Requests) -> list[np.ndarray]:

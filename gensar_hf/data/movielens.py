@@ -1,28 +1,20 @@
-"""MovieLens-100k as a log with searches. Its terms forbid redistribution, so it is fetched, never shipped."""
+"""MovieLens-100k (Harper and Konstan 2015). Its terms forbid redistribution, so the user provides the files."""
 
 from __future__ import annotations
 
 import csv
-import io
 import os
 import re
-import zipfile
 from pathlib import Path
 
 import pandas as pd
 
-from gensar_hf.data.interactions import InteractionLog, load_log
-from gensar_hf.data.queries import assign_search_clicks
+from gensar_hf.data.dataset import InteractionDataset
 from gensar_hf.errors import InputError
-from gensar_hf.wheels import Wheel
 
-RECBOLE_REQUIREMENT = "recbole==1.2.1"
-WHEEL_NAME = "recbole-1.2.1-py3-none-any.whl"
-WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
-_WHEEL_FOLDER = "recbole/dataset_example/ml-100k"
-_REMEDY = "give a folder that holds GroupLens' u.data and u.item (`folder`), from https://grouplens.org/datasets/movielens/100k"
-
+_REMEDY = "pass a folder with GroupLens' u.data and u.item, from https://grouplens.org/datasets/movielens/100k"
 TEXT_COLUMNS = ("title", "year", "genres")
+_CLICK_COLUMNS = ["user_id", "item_id", "rating", "timestamp"]
 # The order of the 19 flags in u.item, as in GroupLens' u.genre.
 GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
@@ -35,73 +27,67 @@ _OTHER_TITLE = re.compile(r"^(?P<title>.*\S)\s*\((?P<other>[^()]+)\)$")
 
 
 def load_movielens_100k(
-    folder: str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    search_fraction: float = 0.4,
-    seed: int = 0,
-) -> InteractionLog:
-    """Load MovieLens-100k: 943 users, 1,682 films, 100,000 ratings, each of them a click.
+    folder: str | os.PathLike[str], search_fraction: float = 0.4, seed: int = 0
+) -> InteractionDataset:
+    """Load MovieLens-100k: 943 users, 1,682 films, 100,000 ratings, each of which is a click.
 
-    The data hold no searches: a seeded share of the clicks becomes search clicks, with a query made from the film's
+    The data contain no searches: a seeded share of the clicks becomes search clicks, with a query made from the film's
     genres and decade (`queries.assign_search_clicks`).
 
     Args:
-        folder: holds `u.data` and `u.item` (GroupLens), or `ml-100k.inter` and `ml-100k.item` (RecBole). By default
-            the PyPI wheel of RecBole 1.2.1, which contains the second pair, is downloaded with pip (2 MB), checked, and
-            read without being installed.
-        cache_dir: where the wheel is kept, and found again without a network; `~/.cache/gensar-hf` by default.
+        folder: with `u.data` and `u.item` (GroupLens), or `ml-100k.inter` and `ml-100k.item` (RecBole).
         search_fraction: share of the clicks that become search clicks, 0 for none.
         seed: of that draw.
 
     Returns:
-        A log whose items have the columns `item_id`, `title` ("The Shawshank Redemption"), `year`, `genres`
-        ("Animation, Children's, Comedy") and `categories` ("Animation > Children's > Comedy > 1990s").
+        A dataset split by leave-one-out, whose items have the columns `item_id`, `title` ("The Shawshank Redemption"),
+        `year`, `genres` ("Animation, Children's, Comedy") and `categories` ("Animation > Children's > Comedy > 1990s").
 
     Raises:
-        InputError: the folder has neither pair of files, or the download fails.
+        ValueError: `search_fraction` is outside its range.
+        InputError: the folder has neither pair of files, or a file is not that of MovieLens-100k.
     """
-    items, interactions = _read_folder(Path(folder)) if folder is not None else _read_wheel(_wheel().fetch(cache_dir))
-    log = load_log(_tidy(items), interactions, TEXT_COLUMNS)
-    return assign_search_clicks(log, search_fraction, seed)
-
-
-def _read_folder(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    if (folder / "u.data").is_file() and (folder / "u.item").is_file():
-        return _read_grouplens((folder / "u.item").read_bytes(), (folder / "u.data").read_bytes())
-    if (folder / "ml-100k.item").is_file() and (folder / "ml-100k.inter").is_file():
-        return _read_recbole((folder / "ml-100k.item").read_bytes(), (folder / "ml-100k.inter").read_bytes())
+    folder = Path(folder)
+    for items_name, clicks_name, read in _FORMATS:
+        if (folder / items_name).is_file() and (folder / clicks_name).is_file():
+            films, clicks = read(folder / items_name, folder / clicks_name)
+            return InteractionDataset(
+                _tidy(films), clicks, text_columns=TEXT_COLUMNS, search_fraction=search_fraction, seed=seed
+            )
     raise InputError(f"{folder} holds neither u.data and u.item nor ml-100k.inter and ml-100k.item; {_REMEDY}.")
 
 
-def _read_grouplens(items: bytes, interactions: bytes) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _read_grouplens(items: Path, interactions: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     names = ["item_id", "title", "released", "video_released", "url", *GENRES]
-    films = _read_text(items, "u.item", "|", names, encoding="latin-1")
+    films = _read_text(items, "|", names, encoding="latin-1")
     flags = films[list(GENRES)].to_numpy() == "1"
     genres = [[genre for genre, flag in zip(GENRES, row, strict=True) if flag] for row in flags]
     year = films["title"].str.extract(_YEAR_AT_END)[0].fillna(films["released"].str.extract(r"(\d{4})$")[0])
     frame = pd.DataFrame({"item_id": films["item_id"], "title": films["title"], "year": year, "genres": genres})
-    return frame, _read_text(interactions, "u.data", "\t", ["user_id", "item_id", "rating", "timestamp"])
+    return frame, _read_text(interactions, "\t", _CLICK_COLUMNS)
 
 
-def _read_recbole(items: bytes, interactions: bytes) -> tuple[pd.DataFrame, pd.DataFrame]:
-    films = _read_text(items, "ml-100k.item", "\t", ["item_id", "title", "year", "genres"], header_rows=1)
-    # Its converter took the last bracket of a title for the year: "(1995) (V)" left the year V; "unkonwn" is its word.
+def _read_recbole(items: Path, interactions: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    films = _read_text(items, "\t", ["item_id", "title", "year", "genres"], header_rows=1)
+    # Its converter read the last bracket of a title as the year: "(1995) (V)" left the year V. It writes "unkonwn".
     is_year = films["year"].str.fullmatch(r"\d{4}")
     year = films["year"].where(is_year, films["title"].str.extract(_YEAR_AT_END)[0])
     title = films["title"].replace("unkonwn", "unknown")
     frame = pd.DataFrame(
         {"item_id": films["item_id"], "title": title, "year": year, "genres": films["genres"].str.split(" ")}
     )
-    names = ["user_id", "item_id", "rating", "timestamp"]
-    return frame, _read_text(interactions, "ml-100k.inter", "\t", names, header_rows=1)
+    return frame, _read_text(interactions, "\t", _CLICK_COLUMNS, header_rows=1)
+
+
+_FORMATS = (("u.item", "u.data", _read_grouplens), ("ml-100k.item", "ml-100k.inter", _read_recbole))
 
 
 def _read_text(
-    content: bytes, name: str, separator: str, names: list[str], encoding: str = "utf-8", header_rows: int = 0
+    path: Path, separator: str, names: list[str], encoding: str = "utf-8", header_rows: int = 0
 ) -> pd.DataFrame:
     try:
         return pd.read_csv(
-            io.BytesIO(content),
+            path,
             sep=separator,
             names=names,
             skiprows=header_rows,
@@ -112,11 +98,11 @@ def _read_text(
             encoding=encoding,
         )
     except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{name} is not the file of MovieLens-100k ({error}); {_REMEDY}.") from error
+        raise InputError(f"{path.name} is not the file of MovieLens-100k ({error}); {_REMEDY}.") from error
 
 
 def _tidy(films: pd.DataFrame) -> pd.DataFrame:
-    """The item table from title, year ("" or NaN if unknown) and lists of genres."""
+    """The item table, from titles, years ("" or NaN if unknown) and lists of genres."""
     year = films["year"].fillna("").astype("str")
     genres = films["genres"].map(lambda names: [name for name in names if name and name != "unknown"])
     decade = year.str.slice(0, 3).where(year == "", year.str.slice(0, 3) + "0s")
@@ -133,7 +119,7 @@ def _tidy(films: pd.DataFrame) -> pd.DataFrame:
 
 
 def tidy_title(title: str) -> str:
-    """A title as it is spoken: the year at its end dropped, articles in front, in the second title, too.
+    """Move trailing articles to the front, also in a second title, and drop the year.
 
     >>> tidy_title("Horseman on the Roof, The (Hussard sur le toit, Le) (1995)")
     'The Horseman on the Roof (Le Hussard sur le toit)'
@@ -150,14 +136,3 @@ def _article_first(title: str) -> str:
         return title
     space = "" if match["article"].endswith("'") else " "
     return f"{match['article']}{space}{match['rest']}"
-
-
-def _read_wheel(wheel: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    with zipfile.ZipFile(wheel) as archive:
-        return _read_recbole(
-            archive.read(f"{_WHEEL_FOLDER}/ml-100k.item"), archive.read(f"{_WHEEL_FOLDER}/ml-100k.inter")
-        )
-
-
-def _wheel() -> Wheel:
-    return Wheel(RECBOLE_REQUIREMENT, WHEEL_NAME, WHEEL_SHA256, "MovieLens-100k", "2 MB", _REMEDY)

@@ -1,4 +1,7 @@
-"""Category path → query, for logs that hold no searches (Ai et al. 2017, "Learning a Hierarchical Embedding Model")."""
+"""Search queries from category paths, for data without searches.
+
+The rule is that of Ai et al. 2017, "Learning a Hierarchical Embedding Model for Personalized Product Search".
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
-from gensar_hf.data.interactions import InteractionLog
 from gensar_hf.errors import InputError
 
-# Function words of category names; the wider lists of search engines also hold words that mean something there.
+# Function words of category names. The longer lists of search engines contain words that carry meaning in them.
 STOP_WORDS = frozenset({
     "a", "an", "and", "as", "at", "by", "for", "from", "in", "into", "is", "it", "its", "of", "on", "or",
     "other", "others", "s", "the", "to", "with", "your",
@@ -20,13 +23,13 @@ _APOSTROPHES = re.compile(r"['’`]")
 
 
 def query_from_categories(categories: str | Sequence[str]) -> str:
-    """Turn a category path, or several, into a query.
+    """Turn one or more category paths into a query.
 
-    Terms keep their order, from general to special; they are lower-cased, stop words are dropped, and so is every word
-    that came before. Apostrophes vanish, other signs part words.
+    Terms keep their order, from general to special, in lower case. Stop words and repeated words are dropped.
+    Apostrophes are removed; all other punctuation separates words.
 
     Args:
-        categories: a path in text, or a list of names, paths, or lists of these.
+        categories: a path as text, or a list of names, of paths, or of lists of these.
 
     >>> query_from_categories("Animation > Children's > Comedy > 1990s")
     'animation childrens comedy 1990s'
@@ -40,43 +43,51 @@ def query_from_categories(categories: str | Sequence[str]) -> str:
 
 
 def _letter_or_space(character: str) -> str:
-    """Letters, digits and the marks on them (vowel signs in many scripts) make words, everything else parts them."""
+    """Letters, digits and combining marks (vowel signs in many scripts) make words; all else becomes a space."""
     return character if unicodedata.category(character)[0] in "LMN" else " "
 
 
 def assign_search_clicks(
-    log: InteractionLog, fraction: float = 0.4, seed: int = 0, category_column: str = "categories"
-) -> InteractionLog:
-    """Turn a random share of the clicks into search clicks that carry their item's query.
+    items: pd.DataFrame,
+    interactions: pd.DataFrame,
+    fraction: float = 0.4,
+    seed: int = 0,
+    category_column: str = "categories",
+) -> pd.DataFrame:
+    """Turn a random share of the clicks into search clicks whose query is made from the item's categories.
 
-    Each click on a recommendation is drawn by itself; neither its user, nor its item, nor any other row has a say, so
-    that nothing of the held-out part can leak through the draw. Clicks on items without categories stay
-    recommendations, as do rows that have a query already.
+    Each click on a recommendation is drawn independently of its user, its item and all other rows, so that the draw
+    leaks nothing about held-out clicks. Clicks on items without categories stay recommendations. Rows that have a query
+    keep it.
 
     Args:
-        log: it is not changed.
+        items: as `InteractionDataset.items`.
+        interactions: as `InteractionDataset.interactions`; not changed.
         fraction: the share, 0 to 1.
-        seed: of the draw; one seed gives one result for the same log.
-        category_column: column of `log.items` with category paths, text or lists.
+        seed: of the draw.
+        category_column: column of `items` with category paths, text or lists.
+
+    Returns:
+        The interactions with a new column `query`.
 
     Raises:
-        ValueError: `fraction` is not a share.
-        InputError: there is no such column.
+        ValueError: `fraction` is outside its range.
+        InputError: `items` has no such column.
     """
     if not 0 <= fraction <= 1:
-        raise ValueError(f"`fraction` is a share of the clicks, from 0 to 1; got {fraction}.")
-    if category_column not in log.items.columns:
+        raise ValueError(f"`search_fraction` is a share of the clicks, from 0 to 1; got {fraction}.")
+    if category_column not in items.columns:
         raise InputError(
             f"The items have no column {category_column}, which queries are made from, only "
-            f"{', '.join(log.items.columns)}; name another column, or give real queries."
+            f"{', '.join(items.columns)}; name another column (`category_column`), or give real queries."
         )
-    categories = log.items[category_column]
-    item_queries = dict(zip(log.items["item_id"], map(_query_or_nothing, categories, categories.isna()), strict=True))
-    rows = log.interactions
-    is_search = (np.random.default_rng(seed).random(len(rows)) < fraction) & (rows["query"] == "")
-    queries = rows["query"].mask(is_search, rows["item_id"].map(item_queries).astype("str"))
-    return InteractionLog(log.items, rows.assign(query=queries), log.text_columns)
-
-
-def _query_or_nothing(categories: str | Sequence[str], missing: bool) -> str:
-    return "" if missing else query_from_categories(categories)
+    categories = items[category_column]
+    texts = [
+        "" if missing else query_from_categories(path)
+        for path, missing in zip(categories, categories.isna(), strict=True)
+    ]
+    item_queries = pd.Series(texts, index=items["item_id"], dtype="str")
+    is_search = np.random.default_rng(seed).random(len(interactions)) < fraction
+    is_search &= ((interactions["query"] == "") & (interactions["item_id"] != "")).to_numpy()
+    queries = interactions["query"].mask(is_search, interactions["item_id"].map(item_queries).astype("str"))
+    return interactions.assign(query=queries)

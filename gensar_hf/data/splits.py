@@ -1,6 +1,6 @@
-"""Which events training may read, and which clicks are held out as requests.
+"""Splits: which events training may read, and which clicks are held out as requests.
 
-The rule of this module: nothing at or after a user's earliest held-out event is training material, in any stage.
+The rule: nothing at or after a user's earliest held-out event is training material, in any stage.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -22,16 +23,17 @@ logger = logging.getLogger(__name__)
 RECOMMENDATION, SEARCH = "recommendation", "search"
 TASKS = (RECOMMENDATION, SEARCH)
 _TARGET_BEHAVIOR = {RECOMMENDATION: Behavior.RECOMMENDED_ITEM, SEARCH: Behavior.SEARCHED_ITEM}
+SplitMethod: TypeAlias = Literal["leave_one_out", "chronological", "none", "held_out"]
 _SPLIT_FILE = "split.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class Requests:
-    """Held-out questions of one task: given the history (and, for search, the query), which item is clicked?
+    """Held-out clicks of one task, to be predicted from the user's history and, for search, the query.
 
     Attributes:
         task: `recommendation` or `search`.
-        events: where the targets and the histories are.
+        events: the events that `targets` and the histories index.
         targets: `(num_requests,)` int64 event indices of the clicks to be predicted.
     """
 
@@ -59,13 +61,13 @@ class Requests:
         return [texts[query] if query >= 0 else "" for query in queries.tolist()]
 
     def history(self, row: int) -> np.ndarray:
-        """The events the model may read to answer request `row`, oldest first, `(num_history,)` int64 event indices.
+        """The events that the model may read for request `row`, oldest first, `(num_history,)` int64 event indices.
 
-        They are all of the user's events that stand before the target, without
+        All events of the user before the target, except
 
-        - the query event of the target's own session: the query is handed over by itself;
-        - twins of the target (same item, same timestamp), which would give the answer away: in some logs one review
-          is a recommendation and a search at once. The query event of a twin goes, too, if it has that timestamp.
+        - the query event of the target's session: the query is passed separately;
+        - twins of the target (same item, same timestamp), which would give the answer away: in some data one review
+          is both a recommendation and a search. The query event of a twin with that timestamp is removed as well.
         """
         events, target = self.events, int(self.targets[row])
         start = int(events.offsets[np.searchsorted(events.offsets, target, side="right") - 1])
@@ -74,42 +76,49 @@ class Requests:
         twins = at_once & (events.items[positions] == events.items[target])
         dropped = twins.copy()
         if events.behaviors[target] == Behavior.SEARCHED_ITEM:
-            dropped[_own_query(events, start, target) - start] = True
+            dropped[_session_query(events, start, target) - start] = True
         for twin in positions[twins & (events.behaviors[positions] == Behavior.SEARCHED_ITEM)]:
-            query_event = _own_query(events, start, int(twin)) - start
+            query_event = _session_query(events, start, int(twin)) - start
             dropped[query_event] |= at_once[query_event]
         return positions[~dropped]
 
     def subset(self, rows: np.ndarray | Sequence[int]) -> Requests:
         """The requests at `rows` (indices or a mask), in that order."""
-        chosen = np.asarray(rows) if len(rows) else np.empty(0, dtype=np.int64)  # numpy makes floats of an empty list
+        chosen = np.asarray(rows) if len(rows) else np.empty(0, dtype=np.int64)  # numpy reads an empty list as floats
         return Requests(self.task, self.events, self.targets[chosen])
 
 
-def _own_query(events: UserEvents, start: int, searched_item: int) -> int:
-    """The query event that the searched item answered: the last one before it."""
+def _session_query(events: UserEvents, start: int, searched_item: int) -> int:
+    """The query event of the session of a searched item: the last one before it."""
     return start + int(np.flatnonzero(events.behaviors[start:searched_item] == Behavior.SEARCH_QUERY)[-1])
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """What training may read, and what is held out.
+    """Training events and held-out requests.
 
     Attributes:
-        events: the whole log.
+        events: all events.
         train_ends: `(num_users,)` int64 event index; training may read `events.offsets[u]:train_ends[u]` only.
-        validation: the requests to choose a model with, by task; a task may have none.
+        validation: the requests for model selection, by task; a task may have none.
         test: the requests to report, by task.
+        target_starts: `(num_users,)` int64 event index; events before it are history only, neither training targets
+            nor requests. Default: the first event of each user.
     """
 
     events: UserEvents
     train_ends: np.ndarray
     validation: dict[str, Requests]
     test: dict[str, Requests]
+    target_starts: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.target_starts is None:
+            object.__setattr__(self, "target_starts", self.events.offsets[:-1])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `split.safetensors` into `folder`; the events are not part of it, as they follow from the log."""
-        arrays = {"train_ends": self.train_ends}
+        """Write `split.safetensors` into `folder`, without the events and with a fingerprint of them."""
+        arrays = {"train_ends": self.train_ends, "target_starts": self.target_starts}
         for task in TASKS:
             arrays[f"validation_{task}"] = self.validation[task].targets
             arrays[f"test_{task}"] = self.test[task].targets
@@ -124,13 +133,15 @@ class Split:
         """
         path = Path(folder) / _SPLIT_FILE
         if load_array_metadata(path).get("events") != _events_fingerprint(events):
-            raise InputError(f"{path} was made from another log; delete it and run the data stage again.")
+            raise InputError(f"{path} was made from other interactions; delete the folder and write the dataset again.")
         arrays = load_arrays(path)
         validation, test = (
             {task: Requests(task, events, arrays[f"{part}_{task}"]) for task in TASKS}
             for part in ("validation", "test")
         )
-        return cls(events, arrays["train_ends"], validation, test)
+        if all(np.array_equal(validation[task].targets, test[task].targets) for task in TASKS):
+            validation = test
+        return cls(events, arrays["train_ends"], validation, test, arrays.get("target_starts", events.offsets[:-1]))
 
 
 def _events_fingerprint(events: UserEvents) -> str:
@@ -140,23 +151,52 @@ def _events_fingerprint(events: UserEvents) -> str:
     )  # fmt: skip
 
 
-def leave_one_out(events: UserEvents, min_train_events: int = 1) -> Split:
+def make_split(events: UserEvents, method: SplitMethod, target_starts: np.ndarray | None = None) -> Split:
+    """Split the events by a named method.
+
+    Args:
+        events: all users' events.
+        method: `"leave_one_out"` and `"chronological"`: the functions of these names with their defaults. `"none"`: no
+            requests, everything is for training. `"held_out"`: every click from `target_starts` on is a test and a
+            validation request, and training may read only what is before `target_starts`.
+        target_starts: as in `Split`.
+
+    Raises:
+        InputError: as in `chronological_cut`.
+    """
+    if method == "leave_one_out":
+        return leave_one_out(events, target_starts=target_starts)
+    if method == "chronological":
+        return chronological_cut(events, target_starts=target_starts)
+    starts = _default_starts(events, target_starts)
+    targets = dict.fromkeys(TASKS, np.empty(0, dtype=np.int64))
+    if method == "held_out":
+        is_target = _is_target(events, starts)
+        targets = {task: np.flatnonzero(is_target & (events.behaviors == _TARGET_BEHAVIOR[task])) for task in TASKS}
+    requests = _requests(events, targets)
+    train_ends = starts if method == "held_out" else events.offsets[1:]
+    _report(events, train_ends, targets)
+    return Split(events, train_ends, requests, requests, starts)
+
+
+def leave_one_out(events: UserEvents, min_train_events: int = 1, target_starts: np.ndarray | None = None) -> Split:
     """Hold out, per user and task, the last click (test) and the last but one (validation).
 
-    A task gives a user's test request if the user has two clicks of that task, and the validation request if there
-    are three: one click of the task always stays in the history. A user's training events end before the earliest
-    held-out event, where the query of a held-out searched item is held out with it, and are STRICTLY earlier: an event
-    at the same timestamp is no training event, since the order within one timestamp is the file's, not the user's. On
-    MovieLens-100k (search share 0.4, seed 0), where 64 % of the events share their timestamp with the one before, that
-    leaves 129,792 of 139,158 events for training; by order alone it would be 131,235.
+    A user with at least two clicks of a task has a test request, one with at least three also a validation request, so
+    that one click of the task stays in the history. A user's training events end STRICTLY before the earliest held-out
+    event, or before its query if it is a searched item: an event at the same timestamp is not a training event, since
+    the order within one timestamp is the file's, not the user's. On MovieLens-100k (search fraction 0.4, seed 0), where
+    64 % of the events share their timestamp with the previous one, that leaves 129,792 of 139,158 events for training;
+    by order only it would be 131,235.
 
     A user who would keep fewer than `min_train_events` training events gives up requests, in this order, until enough
     are kept: both validation requests; then the test request of the task with fewer clicks (search in a tie); then the
-    other one, whereupon all events are training events.
+    other one, so that all events are training events.
 
     Args:
         events: all users' events.
         min_train_events: how many events (queries included) a user with requests must keep.
+        target_starts: as in `Split`; clicks before it are not requests.
 
     Raises:
         ValueError: `min_train_events` is negative.
@@ -164,16 +204,20 @@ def leave_one_out(events: UserEvents, min_train_events: int = 1) -> Split:
     if min_train_events < 0:
         raise ValueError(f"`min_train_events` counts events and cannot be negative; got {min_train_events}.")
     starts, ends = events.offsets[:-1], events.offsets[1:]
+    target_starts = _default_starts(events, target_starts)
     test, validation, counts = {}, {}, {}
     for task in TASKS:
-        test[task], validation[task], counts[task] = _last_clicks(events, task)
+        last, before_last, counts[task] = _last_clicks(events, task)
+        test[task] = np.where(last >= target_starts, last, -1)
+        validation[task] = np.where(before_last >= target_starts, before_last, -1)
     train_limits = _train_limits(events)
 
     def train_ends(*held_out: np.ndarray) -> np.ndarray:
         limits = [np.where(clicks >= 0, train_limits[clicks], ends) for clicks in held_out]
         return np.minimum.reduce(limits)
 
-    longer_is_search = (counts[SEARCH] > counts[RECOMMENDATION]) & (test[SEARCH] >= 0)
+    longer_is_search = test[SEARCH] >= 0
+    longer_is_search &= (counts[SEARCH] > counts[RECOMMENDATION]) | (test[RECOMMENDATION] < 0)
     longer_test = np.where(longer_is_search, test[SEARCH], test[RECOMMENDATION])
     with_all = train_ends(*test.values(), *validation.values())
     with_tests = train_ends(*test.values())
@@ -188,11 +232,11 @@ def leave_one_out(events: UserEvents, min_train_events: int = 1) -> Split:
         test[task] = test[task][(keeps_tests | (keeps_longer_test & is_longer)) & (test[task] >= 0)]
     kept = np.select([keeps_all, keeps_tests, keeps_longer_test], [with_all, with_tests, with_longer_test], ends)
     _report(events, kept, test)
-    return Split(events, kept, _requests(events, validation), _requests(events, test))
+    return Split(events, kept, _requests(events, validation), _requests(events, test), target_starts)
 
 
 def _last_clicks(events: UserEvents, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per user: the last click of the task, the last but one (both -1 where there are too few), and their number."""
+    """Per user: the last click of the task, the last but one (both -1 if there are too few), and their number."""
     clicks = np.flatnonzero(events.behaviors == _TARGET_BEHAVIOR[task])
     ends = np.searchsorted(clicks, events.offsets)
     counts = np.diff(ends)
@@ -217,7 +261,7 @@ def _requests(events: UserEvents, targets: dict[str, np.ndarray]) -> dict[str, R
 
 def _report(events: UserEvents, train_ends: np.ndarray, test: dict[str, np.ndarray]) -> None:
     logger.info(
-        "%d of %d events are training events; %d recommendation and %d search requests are held out for the test.",
+        "%d of %d events are training events; %d recommendation and %d search requests are held out for testing.",
         int((train_ends - events.offsets[:-1]).sum()),
         events.num_events,
         len(test[RECOMMENDATION]),
@@ -225,61 +269,58 @@ def _report(events: UserEvents, train_ends: np.ndarray, test: dict[str, np.ndarr
     )
 
 
-def chronological_cut(events: UserEvents, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> Split:
-    """`cut_in_time` at the moments when the first share, and the first two shares, of all events have passed.
+def chronological_cut(
+    events: UserEvents,
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    target_starts: np.ndarray | None = None,
+) -> Split:
+    """Cut all events at the moments when the first fraction, and the first two fractions, of them have passed.
+
+    Training events come before the first cut, later clicks are validation requests, and from the second cut on test
+    requests. A search session that begins before the first cut and has a click after it is not training material, nor
+    is what its user did at the moment of its query or later. Timestamps must be comparable between users.
 
     Args:
         events: all users' events.
-        fractions: shares of training, validation and test events; positive for training, and 1 together.
+        fractions: shares of training, validation and test events, whose sum is 1; that of training is positive.
+        target_starts: as in `Split`; events before it do not count and are not requests.
 
     Raises:
-        ValueError: the fractions are no such shares.
+        ValueError: the fractions are not such shares.
         InputError: no event is earlier than the first cut.
     """
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-9:
-        raise ValueError(f"`fractions` must be three shares that make 1, the first positive; got {fractions}.")
-    first_cut, second_cut = _cut_times(events.timestamps, fractions)
-    return cut_in_time(events, first_cut, second_cut)
-
-
-def cut_in_time(events: UserEvents, first_cut: float, second_cut: float) -> Split:
-    """Cut the whole log at two moments: what comes first is training material, every later click is a request.
-
-    Events before `first_cut` are training events, clicks from then on, and before `second_cut`, validation requests,
-    later ones test requests. A search session that begins before the first cut and has a click after it is no training
-    material as a whole, nor is what its user did at the moment of its query or later. Needs timestamps that are
-    comparable between users.
-
-    Args:
-        events: all users' events.
-        first_cut: timestamp at which training ends.
-        second_cut: timestamp at which the test begins.
-
-    Raises:
-        InputError: no event is earlier than the first cut.
-    """
-    limits = np.where(events.timestamps >= first_cut, _train_limits(events), events.num_events)
+        raise ValueError(f"`fractions` must be three shares whose sum is 1, the first positive; got {fractions}.")
+    target_starts = _default_starts(events, target_starts)
+    is_target = _is_target(events, target_starts)
+    times = np.sort(events.timestamps[is_target])
+    passed = (round(fractions[0] * len(times)), round((fractions[0] + fractions[1]) * len(times)))
+    first_cut, second_cut = (float(times[count]) if count < len(times) else np.inf for count in passed)
+    is_late = is_target & (events.timestamps >= first_cut)
+    limits = np.where(is_late, _train_limits(events), events.num_events)
     ends = events.offsets[1:].copy()
     np.minimum.at(ends, events.event_users(), limits)
-    if (ends == events.offsets[:-1]).all():
+    if not (is_target & (np.arange(events.num_events) < ends[events.event_users()])).any():
         raise InputError(
             f"No event is earlier than the first cut at timestamp {first_cut}, so nothing is left for training; cut "
             "later, by a larger share of training, or use leave-one-out."
         )
     validation, test = {}, {}
     for task in TASKS:
-        clicks = np.flatnonzero((events.behaviors == _TARGET_BEHAVIOR[task]) & (events.timestamps >= first_cut))
+        clicks = np.flatnonzero(is_late & (events.behaviors == _TARGET_BEHAVIOR[task]))
         is_test = events.timestamps[clicks] >= second_cut
         validation[task], test[task] = clicks[~is_test], clicks[is_test]
     _report(events, ends, test)
-    return Split(events, ends, _requests(events, validation), _requests(events, test))
+    return Split(events, ends, _requests(events, validation), _requests(events, test), target_starts)
 
 
-def _cut_times(timestamps: np.ndarray, fractions: tuple[float, float, float]) -> tuple[float, float]:
-    in_order = np.sort(timestamps)
-    passed = (round(fractions[0] * len(in_order)), round((fractions[0] + fractions[1]) * len(in_order)))
-    first, second = (float(in_order[count]) if count < len(in_order) else np.inf for count in passed)
-    return first, second
+def _default_starts(events: UserEvents, target_starts: np.ndarray | None) -> np.ndarray:
+    return events.offsets[:-1] if target_starts is None else target_starts
+
+
+def _is_target(events: UserEvents, target_starts: np.ndarray) -> np.ndarray:
+    """Events that may be training targets or requests, `(num_events,)` bool."""
+    return np.arange(events.num_events) >= target_starts[events.event_users()]
 
 
 def training_mask(split: Split) -> np.ndarray:
@@ -289,12 +330,12 @@ def training_mask(split: Split) -> np.ndarray:
 
 
 def training_events(split: Split) -> UserEvents:
-    """A log that holds what training may read and nothing else.
+    """The events that training may read, and nothing else.
 
-    Users, items and queries keep their places; what a held-out event holds, its query's text included, is gone.
+    Users, items and queries keep their indices. The text of a query that no training event has is "".
 
     Returns:
-        the same users (some, perhaps, without events) and items; the text of a query that no training event has is "".
+        The same users (some of them may have no events) and the same items.
     """
     events, mask = split.events, training_mask(split)
     queries = events.queries[mask]

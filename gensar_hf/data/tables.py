@@ -1,7 +1,7 @@
-"""One user's table → columns of known kind: reading files, and turning ids, text and times into one form each.
+"""Tables from files, DataFrames and `datasets.Dataset`, and their columns of ids, text and times.
 
-Every complaint names table, row, column and value, and says what to change. Rows are counted from 1, the header not
-counted, for files and for tables in memory alike.
+Every error names table, row, column, value and remedy. Rows are counted from 1, without the header, in files and in
+memory.
 """
 
 from __future__ import annotations
@@ -23,40 +23,37 @@ from gensar_hf.errors import InputError
 
 TableSource: TypeAlias = "str | os.PathLike[str] | pd.DataFrame | Any"  # Any: a datasets.Dataset, not imported here
 
-_EXACT_FLOAT = 2**53  # whole numbers beyond it are no longer told apart in a float column
-_SHOWN_CHARACTERS = 60
+_EXACT_FLOAT = 2**53  # float64 cannot represent all larger whole numbers
+
+
+def shown_value(value: Any) -> str:
+    """A value as messages show it, cut to 60 characters."""
+    shown = repr(value.item() if isinstance(value, np.generic) else value)
+    return shown if len(shown) <= 60 else shown[:60] + "…"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table and the name that messages give it."""
+    """A table and its name in messages."""
 
     name: str
     frame: pd.DataFrame
 
     def complain(self, column: str, rows: np.ndarray, problem: str, remedy: str, value: Any = None) -> InputError:
-        """The error for the first of some bad rows.
+        """The error for a column with bad `rows` (positions from 0), of which it shows the first.
 
-        Args:
-            column: the column at fault.
-            rows: positions (from 0) of all bad rows, at least one.
-            problem: continues the sentence after the value.
-            remedy: what to do.
-            value: the value to show; that of the first bad row when None.
+        `problem` continues the sentence after the value, `remedy` ends it. `value` replaces that of the first bad row.
         """
         first = int(rows[0])
-        found = self.frame[column].iloc[first] if value is None else value
-        shown = repr(found.item() if isinstance(found, np.generic) else found)
-        if len(shown) > _SHOWN_CHARACTERS:
-            shown = shown[:_SHOWN_CHARACTERS] + "…"
-        others = f" Rows at fault in this column: {len(rows):,}." if len(rows) > 1 else ""
+        value = self.frame[column].iloc[first] if value is None else value
+        others = f" Bad rows in this column: {len(rows):,}." if len(rows) > 1 else ""
         return InputError(
-            f"{self.name}, row {first + 1}, column {column}: {shown} {problem}; {remedy} "
+            f"{self.name}, row {first + 1}, column {column}: {shown_value(value)} {problem}; {remedy} "
             f"(rows are counted from 1, without the header).{others}"
         )
 
     def require(self, columns: Iterable[str]) -> None:
-        """Raise `InputError` unless all of `columns` are there; a column of nearly that name is pointed out."""
+        """Raise `InputError` if one of `columns` is missing; the message points out a column with a similar name."""
         present = [str(name) for name in self.frame.columns]
         for column in columns:
             if column in present:
@@ -70,15 +67,15 @@ class Table:
 def read_table(source: TableSource, role: str) -> Table:
     """Read a table from a file, a DataFrame or a `datasets.Dataset`.
 
-    CSV and TSV values are kept as text, so that an id like `007` and a title like `NA` survive.
+    CSV and TSV values are read as text, so that an id like `007` and a title like `NA` stay as they are.
 
     Args:
         source: path of a .parquet, .csv, .tsv, .jsonl or .json file (UTF-8; .json holds a list of records), a
             DataFrame, or a `datasets.Dataset`.
-        role: `items` or `interactions`; it names a table that has no file.
+        role: `items` or `interactions`; the name in messages of a table without a file.
 
     Raises:
-        InputError: the file is missing, of another kind, or damaged, or the table has no rows.
+        InputError: the file is missing, damaged or in another format, or the table has no rows.
     """
     if isinstance(source, pd.DataFrame):
         table = Table(f"the {role} table", source.reset_index(drop=True))
@@ -88,8 +85,8 @@ def read_table(source: TableSource, role: str) -> Table:
         table = Table(Path(source).name, _read_file(Path(source), role))
     else:
         raise InputError(
-            f"The {role} are given as a {type(source).__name__}; give a path, a pandas DataFrame or one "
-            "datasets.Dataset (of a DatasetDict, pick a split)."
+            f"The {role} are a {type(source).__name__}; pass a path, a pandas DataFrame or one datasets.Dataset (of a "
+            "DatasetDict, pick a split)."
         )
     if not table.frame.columns.is_unique:
         twice = table.frame.columns[table.frame.columns.duplicated()][0]
@@ -103,12 +100,12 @@ def _read_file(path: Path, role: str) -> pd.DataFrame:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
-            f"{path.name}: {path.suffix or 'a name without an extension'} is not a table format that is read here; "
-            f"give the {role} as one of {', '.join(_READERS)}."
+            f"{path.name}: {path.suffix or 'a name without an extension'} is not a supported table format; save the "
+            f"{role} as one of {', '.join(_READERS)}."
         )
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {found}; give the path of the {role} file.")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {problem}; pass the path of the {role} file.")
     try:
         return reader(path)
     except pd.errors.EmptyDataError:
@@ -121,31 +118,24 @@ def _read_file(path: Path, role: str) -> pd.DataFrame:
         ) from error
 
 
-def _read_separated(separator: str) -> Callable[[Path], pd.DataFrame]:
-    def read(path: Path) -> pd.DataFrame:
-        with warnings.catch_warnings():
-            # pandas only warns when rows are longer than the header, and then drops or shifts columns
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(
-                path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
-            )
-
-    return read
+def _read_separated(path: Path) -> pd.DataFrame:
+    separator = "," if path.suffix.lower() == ".csv" else "\t"
+    with warnings.catch_warnings():
+        # pandas only warns when rows are longer than the header, and then drops or shifts columns
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
 
 
 def _read_json_lines(path: Path) -> pd.DataFrame:
     try:
-        frame = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+        return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
     except ValueError:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    json.loads(line or "{}")
-                except json.JSONDecodeError as error:
-                    if line.strip():
-                        raise ValueError(f"line {number} is not JSON: {error}") from None
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+            try:
+                json.loads(line if line.strip() else "{}")
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} is not JSON: {error}") from None
         raise
-    return frame
 
 
 def _read_json(path: Path) -> pd.DataFrame:
@@ -157,8 +147,8 @@ def _read_json(path: Path) -> pd.DataFrame:
 
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".parquet": pd.read_parquet,
-    ".csv": _read_separated(","),
-    ".tsv": _read_separated("\t"),
+    ".csv": _read_separated,
+    ".tsv": _read_separated,
     ".jsonl": _read_json_lines,
     ".json": _read_json,
 }
@@ -167,8 +157,8 @@ _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 def id_column(table: Table, column: str) -> pd.Series:
     """Ids as text, "" where missing, without surrounding spaces.
 
-    Whole numbers lose their type, so that 242, "242" and the 242.0 of a column with holes are the same id. In a text
-    column in which every value ends in ".0" (such a column, saved as CSV) that ending is dropped, too.
+    Whole numbers become text, so that 242, "242" and the 242.0 of a column with missing values are the same id. If
+    every value of a text column ends in ".0" (such a column, saved as CSV), that ending is dropped.
     """
     values = _unwrapped(table.frame[column])
     if pd.api.types.is_float_dtype(values):
@@ -181,22 +171,16 @@ def id_column(table: Table, column: str) -> pd.Series:
     if len(bad):
         raise table.complain(column, bad, "is not an id", "ids are text or whole numbers")
     texts = texts.str.strip()
-    if texts.str.endswith(".0").any():
-        given = texts[texts != ""]
-        if given.str.fullmatch(r"\d+\.0").all():
-            texts = texts.str.removesuffix(".0")
+    if texts.str.endswith(".0").any() and texts[texts != ""].str.fullmatch(r"\d+\.0").all():
+        texts = texts.str.removesuffix(".0")
     return texts
 
 
 def text_column(table: Table, column: str, remedy: str) -> pd.Series:
-    """Text, "" where missing, runs of white space made one space.
+    """Text, "" where missing, with each run of white space replaced by one space.
 
-    Whole numbers (a year) are written out. A list is joined with ", ", a list inside it (a category path) with " > ".
-
-    Args:
-        table: where the column is.
-        column: its name.
-        remedy: what to do about a value that is not text.
+    Whole numbers (a year) become text. A list is joined with ", ", a list inside it (a category path) with " > ".
+    `remedy` ends the sentence about a value that is not text.
     """
     texts, bad = _scalar_texts(_unwrapped(table.frame[column]))
     if len(bad):
@@ -208,14 +192,14 @@ def text_column(table: Table, column: str, remedy: str) -> pd.Series:
 
 
 def _unwrapped(values: pd.Series) -> pd.Series:
-    """A categorical column as the column of its values; a column of objects of one kind as that kind."""
+    """A categorical column as the column of its values; a column of objects of one type as that type."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         values = values.astype(values.cat.categories.dtype)
     return values.infer_objects() if values.dtype == object else values
 
 
 def _scalar_texts(values: pd.Series) -> tuple[pd.Series, np.ndarray]:
-    """Each value as text and the positions of the values that cannot be text."""
+    """Each value as text, and the positions of the values that cannot be text."""
     missing = values.isna().to_numpy()
     none = np.empty(0, dtype=np.int64)
     if pd.api.types.is_integer_dtype(values):
@@ -229,13 +213,13 @@ def _scalar_texts(values: pd.Series) -> tuple[pd.Series, np.ndarray]:
         return values.fillna("").astype("str"), none
     if values.dtype != object:  # bool, datetime, ...
         return values.astype("str"), np.flatnonzero(~missing)
-    texts = ["" if absent else _text_of(value) for value, absent in zip(values, missing, strict=True)]
+    texts = ["" if absent else text_of(value) for value, absent in zip(values, missing, strict=True)]
     bad = np.array([position for position, text in enumerate(texts) if text is None], dtype=np.int64)
     return pd.Series(["" if text is None else text for text in texts], index=values.index, dtype="str"), bad
 
 
-def _text_of(value: Any, separators: tuple[str, ...] = (", ", " > ")) -> str | None:
-    """One value as text, or None when it is neither text, a whole number, nor a list of these two levels deep."""
+def text_of(value: Any, separators: tuple[str, ...] = (", ", " > ")) -> str | None:
+    """One value as text; None if it is neither text, a whole number, nor a list of these, at most two levels deep."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool | np.bool_):
@@ -245,52 +229,47 @@ def _text_of(value: Any, separators: tuple[str, ...] = (", ", " > ")) -> str | N
     if isinstance(value, float | np.floating):
         return str(int(value)) if float(value).is_integer() else None
     if isinstance(value, list | tuple | np.ndarray) and separators:
-        inner = [_text_of(part, separators[1:]) for part in value if part is not None]
+        inner = [text_of(part, separators[1:]) for part in value if part is not None]
         return None if None in inner else separators[0].join(part for part in inner if part)
     return None
 
 
 def time_column(table: Table, column: str) -> np.ndarray:
-    """Times as float64: numbers as they are, dates as seconds since 1970-01-01 (UTC where no zone is given).
+    """Times as float64: numbers as they are, dates as seconds since 1970-01-01 (UTC unless a zone is named).
 
     Raises:
-        InputError: a value is missing, infinite, neither a number nor an ISO date, or the column mixes the two.
+        InputError: a value is missing, infinite or neither a number nor an ISO date, or the column mixes the two.
     """
     values = _unwrapped(table.frame[column])
     remedy = "give a number (seconds, or a position) or an ISO date such as 2024-05-31T12:00:00"
-    missing = np.flatnonzero(values.isna().to_numpy() | _is_blank(values))
+    is_missing = values.isna().to_numpy()
+    if isinstance(values.dtype, pd.StringDtype):
+        is_missing = is_missing | (values.str.strip() == "").to_numpy(dtype=bool, na_value=False)
+    missing = np.flatnonzero(is_missing)
     if len(missing):
-        raise table.complain(column, missing, "is no time, the value is missing", remedy)
+        raise table.complain(column, missing, "is not a time, the value is missing", remedy)
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         numbers = values.to_numpy(dtype=np.float64)
     else:
         numbers = _parse_times(table, column, values, remedy)
-    endless = np.flatnonzero(~np.isfinite(numbers))
-    if len(endless):
-        raise table.complain(column, endless, "is not a finite number", remedy)
+    infinite = np.flatnonzero(~np.isfinite(numbers))
+    if len(infinite):
+        raise table.complain(column, infinite, "is not a finite number", remedy)
     return numbers
 
 
-def _is_blank(values: pd.Series) -> np.ndarray:
-    if isinstance(values.dtype, pd.StringDtype):
-        return (values.str.strip() == "").to_numpy(dtype=bool, na_value=False)
-    return np.zeros(len(values), dtype=bool)
-
-
 def _parse_times(table: Table, column: str, values: pd.Series, remedy: str) -> np.ndarray:
-    """Times from text or dates; the first row decides whether the column holds numbers or dates."""
-    kinds: tuple[tuple[str, Callable[[pd.Series], pd.Series]], ...] = (("number", _numbers), ("date", _dates))
-    kind = next((name for name, parse in kinds if parse(values.iloc[:1]).notna().all()), None)
-    if kind is None:
-        raise table.complain(column, np.array([0]), "is neither a number nor an ISO date", remedy)
-    parsed = dict(kinds)[kind](values)
+    """Times from text or dates; the first row determines whether the column holds numbers or dates."""
+    kind, parse, other, parse_other = "number", _numbers, "date", _dates
+    if parse(values.iloc[:1]).isna().all():
+        kind, parse, other, parse_other = other, parse_other, kind, parse
+    parsed = parse(values)
     bad = np.flatnonzero(parsed.isna().to_numpy())
     if not len(bad):
         return parsed.to_numpy(dtype=np.float64)
-    (other, parse_other), *_ = [entry for entry in kinds if entry[0] != kind]
-    if parse_other(values.iloc[bad[:1]]).notna().all():
+    if bad[0] and parse_other(values.iloc[bad[:1]]).notna().all():
         raise table.complain(column, bad, f"is a {other}, but row 1 holds a {kind}", "use one of the two")
-    raise table.complain(column, bad, "is neither a number nor an ISO date", remedy)
+    raise table.complain(column, bad[:1] if bad[0] == 0 else bad, "is neither a number nor an ISO date", remedy)
 
 
 def _numbers(values: pd.Series) -> pd.Series:
@@ -300,7 +279,7 @@ def _numbers(values: pd.Series) -> pd.Series:
 
 
 def _dates(values: pd.Series) -> pd.Series:
-    """Seconds since 1970, NaN where a value is no ISO date."""
+    """Seconds since 1970, NaN where a value is not an ISO date."""
     if pd.api.types.is_bool_dtype(values):
         return pd.Series(np.nan, index=values.index)
     dates = pd.to_datetime(values, errors="coerce", format="ISO8601", utc=True)

@@ -1,14 +1,13 @@
-"""The log → what happened, one event a position, as flat arrays."""
+"""Events of all users as flat arrays, sorted by user, then by time."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 import pandas as pd
-
-from gensar_hf.data.interactions import InteractionLog
 
 
 class Behavior(IntEnum):
@@ -29,15 +28,15 @@ class UserEvents:
     """All users' events, sorted by user, then by time.
 
     Attributes:
-        user_ids: `num_users` ids; position u is user u.
-        item_ids: the whole catalogue; position i is item i.
-        query_texts: the distinct queries; position q is query q.
+        user_ids: the id of each user.
+        item_ids: the id of each item of the catalogue.
+        query_texts: the distinct queries.
         offsets: `(num_users + 1,)` int64; the events of user u are `offsets[u]:offsets[u + 1]`.
         behaviors: `(num_events,)` int8, values of `Behavior`.
         items: `(num_events,)` int64, -1 for a query.
-        queries: `(num_events,)` int64, -1 for a click on a recommendation; a searched item carries the query it
-            answered.
-        timestamps: `(num_events,)` float64, never falling within a user.
+        queries: `(num_events,)` int64, -1 for a click on a recommendation; a searched item has the query of its
+            session.
+        timestamps: `(num_events,)` float64, non-decreasing within a user.
     """
 
     user_ids: list[str]
@@ -51,17 +50,17 @@ class UserEvents:
 
     @property
     def num_users(self) -> int:
-        """How many users there are."""
+        """Number of users."""
         return len(self.user_ids)
 
     @property
     def num_items(self) -> int:
-        """How many items the catalogue has, those without any event included."""
+        """Number of items in the catalogue, those without events included."""
         return len(self.item_ids)
 
     @property
     def num_events(self) -> int:
-        """How many events there are."""
+        """Number of events."""
         return len(self.behaviors)
 
     def event_users(self) -> np.ndarray:
@@ -69,41 +68,40 @@ class UserEvents:
         return np.repeat(np.arange(self.num_users, dtype=np.int64), np.diff(self.offsets))
 
     def session_starts(self) -> np.ndarray:
-        """For every searched item the event of the query it answered; for other events themselves. `(num_events,)`."""
+        """The query event of each searched item's session, and every other event itself, `(num_events,)` int64."""
         positions = np.arange(self.num_events, dtype=np.int64)
         last_query = np.maximum.accumulate(np.where(self.behaviors == Behavior.SEARCH_QUERY, positions, -1))
         return np.where(self.behaviors == Behavior.SEARCHED_ITEM, last_query, positions)
 
 
-def events_from_log(log: InteractionLog) -> UserEvents:
+def user_events(item_ids: Sequence[str], interactions: pd.DataFrame) -> UserEvents:
     """Turn rows into events.
 
-    Rows in a row (in the log's order) with the same user and query are one search session: one query event, at the
-    time of the first of them, then one searched item per row that has an item. A row without a query is one click on
-    a recommendation. Item i is row i of `log.items`.
+    Consecutive rows with the same user and query are one search session: one query event, at the time of the first of
+    them, then one searched item per row that has an item. A row without a query is one click on a recommendation.
 
     Args:
-        log: as `load_log` returns it.
+        item_ids: the catalogue.
+        interactions: as `InteractionDataset.interactions`.
 
     Raises:
-        ValueError: the log was put together by hand, and its users are not contiguous, its times fall within a user,
-            or an item is not in `log.items`.
+        ValueError: the rows of a user are not contiguous or not in the order of time, or `item_ids` lacks an item.
     """
-    rows = log.interactions
-    users, user_ids = pd.factorize(rows["user_id"])
-    items = pd.Index(log.items["item_id"]).get_indexer(pd.Index(rows["item_id"]))
-    queries, query_texts = pd.factorize(rows["query"].mask(rows["query"] == ""))  # a masked value has the code -1
-    times = rows["timestamp"].to_numpy(dtype=np.float64)
-    _check_order(rows, users, items, times)
+    users, user_ids = pd.factorize(interactions["user_id"])
+    items = pd.Index(list(item_ids), dtype="str").get_indexer(pd.Index(interactions["item_id"]))
+    typed = interactions["query"].mask(interactions["query"] == "")
+    queries, query_texts = pd.factorize(typed)  # a masked value has the code -1
+    times = interactions["timestamp"].to_numpy(dtype=np.float64)
+    _check_order(interactions, users, items, times)
 
-    same_as_before = np.zeros(len(rows), dtype=bool)
+    same_as_before = np.zeros(len(interactions), dtype=bool)
     same_as_before[1:] = (users[1:] == users[:-1]) & (queries[1:] == queries[:-1])
     opens = (queries >= 0) & ~same_as_before
     clicks = items >= 0
     row_ends = np.cumsum(opens.astype(np.int64) + clicks)
     query_events, click_events = (row_ends - 1 - clicks)[opens], (row_ends - 1)[clicks]
 
-    num_events = int(row_ends[-1]) if len(rows) else 0
+    num_events = int(row_ends[-1]) if len(interactions) else 0
     row_of_event = np.empty(num_events, dtype=np.int64)
     row_of_event[query_events], row_of_event[click_events] = np.flatnonzero(opens), np.flatnonzero(clicks)
     behaviors = np.full(num_events, Behavior.SEARCH_QUERY, dtype=np.int8)
@@ -111,7 +109,7 @@ def events_from_log(log: InteractionLog) -> UserEvents:
     per_user = np.bincount(users[row_of_event], minlength=len(user_ids))
     return UserEvents(
         user_ids=list(user_ids),
-        item_ids=log.items["item_id"].tolist(),
+        item_ids=list(item_ids),
         query_texts=list(query_texts),
         offsets=np.concatenate([[0], np.cumsum(per_user)]).astype(np.int64),
         behaviors=behaviors,
@@ -121,17 +119,17 @@ def events_from_log(log: InteractionLog) -> UserEvents:
     )
 
 
-def _check_order(rows: pd.DataFrame, users: np.ndarray, items: np.ndarray, times: np.ndarray) -> None:
-    unknown = np.flatnonzero((items < 0) & (rows["item_id"] != "").to_numpy())
+def _check_order(interactions: pd.DataFrame, users: np.ndarray, items: np.ndarray, times: np.ndarray) -> None:
+    unknown = np.flatnonzero((items < 0) & (interactions["item_id"] != "").to_numpy())
     if len(unknown):
         raise ValueError(
-            f"Row {unknown[0]} of `log.interactions` has the item {rows['item_id'].iloc[unknown[0]]!r}, which is not "
-            "in `log.items`; make logs with `load_log`, which checks it."
+            f"Row {unknown[0]} of the interactions has the item {interactions['item_id'].iloc[unknown[0]]!r}, which is "
+            "not in the catalogue; let `InteractionDataset` read the tables, which checks them."
         )
     user_steps = np.diff(users)
     out_of_order = (user_steps < 0) | ((user_steps == 0) & (np.diff(times) < 0))
     if out_of_order.any():
         raise ValueError(
-            f"Row {int(out_of_order.argmax()) + 1} of `log.interactions` is out of order; rows must be sorted by user, "
-            "then by time, as `load_log` returns them."
+            f"Row {int(out_of_order.argmax()) + 1} of the interactions is out of order; rows must be sorted by user, "
+            "then by time, as in `InteractionDataset.interactions`."
         )

@@ -1,6 +1,6 @@
-"""Exact scores of given candidates in one decoder forward over their distinct prefixes.
+"""Exact scores of candidates in one decoder forward over their distinct prefixes.
 
-The candidates of a request form a small tree, whose nodes stand behind one another in one decoder row (`TreeDecoder`).
+The candidates of a request form a small tree, which is decoded in one row (`TreeDecoder`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from gensar_hf.decoding.context import DecodingContext
+from gensar_hf.decoding.tree_decoder import DecodingContext
 
-# Attention grows with the square of a tree, so that many candidates are cheaper as several trees of neighbours.
+# The cost of attention grows with the square of a tree's size, so many candidates are split into several trees.
 _MAX_CANDIDATES = 256
-_MAX_PAIRS = 1 << 21  # of nodes that attend to one another, over all requests of a forward: what bounds its memory
+_MAX_PAIRS = 1 << 21  # pairs of nodes in the attention of one forward over several requests; bounds its memory
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class PrefixTree:
     Attributes:
         tokens: `(num_nodes,)` the last token of each prefix.
         depths: `(num_nodes,)` 0 for the decoder start.
-        ancestors: `(num_nodes, num_nodes)` bool: `ancestors[i, j]`, prefix j is a beginning of prefix i or i itself.
+        ancestors: `(num_nodes, num_nodes)` bool: `ancestors[i, j]`: prefix i begins with prefix j, or is prefix j.
         nodes: `(num_candidates, length)` the node from which each token of each candidate is predicted.
     """
 
@@ -35,7 +35,7 @@ class PrefixTree:
 
     @classmethod
     def of_sequences(cls, sequences: np.ndarray, start_token_id: int) -> "PrefixTree":
-        """Build the tree of `(num_candidates, length)` token sequences, which do not include the decoder start."""
+        """The tree of `(num_candidates, length)` token sequences, without the decoder start."""
         num_candidates, length = sequences.shape
         tokens, depths, parents = [np.array([start_token_id])], [np.zeros(1, dtype=np.int64)], [np.array([-1])]
         nodes = np.zeros((num_candidates, length), dtype=np.int64)
@@ -65,12 +65,12 @@ def score_candidates(
     Args:
         context: the requests.
         sequences: `(batch_size, num_candidates, length)` token ids, the behavior token first, no decoder start; or
-            one `(num_candidates, length)` array a request, whose numbers of candidates may differ.
-        num_forced_tokens: leading tokens that do not count (the behavior token is given, not predicted).
+            one `(num_candidates, length)` array per request, with different numbers of candidates.
+        num_forced_tokens: leading tokens that do not count (the behavior token is in the prompt, not predicted).
 
     Returns:
-        `(batch_size, num_candidates)` sums of natural logarithms, full-vocabulary softmax; -inf behind the candidates
-        of a request that has fewer than another.
+        `(batch_size, num_candidates)` sums of natural logarithms, softmax over the whole vocabulary; padded with -inf
+        for requests that have fewer candidates than others.
     """
     device = context.device
     scores = torch.full((len(sequences), max(map(len, sequences), default=0)), -torch.inf, device=device)
@@ -79,8 +79,8 @@ def score_candidates(
         rows = torch.tensor([piece.row for piece in pieces], device=device)
         trees = [piece.tree for piece in pieces]
         states = _decode_trees(context.rows(rows), trees)
-        # All candidates of all trees behind one another, each with the nodes of its own tree.
-        nodes = np.concatenate([tree.nodes + place * states.shape[1] for place, tree in enumerate(trees)])
+        # All candidates of all trees, concatenated; node numbers count on from tree to tree.
+        nodes = np.concatenate([tree.nodes + index * states.shape[1] for index, tree in enumerate(trees)])
         tokens = np.concatenate([sequences[piece.row][piece.candidates] for piece in pieces])
         log_probabilities = head.token_log_probabilities(
             states.flatten(0, 1),
@@ -102,12 +102,12 @@ class _Piece(NamedTuple):
 
 
 def _forwards(sequences: np.ndarray | Sequence[np.ndarray], start_tokens: list[int]) -> Iterator[list[_Piece]]:
-    """Pieces that are decoded together."""
+    """Split the candidates into pieces, and yield the pieces that are decoded together."""
     waiting: list[_Piece] = []
     for row, candidates in enumerate(sequences):
-        # Neighbours share prefixes, so what is cut apart is sorted first.
-        is_cut = len(candidates) > _MAX_CANDIDATES
-        order = np.lexsort(candidates.T[::-1]) if is_cut else np.arange(len(candidates))
+        # Candidates are sorted before they are split, because sorted neighbors share prefixes.
+        is_split = len(candidates) > _MAX_CANDIDATES
+        order = np.lexsort(candidates.T[::-1]) if is_split else np.arange(len(candidates))
         for start in range(0, len(order), _MAX_CANDIDATES):
             chosen = order[start : start + _MAX_CANDIDATES]
             piece = _Piece(row, chosen, PrefixTree.of_sequences(candidates[chosen], start_tokens[row]))
@@ -124,9 +124,9 @@ def _decode_trees(context: DecodingContext, trees: list[PrefixTree]) -> torch.Te
     """`(num_trees, num_nodes, d_model)` decoder states of all nodes, padded to the largest tree."""
     num_nodes = max(len(tree.tokens) for tree in trees)
     tokens = np.zeros((len(trees), num_nodes), dtype=np.int64)
-    depths = np.zeros((len(trees), num_nodes), dtype=np.int64)
+    depths = np.zeros_like(tokens)
     visible = np.zeros((len(trees), num_nodes, num_nodes), dtype=bool)
-    visible[:, :, 0] = True  # padding sees the root, so that no row of the softmax is empty
+    visible[:, :, 0] = True  # padding attends to the root, so no row of the softmax is empty
     for row, tree in enumerate(trees):
         size = len(tree.tokens)
         tokens[row, :size], depths[row, :size], visible[row, :size, :size] = tree.tokens, tree.depths, tree.ancestors

@@ -1,139 +1,125 @@
-"""A trie of token sequences as sorted arrays, walked by many beams at once.
+"""A trie of token sequences of one length, stored as sorted arrays and walked by many beams at once.
 
-Nodes are numbered level by level, and inside a level in the order of the sorted sequences. The children of a node are
-then one sorted slice of the edges (compressed sparse rows), and edge `e` leads to node `e + 1`, so that no second array
-is needed. The sequences below a node are a contiguous range of the sorted sequences; where all sequences have one
-length, sequence `s` ends at the `s`-th node of the last level, so that neither needs an array.
+Nodes are numbered level by level, and within a level in the order of the sorted sequences. The children of a node are
+then one slice of the edges (compressed sparse rows), and edge `e` leads to node `e + 1`, so no array of targets is
+needed. The sequences below a node are a contiguous range of the sorted sequences, and sequence `s` ends at the `s`-th
+node of the last level. Ten million identifiers of four codes take less than 100 MB.
 """
 
 import itertools
-import os
-from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from gensar_hf.decoding.trie_building import (
-    PADDING,
-    SortedSequences,
-    TokenSequences,
-    padded_table,
-    smallest_dtype,
-    sort_sequences,
-)
-from gensar_hf.files import atomic_path
-
-__all__ = ["PADDING", "Trie", "TrieArrays"]
-
-_ROW_FORMAT = ("free_text_token_id", "start_length", "end_token_id", "pad_token_id")
+PADDING = -1
+_MAX_KEY_BITS = 63
 
 
 class TrieArrays(NamedTuple):
-    """The arrays of a trie, in the smallest integers that hold them; an array that is not needed is empty.
+    """The arrays of a trie, in the smallest integer types that hold them.
 
-    The edges of node `n` are `child_starts[n]:child_starts[n + 1]`; nodes from `len(child_starts) - 1` on have none.
-    The node after the last real one is the dead node: no child, no value, nothing below.
+    The edges of node `n` are `child_starts[n]:child_starts[n + 1]`. Nodes of the last level have none. The node after
+    the last one is the dead node, which has no child and no value.
     """
 
-    child_tokens: torch.Tensor  # (num_edges,) ascending inside each node's slice, less the level's smallest token
+    child_tokens: torch.Tensor  # (num_edges,) ascending within each node, minus the smallest token of the level
     child_starts: torch.Tensor  # (num_inner_nodes + 1,) for all nodes above the last level
-    values: torch.Tensor  # (num_sequences,) the value of each sorted sequence; empty: its number
-    # Only where sequences differ in length, all (num_nodes + 1,):
-    sequences: torch.Tensor  # the sorted sequence that ends at the node, or -1
-    first_sequences: torch.Tensor  # those below the node: first_sequences[n]:last_sequences[n]
-    last_sequences: torch.Tensor
+    values: torch.Tensor  # (num_sequences,) the value of each sorted sequence; empty: the value is its position
+    level_bounds: torch.Tensor  # (max_length + 1,) the node after the last one of each level
+    first_tokens: torch.Tensor  # (max_length + 2,) the smallest token of the level below each level; 0 below the last
 
 
 class Trie:
-    """All token sequences that may be generated, and the value (the item's index) that each stands for.
+    """All token sequences that may be generated, and the value (the item's row) that each one stands for.
 
-    Every method takes tensors on any device (or what `torch.as_tensor` accepts) and answers on the same device; the
-    arrays are copied to a device once.
+    Tensors may be on any device, and results are on the same device. The arrays are copied to a device once.
 
     Args:
-        sequences: `(num_sequences, length)` integers padded with -1 on the right, or a list of sequences of
-            different lengths. Every sequence occurs once; one may be the beginning of another.
-        values: `(num_sequences,)` not negative, not necessarily distinct (an item has two identifiers); default: the
+        sequences: `(num_sequences, length)` integers, or a list of sequences of one length. All are distinct.
+        values: `(num_sequences,)` nonnegative, not necessarily distinct (an item has two identifiers); default: the
             row.
-        free_text_token_id: a first token after which anything may follow (`<S_Q>`, before the words of a query). The
-            trie only carries it, and what follows here, for those who read whole rows of tokens (`answers`), so that
-            the trie alone says everything that may be generated, and where.
-        start_length: tokens before the first edge in a row: 1, the decoder start of an encoder-decoder. None: a prompt
-            of any length, as a decoder alone continues it; the answer begins at the row's last first edge.
-        end_token_id: what ends a row. It must not occur in the trie.
-        pad_token_id: what stands behind the end; None if there is no such token.
+        free_text_token_id: a first token after which any token may follow (`<S_Q>`, before the words of a query). The
+            trie only stores it, like the next three arguments, for callers that read whole rows of tokens.
+        start_length: tokens before the first edge in a row of `generate`: 1, the decoder start, for encoder-decoders.
+            None, for decoder-only models: a prompt of any length; the answer begins at the row's last first edge.
+        end_token_id: the token that ends a row. It must not occur in the trie.
+        pad_token_id: the token after the end; None if there is none.
 
     Attributes:
         num_sequences, max_length: of the sequences.
         num_nodes: the root and all distinct prefixes; also the number of the dead node.
-        is_uniform: whether all sequences have the same length.
         level_starts: the first node of each level (the root is level 0), and `num_nodes`.
         token_ranges: per level from 1, the smallest token and the largest plus 1.
         max_children: per level from 0, the largest number of children of one node.
         token_limit: every token is below it.
 
     Raises:
-        ValueError: no sequence, an empty sequence, a hole in one, the same sequence twice, or values of the wrong
-            shape.
+        ValueError: no sequences, sequences of different lengths, a negative token, the same sequence twice, or values
+            of the wrong shape.
     """
 
     root = 0
 
     def __init__(
         self,
-        sequences: TokenSequences,
+        sequences: np.ndarray | torch.Tensor | Sequence[Any],
         values: np.ndarray | None = None,
         free_text_token_id: int | None = None,
         start_length: int | None = 1,
         end_token_id: int = 1,
         pad_token_id: int | None = 0,
     ) -> None:
-        table = padded_table(sequences)
-        given = None if values is None else np.asarray(values)
-        if given is not None and (given.shape != (len(table),) or given.min() < 0):
+        table = _token_table(sequences)
+        values = None if values is None else np.asarray(values)
+        if values is not None and (values.shape != (len(table),) or values.min() < 0):
             raise ValueError(
-                f"`values` must hold one number that is not negative for each of the {len(table)} sequences; got the "
-                f"shape {given.shape} and the smallest value {given.min(initial=0)}."
+                f"`values` must hold one nonnegative number for each of the {len(table)} sequences; got the shape "
+                f"{values.shape} and the smallest value {values.min(initial=0)}."
             )
-        ordered = sort_sequences(table)
-        sizes = [1, *(len(level.codes) for level in ordered.levels)]
-        level_starts = np.cumsum([0, *sizes]).tolist()
-        arrays = [
-            np.concatenate([level.codes for level in ordered.levels]),
-            _child_starts(ordered, level_starts),
-            _sorted_values(given, ordered.order),
-            *_ranges_below(ordered, level_starts, len(table)),
+        columns = np.ascontiguousarray(table.T)
+        order = _sorting_order(columns)
+        # A node is a maximal run of sorted sequences with the same first tokens; `starts` has the first of each run.
+        is_new = np.zeros(len(table), dtype=bool)
+        is_new[0] = True
+        starts, codes, child_starts = np.zeros(1, dtype=np.int64), [], []
+        level_starts, self.token_ranges = [0, 1], list[tuple[int, int]]()
+        for column in columns:
+            tokens = column if order is None else column[order]
+            is_new[1:] |= tokens[1:] != tokens[:-1]
+            child_starts.append((np.cumsum(is_new) - 1)[starts] + level_starts[-1] - 1)
+            starts = np.flatnonzero(is_new)
+            tokens = tokens[starts]
+            low, high = int(tokens.min()), int(tokens.max())
+            self.token_ranges.append((low, high + 1))
+            codes.append((tokens - low).astype(_smallest_dtype(high - low + 1)))
+            level_starts.append(level_starts[-1] + len(tokens))
+        if not is_new.all():
+            end = int(is_new.argmin())  # the sorted sequence that is the same as the one before
+            pair = [end - 1, end] if order is None else sorted(order[end - 1 : end + 1].tolist())
+            raise ValueError(
+                f"The sequences {pair[0]} and {pair[1]} of the trie are the same, {table[pair[0]].tolist()}; each "
+                "identifier must belong to one item, so make the identifiers unique first."
+            )
+        self.level_starts, self.num_nodes, self.dead_node = level_starts, level_starts[-1], level_starts[-1]
+        self.num_sequences, self.max_length = table.shape
+        self.token_limit = max(last for _, last in self.token_ranges)
+        edges = np.concatenate([*child_starts, [self.num_nodes - 1]]).astype(_index_dtype(self.num_nodes))
+        self.max_children = [
+            int(np.diff(edges[first : last + 1]).max()) for first, last in itertools.pairwise(level_starts[:-1])
         ]
-        token_ranges = [(level.first_token, level.first_token + int(level.codes.max()) + 1) for level in ordered.levels]
-        self._set((torch.from_numpy(array) for array in arrays), len(table), level_starts, token_ranges)
+        arrays = [
+            np.concatenate(codes),
+            edges,
+            _sorted_values(values, order),
+            np.array(level_starts[1:]),
+            np.array([low for low, _ in self.token_ranges] + [0, 0]),
+        ]
+        self._arrays_by_device = {torch.device("cpu"): TrieArrays(*map(torch.from_numpy, arrays))}
+        self._sequences_by_value: tuple[torch.Tensor, torch.Tensor] | None = None
         self.free_text_token_id, self.start_length = free_text_token_id, start_length
         self.end_token_id, self.pad_token_id = end_token_id, pad_token_id
-
-    def _set(
-        self,
-        arrays: Iterable[torch.Tensor],
-        num_sequences: int,
-        level_starts: list[int],
-        token_ranges: list[tuple[int, int]],
-    ) -> None:
-        on_cpu = TrieArrays(*arrays)
-        self._arrays_by_device = {torch.device("cpu"): on_cpu}
-        self._rows_by_value: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._level_tokens: dict[tuple[int, torch.device], torch.Tensor] = {}
-        self.num_sequences, self.max_length = num_sequences, len(token_ranges)
-        self.level_starts, self.token_ranges = level_starts, token_ranges
-        self.num_nodes = self.dead_node = level_starts[-1]
-        self.is_uniform = len(on_cpu.sequences) == 0
-        self.token_limit = max(last for _, last in token_ranges)
-        starts = on_cpu.child_starts
-        bounds = itertools.pairwise(level_starts[:-1])
-        self.max_children = [int(starts[first : last + 1].diff().max()) for first, last in bounds]
-
-    # ---- the arrays
 
     def arrays(self, device: torch.device | str = "cpu") -> TrieArrays:
         """The trie's arrays on `device`."""
@@ -143,58 +129,24 @@ class Trie:
             self._arrays_by_device[device] = TrieArrays(*(array.to(device) for array in on_cpu))
         return self._arrays_by_device[device]
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the arrays on one device; asking for the values of exclusion adds two more."""
-        return sum(array.nbytes for array in self.arrays())
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise `ValueError` if a token of the trie is outside a model's vocabulary."""
+        if self.token_limit > vocab_size:
+            raise ValueError(
+                f"The trie holds the token {self.token_limit - 1}, but the model scores only {vocab_size} tokens; "
+                "resize the model's embeddings to the tokenizer that the trie was built with."
+            )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the arrays to a safetensors file, aside first."""
-        metadata = {
-            "num_sequences": str(self.num_sequences),
-            "level_starts": " ".join(map(str, self.level_starts)),
-            "token_ranges": " ".join(str(bound) for bounds in self.token_ranges for bound in bounds),
-            **{name: "" if (value := getattr(self, name)) is None else str(value) for name in _ROW_FORMAT},
-        }
-        with atomic_path(path) as aside:
-            save_file(self.arrays()._asdict(), aside, metadata=metadata)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Trie":
-        """Read what `save` wrote: as fast as the file can be read, nothing is sorted again."""
-        with safe_open(Path(path), framework="pt") as file:
-            metadata = file.metadata()
-            arrays = [file.get_tensor(name) for name in TrieArrays._fields]
-        bounds = list(map(int, metadata["token_ranges"].split()))
-        trie = cls.__new__(cls)
-        trie._set(
-            arrays,
-            int(metadata["num_sequences"]),
-            list(map(int, metadata["level_starts"].split())),
-            list(zip(bounds[::2], bounds[1::2], strict=True)),
-        )
-        for name in _ROW_FORMAT:
-            setattr(trie, name, int(metadata[name]) if metadata[name] else None)
-        return trie
-
-    # ---- downwards
+    # ---- nodes and their children
 
     def step(self, nodes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Follow one token from each node.
-
-        Args:
-            nodes: any shape.
-            tokens: the same shape.
-
-        Returns:
-            the nodes reached, the same shape; `dead_node` where there is no such child, and from the dead node.
-        """
+        """The child of each node by a token; `dead_node` where there is none. All three have one shape."""
         nodes, tokens = torch.as_tensor(nodes), torch.as_tensor(tokens)
         arrays = self.arrays(nodes.device)
         low, end = self._edge_range(nodes)
         codes = tokens - self._first_tokens(nodes)
         high, last_edge = end, len(arrays.child_tokens) - 1
-        for _ in range(max(self.max_children).bit_length()):  # bisection inside each node's slice
+        for _ in range(max(self.max_children).bit_length()):  # binary search in each node's slice
             middle = (low + high) // 2
             is_below = (arrays.child_tokens[middle.clamp(max=last_edge)] < codes) & (low < high)
             low, high = torch.where(is_below, middle + 1, low), torch.where(is_below, high, middle)
@@ -202,13 +154,9 @@ class Trie:
         return torch.where(exists, low + 1, self.dead_node)
 
     def walk(self, prefixes: torch.Tensor) -> torch.Tensor:
-        """Follow each row from the root.
+        """Follow `(num_rows, length)` tokens from the root to nodes `(num_rows,)`, `dead_node` outside the trie.
 
-        Args:
-            prefixes: `(num_rows, length)`; a negative token ends its row, and only negative tokens may follow it.
-
-        Returns:
-            the nodes reached `(num_rows,)`; a row that leaves the trie ends, for good, at `dead_node`.
+        A negative token ends its row, and only negative tokens may follow it.
         """
         prefixes = torch.as_tensor(prefixes)
         nodes = torch.full(prefixes.shape[:1], self.root, dtype=torch.long, device=prefixes.device)
@@ -221,29 +169,25 @@ class Trie:
         return nodes
 
     def allowed_tokens(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """All children of each node, flat.
-
-        Args:
-            nodes: `(num_rows,)`.
+        """All children of `(num_rows,)` nodes, as one flat list sorted by row, then token.
 
         Returns:
-            for every allowed pair its row, its token and the node that it leads to, three `(num_pairs,)` tensors,
-            sorted by row, then token.
+            for every child its row, its token and its node, `(num_children,)` each.
         """
         nodes = torch.as_tensor(nodes)
-        rows, edges = expand_ranges(*self._edge_range(nodes))
+        rows, edges = _expand_ranges(*self._edge_range(nodes))
         tokens = self.arrays(nodes.device).child_tokens[edges] + self._first_tokens(nodes)[rows]
         return rows, tokens, edges + 1
 
     def padded_children(self, nodes: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """All children of nodes of one level, padded to the largest number there: no size depends on the nodes.
+        """All children of nodes of one level, padded to that level's `max_children`.
 
         Args:
-            nodes: any shape, nodes of `level` or dead ones.
+            nodes: any shape, nodes of `level` or dead nodes.
             level: below `max_length`.
 
         Returns:
-            the children, `(*nodes.shape, max_children[level])`, `dead_node` for padding, and their tokens less the
+            the children, `(*nodes.shape, max_children[level])`, `dead_node` for padding, and their tokens minus the
             smallest token of the next level, 0 for padding.
         """
         starts, ends = self._edge_range(nodes)
@@ -251,119 +195,6 @@ class Trie:
         exists = edges < ends[..., None]
         codes = self.arrays(nodes.device).child_tokens[edges.masked_fill(~exists, 0)].long()
         return torch.where(exists, edges + 1, self.dead_node), codes.masked_fill(~exists, 0)
-
-    def level_tokens(self, level: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """The tokens of a level, for each first token of the trie: the codebook behind each behavior.
-
-        Args:
-            level: from 1.
-            device: of the answer.
-
-        Returns:
-            `(num_first_tokens, num_tokens)` bool, in the order of level 1's nodes: which tokens of the level's range
-            occur in a sequence that begins with the first token.
-        """
-        device = torch.device(device)
-        if (level, device) not in self._level_tokens:
-            arrays, first_token_nodes = self.arrays(), range(1, self.level_starts[2])
-            mask = torch.zeros(
-                len(first_token_nodes), self.token_ranges[level - 1][1] - self.token_ranges[level - 1][0]
-            )
-            mask = mask.bool()
-            for row, node in enumerate(first_token_nodes):
-                first, last = node, node + 1  # nodes of one level below the first token are neighbours
-                for _ in range(level - 1):
-                    first, last = (int(arrays.child_starts[bound]) + 1 for bound in (first, last))
-                mask[row, arrays.child_tokens[first - 1 : last - 1].unique().long()] = True
-            self._level_tokens[level, device] = mask.to(device)
-        return self._level_tokens[level, device]
-
-    def children_mask(self, nodes: torch.Tensor, vocab_size: int) -> torch.Tensor:
-        """`(num_rows, vocab_size)` bool: the tokens that lead from each of the `(num_rows,)` nodes to a child."""
-        rows, tokens, _ = self.allowed_tokens(nodes)
-        mask = torch.zeros((len(nodes), vocab_size), dtype=torch.bool, device=rows.device)
-        mask[rows, tokens] = True
-        return mask
-
-    # ---- sequences and values
-
-    def values_at(self, nodes: torch.Tensor) -> torch.Tensor:
-        """Long, the shape of `nodes`: the value of the sequence that ends at each node, or -1."""
-        arrays = self.arrays(nodes.device)
-        sequences = self.sequences_at(nodes)
-        if len(arrays.values) == 0:
-            return sequences
-        return torch.where(sequences >= 0, arrays.values[sequences.clamp(min=0)].long(), -1)
-
-    def lookup(self, sequences: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """`(num_rows,)` long: the value of each complete sequence (rows padded with -1), or -1 for an unknown one."""
-        return self.values_at(self.walk(torch.as_tensor(sequences)))
-
-    def sequences_at(self, nodes: torch.Tensor) -> torch.Tensor:
-        """Long, the shape of `nodes`: the sorted sequence that ends at each node, or -1."""
-        if not self.is_uniform:
-            return self.arrays(nodes.device).sequences[nodes].long()
-        first_leaf = self.level_starts[-2]
-        return torch.where((nodes >= first_leaf) & (nodes < self.dead_node), nodes - first_leaf, -1)
-
-    def sequences_below(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two longs, the shape of `nodes`: the sorted sequences below each node are `first:last`."""
-        arrays = self.arrays(nodes.device)
-        if not self.is_uniform:
-            return arrays.first_sequences[nodes].long(), arrays.last_sequences[nodes].long()
-        # Down along the first child, for the node and for the one after it: the children of a level lie in its order.
-        firsts, lasts = nodes, nodes + (nodes < self.dead_node)
-        first_leaf = self.level_starts[-2]
-        for _ in range(self.max_length):
-            is_inner = firsts < first_leaf
-            next_firsts = arrays.child_starts[firsts.clamp(max=first_leaf)].long() + 1
-            next_lasts = arrays.child_starts[lasts.clamp(max=first_leaf)].long() + 1
-            firsts, lasts = torch.where(is_inner, next_firsts, firsts), torch.where(is_inner, next_lasts, lasts)
-        return firsts - first_leaf, lasts - first_leaf
-
-    def sequences_of(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sorted sequences that stand for each of the `(num_values,)` values: the owner's place, the sequence."""
-        if len(self.arrays().values) == 0:
-            is_known = (values >= 0) & (values < self.num_sequences)
-            return is_known.nonzero()[:, 0], values[is_known]
-        if self._rows_by_value is None:  # only who excludes items needs it
-            ascending, rows = self.arrays().values.sort(stable=True)
-            self._rows_by_value = ascending, rows.to(ascending.dtype)
-        ascending, rows = self._rows_by_value
-        values = values.to(ascending.dtype)
-        starts, ends = torch.searchsorted(ascending, values), torch.searchsorted(ascending, values, right=True)
-        owners, positions = expand_ranges(starts, ends)
-        return owners, rows[positions].long()
-
-    # ---- rows of `generate`
-
-    def prompt_lengths(self, rows: torch.Tensor) -> torch.Tensor:
-        """`(num_rows,)` long: the tokens of each row before its answer, where prompts are of any length.
-
-        The answer begins with the last token that can be a first edge, or free text's: the events of a history begin
-        with such tokens, too. A row that holds none is all prompt.
-
-        Args:
-            rows: `(num_rows, length)`.
-        """
-        root = torch.tensor([self.root], device=rows.device)
-        _, firsts, _ = self.allowed_tokens(root)
-        if self.free_text_token_id is not None:
-            firsts = torch.cat([firsts, firsts.new_tensor([self.free_text_token_id])])
-        places = torch.isin(rows, firsts) * torch.arange(1, rows.shape[1] + 1, device=rows.device)
-        last = places.amax(dim=1) - 1
-        return torch.where(last < 0, rows.shape[1], last)
-
-    def answers(self, rows: torch.Tensor) -> torch.Tensor:
-        """`(num_rows, longest)`: each row from its first edge on, filled up with `PADDING`; end tokens still in it."""
-        if self.start_length is not None:
-            return rows[:, self.start_length :]
-        starts, length = self.prompt_lengths(rows), rows.shape[1]
-        longest = length - int(starts.min()) if len(rows) else 0
-        places = starts[:, None] + torch.arange(longest, device=rows.device)
-        return rows.gather(1, places.clamp(max=length - 1)).masked_fill(places >= length, PADDING)
-
-    # ---- inside
 
     def _edge_range(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Two longs, the shape of `nodes`: the edges of each node are `start:end`."""
@@ -373,12 +204,84 @@ class Trie:
 
     def _first_tokens(self, nodes: torch.Tensor) -> torch.Tensor:
         """Long, the shape of `nodes`: the smallest token of the level below each node."""
-        firsts = torch.tensor([first for first, _ in self.token_ranges] + [0, 0], device=nodes.device)
-        bounds = torch.tensor(self.level_starts[1:], device=nodes.device)
-        return firsts[torch.bucketize(nodes, bounds, right=True)]
+        arrays = self.arrays(nodes.device)
+        return arrays.first_tokens[torch.bucketize(nodes, arrays.level_bounds, right=True)]
+
+    # ---- sequences and values
+
+    def lookup(self, sequences: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """`(num_rows,)` long: the value of each complete sequence (rows padded with -1), or -1 for an unknown one."""
+        return self.values_at(self.walk(torch.as_tensor(sequences)))
+
+    def values_at(self, nodes: torch.Tensor) -> torch.Tensor:
+        """Long, the shape of `nodes`: the value of the sequence that ends at each node, or -1."""
+        values, sequences = self.arrays(nodes.device).values, self.sequences_at(nodes)
+        if len(values) == 0:
+            return sequences
+        return torch.where(sequences >= 0, values[sequences.clamp(min=0)].long(), -1)
+
+    def sequences_at(self, nodes: torch.Tensor) -> torch.Tensor:
+        """Long, the shape of `nodes`: the sorted sequence that ends at each node, or -1."""
+        first_leaf = self.level_starts[-2]
+        return torch.where((nodes >= first_leaf) & (nodes < self.dead_node), nodes - first_leaf, -1)
+
+    def sequences_below(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two longs, the shape of `nodes`: the sorted sequences below each node are `first:last`."""
+        starts, first_leaf = self.arrays(nodes.device).child_starts, self.level_starts[-2]
+        # Follow the first child of the node, and of the node after it, down to the last level.
+        firsts, lasts = nodes, nodes + (nodes < self.dead_node)
+        for _ in range(self.max_length):
+            is_inner = firsts < first_leaf
+            next_firsts = starts[firsts.clamp(max=first_leaf)].long() + 1
+            next_lasts = starts[lasts.clamp(max=first_leaf)].long() + 1
+            firsts, lasts = torch.where(is_inner, next_firsts, firsts), torch.where(is_inner, next_lasts, lasts)
+        return firsts - first_leaf, lasts - first_leaf
+
+    def sequences_of(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sorted sequences that have each of the `(num_values,)` values: the value's position, the sequence."""
+        sorted_values = self.arrays().values
+        if len(sorted_values) == 0:
+            is_known = (values >= 0) & (values < self.num_sequences)
+            return is_known.nonzero()[:, 0], values[is_known]
+        if self._sequences_by_value is None:  # needed for allow and deny lists only
+            ascending, sequences = sorted_values.sort(stable=True)
+            self._sequences_by_value = ascending, sequences.to(ascending.dtype)
+        ascending, sequences = self._sequences_by_value
+        values = values.to(ascending.dtype)
+        starts, ends = torch.searchsorted(ascending, values), torch.searchsorted(ascending, values, right=True)
+        owners, positions = _expand_ranges(starts, ends)
+        return owners, sequences[positions].long()
+
+    # ---- rows of `generate`
+
+    def prompt_lengths(self, rows: torch.Tensor) -> torch.Tensor:
+        """`(num_rows,)` long: the number of tokens before the answer, where prompts have any length.
+
+        The answer begins with the last token that is a first edge, or the free-text token, because the events of a
+        history begin with such tokens as well. A row without such a token is all prompt.
+
+        Args:
+            rows: `(num_rows, length)`.
+        """
+        root = torch.tensor([self.root], device=rows.device)
+        _, firsts, _ = self.allowed_tokens(root)
+        if self.free_text_token_id is not None:
+            firsts = torch.cat([firsts, firsts.new_tensor([self.free_text_token_id])])
+        positions = torch.isin(rows, firsts) * torch.arange(1, rows.shape[1] + 1, device=rows.device)
+        last = positions.amax(dim=1) - 1
+        return torch.where(last < 0, rows.shape[1], last)
+
+    def answers(self, rows: torch.Tensor) -> torch.Tensor:
+        """`(num_rows, longest)`: each row from its first edge on, padded with `PADDING`, end tokens included."""
+        if self.start_length is not None:
+            return rows[:, self.start_length :]
+        starts, length = self.prompt_lengths(rows), rows.shape[1]
+        longest = length - int(starts.min()) if len(rows) else 0
+        positions = starts[:, None] + torch.arange(longest, device=rows.device)
+        return rows.gather(1, positions.clamp(max=length - 1)).masked_fill(positions >= length, PADDING)
 
 
-def expand_ranges(starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _expand_ranges(starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """List the ranges `starts[i]:ends[i]` one after another: the owner `i` of each element, and the element."""
     lengths = ends - starts
     owners = torch.repeat_interleave(lengths)
@@ -387,48 +290,70 @@ def expand_ranges(starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tenso
     return owners, elements
 
 
-def _child_starts(ordered: SortedSequences, level_starts: list[int]) -> np.ndarray:
-    """The edge at which each inner node's children begin, and the number of edges."""
-    dtype = smallest_dtype(max(level_starts[-1], 1 << 16))
-    starts = [np.zeros(1, dtype)]
-    for level, child_level, first_child in zip(ordered.levels[:-1], ordered.levels[1:], level_starts[2:], strict=False):
-        if child_level.first_sequences is not None:
-            # Both are ascending: a node's first child is the first that begins no earlier than the node itself.
-            before = np.searchsorted(child_level.first_sequences, level.first_sequences)
-        elif level.first_sequences is not None:
-            before = level.first_sequences  # each child is one sequence
-        else:
-            before = np.arange(len(level.codes))
-        starts.append(before.astype(dtype) + dtype(first_child - 1))
-    return np.concatenate([*starts, np.array([level_starts[-1] - 1], dtype)])
+# ---- building
+
+
+def _token_table(sequences: np.ndarray | torch.Tensor | Sequence[Any]) -> np.ndarray:
+    """The sequences as one `(num_sequences, length)` table of nonnegative integers."""
+    if isinstance(sequences, torch.Tensor):
+        sequences = sequences.cpu().numpy()
+    if not isinstance(sequences, np.ndarray):
+        lengths = np.array([len(sequence) for sequence in sequences])
+        if (lengths != lengths[:1]).any():
+            row = int((lengths != lengths[0]).argmax())
+            raise ValueError(
+                "All sequences of a trie must have the same number of tokens, as all identifiers do; sequence 0 has "
+                f"{lengths[0]} and sequence {row} has {lengths[row]}."
+            )
+        sequences = np.asarray(sequences)
+    if sequences.ndim != 2 or sequences.size == 0 or not np.issubdtype(sequences.dtype, np.integer):
+        raise ValueError(
+            "A trie needs at least one sequence of integer tokens; got an array of shape "
+            f"{sequences.shape} and dtype {sequences.dtype}."
+        )
+    if sequences.min() < 0:
+        row = int((sequences < 0).any(axis=1).argmax())
+        raise ValueError(
+            f"Tokens must not be negative, and all sequences of a trie have the same length, without padding; sequence "
+            f"{row} is {sequences[row].tolist()}."
+        )
+    return sequences
+
+
+def _sorting_order(columns: np.ndarray) -> np.ndarray | None:
+    """The rows in ascending order of their sequences, `(num_sequences,)`; None: the sequences are sorted already.
+
+    Where the ranges of the `(length, num_sequences)` columns fit into 63 bits, as those of four levels of 256 codes do,
+    one integer stands for a sequence: ten million are then sorted in two seconds.
+    """
+    lows, highs = columns.min(axis=1).tolist(), columns.max(axis=1).tolist()
+    widths = [(high - low).bit_length() for low, high in zip(lows, highs, strict=True)]
+    if sum(widths) > _MAX_KEY_BITS:
+        return np.lexsort(columns[::-1])
+    keys = np.zeros(columns.shape[1], dtype=np.int64)
+    for column, low, width in zip(columns, lows, widths, strict=True):
+        keys <<= width
+        keys |= column.astype(np.int64) - low
+    return None if (keys[1:] >= keys[:-1]).all() else np.argsort(keys)
 
 
 def _sorted_values(values: np.ndarray | None, order: np.ndarray | None) -> np.ndarray:
-    """The values in the order of the sorted sequences; empty where each is its sequence's number."""
+    """The values in the order of the sorted sequences; empty where each value is its sequence's position."""
     if values is None:
         values = order
     elif order is not None:
         values = values[order]
     if values is None:
         return np.empty(0, np.int32)
-    values = values.astype(smallest_dtype(max(int(values.max()) + 1, 1 << 16)))
-    return values[:0] if (values[1:] == values[:-1] + 1).all() and values[0] == 0 else values
+    values = values.astype(_index_dtype(int(values.max()) + 1))
+    return values[:0] if (values == np.arange(len(values))).all() else values
 
 
-def _ranges_below(
-    ordered: SortedSequences, level_starts: list[int], num_sequences: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`sequences`, `first_sequences` and `last_sequences` of `TrieArrays`; empty where all have one length."""
-    if ordered.lengths is None:
-        return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int32)
-    ends, firsts = np.full(level_starts[-1] + 1, PADDING), np.zeros(level_starts[-1] + 1, np.int64)
-    counts = np.zeros_like(firsts)
-    counts[Trie.root] = num_sequences
-    for length, level in enumerate(ordered.levels, start=1):
-        longer = np.flatnonzero(ordered.lengths >= length)
-        nodes = np.searchsorted(level.first_sequences, longer, side="right") - 1 + level_starts[length]
-        counts += np.bincount(nodes, minlength=len(counts))
-        firsts[level_starts[length] : level_starts[length + 1]] = level.first_sequences
-        is_end = ordered.lengths[longer] == length
-        ends[nodes[is_end]] = longer[is_end]
-    return ends, firsts, firsts + counts
+def _index_dtype(limit: int) -> type[np.integer]:
+    """int32, or int64 where `limit` does not fit."""
+    return np.int32 if limit < 1 << 31 else np.int64
+
+
+def _smallest_dtype(limit: int) -> type[np.integer]:
+    """The smallest dtype that holds 0 … limit - 1, of those that torch computes with."""
+    return np.uint8 if limit <= 1 << 8 else np.int16 if limit <= 1 << 15 else _index_dtype(limit)

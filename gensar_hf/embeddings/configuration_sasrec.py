@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 @strict
 class SASRecConfig(PreTrainedConfig):
-    """Sizes and regularisation of a `SASRecModel`; the defaults are those tuned on MovieLens-100k.
+    """Sizes and regularization of a `SASRecModel`; the defaults are those tuned on MovieLens-100k.
 
     Args:
         num_items: size of the catalogue; the model adds the padding row.
@@ -16,7 +16,7 @@ class SASRecConfig(PreTrainedConfig):
         intermediate_size: width of the feed-forward layer; None = `hidden_size`, as in the SASRec paper.
         max_length: events of a history that are read, the latest ones.
         dropout: on the input embeddings and on the last hidden states.
-        event_dropout: share of a training window's events that are left out of it, anew in every epoch.
+        event_dropout: share of a training window's events that are left out of it, drawn again in every epoch.
         label_smoothing: of the cross entropy while training.
         initializer_range: standard deviation of the initial weights.
     """
@@ -48,7 +48,7 @@ class SASRecConfig(PreTrainedConfig):
             )
 
     def validate_shares(self) -> None:
-        """Part of the `@strict` validation: what is a probability lies in [0, 1)."""
+        """Part of the `@strict` validation: probabilities lie in [0, 1)."""
         for name in ("dropout", "event_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1; got {getattr(self, name)}.")

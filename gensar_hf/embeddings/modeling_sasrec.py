@@ -6,17 +6,52 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
-from gensar_hf.embeddings.next_item import PADDING, last_states, next_item_loss
+
+PADDING = 0
+IGNORED_LABEL = -100
+
+
+def next_item_loss(
+    hidden: torch.Tensor,
+    item_embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    label_smoothing: float = 0.0,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Cross entropy over the whole catalogue at the labelled positions.
+
+    Args:
+        hidden: `(batch_size, length, dim)`.
+        item_embeddings: `(num_items, dim)`.
+        labels: `(batch_size, length)` item index + 1; 0 and -100 are ignored.
+        label_smoothing: share of the target's probability that is spread over all items.
+        num_items_in_batch: labels in the whole batch, as Trainer counts them; default: those of this call.
+
+    Returns:
+        scalar: the sum divided by that number.
+    """
+    # The catalogue's logits are the largest tensor by far, so only labelled positions get any.
+    is_labelled = labels > PADDING
+    logits = F.linear(hidden[is_labelled], item_embeddings)  # (num_labels, num_items)
+    loss_sum = F.cross_entropy(logits, labels[is_labelled] - 1, reduction="sum", label_smoothing=label_smoothing)
+    return loss_sum / (is_labelled.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+
+def last_states(hidden: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    """Each history's state after its last event, `(batch_size, dim)` of `(batch_size, length, dim)`; zeros for none."""
+    lengths = (input_ids != PADDING).sum(dim=1)
+    rows = torch.arange(len(input_ids), device=input_ids.device)
+    return hidden[rows, (lengths - 1).clamp(min=0)] * (lengths > 0)[:, None]
 
 
 @dataclass
 class SASRecOutput(ModelOutput):
-    """What `SASRecModel` answers.
+    """What `SASRecModel` returns.
 
     loss: scalar, None without labels. logits: `(batch_size, length, num_items)`, column `i` is item `i`; None with
     labels.
@@ -29,7 +64,7 @@ class SASRecOutput(ModelOutput):
 
 
 class SASRecBlock(nn.Module):
-    """Causal self-attention and a feed-forward layer, each after a layer norm and beside a residual connection."""
+    """Causal self-attention and a feed-forward layer, each with a layer norm before it and a residual connection."""
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
@@ -101,7 +136,7 @@ class SASRecModel(PreTrainedModel):
         Args:
             input_ids: `(batch_size, length)` item index + 1, 0 = padding, on the right; length at most `max_length`.
             labels: `(batch_size, length)` the item that follows each position, index + 1; 0 and -100 are ignored.
-            num_items_in_batch: labels in the whole batch, as Trainer counts them; default: those given here.
+            num_items_in_batch: labels in the whole batch, as Trainer counts them; default: those of this call.
 
         Returns:
             with labels the loss, mean cross entropy over the catalogue; without, the logits.
@@ -111,7 +146,7 @@ class SASRecModel(PreTrainedModel):
         """
         hidden = self._encode(input_ids)
         if labels is None:
-            return SASRecOutput(logits=self._logits(hidden), last_hidden_state=hidden)
+            return SASRecOutput(logits=F.linear(hidden, self.item_embeddings()), last_hidden_state=hidden)
         smoothing = self.config.label_smoothing * self.training
         loss = next_item_loss(hidden, self.item_embeddings(), labels, smoothing, num_items_in_batch)
         return SASRecOutput(loss=loss, last_hidden_state=hidden)
@@ -129,32 +164,17 @@ class SASRecModel(PreTrainedModel):
             hidden = block(hidden)
         return self.dropout(self.final_norm(hidden))
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`(…, hidden_size)` to `(…, num_items)`."""
-        return F.linear(hidden, self.item_embeddings())
-
     def item_embeddings(self) -> torch.Tensor:
         """The item table without its padding row, `(num_items, hidden_size)`: the collaborative embeddings."""
         return self.item_table.weight[1:]
 
     def score(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Score the whole catalogue as the next item of each history; an empty one scores all items 0.
-
-        Args:
-            input_ids: `(batch_size, length)`, coded as in `forward`.
-
-        Returns:
-            `(batch_size, num_items)` logits.
-        """
-        return self._logits(last_states(self._encode(input_ids), input_ids))
+        """Logits `(batch_size, num_items)` of the next item, 0 for an empty history; `input_ids` as in `forward`."""
+        return F.linear(last_states(self._encode(input_ids), input_ids), self.item_embeddings())
 
 
 def pad_histories(histories: list[np.ndarray], max_length: int) -> torch.Tensor:
-    """The latest `max_length` items of each history as `input_ids` for `SASRecModel`.
-
-    Args:
-        histories: item indices, oldest first.
-        max_length: of the model.
+    """The latest `max_length` items of each history, item indices with the oldest first, as `input_ids`.
 
     Returns:
         `(num_histories, longest)` long, item index + 1, 0 = padding on the right; at least one column.
@@ -164,3 +184,7 @@ def pad_histories(histories: list[np.ndarray], max_length: int) -> torch.Tensor:
     for row, history in zip(table, kept, strict=True):
         row[: len(history)] = history + 1
     return torch.from_numpy(table)
+
+
+AutoConfig.register(SASRecConfig.model_type, SASRecConfig)
+AutoModel.register(SASRecConfig, SASRecModel)

@@ -1,33 +1,31 @@
 """Histories to training windows, and the training of SASRec and other next-item models with `Trainer`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import TrainOutput
 
-from gensar_hf.embeddings.modeling_sasrec import SASRecModel
-from gensar_hf.embeddings.next_item import IGNORED_LABEL, PADDING
-from gensar_hf.epoch_rows import EpochRows, EpochTrainer, rows_per_step
+from gensar_hf.embeddings.modeling_sasrec import IGNORED_LABEL, PADDING, SASRecModel
 from gensar_hf.errors import InputError
 
-MIN_STEPS = 500  # fewer leave a model untrained, however small the log
+MIN_STEPS = 500  # fewer leave a model untrained, however small the data set
 
 
 class HistoryWindows(torch.utils.data.Dataset):
     """Every history cut into windows of at most `max_length` predictions, at another offset in every epoch.
 
     A window of events `a … b` has the inputs `a … b - 1` and the labels `a + 1 … b`. The first cut of a history is
-    drawn anew for each epoch from `(seed, epoch)` alone, so that a resumed training sees what an uninterrupted one
-    does; the last window is moved back to be full. Random cuts were slightly ahead of fixed ones (NDCG@10 .449
+    drawn for each epoch from `(seed, epoch)` alone, so that a resumed training sees what an uninterrupted one sees; the
+    last window is moved back to be full. Random cuts were slightly ahead of fixed ones (NDCG@10 .449
     against .441 on MovieLens-100k, one seed, within the noise).
 
     Args:
-        histories: item indices of each user, oldest first; those with fewer than two items teach nothing and are
-            passed over.
+        histories: item indices of each user, oldest first; those with fewer than two items are skipped.
         max_length: longest window, the model's `max_length`.
         seed: of the cuts.
         event_dropout: share of the events left out of a window, drawn for each window and epoch.
@@ -42,8 +40,8 @@ class HistoryWindows(torch.utils.data.Dataset):
         self.histories = [np.asarray(history, dtype=np.int64) for history in histories if len(history) >= 2]
         if not self.histories:
             raise InputError(
-                f"What follows what cannot be learnt: none of the {len(histories)} users has two clicks before the "
-                "held-out ones; give longer histories."
+                f"Cannot train a next-item model: none of the {len(histories)} users has two training clicks; give "
+                "longer histories."
             )
         self.max_length, self.seed, self.event_dropout = max_length, seed, event_dropout
         self._num_predictions = num_predictions = np.array([len(history) - 1 for history in self.histories])
@@ -60,7 +58,6 @@ class HistoryWindows(torch.utils.data.Dataset):
         self._first_cuts = rng.integers(1, self.max_length + 1, size=len(self.histories))
 
     def __len__(self) -> int:
-        """Number of windows, the same in every epoch."""
         return len(self._users)
 
     @property
@@ -72,36 +69,63 @@ class HistoryWindows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """`input_ids` and `labels`, both `(window_length,)` long, item index + 1."""
-        user = self._users[index]
-        tokens = torch.from_numpy(self._thin_out(self._window(user, self._places[index]), index) + 1)
+        user, place = self._users[index], self._places[index]
+        events, num_predictions = self.histories[user], self._num_predictions[user]
+        if num_predictions > self.max_length:
+            start = self._first_cuts[user] + (place - 1) * self.max_length
+            stop = min(start + self.max_length, num_predictions)
+            events = events[max(min(start, num_predictions - self.max_length), 0) : stop + 1]
+        if self.event_dropout > 0:
+            rng = np.random.default_rng((self.seed, self._epoch, index))
+            kept = events[rng.random(len(events)) >= self.event_dropout]
+            events = kept if len(kept) >= 2 else events
+        tokens = torch.from_numpy(events + 1)
         return {"input_ids": tokens[:-1], "labels": tokens[1:]}
 
-    def _window(self, user: int, place: int) -> np.ndarray:
-        """The `place`-th window of a user, one event longer than its number of predictions."""
-        history = self.histories[user]
-        num_predictions = len(history) - 1
-        if num_predictions <= self.max_length:
-            return history
-        start = self._first_cuts[user] + (place - 1) * self.max_length
-        stop = min(start + self.max_length, num_predictions)
-        start = max(min(start, num_predictions - self.max_length), 0)
-        return history[start : stop + 1]
 
-    def _thin_out(self, events: np.ndarray, index: int) -> np.ndarray:
-        if self.event_dropout == 0:
-            return events
-        rng = np.random.default_rng((self.seed, self._epoch, index))
-        kept = events[rng.random(len(events)) >= self.event_dropout]
-        return kept if len(kept) >= 2 else events
+class WindowSampler(torch.utils.data.Sampler[int]):
+    """The order of the windows in an epoch, drawn from `(seed, epoch)` alone.
+
+    Trainer's own sampler for `"group_by_length"` draws from the global generator, which a training that is resumed in
+    the middle of an epoch has in another state.
+
+    Args:
+        windows: the data set, which gets the epoch as well.
+        training_args: `train_sampling_strategy`, the batch size and the seed (`data_seed`, or `seed`).
+    """
+
+    def __init__(self, windows: HistoryWindows, training_args: TrainingArguments) -> None:
+        self.windows, self.order = windows, str(training_args.train_sampling_strategy)
+        self.batch_size = training_args.train_batch_size * training_args.gradient_accumulation_steps
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the windows and the order of this epoch; the data loader calls it."""
+        self.epoch = epoch
+        self.windows.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.windows.seed + self.epoch)
+        if "sequential" in self.order:
+            return iter(range(len(self)))
+        if "group_by_length" in self.order:
+            return iter(get_length_grouped_indices(self.windows.lengths.tolist(), self.batch_size, generator=generator))
+        return iter(torch.randperm(len(self), generator=generator).tolist())
+
+
+class WindowTrainer(Trainer):
+    """Trains on `HistoryWindows` in the order of `WindowSampler`."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> WindowSampler:
+        windows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return WindowSampler(windows, self.args)
 
 
 def collate_windows(windows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Pad a batch on the right: `input_ids` with 0, `labels` with -100, both `(batch_size, longest)`.
-
-    No windows, what a process may get of an epoch's last step, are one of padding, which has no loss.
-    """
-    if not windows:
-        return {"input_ids": torch.full((1, 1), PADDING), "labels": torch.full((1, 1), IGNORED_LABEL)}
+    """Pad a batch on the right: `input_ids` with 0, `labels` with -100, both `(batch_size, longest)`."""
     inputs, labels = ([window[name] for window in windows] for name in ("input_ids", "labels"))
     pad = torch.nn.utils.rnn.pad_sequence
     return {
@@ -111,12 +135,7 @@ def collate_windows(windows: Sequence[dict[str, torch.Tensor]]) -> dict[str, tor
 
 
 def sasrec_training_arguments(output_dir: str, **overrides: Any) -> TrainingArguments:
-    """`TrainingArguments` with the settings tuned on the validation clicks of MovieLens-100k.
-
-    Args:
-        output_dir: for checkpoints.
-        overrides: any field of `TrainingArguments`.
-    """
+    """`TrainingArguments` tuned on the validation clicks of MovieLens-100k; `overrides` change any of its fields."""
     tuned = {
         "num_train_epochs": 15,
         "per_device_train_batch_size": 64,
@@ -146,12 +165,13 @@ def next_item_trainer(
     training_args: TrainingArguments,
     callbacks: list[TrainerCallback] | None = None,
 ) -> Trainer:
-    """A `Trainer` that teaches a model what follows what, at every position of every history.
+    """A `Trainer` of a next-item model, with a target at every position of every history.
 
     Args:
         model: with SASRec's `forward`; its config has `num_items`, `max_length` and `event_dropout`.
         histories: item indices of each user, oldest first, TRAINING events only.
-        training_args: `data_seed` (or `seed`) draws the windows and their order.
+        training_args: such as `sasrec_training_arguments(output_dir)`; `data_seed` (or `seed`) draws the windows and
+            their order.
         callbacks: for `Trainer`.
 
     Raises:
@@ -167,18 +187,13 @@ def next_item_trainer(
             )
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     windows = HistoryWindows(histories, config.max_length, seed, config.event_dropout)
-    return EpochTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=EpochRows(windows, training_args),
-        data_collator=collate_windows,
-        callbacks=callbacks,
-    )
+    return WindowTrainer(model, training_args, collate_windows, windows, callbacks=callbacks)
 
 
 def num_training_steps(histories: Sequence[np.ndarray], training_args: TrainingArguments, max_length: int) -> int:
-    """Steps for `num_train_epochs` passes over the windows, and never so few that a small log trains nothing."""
-    steps_per_epoch = -(-len(HistoryWindows(histories, max_length)) // rows_per_step(training_args))
+    """Steps for `num_train_epochs` passes over the windows, at least `MIN_STEPS`."""
+    per_process = training_args.train_batch_size * training_args.gradient_accumulation_steps
+    steps_per_epoch = -(-len(HistoryWindows(histories, max_length)) // (per_process * training_args.world_size))
     return max(MIN_STEPS, round(training_args.num_train_epochs * steps_per_epoch))
 
 
@@ -189,21 +204,6 @@ def train_sasrec(
     resume_from_checkpoint: str | bool | None = None,
     callbacks: list[TrainerCallback] | None = None,
 ) -> TrainOutput:
-    """Train in place with full-softmax cross entropy at every position.
-
-    Args:
-        model: a new model; its config says the window length and the event dropout.
-        histories: item indices of each user, oldest first, TRAINING events only.
-        training_args: such as `sasrec_training_arguments(output_dir)`; `data_seed` (or `seed`) draws the windows.
-        resume_from_checkpoint: as in `Trainer.train`.
-        callbacks: for `Trainer`.
-
-    Returns:
-        Trainer's result: steps, mean loss and metrics such as the seconds.
-
-    Raises:
-        InputError: no history has two items.
-        ValueError: an item index outside the catalogue.
-    """
+    """Train a new model in place with `next_item_trainer`; returns steps, mean loss and metrics such as the seconds."""
     trainer = next_item_trainer(model, histories, training_args, callbacks)
     return trainer.train(resume_from_checkpoint=resume_from_checkpoint)

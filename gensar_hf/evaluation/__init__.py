@@ -1,34 +1,27 @@
-"""Answers to numbers: candidates, ranks of items, metrics with intervals, and reports."""
+"""Evaluation: candidates, ranks of items, metrics with intervals, and tables of results."""
 
 from gensar_hf.evaluation.bm25_index import BM25Index
 from gensar_hf.evaluation.candidates import CandidateSets, bm25_candidates, random_candidates
-from gensar_hf.evaluation.full_ranking import full_ranks
-from gensar_hf.evaluation.metrics import METRICS, hit_rate, hit_rate_per_request, ndcg, ndcg_per_request
-from gensar_hf.evaluation.protocol import EvaluationResult, Scorer, evaluate, evaluate_full_ranking
-from gensar_hf.evaluation.ranks import rank_in_catalogue, rank_of_target
-from gensar_hf.evaluation.report import markdown_report, save_figure, terminal_table
-from gensar_hf.evaluation.significance import bootstrap_interval, paired_t_test
+from gensar_hf.evaluation.metrics import METRICS, hit_rate, ndcg
+from gensar_hf.evaluation.protocol import Evaluation, EvaluationResult, evaluate, evaluate_pipeline, validation_metrics
+from gensar_hf.evaluation.ranks import rank_of_target
+from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer, choose_item_weight
 
 __all__ = [
     "METRICS",
     "BM25Index",
     "CandidateSets",
+    "Evaluation",
     "EvaluationResult",
+    "GeneratorScorer",
     "Scorer",
     "bm25_candidates",
-    "bootstrap_interval",
+    "choose_item_weight",
     "evaluate",
-    "evaluate_full_ranking",
-    "full_ranks",
+    "evaluate_pipeline",
     "hit_rate",
-    "hit_rate_per_request",
-    "markdown_report",
     "ndcg",
-    "ndcg_per_request",
-    "paired_t_test",
     "random_candidates",
-    "rank_in_catalogue",
     "rank_of_target",
-    "save_figure",
-    "terminal_table",
+    "validation_metrics",
 ]

@@ -1,4 +1,4 @@
-"""BM25 over the items' texts, for the hard candidates of search and for the BM25 baseline."""
+"""BM25 index over item texts, for the hard candidates of search and for the BM25 baseline."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,20 +7,20 @@ import numpy as np
 
 
 class BM25Index:
-    """The catalogue's texts in a `bm25s` index (Lù 2024, "BM25S: Orders of magnitude faster lexical search").
+    """A `bm25s` index of the catalogue's texts (Lù 2024, "BM25S: Orders of magnitude faster lexical search").
 
-    Texts and queries are lower-cased, cut into words of two or more letters or digits, and stripped of `bm25s`' English
-    stop words; no stemming. Scores are those of Lucene's variant, by default with `bm25s`' k1 and b, from which the
-    candidates of the protocol are made.
+    Texts and queries are lower-cased and split into words of two or more letters or digits, without `bm25s`' English
+    stop words and without stemming. Scores are those of Lucene's variant. The default k1 and b are those of `bm25s`;
+    the evaluation's candidates use them.
 
     Args:
         item_texts: one text per item, in catalogue order.
-        k1: how much a word that a text repeats counts more than once.
-        b: how far scores are divided by the text's length beside the mean: 0 = not at all, 1 = fully.
+        k1: saturation of repeated words. 0 = repeats do not count.
+        b: normalization by text length. 0 = none, 1 = full.
     """
 
     def __init__(self, item_texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
-        import bm25s  # 0.4 s to import, and not needed by whoever only reads metrics
+        import bm25s  # takes 0.4 s to import
 
         self.num_items = len(item_texts)
         tokens = _words(item_texts)
@@ -33,10 +33,10 @@ class BM25Index:
         """BM25 score of every item for every query.
 
         Args:
-            queries: may repeat; words that no item has are ignored.
+            queries: may repeat. Words that occur in no text are ignored.
 
         Returns:
-            `(num_queries, num_items)` float32; 0 where no word is shared.
+            `(num_queries, num_items)` float32, 0 for items that share no word.
         """
         scores = np.zeros((len(queries), self.num_items), dtype=np.float32)
         if self._index is None:
@@ -47,31 +47,25 @@ class BM25Index:
                 scores[row] = self._index.get_scores_from_ids(word_ids)
         return scores
 
-    def retrieve(
-        self, queries: Sequence[str], top_n: int, tie_order: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def retrieve(self, queries: Sequence[str], top_n: int, tie_order: np.ndarray | None = None) -> np.ndarray:
         """The best items for each query that share at least one word with it, best first.
 
-        Equal scores are ordered by `tie_order`, so that the answer is the same on every machine (`bm25s`' own
-        `retrieve` leaves that order open).
+        Ties are ordered by `tie_order`, so that the result is the same on every machine (`bm25s`' own `retrieve` does
+        not define that order).
 
         Args:
             queries: may repeat.
             top_n: length of each list.
-            tie_order: `(num_items,)` the place of each item among those with an equal score; default: its index.
+            tie_order: `(num_items,)`, the position of each item among items of equal score. Default: its index.
 
         Returns:
-            item indices `(num_queries, top_n)` int64, filled up with -1 where fewer items match, and their scores
-            `(num_queries, top_n)` float32, filled up with 0.
+            item indices `(num_queries, top_n)` int64, padded with -1.
         """
         items = np.full((len(queries), top_n), -1, dtype=np.int64)
-        item_scores = np.zeros((len(queries), top_n), dtype=np.float32)
         for row, query in enumerate(queries):
-            scores = self.scores([query])[0]
-            best = best_positive_items(scores, top_n, tie_order)
+            best = best_positive_items(self.scores([query])[0], top_n, tie_order)
             items[row, : len(best)] = best
-            item_scores[row, : len(best)] = scores[best]
-        return items, item_scores
+        return items
 
 
 def best_positive_items(scores: np.ndarray, top_n: int, tie_order: np.ndarray | None = None) -> np.ndarray:
@@ -83,13 +77,13 @@ def best_positive_items(scores: np.ndarray, top_n: int, tie_order: np.ndarray | 
     array([2, 4, 3])
     """
     floor = np.partition(scores, -top_n)[-top_n] if 0 < top_n < len(scores) else -np.inf
-    contenders = np.flatnonzero((scores > 0) & (scores >= floor))  # all that tie with the last one stay in
-    places = contenders if tie_order is None else tie_order[contenders]
-    return contenders[np.lexsort((places, -scores[contenders]))][:top_n]
+    contenders = np.flatnonzero((scores > 0) & (scores >= floor))  # with all ties of the last one
+    positions = contenders if tie_order is None else tie_order[contenders]
+    return contenders[np.lexsort((positions, -scores[contenders]))][:top_n]
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
-    """The texts' words as BM25 counts them."""
+    """The words of each text."""
     import bm25s
 
     return bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)

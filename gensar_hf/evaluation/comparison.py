@@ -1,7 +1,9 @@
-"""Several systems, each with one or more seeds, on the same requests: means, spreads, differences, tests."""
+"""Compare systems over seeds on the same requests: means, standard deviations, differences, tests."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -9,27 +11,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gensar_hf.evaluation.metrics import METRICS, contributions
-from gensar_hf.evaluation.protocol import METRICS_FILE, RANKS_FILE
-from gensar_hf.evaluation.significance import bootstrap_interval, paired_t_test
-from gensar_hf.files import read_json
-
-KINDS = ("semantic", "collaborative")
-TASK_FACTS = ("protocol", "num_requests", "num_users", "num_candidates")
+from gensar_hf.evaluation.metrics import METRICS, metrics_per_request
+from gensar_hf.evaluation.plots import plot_comparison
+from gensar_hf.evaluation.protocol import FULL_RANKING_DIR, METRICS_FILE, RANKS_FILE
+from gensar_hf.evaluation.report import KINDS, comparison_tables, markdown
+from gensar_hf.evaluation.significance import metric_intervals
+from gensar_hf.files import atomic_path, read_json, write_json
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A finished run of one system with one seed.
+class RunResult:
+    """The result of one system with one seed.
 
     Attributes:
-        system: name of the system (or of the variant), its row in the tables.
+        system: name of the system or variant, its row in the tables.
         seed: of its training.
-        results: folder with the run's `metrics.json` and `ranks.parquet`.
+        results: folder of its `metrics.json` and `ranks.parquet`.
         row: the system's name in these two files.
-        seconds: what was done → how long it took.
-        parameters: numbers that scoring needs; None where nobody counted.
-        identifiers: the identifier stage's report, of systems that have identifiers.
+        seconds: stage → duration.
+        parameters: number of parameters used for scoring; None if unknown.
+        identifiers: report of the identifier stage, for systems with identifiers.
         settings: chosen for this system.
     """
 
@@ -43,139 +44,158 @@ class Outcome:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def compare(outcomes: Sequence[Outcome], failures: Mapping[str, str], full_ranking: bool = False) -> dict[str, Any]:
-    """Bring finished runs together, system by system; differences are those from the first system.
+def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking: bool = False) -> dict[str, Any]:
+    """Compare runs by system, each with the first system.
 
     Args:
-        outcomes: every run; at least one.
-        failures: run → why it has no outcome.
-        full_ranking: compare the ranks in the whole catalogue, in the folder `full_ranking` of the results; systems
-            without it are left out.
+        runs: at least one.
+        failures: run → why it has no result.
+        full_ranking: compare the ranks among all items. Systems without them are left out.
 
     Returns:
         plain values: `reference`, `order` (of the systems), `tasks` (protocol and counts), `failures`, `variants` (name
         → `seeds`, `seconds`, `parameters`, `settings`, `identifiers`, and per task each metric's `mean`, `sd` and
         `values` over the seeds, with the `difference` from the first system: `mean`, `low` and `high` of the 95 %
         bootstrap interval over users, and `p_value` of the paired t-test over requests), and `tests`: that test for any
-        two systems. Several seeds of a system count as one: each request's share in a metric is their mean.
+        two systems. Differences and tests use each request's mean over the seeds.
     """
-    by_system: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        folder = outcome.results / "full_ranking" if full_ranking else outcome.results
+    by_system: dict[str, list[RunResult]] = {}
+    for run in runs:
+        folder = run.results / FULL_RANKING_DIR if full_ranking else run.results
         if not full_ranking or folder.is_dir():
-            by_system.setdefault(outcome.system, []).append(Outcome(**{**outcome.__dict__, "results": folder}))
-    metrics = {name: [read_json(run.results / METRICS_FILE) for run in runs] for name, runs in by_system.items()}
-    shares = {name: _shares(runs) for name, runs in by_system.items()}
+            by_system.setdefault(run.system, []).append(replace(run, results=folder))
+    metrics = {name: [read_json(run.results / METRICS_FILE) for run in group] for name, group in by_system.items()}
+    per_request = {name: _per_request(group) for name, group in by_system.items()}
     reference = next(iter(by_system))
-    tasks = {
-        task: {name: figures[name] for name in TASK_FACTS}
-        for reports in metrics.values()
-        for task, figures in reports[0]["tasks"].items()
-        if figures["systems"]
-    }
     return {
         "format_version": 1,
         "reference": reference,
-        "order": list(by_system),  # a JSON file sorts its keys
-        "tasks": tasks,
-        "variants": {
-            name: _figures(runs, metrics[name], shares[name], shares[reference]) for name, runs in by_system.items()
+        "order": list(by_system),  # write_json sorts keys
+        "tasks": {
+            task: {name: facts[name] for name in ("protocol", "num_requests", "num_users", "num_candidates")}
+            for reports in metrics.values()
+            for task, facts in reports[0]["tasks"].items()
+            if facts["systems"]
         },
-        "tests": _tests(shares),
+        "variants": {
+            name: _variant(group, metrics[name], per_request[name], per_request[reference])
+            for name, group in by_system.items()
+        },
+        "tests": _tests(per_request),
         "failures": dict(failures),
     }
 
 
-def _figures(
-    runs: Sequence[Outcome],
+def save_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
+    """Write `comparison.json`, the tables as `comparison.md`, and the plots of `plot_comparison`."""
+    write_json(folder / "comparison.json", comparison)
+    with atomic_path(folder / "comparison.md") as aside:
+        aside.write_text(markdown(comparison_tables(comparison)), encoding="utf-8")
+    plot_comparison(comparison, folder)
+
+
+def _variant(
+    runs: Sequence[RunResult],
     metrics: Sequence[Mapping[str, Any]],
-    shares: Mapping[str, pd.DataFrame],
+    per_request: Mapping[str, pd.DataFrame],
     reference: Mapping[str, pd.DataFrame],
 ) -> dict[str, Any]:
+    reports = [run.identifiers for run in runs if run.identifiers is not None]
     return {
         "seeds": [run.seed for run in runs],
-        "seconds": {part: float(np.mean([run.seconds[part] for run in runs])) for part in runs[0].seconds},
+        "seconds": {stage: float(np.mean([run.seconds[stage] for run in runs])) for stage in runs[0].seconds},
         "parameters": runs[0].parameters,
         "settings": dict(runs[0].settings),
-        "identifiers": None if runs[0].identifiers is None else identifier_figures([run.identifiers for run in runs]),
+        "identifiers": summarize_identifiers(reports) if reports else None,
         "tasks": {
-            task: _task_figures(
-                [report["tasks"][task]["systems"][run.row] for run, report in zip(runs, metrics, strict=True)],
-                task_shares,
+            task: _task_metrics(
+                [each["tasks"][task]["systems"][run.row] for run, each in zip(runs, metrics, strict=True)],
+                values,
                 reference.get(task),
             )
-            for task, task_shares in shares.items()
+            for task, values in per_request.items()
         },
     }
 
 
-def _shares(runs: Sequence[Outcome]) -> dict[str, pd.DataFrame]:
-    """Per task every request's share in every metric, mean over the seeds; rows are named by user and target."""
+def _per_request(runs: Sequence[RunResult]) -> dict[str, pd.DataFrame]:
+    """Task → metrics of each request, mean over the seeds; the index is user and target."""
     parts = []
     for run in runs:
         ranks = pd.read_parquet(run.results / RANKS_FILE)
         ranks = ranks[ranks["system"] == run.row]
-        shares = pd.DataFrame(contributions(ranks["rank"].to_numpy()), index=ranks.index)
-        parts.append(pd.concat([ranks[["task", "user_id", "item_id"]], shares], axis=1))
+        values = pd.DataFrame(metrics_per_request(ranks["rank"].to_numpy()), ranks.index, list(METRICS))
+        parts.append(pd.concat([ranks[["task", "user_id", "item_id"]], values], axis=1))
     mean = pd.concat(parts).groupby(["task", "user_id", "item_id"], sort=True)[list(METRICS)].mean()
     return {str(task): mean.loc[task] for task in mean.index.get_level_values("task").unique()}
 
 
-def _task_figures(
-    by_seed: Sequence[Mapping[str, Mapping[str, float]]], shares: pd.DataFrame, reference: pd.DataFrame | None
+def _task_metrics(
+    by_seed: Sequence[Mapping[str, Mapping[str, float]]], per_request: pd.DataFrame, reference: pd.DataFrame | None
 ) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for metric in METRICS:
-        values = [figure[metric]["value"] for figure in by_seed]
+    """Each metric's mean, deviation and values over the seeds, and the difference from the reference."""
+    metrics: dict[str, Any] = {}
+    for name in METRICS:
+        values = [run[name]["value"] for run in by_seed]
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        figures[metric] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
-    if reference is not None and reference is not shares and reference.index.equals(shares.index):
-        differences = (shares - reference).to_numpy()
-        low, high = bootstrap_interval(differences, groups=shares.index.get_level_values("user_id").to_numpy())
-        for metric, mean, lower, upper in zip(METRICS, differences.mean(axis=0), low, high, strict=True):
-            p_value = paired_t_test(shares[metric].to_numpy(), reference[metric].to_numpy()).p_value
-            interval = {"mean": float(mean), "low": float(lower), "high": float(upper)}
-            figures[metric]["difference"] = {**interval, "p_value": p_value}
-    return figures
+        metrics[name] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
+    if reference is not None and reference is not per_request and reference.index.equals(per_request.index):
+        users = per_request.index.get_level_values("user_id").to_numpy()
+        intervals = metric_intervals((per_request - reference).to_numpy(), groups=users)
+        for name, interval in intervals.items():
+            p_value = paired_t_test(per_request[name].to_numpy(), reference[name].to_numpy())["p_value"]
+            interval["mean"] = interval.pop("value")
+            metrics[name]["difference"] = {**interval, "p_value": p_value}
+    return metrics
 
 
-def _tests(shares: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[dict[str, Any]]:
-    """The paired t-test of any two systems that answered the same requests, metric by metric."""
+def _tests(per_request: Mapping[str, Mapping[str, pd.DataFrame]]) -> list[dict[str, Any]]:
+    """Paired t-tests of any two systems with the same requests, for each metric."""
     tests = []
-    for (first, left), (second, right) in combinations(shares.items(), 2):
+    for (first, left), (second, right) in combinations(per_request.items(), 2):
         for task in left:
             if task not in right or not left[task].index.equals(right[task].index) or len(left[task]) < 2:
                 continue
             for metric in METRICS:
                 test = paired_t_test(left[task][metric].to_numpy(), right[task][metric].to_numpy())
-                names = {"task": task, "metric": metric, "first": first, "second": second}
-                # An infinite t is no JSON number; it comes with p = 0.
-                statistic = test.statistic if np.isfinite(test.statistic) else None
-                tests.append({**names, "difference": test.mean_difference, "t": statistic, "p_value": test.p_value})
+                tests.append({"task": task, "metric": metric, "first": first, "second": second, **test})
     return tests
 
 
-def identifier_figures(reports: Sequence[Any]) -> dict[str, Any]:
-    """Means over the seeds of what the identifier stage reports; use and perplexity of the worst level."""
-    size = reports[0]["codebook_size"]
+def paired_t_test(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
+    """Student's paired t-test of two systems' per-request values, each `(num_requests,)` with at least two requests.
+
+    Returns:
+        mean `difference`, `t` (None if all differences are equal but not 0, as it is infinite), two-sided `p_value`.
+    """
+    from scipy.stats import ttest_rel  # takes 1.4 s to import
+
+    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    mean = float(differences.mean())
+    if np.ptp(differences) == 0:
+        return {"difference": mean, "t": None if mean else 0.0, "p_value": 0.0 if mean else 1.0}
+    test = ttest_rel(first, second)
+    return {"difference": mean, "t": float(test.statistic), "p_value": float(test.pvalue)}
+
+
+def summarize_identifiers(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds of the identifier stage's reports; codebook use and perplexity of the worst level."""
+    first = reports[0]
 
     def mean(kind: str, name: str) -> float:
-        return float(np.mean([report[kind][name] for report in reports]))
+        """The worst level's value where there is one for each level."""
+        return float(np.mean([np.min(report[kind][name]) for report in reports]))
 
-    def worst(kind: str, name: str) -> float:
-        return float(np.mean([min(report[kind][f"{name}_before"]) for report in reports]))
-
-    figures: dict[str, Any] = {
-        name: reports[0][name] for name in ("num_items", "codebook_size", "num_levels", "num_shared_levels")
+    summary: dict[str, Any] = {
+        name: first[name] for name in ("num_items", "codebook_size", "num_levels", "num_shared_levels")
     }
     for kind in KINDS:
-        figures[kind] = {
+        summary[kind] = {
             "reconstruction_error": mean(kind, "reconstruction_error_before"),
             "collision_rate_before": mean(kind, "collision_rate_before"),
             "collision_rate_after": mean(kind, "collision_rate_after"),
-            "codebook_use": worst(kind, "codebook_use"),
-            "perplexity_share": worst(kind, "perplexity") / size,
+            "codebook_use": mean(kind, "codebook_use_before"),
+            "perplexity_share": mean(kind, "perplexity_before") / first["codebook_size"],
         }
     before, after = (sum(mean(kind, f"distortion_{moment}") for kind in KINDS) for moment in ("before", "after"))
-    figures["distortion_added"] = after / before - 1
-    return figures
+    return {**summary, "distortion_added": after / before - 1}

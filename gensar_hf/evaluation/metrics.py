@@ -6,17 +6,17 @@ import numpy as np
 
 
 def hit_rate_per_request(target_ranks: np.ndarray, k: int) -> np.ndarray:
-    """Each request's share in HR@k: 1 when the target is among the first k, else 0.
+    """HR@k of each request: 1 if the target is among the first k items, else 0.
 
     Args:
         target_ranks: `(num_requests,)`, the rank of each request's target, from 1.
-        k: length of the list that is looked at.
+        k: length of the list that counts.
 
     Returns:
         `(num_requests,)` float64.
 
     Raises:
-        ValueError: when `k` or a rank is below 1, or when there are no ranks.
+        ValueError: `k` or a rank is below 1, or there are no ranks.
 
     >>> hit_rate_per_request(np.array([1, 3, 11]), k=10)
     array([1., 1., 0.])
@@ -25,17 +25,9 @@ def hit_rate_per_request(target_ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def ndcg_per_request(target_ranks: np.ndarray, k: int) -> np.ndarray:
-    """Each request's NDCG@k with one relevant item: 1 / log2(rank + 1) within the first k, else 0 (the ideal DCG is 1).
+    """NDCG@k of each request: 1 / log2(rank + 1) within the first k items, else 0 (the ideal DCG is 1).
 
-    Args:
-        target_ranks: `(num_requests,)`, the rank of each request's target, from 1.
-        k: length of the list that is looked at.
-
-    Returns:
-        `(num_requests,)` float64.
-
-    Raises:
-        ValueError: when `k` or a rank is below 1, or when there are no ranks.
+    Arguments, shapes and errors are those of `hit_rate_per_request`.
 
     >>> ndcg_per_request(np.array([1, 3, 11]), k=10)
     array([1. , 0.5, 0. ])
@@ -45,7 +37,7 @@ def ndcg_per_request(target_ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def hit_rate(target_ranks: np.ndarray, k: int) -> float:
-    """HR@k: the share of requests whose target is among the first k (with one target, recall@k and success@k as well).
+    """HR@k: the fraction of requests whose target is among the first k items (with one target equal to recall@k).
 
     >>> hit_rate(np.array([1, 3, 11, 20]), k=10)
     0.5
@@ -72,22 +64,22 @@ METRICS: dict[str, tuple[Callable[[np.ndarray, int], np.ndarray], int]] = {
 """The metrics of the paper's tables (NDCG@1 is HR@1), in their order."""
 
 
-def contributions(target_ranks: np.ndarray) -> dict[str, np.ndarray]:
-    """Every request's share in every metric of `METRICS`; a metric is the mean of its array.
+def metrics_per_request(target_ranks: np.ndarray) -> np.ndarray:
+    """All metrics of `METRICS` for each request, `(num_requests, num_metrics)`; a metric is the mean of its column.
 
-    >>> {name: float(values.mean()) for name, values in contributions(np.array([1, 3, 11, 20])).items()}
+    >>> dict(zip(METRICS, metrics_per_request(np.array([1, 3, 11, 20])).mean(axis=0).tolist()))
     {'HR@1': 0.25, 'HR@5': 0.5, 'HR@10': 0.5, 'NDCG@5': 0.375, 'NDCG@10': 0.375}
     """
-    return {name: per_request(target_ranks, k) for name, (per_request, k) in METRICS.items()}
+    return np.stack([per_request(target_ranks, k) for per_request, k in METRICS.values()], axis=1)
 
 
 def _checked(target_ranks: np.ndarray, k: int) -> np.ndarray:
-    """The ranks as an array, after checking that there are some and that they and `k` start at 1."""
+    """The ranks as an array, if there is at least one and if the ranks and `k` are at least 1."""
     ranks = np.asarray(target_ranks)
     if k < 1:
-        raise ValueError(f"`k` counts the items of the list and must be at least 1; got {k}.")
+        raise ValueError(f"`k` is the length of a list and must be at least 1; got {k}.")
     if ranks.ndim != 1 or len(ranks) == 0:
         raise ValueError(f"`target_ranks` must hold one rank per request, at least one; got shape {ranks.shape}.")
     if not ranks.min() >= 1:
-        raise ValueError(f"Ranks are counted from 1; the smallest one given is {ranks.min()}.")
+        raise ValueError(f"Ranks are counted from 1; the smallest rank is {ranks.min()}.")
     return ranks

@@ -1,65 +1,60 @@
-"""Many systems, the same requests, the same candidates: who ranks the target where."""
+"""Evaluate several systems on the same held-out requests and candidates."""
+
+from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from gensar_hf.data.splits import Requests
-from gensar_hf.evaluation.candidates import CandidateSets
-from gensar_hf.evaluation.full_ranking import FULL_RANKING, FULL_RANKING_UNSEEN, full_ranks
-from gensar_hf.evaluation.metrics import METRICS, contributions
-from gensar_hf.evaluation.ranks import rank_of_target
-from gensar_hf.evaluation.shares import ALONE, Processes, gathered_outcomes, own_rows
-from gensar_hf.evaluation.significance import bootstrap_interval
+from gensar_hf.data.splits import TASKS, Requests
+from gensar_hf.errors import InputError
+from gensar_hf.evaluation.candidates import CandidateSets, draw_candidates
+from gensar_hf.evaluation.metrics import hit_rate, metrics_per_request, ndcg
+from gensar_hf.evaluation.plots import plot_metrics
+from gensar_hf.evaluation.ranks import rank_in_catalogue, rank_of_target
+from gensar_hf.evaluation.report import markdown, metrics_tables, terminal
+from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer
+from gensar_hf.evaluation.significance import metric_intervals
 from gensar_hf.files import atomic_path, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from gensar_hf.pipeline import GenSARPipeline
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.parquet"
+FULL_RANKING_DIR = "full_ranking"
 
+FULL_RANKING = "full-ranking"  # protocol
+CONFIDENCE, NUM_RESAMPLES = 0.95, 1000  # of the bootstrap
 
-class Scorer(Protocol):
-    """A system under evaluation: it scores items for requests."""
-
-    name: str
-    tasks: frozenset[str]
-    """The tasks it can do, of `RECOMMENDATION` and `SEARCH`; it is not asked for others."""
-
-    def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
-        """Score each request's candidates.
-
-        Args:
-            requests: the questions; a scorer may look at histories and queries, never at the targets.
-            candidates: `(num_requests, num_candidates)` item indices, distinct within a row.
-
-        Returns:
-            `(num_requests, num_candidates)`, higher is better.
-        """
-        ...
+_CHUNK_SIZE = 256  # requests per call of a scorer; a full ranking holds `_CHUNK_SIZE * num_items` scores
+_MAX_VALIDATION_USERS = 500
 
 
 @dataclass
 class EvaluationResult:
-    """The ranks of every system in every task, under one kind of protocol, and the metrics they give.
+    """Ranks of the targets by every system in every task, under one protocol per task.
 
-    Args:
-        requests: per task, the requests that were asked.
-        protocols: per task, the protocol's name (`random-99`, `bm25-hard-99`, `full-ranking`, `full-ranking-unseen`).
-        num_candidates: per task, how many items the target was ranked among, itself included.
-        systems: the scorers' names, in the order given.
-        empty_tasks: tasks that were to be evaluated, but have no requests.
+    Attributes:
+        requests: the requests of each task.
+        protocols: task → protocol (`random-99`, `bm25-hard-99`, `full-ranking`, or one of them with `-unseen`).
+        num_candidates: task → number of ranked items, the target included.
+        systems: names of the scorers, in the order of the tables.
+        empty_tasks: tasks without requests.
         ranks: system → task → `(num_requests,)` ranks of the targets, from 1.
-        failures: system → task → text of the exception that kept the system from answering.
-        confidence: of the bootstrap intervals.
-        num_resamples: of the bootstrap.
-        seed: of the bootstrap (and of the ties in full ranking).
+        failures: system → task → text of the exception that a scorer raised.
+        seed: of the bootstrap, and of the ties in a full ranking.
+        full_ranking: the result of the same systems and requests among all items, if there is one.
     """
 
     requests: dict[str, Requests]
@@ -69,12 +64,11 @@ class EvaluationResult:
     empty_tasks: list[str] = field(default_factory=list)
     ranks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
-    confidence: float = 0.95
-    num_resamples: int = 1000
     seed: int = 0
+    full_ranking: EvaluationResult | None = None
 
     def metrics(self) -> dict[str, Any]:
-        """All figures as plain values, as written to `metrics.json` and read by `evaluation.report`.
+        """All metrics as plain values: the content of `metrics.json`.
 
         Returns:
             settings of the bootstrap, `systems` in order, `failures`, `empty_tasks`, and per task its `protocol`,
@@ -82,8 +76,8 @@ class EvaluationResult:
         """
         return {
             "format_version": 1,
-            "confidence": self.confidence,
-            "num_resamples": self.num_resamples,
+            "confidence": CONFIDENCE,
+            "num_resamples": NUM_RESAMPLES,
             "seed": self.seed,
             "systems": self.systems,
             "failures": self.failures,
@@ -92,222 +86,328 @@ class EvaluationResult:
         }
 
     def _task_metrics(self, task: str) -> dict[str, Any]:
-        requests = self.requests[task]
+        users = self.requests[task].users
+        bootstrap = (CONFIDENCE, NUM_RESAMPLES, self.seed, users)
+        ranks = {system: by_task[task] for system, by_task in self.ranks.items() if task in by_task}
         return {
             "protocol": self.protocols[task],
-            "num_requests": len(requests),
-            "num_users": len(np.unique(requests.users)),
+            "num_requests": len(users),
+            "num_users": len(np.unique(users)),
             "num_candidates": self.num_candidates[task],
             "systems": {
-                system: self._system_metrics(by_task[task], requests.users)
-                for system, by_task in self.ranks.items()
-                if task in by_task
+                system: metric_intervals(metrics_per_request(values), *bootstrap) for system, values in ranks.items()
             },
-        }
-
-    def _system_metrics(self, target_ranks: np.ndarray, users: np.ndarray) -> dict[str, dict[str, float]]:
-        values = np.stack(list(contributions(target_ranks).values()), axis=1)  # (num_requests, num_metrics)
-        low, high = bootstrap_interval(values, self.confidence, self.num_resamples, self.seed, groups=users)
-        return {
-            name: {"value": float(value), "low": float(lower), "high": float(upper)}
-            for name, value, lower, upper in zip(METRICS, values.mean(axis=0), low, high, strict=True)
         }
 
     def rank_table(self) -> pd.DataFrame:
         """One row per system, task and request: system, task, protocol, user_id, item_id of the target, rank."""
-        parts = [
-            pd.DataFrame(
-                {
-                    "system": system,
-                    "task": task,
-                    "protocol": self.protocols[task],
-                    "user_id": np.asarray(self.requests[task].events.user_ids, dtype=object)[self.requests[task].users],
-                    "item_id": np.asarray(self.requests[task].events.item_ids, dtype=object)[
-                        self.requests[task].target_items
-                    ],
-                    "rank": target_ranks,
-                }
-            )
-            for system, by_task in self.ranks.items()
-            for task, target_ranks in by_task.items()
-        ]
-        columns = ["system", "task", "protocol", "user_id", "item_id", "rank"]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        parts = [pd.DataFrame(columns=["system", "task", "protocol", "user_id", "item_id", "rank"])]
+        for system, by_task in self.ranks.items():
+            for task, target_ranks in by_task.items():
+                requests, events = self.requests[task], self.requests[task].events
+                users = [events.user_ids[user] for user in requests.users]
+                items = [events.item_ids[item] for item in requests.target_items]
+                values = (system, task, self.protocols[task], users, items, target_ranks)
+                parts.append(pd.DataFrame(dict(zip(parts[0].columns, values, strict=True))))
+        return pd.concat(parts[1:] or parts, ignore_index=True)
+
+    def terminal_table(self) -> Group:
+        """The tables for `rich.console.Console().print`, those of a full ranking last."""
+        results = [self, self.full_ranking] if self.full_ranking else [self]
+        return terminal([table for result in results for table in metrics_tables(result.metrics())])
 
     def save(self, folder: str | Path) -> None:
-        """Write `ranks.parquet`, then `metrics.json`, each aside and renamed."""
-        with atomic_path(Path(folder) / RANKS_FILE) as aside:
+        """Write `ranks.parquet`, `tables.md`, `ndcg.png` and `metrics.json`; a full ranking goes to `full_ranking/`.
+
+        Without matplotlib (an optional extra) there is no `ndcg.png`, and a warning is logged.
+        """
+        folder, metrics = Path(folder), self.metrics()
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / RANKS_FILE) as aside:
             self.rank_table().to_parquet(aside, index=False)
-        write_json(Path(folder) / METRICS_FILE, self.metrics())
+        with atomic_path(folder / "tables.md") as aside:
+            aside.write_text(markdown(metrics_tables(metrics)), encoding="utf-8")
+        plot_metrics(metrics, folder / "ndcg.png")
+        write_json(folder / METRICS_FILE, metrics)
+        if self.full_ranking:
+            self.full_ranking.save(folder / FULL_RANKING_DIR)
+
+
+class Evaluation:
+    """The held-out requests of a dataset and their candidates, drawn once and used for every system.
+
+    Recommendation targets are ranked among random items, search targets among the best BM25 hits for the query.
+
+    Args:
+        dataset: an `InteractionDataset`.
+        part: `"test"`, or `"validation"` to choose a model.
+        tasks: `"recommendation"`, `"search"` or both.
+        num_negatives: candidates per request, without the target.
+        max_users: size of a seeded sample of users. Default: all users.
+        skip_clicked: rank items of the user's history behind all others, for every system. This is fair where nobody
+            takes an item twice, as in logs of ratings and reviews.
+        seed: of the sample, the candidates and the bootstrap.
+
+    Raises:
+        InputError: an argument is out of range, or a user has interacted with every item.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        part: str = "test",
+        *,
+        tasks: Sequence[str] = TASKS,
+        num_negatives: int = 99,
+        max_users: int | None = None,
+        skip_clicked: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if part not in ("test", "validation"):
+            raise InputError(f"`part` must be test or validation; got {part!r}.")
+        if not tasks or set(tasks) - set(TASKS):
+            raise InputError(f"`tasks` must be some of {', '.join(TASKS)}; got {', '.join(tasks) or 'none'}.")
+        if num_negatives < 1 or (max_users is not None and max_users < 1):
+            raise InputError(
+                f"`num_negatives` and `max_users` must be at least 1; got {num_negatives} and {max_users}."
+            )
+        self.skip_clicked, self.seed = skip_clicked, seed
+        requests = sample_users(getattr(dataset.split, part), max_users, seed)
+        self.requests: dict[str, Requests] = {task: requests[task] for task in TASKS if task in tasks}
+        item_texts = dataset.item_texts()
+        self.candidates: dict[str, CandidateSets] = {
+            task: draw_candidates(task_requests, item_texts, num_negatives, seed)
+            for task, task_requests in self.requests.items()
+            if len(task_requests)
+        }
+
+    def run(self, systems: Sequence[Scorer], full_ranking: bool = False) -> EvaluationResult:
+        """Rank the targets by every system.
+
+        Args:
+            systems: scorers with distinct names.
+            full_ranking: rank the targets among all items as well (`EvaluationResult.full_ranking`).
+        """
+        skip, seed = self.skip_clicked, self.seed
+        result = evaluate(systems, self.requests, self.candidates, skip_clicked=skip, seed=seed)
+        if full_ranking:
+            result.full_ranking = evaluate(systems, self.requests, skip_clicked=skip, seed=seed)
+        return result
+
+
+def evaluate_pipeline(
+    pipe: GenSARPipeline,
+    dataset: Any,
+    *,
+    part: str = "test",
+    tasks: Sequence[str] = TASKS,
+    systems: Sequence[Scorer] = (),
+    num_negatives: int = 99,
+    max_users: int | None = None,
+    skip_clicked: bool = False,
+    full_ranking: bool = False,
+    seed: int = 0,
+) -> EvaluationResult:
+    """Evaluate a model, and other systems if there are any, on the held-out requests of a dataset.
+
+    Items are matched by item id, so the dataset may list them in another order than the model's identifier table.
+
+    Args:
+        pipe: a trained model.
+        dataset: an `InteractionDataset`.
+        part: as in `Evaluation`.
+        tasks: as in `Evaluation`.
+        systems: further systems for the same requests and candidates. GenSAR is the first system of the result.
+        num_negatives: as in `Evaluation`.
+        max_users: as in `Evaluation`.
+        skip_clicked: as in `Evaluation`.
+        full_ranking: rank the targets among all items as well. This takes longer.
+        seed: as in `Evaluation`.
+
+    Returns:
+        the ranks; `.metrics()`, `.terminal_table()` and `.save(folder)` report them.
+
+    Raises:
+        InputError: as in `Evaluation`, or an item of the dataset is not in the model's catalogue.
+    """
+    generator = GeneratorScorer(pipe)
+    generator.table_rows(dataset.item_ids)
+    options: dict[str, Any] = {"tasks": tasks, "num_negatives": num_negatives, "max_users": max_users}
+    evaluation = Evaluation(dataset, part, **options, skip_clicked=skip_clicked, seed=seed)
+    return evaluation.run([generator, *systems], full_ranking)
+
+
+def validation_metrics(
+    pipe: GenSARPipeline, data: Any, k: Sequence[int] = (5, 10), max_users: int = _MAX_VALIDATION_USERS
+) -> dict[str, float]:
+    """HR@k and NDCG@k of a model on validation requests, without intervals: for use during training.
+
+    Args:
+        pipe: the model, in the middle of its training or after it. Its training mode is restored.
+        data: an `InteractionDataset`, or an `Evaluation` that was prepared once for many calls.
+        k: lengths of the list.
+        max_users: size of the sample of users. An `Evaluation` has its own.
+
+    Returns:
+        such as `{"recommendation_hr@5": …, "recommendation_ndcg@5": …, "search_hr@5": …}`. Tasks without validation
+        requests have no entries.
+
+    Raises:
+        InputError: as in `evaluate_pipeline`.
+    """
+    evaluation = data if isinstance(data, Evaluation) else Evaluation(data, "validation", max_users=max_users)
+    scorer, was_training = GeneratorScorer(pipe), pipe.model.training
+    metrics = {}
+    pipe.model.eval()
+    try:
+        for task, candidates in evaluation.candidates.items():
+            ranks = candidate_ranks(scorer, evaluation.requests[task], candidates, evaluation.skip_clicked)
+            for length in k:
+                metrics[f"{task}_hr@{length}"] = hit_rate(ranks, length)
+                metrics[f"{task}_ndcg@{length}"] = ndcg(ranks, length)
+    finally:
+        pipe.model.train(was_training)
+    return metrics
+
+
+def sample_users(requests: Mapping[str, Requests], max_users: int | None, seed: int) -> dict[str, Requests]:
+    """The requests of at most `max_users` users, the same users in every task."""
+    users = np.unique(np.concatenate([part.users for part in requests.values()]))
+    if max_users is None or len(users) <= max_users:
+        return dict(requests)
+    chosen = np.random.default_rng(seed).choice(users, size=max_users, replace=False)
+    return {task: part.subset(np.flatnonzero(np.isin(part.users, chosen))) for task, part in requests.items()}
 
 
 def evaluate(
     scorers: Sequence[Scorer],
     requests_by_task: Mapping[str, Requests],
-    candidate_sets_by_task: Mapping[str, CandidateSets],
-    confidence: float = 0.95,
-    num_resamples: int = 1000,
-    seed: int = 0,
+    candidate_sets_by_task: Mapping[str, CandidateSets] | None = None,
+    *,
     skip_clicked: bool = False,
-    processes: Processes = ALONE,
+    seed: int = 0,
 ) -> EvaluationResult:
-    """Rank each request's target among its candidates with every scorer that does the task.
+    """Rank each request's target among its candidates, or among all items, with every scorer that supports the task.
 
-    A scorer that raises, or answers NaN or a wrong shape, is logged and kept in `failures`; the others go on.
+    If a scorer raises, or returns NaN or a wrong shape, the error is logged and kept in `failures`, and the other
+    scorers are evaluated.
 
     Args:
         scorers: systems with distinct names.
-        requests_by_task: `split.test` or `split.validation`; a task without requests is passed over.
-        candidate_sets_by_task: candidate sets of the same requests, made by `evaluation.candidates`.
-        confidence: of the bootstrap intervals.
-        num_resamples: of the bootstrap.
-        seed: of the bootstrap.
-        skip_clicked: put candidates that stand in the user's history behind all others, whatever a scorer says of
-            them; fair to all where nobody takes an item twice, as in logs of ratings and reviews.
-        processes: that share the requests among them, such as `accelerate.PartialState()`; all of them call this, and
-            all get the whole result. Default: this one has them to itself.
+        requests_by_task: requests of each task. A task without requests is skipped.
+        candidate_sets_by_task: candidates of the same requests. Default: full ranking.
+        skip_clicked: as in `Evaluation`. A full ranking leaves these items out.
+        seed: of the bootstrap, and of the ties in a full ranking.
 
     Returns:
-        the result, under the candidate sets' protocols (`-unseen` behind their names with `skip_clicked`).
+        the result, under the candidates' protocols or `full-ranking` (with `-unseen` if `skip_clicked`).
 
     Raises:
-        ValueError: when two scorers share a name, or a task's candidate sets are missing or belong to other requests.
+        ValueError: two scorers share a name, or a task's candidates are missing or belong to other requests.
     """
-    asked = _tasks_with_requests(requests_by_task)
-    for task, requests in asked.items():
-        _check_candidates(task, requests, candidate_sets_by_task.get(task))
-    result = EvaluationResult(
-        requests=asked,
-        protocols={task: candidate_sets_by_task[task].protocol + "-unseen" * skip_clicked for task in asked},
-        num_candidates={task: candidate_sets_by_task[task].candidates.shape[1] for task in asked},
-        systems=_distinct_names(scorers),
-        empty_tasks=[task for task in requests_by_task if task not in asked],
-        confidence=confidence,
-        num_resamples=num_resamples,
-        seed=seed,
-    )
-
-    def rank(scorer: Scorer, task: str, rows: np.ndarray) -> np.ndarray:
-        sets, requests = candidate_sets_by_task[task], asked[task].subset(rows)
-        candidates = sets.candidates[rows]
-        scores = np.asarray(scorer.score(requests, candidates))
-        if scores.shape != candidates.shape:
-            raise ValueError(f"Scores of shape {scores.shape} for candidates of shape {candidates.shape}.")
-        if skip_clicked:
-            # A target that was clicked before keeps its score.
-            others = candidates != sets.target_items[rows, None]
-            scores = np.where(clicked_before(requests, candidates) & others, -np.inf, scores)
-        return rank_of_target(scores, sets.target_columns[rows])
-
-    _rank_with_all(scorers, result, rank, processes)
-    return result
-
-
-def clicked_before(requests: Requests, candidates: np.ndarray) -> np.ndarray:
-    """`(num_requests, num_candidates)` bool: the candidates that stand in the history of their request's user."""
-    rows = [np.isin(own, requests.events.items[requests.history(row)]) for row, own in enumerate(candidates)]
-    return np.stack(rows) if rows else np.zeros(candidates.shape, dtype=bool)
-
-
-def evaluate_full_ranking(
-    scorers: Sequence[Scorer],
-    requests_by_task: Mapping[str, Requests],
-    exclude_history: bool = False,
-    confidence: float = 0.95,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    chunk_size: int = 256,
-    processes: Processes = ALONE,
-) -> EvaluationResult:
-    """Rank each request's target among all items, with every scorer that does the task.
-
-    Args:
-        scorers: as in `evaluate`; they are asked for scores of the whole catalogue.
-        requests_by_task: as in `evaluate`.
-        exclude_history: take the items in the user's history out of the list, except the target.
-        confidence: of the bootstrap intervals.
-        num_resamples: of the bootstrap.
-        seed: of the bootstrap and of the order of equal scores.
-        chunk_size: requests that are scored at once.
-        processes: as in `evaluate`.
-
-    Returns:
-        the result, under protocol `full-ranking` or `full-ranking-unseen`; failures as in `evaluate`.
-
-    Raises:
-        ValueError: when two scorers share a name.
-    """
-    asked = _tasks_with_requests(requests_by_task)
-    result = EvaluationResult(
-        requests=asked,
-        protocols=dict.fromkeys(asked, FULL_RANKING_UNSEEN if exclude_history else FULL_RANKING),
-        num_candidates={task: requests.events.num_items for task, requests in asked.items()},
-        systems=_distinct_names(scorers),
-        empty_tasks=[task for task in requests_by_task if task not in asked],
-        confidence=confidence,
-        num_resamples=num_resamples,
-        seed=seed,
-    )
-
-    def rank(scorer: Scorer, task: str, rows: np.ndarray) -> np.ndarray:
-        return full_ranks(scorer, asked[task], exclude_history, seed, chunk_size, rows)
-
-    _rank_with_all(scorers, result, rank, processes)
-    return result
-
-
-def _rank_with_all(
-    scorers: Sequence[Scorer],
-    result: EvaluationResult,
-    rank: Callable[[Scorer, str, np.ndarray], np.ndarray],
-    processes: Processes,
-) -> None:
-    """Fill `result.ranks` and `result.failures`.
-
-    Args:
-        scorers: asked one after another.
-        result: to be filled.
-        rank: ranks of the targets of some rows of a task's requests, by a scorer.
-        processes: each asks for its share of the rows.
-    """
-    pairs = [(scorer, task) for scorer in scorers for task in result.requests if task in scorer.tasks]
-    bar = tqdm(pairs, desc="evaluating", leave=False, delay=2)
-    for scorer, task in bar:
-        bar.set_postfix_str(f"{scorer.name}, {task}", refresh=False)
-        num_requests = len(result.requests[task])
-        rows = own_rows(num_requests, processes)
-        outcome: np.ndarray | str
-        try:
-            outcome = rank(scorer, task, rows) if len(rows) else np.zeros(0, dtype=np.int64)
-        except Exception as error:  # whatever one system breaks on must not cost the figures of the others
-            logger.exception("%s failed in %s; the other systems are evaluated without it.", scorer.name, task)
-            outcome = f"{type(error).__name__}: {error}"
-        whole = gathered_outcomes(outcome, num_requests, processes)
-        if isinstance(whole, str):
-            result.failures.setdefault(scorer.name, {})[task] = whole
-        else:
-            result.ranks.setdefault(scorer.name, {})[task] = whole
-
-
-def _tasks_with_requests(requests_by_task: Mapping[str, Requests]) -> dict[str, Requests]:
-    for task, requests in requests_by_task.items():
-        if len(requests) == 0:
-            logger.warning("There are no %s requests, so %s is not evaluated.", task, task)
-    return {task: requests for task, requests in requests_by_task.items() if len(requests)}
-
-
-def _distinct_names(scorers: Sequence[Scorer]) -> list[str]:
     names = [scorer.name for scorer in scorers]
     if len(set(names)) < len(names):
-        raise ValueError(f"Every scorer needs a name of its own, because it names a row of the table; got {names}.")
-    return names
+        raise ValueError(f"Scorers must have distinct names, because a name is a row of the tables; got {names}.")
+    result = EvaluationResult(requests={}, protocols={}, num_candidates={}, systems=names, seed=seed)
+    for task, requests in requests_by_task.items():
+        if not len(requests):
+            logger.warning("There are no %s requests, so %s is not evaluated.", task, task)
+            result.empty_tasks.append(task)
+            continue
+        protocol, num_candidates = FULL_RANKING, requests.events.num_items
+        if candidate_sets_by_task is not None:
+            sets = _checked_candidates(task, requests, candidate_sets_by_task.get(task))
+            protocol, num_candidates = sets.protocol, sets.candidates.shape[1]
+        result.requests[task], result.num_candidates[task] = requests, num_candidates
+        result.protocols[task] = f"{protocol}-unseen" if skip_clicked else protocol
+    for scorer in scorers:
+        for task, requests in result.requests.items():
+            if task not in scorer.tasks:
+                continue
+            try:
+                if candidate_sets_by_task is None:
+                    ranks = full_ranks(scorer, requests, skip_clicked, seed)
+                else:
+                    ranks = candidate_ranks(scorer, requests, candidate_sets_by_task[task], skip_clicked)
+                result.ranks.setdefault(scorer.name, {})[task] = ranks
+            except Exception as error:  # an error of one system must not lose the results of the others
+                logger.exception("%s failed in %s; the other systems are evaluated without it.", scorer.name, task)
+                result.failures.setdefault(scorer.name, {})[task] = f"{type(error).__name__}: {error}"
+    return result
 
 
-def _check_candidates(task: str, requests: Requests, sets: CandidateSets | None) -> None:
+def _checked_candidates(task: str, requests: Requests, sets: CandidateSets | None) -> CandidateSets:
     if sets is None:
         raise ValueError(f"There are {len(requests)} {task} requests, but no candidate sets for {task}.")
     if not np.array_equal(sets.target_items, requests.target_items):
         raise ValueError(
             f"The {task} candidate sets ({len(sets)}) do not hold the targets of the {len(requests)} requests; "
-            "make them anew from these requests."
+            "draw them from these requests."
         )
+    return sets
+
+
+def candidate_ranks(scorer: Scorer, requests: Requests, sets: CandidateSets, skip_clicked: bool = False) -> np.ndarray:
+    """Rank each request's target among its candidates by one scorer: `(num_requests,)` int64, from 1.
+
+    With `skip_clicked`, candidates of the user's history are behind all others, except the target.
+
+    Raises:
+        ValueError: the scorer returns NaN or a wrong shape.
+    """
+    ranks = [np.zeros(0, dtype=np.int64)]
+    for rows in _chunks(len(requests), _CHUNK_SIZE, scorer.name):
+        chunk, candidates = requests.subset(rows), sets.candidates[rows]
+        scores = np.asarray(scorer.score(chunk, candidates))
+        if scores.shape != candidates.shape:
+            raise ValueError(f"Scores of shape {scores.shape} for candidates of shape {candidates.shape}.")
+        if skip_clicked:
+            clicked = np.take_along_axis(history_items(chunk), candidates, axis=1)
+            is_target = candidates == chunk.target_items[:, None]  # a target that was clicked before keeps its score
+            scores = np.where(clicked & ~is_target, -np.inf, scores)
+        ranks.append(rank_of_target(scores, sets.target_columns[rows]))
+    return np.concatenate(ranks)
+
+
+def full_ranks(
+    scorer: Scorer,
+    requests: Requests,
+    exclude_history: bool = False,
+    seed: int = 0,
+    chunk_size: int = _CHUNK_SIZE,
+) -> np.ndarray:
+    """Rank each request's target among all items by one scorer.
+
+    Args:
+        scorer: the system. It scores all items for a chunk of requests at a time.
+        requests: the requests.
+        exclude_history: leave the items of the user's history out of the ranking, except the target.
+        seed: of the ties.
+        chunk_size: requests per call; memory is `chunk_size * num_items` scores.
+
+    Returns:
+        `(num_requests,)` int64, from 1.
+    """
+    num_items = requests.events.num_items
+    tie_draws = np.random.default_rng(seed).random(len(requests))  # drawn at once: the same for every chunk size
+    ranks = [np.zeros(0, dtype=np.int64)]
+    for rows in _chunks(len(requests), chunk_size, f"{scorer.name}, all items"):
+        chunk = requests.subset(rows)
+        scores = scorer.score(chunk, np.broadcast_to(np.arange(num_items), (len(rows), num_items)))
+        excluded = history_items(chunk) if exclude_history else None
+        ranks.append(rank_in_catalogue(scores, chunk.target_items, tie_draws[rows], excluded))
+    return np.concatenate(ranks)
+
+
+def history_items(requests: Requests) -> np.ndarray:
+    """Which items are in each request's history, `(num_requests, num_items)` bool."""
+    in_history = np.zeros((len(requests), requests.events.num_items), dtype=bool)
+    for row in range(len(requests)):
+        items = requests.events.items[requests.history(row)]
+        in_history[row, items[items >= 0]] = True
+    return in_history
+
+
+def _chunks(num_rows: int, chunk_size: int, label: str) -> Iterator[np.ndarray]:
+    for start in tqdm(range(0, num_rows, chunk_size), desc=label, leave=False, delay=2):
+        yield np.arange(start, min(start + chunk_size, num_rows))

@@ -1,4 +1,4 @@
-"""From scores to the rank of the target item, among sampled candidates or in the whole catalogue."""
+"""Rank of the target item by scores, among sampled candidates or in the whole catalogue."""
 
 import numpy as np
 
@@ -6,30 +6,22 @@ import numpy as np
 def rank_of_target(scores: np.ndarray, target_columns: np.ndarray) -> np.ndarray:
     """Rank of each request's target among its candidates.
 
-    Of two candidates with the same score, the one in the earlier column is ranked first, as a stable sort would do. The
-    candidate sets come in a seeded, shuffled order that no scorer influences, so a target that ties with n others gains
-    each of the n + 1 ranks with the same probability: neither the optimistic rank (all ties behind it, which lets a
-    scorer that answers a constant score win) nor the pessimistic one.
+    Ties are broken by column, as in a stable sort. Candidate sets are in a seeded random order, so a target that ties
+    with n others gets each of the n + 1 ranks with the same probability. This is neither the optimistic rank (with
+    which a constant scorer wins) nor the pessimistic one.
 
     Args:
-        scores: `(num_requests, num_candidates)`, higher is better; one score per candidate ITEM. -inf is a valid score.
+        scores: `(num_requests, num_candidates)`, higher is better; one score per candidate item. -inf is a valid score.
         target_columns: `(num_requests,)`, the column that holds the target.
 
     Returns:
         `(num_requests,)` int64, from 1 (best) to num_candidates.
 
     Raises:
-        ValueError: when shapes disagree, a score is NaN, or a request has no target among its columns.
+        ValueError: shapes disagree, a score is NaN, or a target column is out of range.
     """
-    scores, columns = np.asarray(scores), np.asarray(target_columns)
-    if scores.ndim != 2 or columns.shape != scores.shape[:1]:
-        raise ValueError(
-            "`scores` must be (num_requests, num_candidates) and `target_columns` (num_requests,); "
-            f"got {scores.shape} and {columns.shape}."
-        )
-    _refuse_nan(scores)
-    missing = np.flatnonzero((columns < 0) | (columns >= scores.shape[1]))
-    if len(missing):
+    scores, columns = _checked(scores, target_columns, "num_candidates", "target_columns")
+    if len(missing := np.flatnonzero((columns < 0) | (columns >= scores.shape[1]))):
         raise ValueError(
             f"Request {missing[0]} has no target among its {scores.shape[1]} candidates: "
             f"its target column is {columns[missing[0]]}."
@@ -44,31 +36,23 @@ def rank_in_catalogue(
 ) -> np.ndarray:
     """Rank of each request's target among all items.
 
-    The columns are the catalogue in its own order, which may carry information (MovieLens numbers its films roughly by
-    when they were added), so ties are not decided by it: a target that ties with n other items gets one of the n + 1
-    ranks by its draw.
+    Ties are broken by a random draw and not by the catalogue's order, which may carry information (MovieLens numbers
+    its films roughly by when they were added): a target that ties with n items gets one of the n + 1 ranks.
 
     Args:
         scores: `(num_requests, num_items)`, higher is better. -inf is a valid score.
         target_items: `(num_requests,)` item indices.
         tie_draws: `(num_requests,)`, uniform in [0, 1).
-        excluded: `(num_requests, num_items)` bool, items that take no place in the list; a target is never excluded.
+        excluded: `(num_requests, num_items)` bool, items left out of the ranking. A target is never excluded.
 
     Returns:
         `(num_requests,)` int64, from 1.
 
     Raises:
-        ValueError: when shapes disagree, a score is NaN, or a target is not in the catalogue.
+        ValueError: shapes disagree, a score is NaN, or a target is not in the catalogue.
     """
-    scores, targets = np.asarray(scores), np.asarray(target_items)
-    if scores.ndim != 2 or targets.shape != scores.shape[:1]:
-        raise ValueError(
-            "`scores` must be (num_requests, num_items) and `target_items` (num_requests,); "
-            f"got {scores.shape} and {targets.shape}."
-        )
-    _refuse_nan(scores)
-    unknown = targets[(targets < 0) | (targets >= scores.shape[1])]
-    if len(unknown):
+    scores, targets = _checked(scores, target_items, "num_items", "target_items")
+    if len(unknown := targets[(targets < 0) | (targets >= scores.shape[1])]):
         raise ValueError(f"The target {unknown[0]} is not an item index: there are {scores.shape[1]} items.")
     target_scores = np.take_along_axis(scores, targets[:, None], axis=1)  # (num_requests, 1)
     rivals = np.ones(scores.shape, dtype=bool) if excluded is None else ~excluded
@@ -78,10 +62,17 @@ def rank_in_catalogue(
     return 1 + num_better + np.floor(tie_draws * (num_tied + 1)).astype(np.int64)
 
 
-def _refuse_nan(scores: np.ndarray) -> None:
-    """A NaN compares false with everything and would hand its item the first rank, so it is an error."""
-    rows = np.flatnonzero(np.isnan(scores).any(axis=1))
-    if len(rows):
+def _checked(scores: np.ndarray, targets: np.ndarray, width: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays that belong together; NaN compares false with everything, so its item would get the first rank."""
+    scores, targets = np.asarray(scores), np.asarray(targets)
+    if scores.ndim != 2 or targets.shape != scores.shape[:1]:
         raise ValueError(
-            f"The scores of {len(rows)} of {len(scores)} requests hold NaN, the first is request {rows[0]}."
+            f"`scores` must be (num_requests, {width}) and `{name}` (num_requests,); "
+            f"got {scores.shape} and {targets.shape}."
         )
+    if len(rows := np.flatnonzero(np.isnan(scores).any(axis=1))):
+        raise ValueError(
+            f"Scores must not be NaN; {len(rows)} of {len(scores)} requests have NaN scores, "
+            f"the first is request {rows[0]}."
+        )
+    return scores, targets

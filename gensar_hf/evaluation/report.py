@@ -1,25 +1,119 @@
-"""The content of `metrics.json` as Markdown, as a table for the terminal, and as a figure."""
+"""Tables of results, in Markdown and for the terminal."""
 
-import logging
-from collections.abc import Mapping
-from pathlib import Path
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table as RichTable
 
-from gensar_hf.evaluation.full_ranking import FULL_RANKING, FULL_RANKING_UNSEEN
+from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.evaluation.metrics import METRICS
-from gensar_hf.files import atomic_path
+from gensar_hf.evaluation.scorer import request_history
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from gensar_hf.pipeline import GenSARPipeline
 
-logger = logging.getLogger(__name__)
+KINDS = ("semantic", "collaborative")
+TESTED_METRIC = "NDCG@5"  # the metric of the p-values in the tables; the JSON has those of all metrics
+SHOWN_METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@10")  # of the tables of new items
+NUM_SHOWN_EVENTS = 8
 
-_PROTOCOLS = {
-    "random": "the target against {} random items its user has not interacted with",
-    "bm25-hard": "the target against the {} best BM25 hits for the query that are not the target",
-}
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells under a header. The first column is aligned left, the others right.
+
+    Attributes:
+        header: the column names.
+        rows: cells of each row. `**text**` in a cell is bold.
+        caption: one line above.
+        note: text below.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    note: str = ""
+
+    def markdown(self) -> str:
+        """Caption, table and note in Markdown, without a line feed at the end.
+
+        >>> print(Table(["System", "HR@1"], [["BM25", "**.5**"]]).markdown())
+        | System | HR@1 |
+        | --- | ---: |
+        | BM25 | **.5** |
+        """
+        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
+        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return "\n\n".join(block for block in (self.caption and f"**{self.caption}**", table, self.note) if block)
+
+    def terminal(self) -> RichTable:
+        """A table for `rich.console.Console().print`, caption on top and note below."""
+        table = RichTable(title=escape(self.caption) or None, title_justify="left", caption_justify="left")
+        table.caption = escape(self.note) or None
+        for number, name in enumerate(self.header):
+            table.add_column(escape(name), justify="right" if number else "left", max_width=None if number else 40)
+        for row in self.rows:
+            table.add_row(*(re.sub(r"\*\*(.+?)\*\*", r"[bold]\1[/bold]", escape(cell)) for cell in row))
+        return table
+
+
+def markdown(tables: Iterable[Table]) -> str:
+    """Tables in Markdown, ending with a line feed."""
+    return "\n\n".join(table.markdown() for table in tables) + "\n"
+
+
+def terminal(tables: Iterable[Table]) -> Group:
+    """Tables for `rich.console.Console().print`."""
+    return Group(*(table.terminal() for table in tables))
+
+
+# ---- cells
+
+
+def short_number(value: float, digits: int = 3) -> str:
+    """A metric without the leading zero, as in the paper's tables: `.575`, `1.000`."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("0") if value < 1 else text
+
+
+def _plus_minus(value: Mapping[str, float], digits: int = 3) -> str:
+    """A value with half the width of its interval, if it has one."""
+    half_width = f" ± {short_number((value['high'] - value['low']) / 2, digits)}" if "low" in value else ""
+    return short_number(value["value"], digits) + half_width
+
+
+def _difference(difference: Mapping[str, float] | None, name: str = "value", digits: int = 3) -> str:
+    if difference is None:
+        return ""
+    mean, low, high = (f"{difference[key]:+.{digits}f}" for key in (name, "low", "high"))
+    return f"{mean} ({low} … {high})"
+
+
+def _bold_best(
+    columns: Mapping[str, Mapping[str, str]], best: Mapping[str, float], digits: int, with_spread: bool
+) -> list[list[str]]:
+    """Rows of cells, the best of a column bold, with what follows ± or without. Values printed alike are equally good.
+
+    `columns`: system → metric → cell, which begins with the value. `best`: metric → highest value.
+    """
+    rows = []
+    for system, cells in columns.items():
+        row = [system]
+        for metric, cell in cells.items():
+            number, plus_minus, spread = cell.partition(" ± ")
+            bold = f"**{cell}**" if with_spread else f"**{number}**{plus_minus}{spread}"
+            row.append(bold if number == short_number(best[metric], digits) else cell)
+        rows.append(row)
+    return rows
+
+
+# ---- protocols
 
 
 def describe_protocol(protocol: str) -> str:
@@ -28,157 +122,291 @@ def describe_protocol(protocol: str) -> str:
     >>> describe_protocol("bm25-hard-99")
     'the target against the 99 best BM25 hits for the query that are not the target'
     """
-    if protocol == FULL_RANKING:
+    if protocol == "full-ranking":
         return "the target among all items"
-    if protocol == FULL_RANKING_UNSEEN:
+    if protocol == "full-ranking-unseen":
         return "the target among all items that its user's history does not hold"
     if protocol.endswith("-unseen"):
         return f"{describe_protocol(protocol.removesuffix('-unseen'))}, those clicked before by the user last"
     kind, _, num_negatives = protocol.rpartition("-")
-    return _PROTOCOLS.get(kind, f"protocol {protocol}").format(num_negatives)
+    if kind == "random":
+        return f"the target against {num_negatives} random items its user has not interacted with"
+    if kind == "bm25-hard":
+        return f"the target against the {num_negatives} best BM25 hits for the query that are not the target"
+    return f"protocol {protocol}"
 
 
-def markdown_report(metrics: Mapping[str, Any]) -> str:
-    """One Markdown table per task, each under a caption that names its protocol; the best value of a column is bold.
-
-    Args:
-        metrics: `EvaluationResult.metrics()`, or `metrics.json` read back.
-
-    Returns:
-        text that ends with a line feed.
-    """
-    blocks = []
-    for task, figures in metrics["tasks"].items():
-        header = ["System", *METRICS]
-        rows = [
-            [system, *(f"**{cell}**" if is_best else cell for cell, is_best in cells)]
-            for system, cells in _cells(metrics["systems"], figures).items()
-        ]
-        lines = [header, ["---"] + ["---:"] * len(METRICS), *rows]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        blocks.append(f"**{_task_caption(task, figures)}**\n\n{table}")
-    blocks.extend(_notes(metrics))
-    return "\n\n".join(blocks) + "\n"
+def _num_digits(protocol: str) -> int:
+    """Metrics among all items have four digits, as in the literature: they are a tenth of the others."""
+    return 4 if protocol.startswith("full-ranking") else 3
 
 
-def terminal_table(metrics: Mapping[str, Any]) -> "Table":
-    """One table for `rich`, a block of rows per task, at most 120 columns wide; the best value of a block is bold.
+# ---- one evaluation
+
+
+def metrics_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """One table per task, the best value of a column bold; the last table's note names intervals and failures.
 
     Args:
-        metrics: `EvaluationResult.metrics()`, or `metrics.json` read back.
-
-    Returns:
-        a table for `rich.console.Console().print`; its caption names the protocols and what went wrong.
+        metrics: `EvaluationResult.metrics()`, or `metrics.json`.
     """
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(caption_justify="left", width=None)
-    table.add_column("System", max_width=34)
-    for name in METRICS:
-        table.add_column(name, justify="right", no_wrap=True)
-    for task, figures in metrics["tasks"].items():
-        table.add_row(f"[italic]{task.capitalize()}[/italic]")
-        for system, cells in _cells(metrics["systems"], figures).items():
-            values = [f"[bold]{cell}[/bold]" if is_best else cell for cell, is_best in cells]
-            table.add_row(f"  {escape(system)}", *values)
-        table.add_section()
-    captions = [_task_caption(task, figures) for task, figures in metrics["tasks"].items()]
-    table.caption = escape("\n".join([*captions, *_notes(metrics)]))
-    return table
-
-
-def save_figure(metrics: Mapping[str, Any], path: str | Path, metric: str = "NDCG@10") -> bool:
-    """Draw one metric's bars with their intervals, a panel per task, as a PNG file.
-
-    Args:
-        metrics: `EvaluationResult.metrics()`, or `metrics.json` read back.
-        path: the PNG file to write.
-        metric: one of `METRICS`.
-
-    Returns:
-        whether the figure was drawn: without matplotlib, an optional extra, it is left out with a log message.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.warning("%s is not drawn, because matplotlib is not installed (`pip install matplotlib`).", path)
-        return False
-    tasks = metrics["tasks"]
-    figure = Figure(figsize=(5.5 * max(1, len(tasks)), 0.6 + 0.4 * (2 + len(metrics["systems"]))), layout="constrained")
-    FigureCanvasAgg(figure)  # this figure's own canvas: the caller's pyplot backend stays as it is
-    for panel, (task, figures) in enumerate(tasks.items(), start=1):
-        axes = figure.add_subplot(1, len(tasks), panel)
-        _draw_bars(axes, metrics["systems"], figures, metric)
-        axes.set_title(f"{task.capitalize()}, {figures['protocol']}, {figures['num_requests']:,} requests", fontsize=10)
-        axes.set_xlabel(f"{metric}, {metrics['confidence']:.0%} bootstrap interval")
-    with atomic_path(path) as aside:
-        figure.savefig(aside, format="png", dpi=150)
-    return True
-
-
-def _draw_bars(axes: Any, systems: list[str], figures: Mapping[str, Any], metric: str) -> None:
-    names = [system for system in systems if system in figures["systems"]]
-    chosen = [figures["systems"][name][metric] for name in names]
-    values = np.array([figure["value"] for figure in chosen])
-    # A percentile interval of a skewed statistic may leave its own value out; a bar's whisker cannot be negative.
-    below = np.maximum(values - [figure["low"] for figure in chosen], 0)
-    above = np.maximum([figure["high"] for figure in chosen] - values, 0)
-    axes.barh(names, values, xerr=np.stack([below, above]), capsize=3, color="#4c78a8")
-    axes.invert_yaxis()  # the first system on top, as in the tables
-    axes.set_xlim(left=0)
-
-
-def _cells(systems: list[str], figures: Mapping[str, Any]) -> dict[str, list[tuple[str, bool]]]:
-    """Per system its cells, each with whether it is the best of its column, as printed: what looks equal is equal."""
-    names = [system for system in systems if system in figures["systems"]]
-    best = {
-        metric: short_figure(max((figures["systems"][name][metric]["value"] for name in names), default=0.0))
-        for metric in METRICS
-    }
-    cells: dict[str, list[tuple[str, bool]]] = {}
-    for name in names:
-        by_metric = figures["systems"][name]
-        cells[name] = [
-            (_with_interval(by_metric[metric]), short_figure(by_metric[metric]["value"]) == best[metric])
-            for metric in METRICS
-        ]
-    return cells
-
-
-def _with_interval(figure: Mapping[str, float]) -> str:
-    return f"{short_figure(figure['value'])} ± {short_figure((figure['high'] - figure['low']) / 2)}"
-
-
-def short_figure(value: float, digits: int = 3) -> str:
-    """Without the leading zero, as in the paper's tables: `.575`, `1.000`."""
-    return f"{value:.{digits}f}".removeprefix("0") if value < 1 else f"{value:.{digits}f}"
-
-
-def num_digits(protocol: str) -> int:
-    """Of a table's figures: among all items the literature gives four, since they are a tenth of the others."""
-    return 4 if protocol in (FULL_RANKING, FULL_RANKING_UNSEEN) else 3
-
-
-def _task_caption(task: str, figures: Mapping[str, Any]) -> str:
-    protocol = figures["protocol"]
-    counted = "items" if protocol in (FULL_RANKING, FULL_RANKING_UNSEEN) else "candidates"
-    return (
-        f"{task.capitalize()}: {describe_protocol(protocol)} "
-        f"({protocol}, {figures['num_candidates']:,} {counted}, {figures['num_requests']:,} requests)"
-    )
-
-
-def _notes(metrics: Mapping[str, Any]) -> list[str]:
-    """What a reader must know besides the figures: the interval, and what is missing from the tables."""
-    notes = []
-    if metrics["tasks"]:
-        notes.append(
-            f"± half the width of the {metrics['confidence']:.0%} bootstrap interval over users "
-            f"({metrics['num_resamples']:,} resamples)."
-        )
-    notes.extend(f"{task.capitalize()}: there are no requests to evaluate." for task in metrics["empty_tasks"])
+    notes = [f"{task.capitalize()}: there are no requests to evaluate." for task in metrics["empty_tasks"]]
     for system, by_task in metrics["failures"].items():
-        notes.extend(f"{system} failed in {task}: {message}" for task, message in by_task.items())
-    return notes
+        notes += [f"{system} failed in {task}: {message}" for task, message in by_task.items()]
+    if metrics["tasks"]:
+        interval = f"{metrics['confidence']:.0%} bootstrap interval over users ({metrics['num_resamples']:,} resamples)"
+        notes.insert(0, f"± half the width of the {interval}.")
+    tables = []
+    for task, facts in metrics["tasks"].items():
+        by_system = {system: facts["systems"][system] for system in metrics["systems"] if system in facts["systems"]}
+        digits, counted = _num_digits(facts["protocol"]), "items" if "full" in facts["protocol"] else "candidates"
+        best = {
+            metric: max((values[metric]["value"] for values in by_system.values()), default=0) for metric in METRICS
+        }
+        cells = {
+            name: {metric: _plus_minus(values[metric], digits) for metric in METRICS}
+            for name, values in by_system.items()
+        }
+        caption = (
+            f"{task.capitalize()}: {describe_protocol(facts['protocol'])} "
+            f"({facts['protocol']}, {facts['num_candidates']:,} {counted}, {facts['num_requests']:,} requests)"
+        )
+        tables.append(Table(["System", *METRICS], _bold_best(cells, best, digits, with_spread=True), caption))
+    last = tables.pop() if tables else Table(["System", *METRICS], [])
+    return [*tables, replace(last, note="\n\n".join(notes))]
+
+
+# ---- comparisons of runs
+
+
+def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
+    """A comparison as tables: identifiers if there are any, then one table per task; the last note explains ± and Δ.
+
+    Args:
+        comparison: `evaluation.comparison.compare(…)`, or `comparison.json`.
+    """
+    *tables, last = [task_table(comparison, task) for task in comparison["tasks"]]
+    failures = [f"{run} failed: {reason}" for run, reason in comparison["failures"].items()]
+    tables.append(replace(last, note="\n\n".join([comparison_note(comparison), *failures])))
+    return [identifier_table(comparison), *tables] if with_identifiers(comparison) else tables
+
+
+def comparison_note(comparison: Mapping[str, Any]) -> str:
+    """The meaning of ±, Δ and p in the tables of a comparison."""
+    num_seeds = max(len(variant["seeds"]) for variant in comparison["variants"].values())
+    spread = f"± the standard deviation over {num_seeds} seeds." if num_seeds > 1 else "One seed."
+    reference = comparison["reference"]
+    note = (
+        f"{spread} Δ: difference in NDCG@10 from {reference}, with its 95 % bootstrap interval over users (means over "
+        "the seeds)."
+    )
+    return f"{note} p: paired t-test of {TESTED_METRIC} against {reference}." if "tests" in comparison else note
+
+
+def variants_in_order(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """The compared systems in their order (the keys of the JSON file are sorted)."""
+    return {name: comparison["variants"][name] for name in comparison["order"]}
+
+
+def with_identifiers(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """The compared systems that have identifiers."""
+    return {name: variant for name, variant in variants_in_order(comparison).items() if variant["identifiers"]}
+
+
+def identifier_table(comparison: Mapping[str, Any]) -> Table:
+    """Quality of the identifiers of each system; semantic and collaborative values as `s / c`."""
+    header = [
+        "Identifiers", "levels (shared)", "reconstruction error s / c", "raw collisions s / c", "after assignment",
+        "added distortion", "codes used", "perplexity / K", "seconds",
+    ]  # fmt: skip
+    rows = []
+    for name, variant in with_identifiers(comparison).items():
+        measured = variant["identifiers"]
+        both = [measured[kind] for kind in KINDS]
+        rows.append(
+            [
+                name,
+                f"{measured['num_levels']} ({measured['num_shared_levels']})",
+                " / ".join(f"{each['reconstruction_error']:.3f}" for each in both),
+                " / ".join(f"{each['collision_rate_before']:.2%}" for each in both),
+                f"{max(each['collision_rate_after'] for each in both):.0%}",
+                f"{measured['distortion_added']:.2%}",
+                f"{min(each['codebook_use'] for each in both):.0%}",
+                f"{min(each['perplexity_share'] for each in both):.0%}",
+                f"{variant['seconds']['rqvae']:.1f}" if "rqvae" in variant["seconds"] else "–",
+            ]
+        )
+    note = "Reconstruction error: share of the variance that is lost. Codes used and perplexity: of the worst level."
+    return Table(header, rows, note=note)
+
+
+def task_table(comparison: Mapping[str, Any], task: str) -> Table:
+    """One row per system that supports the task, the best mean of a column bold."""
+    systems = {name: each for name, each in variants_in_order(comparison).items() if task in each["tasks"]}
+    facts = comparison["tasks"][task]
+    digits = _num_digits(facts["protocol"])
+    best = {metric: max(each["tasks"][task][metric]["mean"] for each in systems.values()) for metric in METRICS}
+    cells = {
+        name: {metric: _mean_cell(each["tasks"][task][metric], digits) for metric in METRICS}
+        for name, each in systems.items()
+    }
+    has_tests, has_sizes = "tests" in comparison, any(not each["identifiers"] for each in systems.values())
+    rows = _bold_best(cells, best, digits, with_spread=False)
+    for row, each in zip(rows, systems.values(), strict=True):
+        row.append(_difference(each["tasks"][task]["NDCG@10"].get("difference"), "mean", digits))
+        if has_tests:
+            row.append(_p_value(each["tasks"][task][TESTED_METRIC].get("difference")))
+        if has_sizes:
+            row += [_size(each["parameters"]), _minutes(each["seconds"])]
+    header = ["System", *METRICS, "Δ NDCG@10", *["p"] * has_tests, *["parameters", "minutes"] * has_sizes]
+    caption = f"{task.capitalize()}: {describe_protocol(facts['protocol'])} ({facts['num_requests']:,} requests)"
+    return Table(header, rows, caption)
+
+
+def _mean_cell(value: Mapping[str, float], digits: int) -> str:
+    spread = "" if value["sd"] is None else f" ± {short_number(value['sd'], digits)}"
+    return short_number(value["mean"], digits) + spread
+
+
+def _p_value(difference: Mapping[str, float] | None) -> str:
+    if difference is None or "p_value" not in difference:
+        return ""
+    return "< .001" if difference["p_value"] < 0.001 else short_number(difference["p_value"])
+
+
+def _size(parameters: int | None) -> str:
+    if not parameters:
+        return "–"
+    return f"{parameters / 1e6:.2f} M" if parameters >= 1e5 else f"{parameters / 1e3:.1f} k"
+
+
+def _minutes(seconds: Mapping[str, float]) -> str:
+    total = sum(seconds.values())
+    return f"{total / 60:.1f}" if total >= 3 else "< 0.1"
+
+
+# ---- new items
+
+
+def group_tables(result: Mapping[str, Any]) -> list[Table]:
+    """One table per task, a block of rows per group of items: every system, and the difference of last and first.
+
+    Args:
+        result: `evaluation.cold_start.evaluate_groups(…)`, or a JSON file of it.
+    """
+    tables = []
+    for task, by_group in result["tasks"].items():
+        rows: list[list[str]] = []
+        for group in [name for name in result["groups"] if name in by_group]:
+            measured = by_group[group]
+            counts = ", ".join(f"{measured[f'num_{what}']:,} {what}" for what in ("requests", "items", "users"))
+            rows.append([f"{group} ({counts})", *[""] * len(SHOWN_METRICS)])
+            for system in result["systems"]:
+                values = measured["systems"][system]
+                rows.append([system, *(_plus_minus(values[metric]) for metric in SHOWN_METRICS)])
+            if len(result["systems"]) > 1:
+                rows.append(["difference", *(_difference(measured["difference"][name]) for name in SHOWN_METRICS)])
+        if rows:
+            protocol = next(iter(by_group.values()))["protocol"]
+            part = ", validation" if result.get("part") == "validation" else ""
+            caption = f"{task.capitalize()}: {describe_protocol(protocol)} ({protocol}{part})"
+            note = "± half the width of the 95% bootstrap interval over users; of a difference the interval itself."
+            tables.append(Table(["", *SHOWN_METRICS], rows, caption, note))
+    return tables
+
+
+def cold_start_tables(result: Mapping[str, Any]) -> list[Table]:
+    """For each task the systems among sampled candidates, and what a beam search over all items finds.
+
+    Args:
+        result: `evaluation.cold_start.evaluate_cold_start(…)`, or a JSON file of it.
+    """
+    num_new = result["num_new_items"]
+    num_items = result["num_known_items"] + num_new
+    tables = []
+    for task, measured in result["tasks"].items():
+        rows = [
+            [system, *(_plus_minus(values[metric]) for metric in SHOWN_METRICS)]
+            for system, values in measured["systems"].items()
+        ]
+        note = "± half the width of the 95% bootstrap interval over the new items."
+        if neighbors := measured.get("num_neighbors"):
+            note += f" Borrowed: the mean probability of the {neighbors} known items with the nearest identifiers."
+        if measured.get("known_items"):
+            known = ", ".join(f"{name} {_plus_minus(measured['known_items'][name])}" for name in SHOWN_METRICS)
+            note += f" GenSAR for known items (test clicks, over users): {known}."
+        caption = (
+            f"{task.capitalize()} of {num_new} new items: {describe_protocol(measured['protocol'])} "
+            f"({measured['protocol']}, {measured['num_requests']:,} requests for {measured['num_items']} items)"
+        )
+        tables.append(Table(["System", *SHOWN_METRICS], rows, caption, note))
+        columns = [f"{what}@{depth}" for depth in (10, 100) for what in ("requests", "items", "places")]
+        reach = measured["whole_catalogue"].items()
+        rows = [[name, *(f"{reached[column]:.1%}" for column in columns)] for name, reached in reach]
+        note = (
+            "Requests: fraction of requests whose target is found. Items: fraction of target items found at least "
+            f"once. Places: fraction of the results that are new items, which are {num_new / num_items:.1%} of the "
+            "catalogue."
+        )
+        header = ["Beam search", *(column.replace("@", " @") for column in columns)]
+        tables.append(Table(header, rows, f"{task.capitalize()} among all {num_items:,} items", note))
+    return tables
+
+
+# ---- training runs
+
+
+def stage_table(stages: Mapping[str, tuple[float, bool, Mapping[str, Any]]]) -> Table:
+    """The stages of a training run.
+
+    Args:
+        stages: stage → seconds, whether it was finished before this run, and details: plain values, and the
+            identifiers' reports under `semantic` and `collaborative`.
+    """
+    rows = []
+    for stage, (seconds, is_earlier, details) in stages.items():
+        shown = {name: value for name, value in details.items() if isinstance(value, int | float | str)}
+        for kind in KINDS:
+            if isinstance(report := details.get(kind), Mapping):
+                before, after = (report[f"collision_rate_{moment}"] for moment in ("before", "after"))
+                shown[f"{kind} collisions"] = f"{before:.2%} → {after:.2%}"
+        forms = (
+            (value, ".3f" if isinstance(value, float) else "," * isinstance(value, int)) for value in shown.values()
+        )
+        results = ", ".join(f"{name} {value:{form}}" for name, (value, form) in zip(shown, forms, strict=True))
+        rows.append([stage, f"{seconds:.1f}" + (" (earlier)" if is_earlier else ""), results])
+    total = sum(seconds for seconds, is_earlier, _ in stages.values() if not is_earlier)
+    return Table(["Stage", "Seconds", "Result"], [*rows, ["total", f"{total:.1f}", ""]], "Stages")
+
+
+def example_tables(pipe: GenSARPipeline, requests: Requests) -> list[Table]:
+    """One real request: the user's last events in titles, recommendations, and for search the results and suggestions.
+
+    Args:
+        pipe: a trained model.
+        requests: held-out requests, at least one; the first is shown.
+    """
+    identifiers, history = pipe.tokenizer.identifiers, request_history(requests, 0)
+    titles = identifiers.titles or identifiers.item_ids
+    rows_of = identifiers.rows()
+    events = [
+        [titles[rows_of[event["item_id"]]] if "item_id" in event else "(search)", event.get("query", "")]
+        for event in history[-NUM_SHOWN_EVENTS:]
+    ]
+    user = requests.events.user_ids[int(requests.users[0])]
+    caption = f"User {user}, the last {len(events)} of {len(history)} events"
+    tables = [Table(["Item", "Query"], events, caption)]
+
+    def show(answers: Any, call: str, note: str = "") -> None:
+        texts = [answer.get("title") or answer.get("item_id") or answer["query"] for answer in answers]
+        rows = [[text, f"{answer['score']:.2f}"] for text, answer in zip(texts, answers, strict=True)]
+        tables.append(Table(["Result", "Score"], rows, call, note))
+
+    show(pipe.recommend(history, top_k=5, exclude_seen=True), "recommend(history, top_k=5, exclude_seen=True)")
+    if requests.task == SEARCH:
+        query = requests.query_texts[0]
+        clicked = titles[rows_of[requests.events.item_ids[int(requests.target_items[0])]]]
+        call = f'search("{query}", history, top_k=5)'
+        show(pipe.search(query, history, top_k=5), call, f"The user clicked: {clicked}")
+        show(pipe.suggest_queries(history, top_k=3), "suggest_queries(history, top_k=3)")
+    return tables

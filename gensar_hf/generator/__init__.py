@@ -1,1 +1,1 @@
-"""Text and identifiers → tokens → the next item."""
+"""The generator: tokenizer, model, training examples, adapters, and scores of items."""

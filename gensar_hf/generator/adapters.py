@@ -1,15 +1,13 @@
-"""Adapters: LoRA and trainable token rows on top of a model that stays as it is (PEFT).
+"""Adapters: LoRA and trainable token and item rows on top of a frozen model (PEFT).
 
-An adapter's folder holds what PEFT writes (`adapter_config.json`, `adapter_model.safetensors`) and `adapter_base.json`:
-which model it was made for, and how that model is enlarged before the adapter fits. Nothing in it is pickled, and of
-`adapter_config.json` only the fields that are needed are read, as others may name modules to import.
-
-Works on encoder-decoders (T5, with tied or untied output tables) and on decoders alone (Llama, Qwen, …).
+An adapter's folder holds the files of PEFT (`adapter_config.json`, `adapter_model.safetensors`) and
+`adapter_base.json`: a fingerprint of the base model, and how that model is enlarged before the adapter fits.
+Works with encoder-decoders (T5, tied or untied) and with decoder-only models (Llama, Qwen, …).
 """
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,102 +15,73 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 from transformers import PreTrainedModel
 
 from gensar_hf.errors import InputError
 from gensar_hf.files import CARD_FILE, fingerprint, read_json, write_json
-from gensar_hf.generator.item_vectors import ItemVectors, add_item_vectors
+from gensar_hf.generator.item_vectors import add_item_vectors, item_vectors_of
 from gensar_hf.hub import optional_file
+from gensar_hf.identifiers import IdentifierTable
 
 if TYPE_CHECKING:  # takes seconds to import, and few models have an adapter
     from peft import LoraConfig, PeftModel
 
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_BASE_FILE = "adapter_base.json"
-_FORMAT_VERSION = 1
 _SAMPLED_VALUES = 64
-_CONFIG_FIELDS = ("r", "lora_alpha", "lora_dropout", "target_modules", "trainable_token_indices")
-# PEFT knows those of the models in transformers.
-_TARGET_MODULES = {"gensar": ("q", "v")}
+_NO_NEIGHBORS = np.zeros((0, 0), dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class AdapterBase:
-    """The model that an adapter belongs to, and how it is enlarged before the adapter fits.
+    """The base model of an adapter, and how it is enlarged before the adapter fits.
 
     Attributes:
-        name: folder, absolute or as seen from the adapter's, or Hub name of the model.
-        fingerprint: of the model as it lies there, see `model_fingerprint`.
-        vocab_size: rows of the token tables, at least as many as the model has there.
-        neighbors: `(num_new, k)` rows of the model's item table; a new item's vector begins as the mean of them. Empty
-            where there are no new items, or items have no vectors.
+        name: folder or Hub name of the model; a relative folder is relative to the adapter's.
+        fingerprint: `model_fingerprint` of the model in that folder.
+        vocab_size: rows of the token tables, at least as many as the model has.
+        neighbors: `(num_new, k)` rows of the model's item table, whose mean is a new item's first vector; empty for a
+            model without item vectors.
     """
 
     name: str
     fingerprint: str
     vocab_size: int
-    neighbors: np.ndarray
+    neighbors: np.ndarray = field(default_factory=_NO_NEIGHBORS.copy)
 
     @classmethod
     def of(
         cls, model: PreTrainedModel, name: str, vocab_size: int | None = None, neighbors: np.ndarray | None = None
     ) -> "AdapterBase":
-        """Note a model that was just loaded, before anything is changed.
-
-        Args:
-            model: as it was loaded.
-            name: where from.
-            vocab_size: that the adapter needs; default: the model's.
-            neighbors: see the class.
-        """
-        neighbors = np.zeros((0, 0), dtype=np.int64) if neighbors is None else np.asarray(neighbors, dtype=np.int64)
-        return cls(name, model_fingerprint(model), max(_num_tokens(model), vocab_size or 0), neighbors)
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `adapter_base.json`."""
-        record = {
-            "format_version": _FORMAT_VERSION,
-            "base_model": self.name,
-            "base_fingerprint": self.fingerprint,
-            "vocab_size": self.vocab_size,
-            "neighbors": self.neighbors,
-        }
-        write_json(Path(folder) / ADAPTER_BASE_FILE, record)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "AdapterBase":
-        """Read what `save` wrote, from the file itself.
-
-        Raises:
-            InputError: the file is missing, damaged, or of another format.
-        """
-        record = read_json(path)
-        try:
-            if record["format_version"] != _FORMAT_VERSION:
-                raise ValueError(f"its format_version is {record['format_version']}")
-            neighbors = np.array(record["neighbors"] or np.zeros((0, 0)), dtype=np.int64)
-            if neighbors.ndim != 2:
-                raise ValueError("its neighbors are no table")
-            base = cls(str(record["base_model"]), str(record["base_fingerprint"]), int(record["vocab_size"]), neighbors)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} does not say which model the adapter was made for ({error}).") from None
-        return base
+        """Describe a model that has just been loaded from `name`, before it is changed; see the class."""
+        num_tokens = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+        neighbors = _NO_NEIGHBORS if neighbors is None else np.asarray(neighbors, dtype=np.int64)
+        return cls(name, model_fingerprint(model), max(num_tokens, vocab_size or 0), neighbors)
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """What tells a model's weights from others: a hash of names, shapes and some values of all parameters.
+    """A hash of names, shapes and some values of all parameters.
 
-    The values are rounded to bfloat16, so that a model that is loaded in that precision keeps its fingerprint, and
-    sampled, so that a large one does not take longer than a second or two.
+    The values are rounded to bfloat16, so that a model loaded in that precision has the same fingerprint, and sampled,
+    so that a large model takes a second or two.
     """
     parts: list[Any] = [model.config.model_type]
     for name, parameter in model.named_parameters():
         values = parameter.detach().flatten()
-        places = torch.linspace(0, len(values) - 1, min(_SAMPLED_VALUES, len(values)), dtype=torch.float64).long()
-        sample = values[places.to(values.device)].to(torch.bfloat16).cpu().view(torch.int16)
+        indices = torch.linspace(0, len(values) - 1, min(_SAMPLED_VALUES, len(values)), dtype=torch.float64).long()
+        sample = values[indices.to(values.device)].to(torch.bfloat16).cpu().view(torch.int16)
         parts += [name, tuple(parameter.shape), sample.numpy()]
     return fingerprint(*parts)
+
+
+def neighbors_of_marked_items(before: IdentifierTable, after: IdentifierTable) -> np.ndarray:
+    """The neighbors, `(num_new, k)`, of the items that `after = before.mark_trained(…)` has marked, in its order.
+
+    Their item vectors start as the means of the neighbors' vectors (`grow_to`, `add_item_vectors`).
+    """
+    marked = after.item_ids[after.num_trained + before.num_marked : after.num_trained + after.num_marked]
+    rows = np.array([before.index_of(item_id) - before.num_trained for item_id in marked], dtype=np.int64)
+    return before.neighbors[rows]
 
 
 def lora_config(
@@ -124,17 +93,16 @@ def lora_config(
     target_modules: Sequence[str] | None = None,
     item_rows: Sequence[int] = (),
 ) -> "LoraConfig":
-    """LoRA (Hu et al. 2021) on some layers, and some rows of the token and item tables that are trained as they are.
+    """LoRA (Hu et al. 2021) on some layers, and fully trained rows of the token and item tables.
 
     Args:
         model: that the adapter is for.
-        token_ids: tokens whose embeddings are trained, such as `tokenizer.code_token_ids`; in the output table, too,
-            where that is another one.
+        token_ids: tokens whose rows are trained in the input table and in an untied output table.
         rank: of the LoRA matrices.
-        alpha: their product counts `alpha / rank` times.
+        alpha: their product is scaled by `alpha / rank`.
         dropout: before them.
-        target_modules: names of the layers; default: the queries and values of all attention.
-        item_rows: rows of the item table that are trained, of a model with item vectors.
+        target_modules: names of the layers; default: the queries and values of all attention layers.
+        item_rows: rows of the item table that are trained, in a model with item vectors.
     """
     from peft import LoraConfig
 
@@ -144,8 +112,9 @@ def lora_config(
     if outputs is not None and outputs.weight is not inputs.weight:
         rows[names[id(outputs)]] = rows[names[id(inputs)]]
     if len(item_rows):
-        rows[names[id(_item_vectors(model).table)]] = [int(row) for row in item_rows]
-    targets = target_modules or _TARGET_MODULES.get(model.config.model_type)
+        rows[names[id(item_vectors_of(model).table)]] = [int(row) for row in item_rows]
+    # PEFT knows the layers of the models in transformers.
+    targets = target_modules or (["q", "v"] if model.config.model_type == "gensar" else None)
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
@@ -156,80 +125,87 @@ def lora_config(
 
 
 def add_adapter(model: PreTrainedModel, config: "LoraConfig") -> "PeftModel":
-    """Put an adapter on a model, in place: it alone is trained.
-
-    Returns:
-        the model with the adapter, for `Trainer`; `get_base_model()` of it is what answers requests.
-    """
+    """Put an adapter on a model, in place, and freeze everything else; `Trainer` trains the result."""
     from peft import get_peft_model
 
-    _declare_ties(model)
+    # PEFT reads the model's declaration of tied tables, which is wrong for T5 v1.1: its output table is separate.
+    declared: dict[str, str] = getattr(model, "_tied_weights_keys", None) or {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    model._tied_weights_keys = {
+        name: source
+        for name, source in declared.items()
+        if name in parameters and parameters[name] is parameters.get(source)
+    }
+    model.config.tie_word_embeddings = bool(model._tied_weights_keys)
     return get_peft_model(model, config)
 
 
 def grow_to(model: PreTrainedModel, base: AdapterBase) -> PreTrainedModel:
-    """Give a base model the rows that an adapter needs, in place: of new tokens, and of new items.
+    """Add the rows of new tokens and new items to a base model, in place.
 
     Raises:
-        ValueError: new items for a model without item vectors, or a lender that it does not have.
+        ValueError: new items for a model without item vectors, or a neighbor that it does not have.
     """
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    if base.vocab_size > _num_tokens(model):
-        # An output table of its own would be dropped where the configuration says "tied", as T5 v1.1's does.
+    if base.vocab_size > len(inputs.weight):  # type: ignore[arg-type]
+        # A separate output table would be dropped where the configuration says "tied", as in T5 v1.1.
         model.config.tie_word_embeddings = outputs is None or outputs.weight is inputs.weight
         model.resize_token_embeddings(base.vocab_size, mean_resizing=False)  # the adapter holds the new rows
     if len(base.neighbors):
-        add_item_vectors(_item_vectors(model), base.neighbors)
-        model.config.num_items = _item_vectors(model).table.num_embeddings
+        items = item_vectors_of(model)
+        add_item_vectors(items, base.neighbors)
+        model.config.num_items = items.table.num_embeddings
     return model
 
 
 def save_adapter(model: "PeftModel", folder: str | os.PathLike[str], base: AdapterBase) -> None:
-    """Write an adapter: PEFT's two files, and which model it was made for.
-
-    Args:
-        model: with the adapter.
-        folder: made if it is not there; the tokenizer is saved there by itself.
-        base: noted before the model was changed.
-    """
+    """Write an adapter, without the tokenizer, into `folder`; `base` is `AdapterBase.of` the model as it was loaded."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = base.name
-    # "auto" would compare vocabularies with the base model's, and save whole tables where it has been enlarged.
+    # "auto" would compare vocabularies with the base model's, and save whole tables that have been enlarged.
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    (Path(folder) / CARD_FILE).unlink(missing_ok=True)  # PEFT's template, which says nothing of this adapter
-    base.save(folder)
+    (Path(folder) / CARD_FILE).unlink(missing_ok=True)  # PEFT's empty template
+    record = {"base_fingerprint": base.fingerprint, "vocab_size": base.vocab_size, "neighbors": base.neighbors}
+    write_json(Path(folder) / ADAPTER_BASE_FILE, record)
 
 
 def adapter_base(path: str | os.PathLike[str], **kwargs: Any) -> AdapterBase | None:
-    """What `adapter_base.json` of a folder or a repository says; None where that holds no adapter.
+    """The base model of the adapter in a folder or Hub repository; None if there is no adapter.
 
     Raises:
-        InputError: there is an adapter, but the file is missing or damaged.
-        OSError: there is no such folder or repository, or it cannot be asked.
+        InputError: `adapter_base.json` is missing or damaged.
+        OSError: there is no such folder or repository, or it cannot be reached.
     """
-    if optional_file(path, ADAPTER_CONFIG_FILE, **kwargs) is None:
+    config_path = optional_file(path, ADAPTER_CONFIG_FILE, **kwargs)
+    if config_path is None:
         return None
-    found = optional_file(path, ADAPTER_BASE_FILE, **kwargs)
-    if found is None:
+    base_path = optional_file(path, ADAPTER_BASE_FILE, **kwargs)
+    if base_path is None:
         raise InputError(
-            f"{path} holds an adapter, but no {ADAPTER_BASE_FILE}, which says what model it was made for; copy the "
-            "file from where the adapter was trained."
+            f"{path} holds an adapter, but no {ADAPTER_BASE_FILE}, which describes its base model; copy the file from "
+            "the folder where the adapter was trained."
         )
-    return AdapterBase.load(found)
+    record = read_json(base_path)
+    try:
+        rows = record["lenders"] if "lenders" in record else record["neighbors"]  # files of version 0.1 have lenders
+        neighbors = np.array(rows or _NO_NEIGHBORS, dtype=np.int64)
+        if neighbors.ndim != 2:
+            raise ValueError("its neighbors are not a table")
+        name = str(read_json(config_path)["base_model_name_or_path"])
+        return AdapterBase(name, str(record["base_fingerprint"]), int(record["vocab_size"]), neighbors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{base_path} does not describe the base model of an adapter ({error}).") from None
 
 
 def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs: Any) -> "PeftModel":
-    """Put a saved adapter on the model that it was made for, in place.
-
-    Args:
-        model: as it was loaded.
-        path: folder or Hub name of the adapter.
-        **kwargs: `revision`, `cache_dir`, `token`, `subfolder`, …
+    """Put the adapter in a folder or Hub repository on its base model, in place.
 
     Raises:
-        InputError: no or a damaged adapter, or one that was made for another model.
-        OSError: there is no such folder or repository, or it cannot be asked.
+        InputError: the adapter is missing or damaged, or has another base model.
+        OSError: there is no such folder or repository, or it cannot be reached.
     """
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+
     base = adapter_base(path, **kwargs)
     weights_path = optional_file(path, ADAPTER_WEIGHTS_FILE, **kwargs)
     if base is None or weights_path is None:
@@ -237,15 +213,22 @@ def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs:
         raise InputError(f"{path} holds no {missing}; give the folder of an adapter that `save_adapter` wrote.")
     if model_fingerprint(model) != base.fingerprint:
         raise InputError(
-            f"The adapter in {path} was made for another model than the one it is put on: that one lay in "
-            f"{base.name}, and its weights were others; load the model that the adapter was trained with."
+            f"The adapter in {path} was made for another model: its base model is {base.name}, with other weights than "
+            "this one; load the model that the adapter was trained on."
         )
-    config_path = optional_file(path, ADAPTER_CONFIG_FILE, **kwargs)
+    record = read_json(weights_path.with_name(ADAPTER_CONFIG_FILE))
     try:
-        with_adapter = add_adapter(grow_to(model, base), _read_config(config_path))
-        _load_weights(with_adapter, load_file(weights_path))
-    except InputError:
-        raise
+        if record.get("peft_type") != "LORA":
+            raise ValueError(f"{ADAPTER_CONFIG_FILE} has the peft_type {record.get('peft_type')!r}, and not 'LORA'")
+        config = LoraConfig.from_peft_type(**record)
+        config.megatron_config = None  # PEFT would import the module that `megatron_core` names
+        config.inference_mode, config.base_model_name_or_path = False, None
+        with_adapter = add_adapter(grow_to(model, base), config)
+        weights = load_file(weights_path)
+        expected = get_peft_model_state_dict(with_adapter, save_embedding_layers=False)
+        if weights.keys() != expected.keys():  # PEFT would leave a missing one at its random start
+            raise ValueError(f"{ADAPTER_WEIGHTS_FILE} does not hold the weights that {ADAPTER_CONFIG_FILE} describes")
+        set_peft_model_state_dict(with_adapter, weights)
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"The adapter in {path} is damaged ({reason}); copy its files again.") from error
@@ -253,58 +236,8 @@ def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs:
 
 
 def merge_adapter(model: "PeftModel") -> PreTrainedModel:
-    """The model with its adapter worked into its weights, in place: it answers the same, and needs no PEFT."""
-    return model.merge_and_unload()
+    """The base model with the adapter added to its weights, in place; its answers stay the same.
 
-
-def _read_config(path: Path | None) -> "LoraConfig":
-    from peft import LoraConfig
-
-    record = read_json(path) if path is not None else {}
-    if record.get("peft_type") != "LORA":
-        raise ValueError(f"{ADAPTER_CONFIG_FILE} has the peft_type {record.get('peft_type')!r}, and not 'LORA'")
-    return LoraConfig(**{name: record[name] for name in _CONFIG_FIELDS})
-
-
-def _load_weights(model: "PeftModel", weights: dict[str, torch.Tensor]) -> None:
-    """Raises ValueError where they are not those of the adapter, one for one."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-    if _shapes(weights) != _shapes(expected):
-        raise ValueError(f"{ADAPTER_WEIGHTS_FILE} does not hold the weights that {ADAPTER_CONFIG_FILE} speaks of")
-    set_peft_model_state_dict(model, weights)
-
-
-def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def _declare_ties(model: PreTrainedModel) -> None:
-    """Let the model say truthfully which of its tables are one, which is what PEFT goes by.
-
-    A T5 v1.1 says that its output table is its input table, although it was loaded with one of its own.
+    All weights can be trained again, which the adapter had frozen.
     """
-    declared: dict[str, str] = getattr(model, "_tied_weights_keys", None) or {}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    tied = {
-        name: source
-        for name, source in declared.items()
-        if name in parameters and parameters[name] is parameters.get(source)
-    }
-    model._tied_weights_keys = tied
-    model.config.tie_word_embeddings = bool(tied)
-
-
-def _num_tokens(model: PreTrainedModel) -> int:
-    """Rows of the input table, which may be more than the tokenizer has tokens."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, torch.Tensor)
-    return len(weight)
-
-
-def _item_vectors(model: nn.Module) -> ItemVectors:
-    found = next((module for module in model.modules() if isinstance(module, ItemVectors)), None)
-    if found is None:
-        raise ValueError("The model has no item vectors, so there are no rows of new items to train.")
-    return found
+    return model.merge_and_unload().requires_grad_(True)

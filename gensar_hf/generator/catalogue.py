@@ -1,7 +1,7 @@
-"""Everything that a request needs to know about the catalogue, as one object."""
+"""The catalogue: identifiers of the items as token ids, and the trie of the available ones."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,16 +22,14 @@ BEHAVIOR_TOKENS = tuple(behavior.token for behavior in Behavior)
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The items of one moment: their ids, their identifiers as token ids, and the trie of those that may be found.
-
-    Nothing in it changes, so that a request that holds on to one sees no part of the next.
+    """An immutable snapshot of the items: a request that holds one is not affected when the catalogue is swapped.
 
     Attributes:
         identifiers: the table of all items, removed ones included.
         behavior_ids: token id of each behavior.
         item_token_ids: per kind of click, `(num_items, 1 + num_levels)` token ids of each item's behavior-aware
             identifier, int32.
-        row_format: how the trie's sequences stand in the rows of `generate`, see `Trie`.
+        row_format: layout of the trie's sequences in the rows of `generate`, see `Trie`.
     """
 
     identifiers: IdentifierTable
@@ -43,13 +41,13 @@ class Catalogue:
     def of_table(
         cls, table: IdentifierTable, vocabulary: Mapping[str, int], behavior_tokens: bool = True, **row_format: Any
     ) -> "Catalogue":
-        """Look the tokens of a table up.
+        """Look up the tokens of an identifier table.
 
         Args:
             table: the catalogue's identifiers.
             vocabulary: token → id, of the tokenizer.
-            behavior_tokens: False, an ablation (GenSAR, table 5): one token stands before both kinds of identifiers, so
-                that the instruction alone says which one is wanted.
+            behavior_tokens: False is an ablation (GenSAR, table 5): both kinds of identifiers begin with the same
+                token, so that only the instruction tells them apart.
             **row_format: see the class.
 
         Raises:
@@ -91,32 +89,48 @@ class Catalogue:
         )
 
     def rows_in(self, history: History) -> set[int]:
-        """Rows of a history's items; unknown ones are passed over."""
+        """Rows of a history's items; unknown items are ignored."""
         rows = self.identifiers.rows()
         item_ids = {str(event["item_id"]) for event in history if event.get("item_id") is not None}
-        return {rows[item_id] for item_id in item_ids if item_id in rows}
+        return {rows[item_id] for item_id in item_ids & rows.keys()}
 
     def trained_rows(self, rows: np.ndarray) -> np.ndarray:
-        """The rows, in place of each added item that was not learned since that of the nearest trained one."""
+        """The rows, each added item that is not marked as trained replaced by its nearest trained item."""
         table = self.identifiers
         if len(table.neighbors) == 0:
             return rows
         return np.where(rows < table.num_trained, rows, table.neighbors[np.maximum(rows - table.num_trained, 0), 0])
 
+    def item_rows(self, item_ids: Sequence[str]) -> np.ndarray:
+        """`(num_items,)` rows of a data set's items, removed ones included.
+
+        Raises:
+            InputError: the table lacks some of them.
+        """
+        known = self.identifiers.rows()
+        rows = np.array([known.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            raise InputError(
+                f"{len(missing)} of the {len(item_ids)} items are not in the model's identifier table, first "
+                f"'{item_ids[missing[0]]}'; add them with `pipe.add_items`, or drop them from the data."
+            )
+        return rows
+
     def candidate_rows(self, item_ids: Any, on_unknown: str = "raise") -> np.ndarray:
-        """`(num_candidates,)` rows of items that are to be ranked.
+        """`(num_candidates,)` rows of candidates for ranking.
 
         Args:
             item_ids: a list of item ids.
-            on_unknown: `"raise"`, or `"skip"`: leave unknown and removed items out, with a warning.
+            on_unknown: `"raise"`, or `"skip"`: drop unknown and removed items, with a warning.
 
         Raises:
-            ValueError: no list, or an item that is unknown or removed.
+            ValueError: not a list, or an item that is unknown or removed.
         """
         if isinstance(item_ids, (str, Mapping)) or not isinstance(item_ids, Iterable):
             raise ValueError(f"`candidates` must be a list of item ids such as ['242', '302']; got {item_ids!r}.")
         rows = []
-        for place, item_id in enumerate(item_ids):
+        for index, item_id in enumerate(item_ids):
             row = self.identifiers.rows().get(str(item_id), -1)
             if row >= 0 and self.identifiers.available[row]:
                 rows.append(row)
@@ -124,46 +138,37 @@ class Catalogue:
             trouble = "was removed from the catalogue" if row >= 0 else "is not in the model's catalogue"
             if on_unknown != "skip":
                 raise ValueError(
-                    f"candidates[{place}]: item '{item_id}' {trouble}; leave it out, or pass on_unknown='skip'."
+                    f"candidates[{index}]: item '{item_id}' {trouble}; leave it out, or pass on_unknown='skip'."
                 )
-            logger.warning("candidates[%d]: item '%s' %s and was skipped.", place, item_id, trouble)
+            logger.warning("candidates[%d]: item '%s' %s and was skipped.", index, item_id, trouble)
         return np.array(rows, dtype=np.int64)
 
 
-def table_fingerprint(table: IdentifierTable) -> str:
-    """What tells a table from others: the number of its items, and a hash of their ids and identifiers."""
-    return _fingerprint_of_first(table, table.num_items)
+def table_fingerprint(table: IdentifierTable, num_items: int | None = None) -> str:
+    """Number of items, and a hash of the ids and identifiers of the first `num_items` items (default: of all)."""
+    num_items = table.num_items if num_items is None else num_items
+    item_ids = "\n".join(table.item_ids[:num_items])  # one string: a million of them take a second to hash one by one
+    codes = (table.semantic_codes[:num_items], table.collaborative_codes[:num_items])
+    return f"{num_items}:{fingerprint(item_ids, *codes, table.num_shared_levels, table.codebook_size)}"
 
 
 def check_fingerprint(table: IdentifierTable, expected: str | None, where: str) -> None:
-    """Refuse a table that is neither the expected one nor that one with further items behind its own.
+    """Check that a table is the expected one, possibly with items appended.
 
     Args:
-        table: as read from a file; which of its items are available does not matter.
-        expected: what `table_fingerprint` said when the tokenizer was saved; None: it did not say.
+        table: as read from a file; the availability of its items does not matter.
+        expected: `table_fingerprint` when the tokenizer was saved; None: not recorded.
         where: the folder, for the message.
 
     Raises:
-        InputError: it is another table, in which the codes that the model has learned stand for other items.
+        InputError: another table, in which the model's codes stand for other items.
     """
     if expected is None:
         return
     num_items = int(expected.partition(":")[0])
-    if table.num_items < num_items or _fingerprint_of_first(table, num_items) != expected:
+    if table.num_items < num_items or table_fingerprint(table, num_items) != expected:
         raise InputError(
-            f"The identifiers in {where} ({table.num_items} items) are not those that the tokenizer beside them was "
+            f"The identifiers in {where} ({table.num_items} items) are not those that the tokenizer in the folder was "
             f"saved with ({num_items} items): the codes stand for other items. Copy tokenizer and identifiers from one "
             "model folder; to change the catalogue on purpose, call `attach_identifiers` and `save_pretrained`."
         )
-
-
-def _fingerprint_of_first(table: IdentifierTable, num_items: int) -> str:
-    item_ids = "\n".join(table.item_ids[:num_items])  # one string: a million of them take a second to hash one by one
-    digest = fingerprint(
-        item_ids,
-        table.semantic_codes[:num_items],
-        table.collaborative_codes[:num_items],
-        table.num_shared_levels,
-        table.codebook_size,
-    )
-    return f"{num_items}:{digest}"

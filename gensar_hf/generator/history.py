@@ -1,34 +1,85 @@
-"""A user's history as callers write it, checked and turned into events."""
+"""User histories: the events that callers write, checked, as arrays."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from gensar_hf.data import Behavior
+import numpy as np
+
+from gensar_hf.data import Behavior, UserEvents
+from gensar_hf.data.dataset import MAX_QUERY_CHARACTERS
 
 logger = logging.getLogger(__name__)
 
-MAX_QUERY_CHARACTERS = 1000
 ON_UNKNOWN = ("raise", "skip")
 
 History = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class HistoryEvent:
-    """One thing that a user did: clicked an item (`item` is its row in the identifier table) or typed a query."""
+class EventArrays(NamedTuple):
+    """The events of one history, oldest first: the form that training, serving and evaluation turn into tokens.
 
-    behavior: Behavior
-    item: int = -1
-    query: str = ""
+    Attributes:
+        behaviors: `num_events` values of `Behavior`.
+        items: `num_events` rows of the identifier table, -1 for a query.
+        queries: `num_events` texts: the query itself, the query that a searched item answers, or "".
+    """
+
+    behaviors: Sequence[int]
+    items: Sequence[int]
+    queries: Sequence[str]
+
+    @classmethod
+    def of_user_events(cls, events: UserEvents, positions: np.ndarray | slice, item_rows: np.ndarray) -> "EventArrays":
+        """The events of a data set at some positions (indices or a slice).
+
+        `item_rows`: `(num_items,)` identifier row of each item of `events`, see `Catalogue.item_rows`.
+        """
+        items, queries = events.items[positions], events.queries[positions].tolist()
+        return cls(
+            events.behaviors[positions].tolist(),
+            np.where(items < 0, -1, item_rows[items]).tolist(),
+            [events.query_texts[query] if query >= 0 else "" for query in queries],
+        )
+
+    def last(self, number: int) -> "EventArrays":
+        """The last `number` events."""
+        start = max(0, len(self.items) - number)
+        return EventArrays(self.behaviors[start:], self.items[start:], self.queries[start:])
+
+    def followed_by(self, behavior: Behavior, item: int, query: str) -> "EventArrays":
+        """With one more event at the end."""
+        return EventArrays([*self.behaviors, behavior], [*self.items, item], [*self.queries, query])
+
+    def with_query_events(self) -> "EventArrays":
+        """Insert a query event where a searched item answers another query than the one before it.
+
+        One search session is then always one query event and its clicks.
+        """
+        rows: list[tuple[int, int, str]] = []
+        open_query = ""
+        for behavior, item, query in zip(*self, strict=True):
+            if behavior == Behavior.SEARCHED_ITEM and query != open_query:
+                rows.append((Behavior.SEARCH_QUERY, -1, query))
+            rows.append((behavior, item, query))
+            open_query = query
+        return EventArrays(*zip(*rows, strict=True)) if rows else EventArrays((), (), ())
+
+    def is_session_of(self, query: str) -> bool:
+        """Whether the history ends inside a search session of this query, so that its query event is already there."""
+        for behavior, own_query in zip(reversed(self.behaviors), reversed(self.queries), strict=True):
+            if own_query != query:
+                return False
+            if behavior == Behavior.SEARCH_QUERY:
+                return True
+        return False
 
 
 def cut_query(query: Any) -> str:
     """A query as text of at most 1,000 characters.
 
     Raises:
-        ValueError: not text, or nothing but blanks.
+        ValueError: not text, or only white space.
     """
     if not isinstance(query, str) or not query.strip():
         raise ValueError(f"A query must be text with at least one word; got {query!r}.")
@@ -39,51 +90,50 @@ def cut_query(query: Any) -> str:
     return query[:MAX_QUERY_CHARACTERS].strip()
 
 
-def parse_history(history: History, index_of: Callable[[str], int], on_unknown: str = "raise") -> list[HistoryEvent]:
+def parse_history(history: History, index_of: Callable[[str], int], on_unknown: str = "raise") -> EventArrays:
     """Read a history, oldest event first.
 
     An event is `{"item_id": …}` (clicked after a recommendation), `{"query": …}` (typed) or both (clicked after that
-    query). A click that answers another query than the last one gets its query event put before it, so that one
-    search session is always one query event and its clicks.
+    query).
 
     Args:
         history: the events.
         index_of: item id → row of the identifier table; raises `KeyError` for an unknown item.
-        on_unknown: `"raise"`, or `"skip"`: leave out events with an unknown item, with a warning.
+        on_unknown: `"raise"`, or `"skip"`: drop events with an unknown item, with a warning.
 
     Raises:
         ValueError: an unknown item, or an event that is neither a click nor a query.
     """
     if on_unknown not in ON_UNKNOWN:
         raise ValueError(f"`on_unknown` must be one of {', '.join(ON_UNKNOWN)}; got {on_unknown!r}.")
-    events: list[HistoryEvent] = []
-    session_query = ""
+    rows: list[tuple[int, int, str]] = []
     for position, entry in enumerate(as_events(history)):
-        item_id, query = _read_entry(entry, position)
-        item = _find_item(item_id, position, index_of, on_unknown)
-        if item_id is not None and item is None:
-            continue
-        if query and (item is None or query != session_query):
-            events.append(HistoryEvent(Behavior.SEARCH_QUERY, query=query))
-        if item is not None:
+        if not isinstance(entry, Mapping) or not (entry.get("item_id") is not None or entry.get("query")):
+            raise ValueError(
+                f"history[{position}] must be a mapping with 'item_id', 'query' or both, such as {{'item_id': '242'}}; "
+                f"got {entry!r}."
+            )
+        query = cut_query(entry["query"]) if entry.get("query") else ""
+        behavior, item = Behavior.SEARCH_QUERY, -1
+        if entry.get("item_id") is not None:
             behavior = Behavior.SEARCHED_ITEM if query else Behavior.RECOMMENDED_ITEM
-            events.append(HistoryEvent(behavior, item=item, query=query))
-        session_query = query
-    return events
-
-
-def is_session_of(query: str, events: Sequence[HistoryEvent]) -> bool:
-    """Whether the history ends inside a search session of this query: then the query event is already there."""
-    for event in reversed(events):
-        if event.query != query:
-            return False
-        if event.behavior is Behavior.SEARCH_QUERY:
-            return True
-    return False
+            item_id = str(entry["item_id"])
+            try:
+                item = index_of(item_id)
+            except KeyError:
+                if on_unknown != "skip":
+                    raise ValueError(
+                        f"history[{position}]: item '{item_id}' is not in the model's catalogue; remove it, or pass "
+                        "on_unknown='skip' to drop such events."
+                    ) from None
+                logger.warning("history[%d]: item '%s' is not in the catalogue and was skipped.", position, item_id)
+                continue
+        rows.append((behavior, item, query))
+    return EventArrays(*map(list, zip(*rows, strict=True))) if rows else EventArrays([], [], [])
 
 
 def as_events(history: Any) -> list[Any]:
-    """One history as a list, its events still unread.
+    """One history as a list, its events unchecked.
 
     Raises:
         ValueError: not a sequence of events.
@@ -91,29 +141,3 @@ def as_events(history: Any) -> list[Any]:
     if isinstance(history, (str, Mapping)) or not isinstance(history, Sequence):
         raise ValueError(f"A history must be a list of events such as {{'item_id': '242'}}; got {history!r}.")
     return list(history)
-
-
-def _read_entry(entry: Any, position: int) -> tuple[str | None, str]:
-    """The item id (None: no click) and the query ("": none) of one event."""
-    if not isinstance(entry, Mapping) or not (entry.get("item_id") is not None or entry.get("query")):
-        raise ValueError(
-            f"history[{position}] must be a mapping with 'item_id', 'query' or both, such as {{'item_id': '242'}}; "
-            f"got {entry!r}."
-        )
-    item_id, query = entry.get("item_id"), entry.get("query")
-    return None if item_id is None else str(item_id), cut_query(query) if query else ""
-
-
-def _find_item(item_id: str | None, position: int, index_of: Callable[[str], int], on_unknown: str) -> int | None:
-    if item_id is None:
-        return None
-    try:
-        return index_of(item_id)
-    except KeyError:
-        if on_unknown == "skip":
-            logger.warning("history[%d]: item '%s' is not in the catalogue and was skipped.", position, item_id)
-            return None
-        raise ValueError(
-            f"history[{position}]: item '{item_id}' is not in the model's catalogue; remove it, or pass "
-            "on_unknown='skip' to leave such events out."
-        ) from None

@@ -1,4 +1,4 @@
-"""A vector for each item, beside its identifiers: what a few codes cannot tell apart."""
+"""Item vectors: one trained vector per item, in addition to its identifiers."""
 
 import numpy as np
 import torch
@@ -9,16 +9,16 @@ from torch.nn.utils import parametrize
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 
 NO_ITEM = -1
-ITEM_VECTOR_STD = 0.1  # of new vectors: logits are then small beside the biases
+ITEM_VECTOR_STD = 0.1  # of new vectors, so that their logits are small compared with the biases
 
 
 class ItemVectors(nn.Module):
-    """Reads clicked items into the encoder, and scores all items against what the encoder has made of a request.
+    """Vectors of clicked items for the encoder, and scores of all items from the encoder's state of a request.
 
-    One table serves both, as in SASRec. An identifier shares its codes with other items, which is what lets a generator
-    speak of them all with a small vocabulary; on a catalogue of some thousand items a vector of the item's own tells
-    more. Generative and dense retrieval in one model is the idea of LIGER (Yang et al. 2024, "Unifying generative and
-    dense retrieval for sequential recommendation"), whose item vectors are made from texts.
+    One table serves both, as in SASRec. Differs from the paper, whose items have identifiers only: items share codes,
+    so that identifiers alone separate the items of a small catalogue less well (docs/results.md). Generative and dense
+    retrieval in one model follows LIGER (Yang et al. 2024, "Unifying generative and dense retrieval for sequential
+    recommendation"), whose item vectors are computed from texts.
     """
 
     def __init__(self, config: GenSARConfig) -> None:
@@ -32,24 +32,24 @@ class ItemVectors(nn.Module):
         self.gru_projection = nn.Linear(config.d_model, config.d_model, bias=False) if config.item_recurrence else None
 
     def event_vectors(self, event_items: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, num_positions)` rows of the items, -1 for none → what is added to the pooled events."""
+        """`(batch_size, num_positions)` items, -1 for none → `(…, d_model)`, to be added to the pooled events."""
         vectors = self.read(self.dropout(self.table(event_items.clamp(min=0))))
         return vectors * (event_items >= 0)[:, :, None]
 
     def click_states(self, event_items: torch.Tensor, starts: torch.Tensor | None = None) -> torch.Tensor:
-        """What a recurrent layer has made of the clicks so far, position by position (as in GRU4Rec).
+        """States of a recurrent layer over the clicks up to each position (as in GRU4Rec).
 
-        Attention weighs clicks by where they stand; a gated state learns from far fewer steps that the latest ones
-        count most. It sees clicks alone, so that a session's queries do not push the clicks before them away.
+        A gated state learns in far fewer steps than attention that the latest clicks count most. It reads clicks only,
+        so that the queries of a session do not displace the clicks before them.
 
         Args:
             event_items: `(batch_size, num_positions)` long, the item that each position is a click on, -1 for none.
-            starts: `(batch_size, num_positions)` long, the first position of each position's own example, when several
-                are packed into one row; default 0.
+            starts: `(batch_size, num_positions)` long, the first position of the example that each position belongs to,
+                if several are packed into one row; default 0.
 
         Returns:
-            `(batch_size, num_positions, d_model)`, what is added to the encoder's states; zeros before the first click
-            of an example, and everywhere for a model without the layer.
+            `(batch_size, num_positions, d_model)`, to be added to the encoder's states; zeros before the first click
+            of an example, and everywhere without the layer.
         """
         is_click = event_items >= 0
         if self.gru is None or self.gru_projection is None or not is_click.any():
@@ -65,84 +65,20 @@ class ItemVectors(nn.Module):
         return self.gru_projection(self.dropout(states[examples, num_clicks]))
 
     def logits(self, states: torch.Tensor, is_searched: torch.Tensor) -> torch.Tensor:
-        """How well each item answers each request.
+        """`(num_requests, num_items)` logits of all items.
 
-        Args:
-            states: `(num_requests, d_model)` of the encoder, at the last position of each request.
-            is_searched: `(num_requests,)` long, 1 where the click answers a query, 0 where it is a recommendation.
-
-        Returns:
-            `(num_requests, num_items)`.
+        `states` `(num_requests, d_model)` are those of the encoder at the last position of each request. `is_searched`
+        `(num_requests,)` long is 1 where the click answers a query, 0 where it is a recommendation.
         """
         requests = self.request(self.dropout(states)).view(len(states), 2, -1)
         requests = requests[torch.arange(len(states), device=states.device), is_searched]
         return F.linear(requests, self.table.weight, self.bias)
 
 
-class _OwnAndFeatures(nn.Module):
-    """Item vectors while they are trained: what an item has learned alone, and a linear map of its features."""
-
-    features: torch.Tensor
-
-    def __init__(self, features: torch.Tensor, feature_map: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("features", features, persistent=False)
-        self.map = nn.Parameter(feature_map)
-
-    def forward(self, own: torch.Tensor) -> torch.Tensor:
-        """`(num_items, d_model)` in and out, in float32 under autocast, too: it is a weight."""
-        with torch.autocast(own.device.type, enabled=False):
-            return own + self.features @ self.map
-
-    def right_inverse(self, vectors: torch.Tensor) -> torch.Tensor:
-        """The own parts that give these vectors."""
-        return vectors - self.features @ self.map
-
-
-def share_features(items: ItemVectors, features: torch.Tensor, feature_map: torch.Tensor) -> None:
-    """Train the vectors as a map of the items' features, which all items share, and a part of each item's own.
-
-    A click then teaches something about all items with a similar text, and weight decay draws an item of few clicks
-    towards what its features say instead of towards nothing. The vectors stay as they are at first; `plain_weights`
-    gives the weights of a model that knows nothing of features.
-
-    Args:
-        items: changed in place.
-        features: `(num_items, num_features)`.
-        feature_map: `(num_features, d_model)`, to begin with; what it leaves of the vectors is the items' own.
-    """
-    weight = items.table.weight
-    shared = _OwnAndFeatures(features.to(weight), feature_map.to(weight))
-    parametrize.register_parametrization(items.table, "weight", shared)
-
-
-def plain_weights(items: ItemVectors, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict, of the items or of a model that holds them, in which shared features are part of the vectors.
-
-    Args:
-        items: whose `features` are taken; the weights are those given, which may have been gathered from processes.
-        weights: by name; changed in place where features are shared.
-    """
-    shared = dict(items.table.named_modules()).get("parametrizations.weight.0")
-    if not isinstance(shared, _OwnAndFeatures):
-        return weights
-    suffix = "table.parametrizations.weight.original"
-    (prefix,) = (name.removesuffix(suffix) for name in weights if name.endswith(suffix))
-    own, feature_map = weights.pop(prefix + suffix), weights.pop(f"{prefix}table.parametrizations.weight.0.map")
-    weights[f"{prefix}table.weight"] = own + shared.features.to(own) @ feature_map
-    return weights
-
-
 def _clicks_so_far(is_click: torch.Tensor, starts: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The example that each position belongs to, counted over those that hold clicks, and the clicks up to it.
+    """The example of each position, numbered among the examples with clicks, and the number of clicks up to it.
 
-    Args:
-        is_click: `(batch_size, num_positions)` bool.
-        starts: as for `ItemVectors.click_states`.
-
-    Returns:
-        `(batch_size, num_positions)` long each. A position of an example without clicks has some example's number, and
-        no clicks.
+    All are `(batch_size, num_positions)`. A position of an example without clicks has any number, and 0 clicks.
     """
     starts = torch.zeros_like(is_click, dtype=torch.long) if starts is None else starts
     total = is_click.cumsum(dim=1)
@@ -153,15 +89,19 @@ def _clicks_so_far(is_click: torch.Tensor, starts: torch.Tensor | None) -> tuple
     return examples, total - before
 
 
+def item_vectors_of(model: nn.Module) -> ItemVectors:
+    """The item vectors of a model. Raises `ValueError` if it has none."""
+    for module in model.modules():
+        if isinstance(module, ItemVectors):
+            return module
+    raise ValueError("The model has no item vectors; set `num_items` in its config.")
+
+
 def add_item_vectors(items: ItemVectors, neighbors: np.ndarray) -> None:
-    """Append items, whose vectors and biases begin as the means of those of others, in place.
+    """Append items, in place; their vectors and biases start as the means of those of their neighbors.
 
-    Args:
-        items: of the encoder; `config.num_items` is the caller's to set.
-        neighbors: `(num_new, k)` rows of the items that each new one begins as, see `IdentifierTable`.
-
-    Raises:
-        ValueError: there is no such row.
+    `neighbors`: `(num_new, k)` rows of other items, see `IdentifierTable`. The caller sets `config.num_items`. Raises
+    `ValueError` for a neighbor that does not exist.
     """
     num_items = items.table.num_embeddings
     if len(neighbors) and not 0 <= neighbors.min() <= neighbors.max() < num_items:
@@ -173,3 +113,85 @@ def add_item_vectors(items: ItemVectors, neighbors: np.ndarray) -> None:
         vectors = torch.cat([items.table.weight, items.table.weight[rows].mean(dim=1)])
         items.bias = nn.Parameter(torch.cat([items.bias, items.bias[rows].mean(dim=1)]))
     items.table = nn.Embedding.from_pretrained(vectors, freeze=False)
+
+
+# ---- item features that are shared in training
+
+
+class _FeatureMap(nn.Module):
+    """Parametrization of item vectors: a linear map of the items' features, plus a rest for each item."""
+
+    features: torch.Tensor
+
+    def __init__(self, features: torch.Tensor, feature_map: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("features", features, persistent=False)
+        self.map = nn.Parameter(feature_map)
+
+    def forward(self, rest: torch.Tensor) -> torch.Tensor:
+        """`(num_items, d_model)` in and out; float32 under autocast, because it is a weight."""
+        with torch.autocast(rest.device.type, enabled=False):
+            return rest + self.features @ self.map
+
+    def right_inverse(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The rests that give these vectors."""
+        return vectors - self.features @ self.map
+
+
+_REST, _MAP = "table.parametrizations.weight.original", "table.parametrizations.weight.0.map"
+FEATURE_MAP = "feature_map"  # its name among saved weights, where it stands next to the plain vectors
+
+
+def share_features(items: ItemVectors, features: torch.Tensor, feature_map: torch.Tensor) -> None:
+    """Train the item vectors as a map of the items' features, which all items share, plus a rest for each item.
+
+    A click then trains all items with a similar text, and weight decay draws an item of few clicks towards its features
+    instead of towards zero. The vectors keep their values. Saved weights are plain (`plain_weights`), and are divided
+    again when they are loaded into a model whose features are shared, so that a training can be resumed.
+
+    Args:
+        items: changed in place.
+        features: `(num_items, num_features)`.
+        feature_map: `(num_features, d_model)`, the map to start from.
+    """
+    weight = items.table.weight
+    shared = _FeatureMap(features.to(weight), feature_map.to(weight))
+    parametrize.register_parametrization(items.table, "weight", shared)
+    items.register_load_state_dict_pre_hook(_divide_plain_weights)
+
+
+def merge_features(items: ItemVectors) -> None:
+    """End the sharing, in place: the vectors become plain parameters with the values that they have."""
+    if parametrize.is_parametrized(items.table, "weight"):
+        parametrize.remove_parametrizations(items.table, "weight", leave_parametrized=True)
+
+
+def plain_weights(items: ItemVectors, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same state dict with plain item vectors, and, where features are shared, the `feature_map`.
+
+    Args:
+        items: the module whose features are taken.
+        weights: state dict of `items` or of a model that holds them, possibly gathered from several processes.
+    """
+    if not parametrize.is_parametrized(items.table, "weight") or not any(name.endswith(_REST) for name in weights):
+        return weights
+    (prefix,) = (name.removesuffix(_REST) for name in weights if name.endswith(_REST))
+    plain = {name: value for name, value in weights.items() if name not in (prefix + _REST, prefix + _MAP)}
+    rest, feature_map = weights[prefix + _REST], weights[prefix + _MAP]
+    plain[f"{prefix}table.weight"] = rest + _features(items).to(rest) @ feature_map
+    plain[prefix + FEATURE_MAP] = feature_map
+    return plain
+
+
+def _divide_plain_weights(items: ItemVectors, weights: dict[str, torch.Tensor], prefix: str, *unused: object) -> None:
+    """Before a state dict is loaded: plain vectors → map and rest."""
+    if not parametrize.is_parametrized(items.table, "weight") or f"{prefix}table.weight" not in weights:
+        return
+    vectors = weights.pop(f"{prefix}table.weight")
+    feature_map = weights.pop(prefix + FEATURE_MAP, items.get_parameter(_MAP).detach()).to(vectors)
+    weights[prefix + _REST] = vectors - _features(items).to(vectors) @ feature_map
+    weights[prefix + _MAP] = feature_map
+
+
+def _features(items: ItemVectors) -> torch.Tensor:
+    return items.get_buffer("table.parametrizations.weight.0.features")

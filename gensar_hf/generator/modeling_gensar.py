@@ -1,19 +1,19 @@
-"""The generator: a T5 whose encoder can read one event as one position."""
+"""The generator: a T5 whose encoder can read an event as one position."""
 
 import copy
-from dataclasses import dataclass
+import os
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import T5ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
-from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm, T5Stack
+from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, ItemVectors
+from gensar_hf.generator.item_vectors import FEATURE_MAP, ITEM_VECTOR_STD, ItemVectors, plain_weights
 
 IGNORED_LABEL = -100
 
@@ -21,20 +21,20 @@ IGNORED_LABEL = -100
 def pool_events(embeddings: torch.Tensor, event_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the embeddings of each event's tokens and divide by the square root of their number.
 
-    The square root keeps the variance of a sum of independent embeddings at that of one embedding, whatever the
-    number of words of a query.
+    The square root keeps the variance of a sum of independent embeddings at that of one embedding, for queries of any
+    length.
 
     Args:
         embeddings: `(batch_size, num_tokens, d_model)`.
         event_ids: `(batch_size, num_tokens)` long, the position that each token belongs to, -1 for padding.
 
     Returns:
-        `(batch_size, num_positions, d_model)` pooled embeddings and `(batch_size, num_positions)` bool, which of the
-        positions hold an event.
+        `(batch_size, num_positions, d_model)` pooled embeddings and `(batch_size, num_positions)` bool, true
+        where a position holds an event.
     """
     batch_size, _, d_model = embeddings.shape
     num_positions = int(event_ids.max()) + 1
-    # One position more in each row takes the padding and is cut off again.
+    # An extra position in each row collects the padding and is cut off again.
     slots = torch.where(event_ids < 0, num_positions, event_ids)
     slots = slots + torch.arange(batch_size, device=slots.device)[:, None] * (num_positions + 1)
     num_slots = batch_size * (num_positions + 1)
@@ -57,53 +57,22 @@ def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(allowed, torch.zeros((), dtype=dtype, device=allowed.device), forbidden)[:, None]
 
 
-@dataclass(frozen=True)
-class PackedTargets:
-    """Several targets behind one another in one decoder row; none of them sees the others.
-
-    T5 knows positions only as differences, and has none in cross-attention, so a packed target computes exactly what
-    it would compute alone.
-
-    Attributes:
-        target_ids: `(batch_size, num_decoder_tokens)` long, which target each decoder token belongs to, -1 padding.
-        starts, ends: `(batch_size, num_decoder_tokens)` long: the encoder positions `starts … ends - 1` are what a
-            decoder token may see.
-    """
-
-    target_ids: torch.Tensor
-    starts: torch.Tensor
-    ends: torch.Tensor
-
-    def self_attention(self) -> torch.Tensor:
-        """`(batch_size, num_decoder_tokens, num_decoder_tokens)` bool: the earlier tokens of the same target."""
-        same = self.target_ids[:, :, None] == self.target_ids[:, None, :]
-        return same & _causal(same.shape[1], same.device)
-
-    def cross_attention(self, num_positions: int) -> torch.Tensor:
-        """`(batch_size, num_decoder_tokens, num_positions)` bool: what came before the target."""
-        positions = torch.arange(num_positions, device=self.starts.device)
-        return (positions >= self.starts[:, :, None]) & (positions < self.ends[:, :, None])
-
-
 class T5Initialization:
-    """Keeps T5's own initialisation in subclasses of its models.
+    """Keeps T5's initialization in subclasses of its models.
 
-    transformers skips modules without parameters of their own when it initialises a class that is not its own, as a
-    precaution against code that overwrites loaded weights. T5 initialises its attention and feed-forward layers from
-    just such modules, so the weights would start with a standard deviation of 1 and hardly train.
+    transformers skips modules without direct parameters when it initializes a class outside the library, to protect
+    loaded weights. T5 initializes its attention and feed-forward layers from such modules, so the weights would start
+    with a standard deviation of 1 and hardly train.
     """
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """No: the weights are initialised by T5's code."""
+        """False: the weights are initialized by T5's code."""
         return False
 
 
 class EventProjection(nn.Module):
-    """A feed-forward layer on top of each pooled event: what its tokens mean together, not only their sum.
-
-    It starts as the identity, so that pretrained weights see plain sums at first.
-    """
+    """A residual feed-forward layer on each pooled event, which starts as the identity."""
 
     def __init__(self, config: GenSARConfig) -> None:
         super().__init__()
@@ -114,32 +83,6 @@ class EventProjection(nn.Module):
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """`(batch_size, num_positions, d_model)` in and out."""
         return pooled + self.wo(self.wi(self.layer_norm(pooled)).relu())
-
-
-def recency_bias(attention: T5Attention, slope: float) -> torch.Tensor:
-    """A position bias to start from that falls with the distance, by `slope` an event in the first head.
-
-    Each head's slope is a quarter of that of the head before, so that the heads look back over longer and longer times
-    (ALiBi, Press et al. 2022, sec. 3, where the slopes stay as they are). T5's random start gives near and far events
-    the same weight.
-
-    Args:
-        attention: the encoder's first.
-        slope: logits an event.
-
-    Returns:
-        `(num_buckets, num_heads)`: of each of T5's buckets of distances the mean distance times the slope, negative; 0
-        for the buckets of later positions.
-    """
-    num_buckets, max_distance = attention.relative_attention_num_buckets, attention.relative_attention_max_distance
-    distances = torch.arange(max_distance + 1)
-    buckets = attention._relative_position_bucket(
-        -distances, bidirectional=True, num_buckets=num_buckets, max_distance=max_distance
-    )
-    counts = buckets.bincount(minlength=num_buckets)
-    means = buckets.bincount(distances.float(), minlength=num_buckets) / counts.clamp(min=1)
-    slopes = slope * 4.0 ** -torch.arange(attention.n_heads)
-    return -means[:, None] * slopes
 
 
 class GenSAREncoder(T5Initialization, T5Stack):
@@ -159,9 +102,6 @@ class GenSAREncoder(T5Initialization, T5Stack):
         if isinstance(module, EventProjection):
             init.normal_(module.wi.weight, mean=0.0, std=self.config.d_model**-0.5)
             init.zeros_(module.wo.weight)
-        elif isinstance(module, T5Attention) and module.has_relative_attention_bias:
-            if self.config.history_encoding == "events" and not self.config.is_decoder and self.config.recency_slope:
-                init.copy_(module.relative_attention_bias.weight, recency_bias(module, self.config.recency_slope))
         elif isinstance(module, ItemVectors):
             init.normal_(module.table.weight, mean=0.0, std=ITEM_VECTOR_STD)
             init.zeros_(module.bias)
@@ -169,7 +109,7 @@ class GenSAREncoder(T5Initialization, T5Stack):
                 if projection is not None:
                     init.normal_(projection.weight, mean=0.0, std=self.config.d_model**-0.5)
             for parameter in module.gru.parameters() if module.gru is not None else ():
-                init.uniform_(parameter, -(self.config.d_model**-0.5), self.config.d_model**-0.5)  # as torch does
+                init.uniform_(parameter, -(self.config.d_model**-0.5), self.config.d_model**-0.5)  # torch's default
 
     def forward(
         self,
@@ -181,19 +121,10 @@ class GenSAREncoder(T5Initialization, T5Stack):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
-        """Encode.
+        """Encode, with the arguments of `GenSARForConditionalGeneration.forward`.
 
-        Args:
-            input_ids: `(batch_size, num_tokens)`.
-            attention_mask: `(batch_size, num_tokens)`, 0 for padding.
-            event_ids: `(batch_size, num_tokens)` long, the position of each token, -1 for padding; None: every token
-                is a position of its own and sees all others.
-            event_items: `(batch_size, num_positions)` long, the item (row of the identifier table) that each position
-                is a click on, -1 for none; read by a model with `num_items`.
-            encoder_starts: `(batch_size, num_positions)` long, the first position that each position may see, when
-                several examples are packed into one row; default 0.
-            inputs_embeds: `(batch_size, num_tokens, d_model)` instead of `input_ids`.
-            **kwargs: as for T5.
+        Without `event_ids` it is plain T5, where every token is a position and sees all others. `event_items` are
+        ignored by a model without item vectors.
 
         Returns:
             `last_hidden_state` `(batch_size, num_positions, d_model)`.
@@ -224,8 +155,9 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
 
     config_class = GenSARConfig
     encoder: GenSAREncoder
-    # `forward` divides by `num_items_in_batch` itself, so gradient accumulation is exact.
+    # `forward` divides by `num_items_in_batch`, so gradient accumulation is exact.
     accepts_loss_kwargs = True
+    _keys_to_ignore_on_load_unexpected = [rf"encoder\.items\.{FEATURE_MAP}"]  # noqa: RUF012 - as in transformers
 
     def __init__(self, config: GenSARConfig) -> None:
         # Not T5ForConditionalGeneration.__init__, whose encoder would have to be replaced afterwards.
@@ -269,25 +201,27 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             input_ids: `(batch_size, num_tokens)`.
             attention_mask: `(batch_size, num_tokens)`, 0 for padding.
             event_ids: `(batch_size, num_tokens)` long, the encoder position of each token, -1 for padding.
-            event_items: `(batch_size, num_positions)` long, the item clicked at each position, -1 for none.
-            encoder_starts: `(batch_size, num_positions)` long, the first position each position may see.
+            event_items: `(batch_size, num_positions)` long, the item (row of the identifier table) clicked at each
+                position, -1 for none.
+            encoder_starts: `(batch_size, num_positions)` long, the first position that each position may see, if
+                several examples are packed into one row; default 0.
             decoder_input_ids: `(batch_size, num_decoder_tokens)`.
             decoder_attention_mask: `(batch_size, num_decoder_tokens)`.
-            decoder_target_ids: `(batch_size, num_decoder_tokens)` long, with `decoder_starts` and `decoder_ends`:
-                several targets packed into one row, see `PackedTargets`.
-            decoder_starts: first encoder position that a decoder token may see.
-            decoder_ends: the position after the last one.
-            encoder_outputs: what the encoder returned, to decode again without encoding.
+            decoder_target_ids: `(batch_size, num_decoder_tokens)` long, the target that each token belongs to, -1 for
+                padding, if several targets, none of which sees the others, are packed into one row.
+            decoder_starts: the same shape, the first encoder position that each token may see.
+            decoder_ends: the same shape, the position after the last one.
+            encoder_outputs: of an earlier call, to skip encoding.
             cache: keys and values of the decoder.
             inputs_embeds: `(batch_size, num_tokens, d_model)` instead of `input_ids`.
             decoder_inputs_embeds: the same for the decoder.
             labels: `(batch_size, num_decoder_tokens)`, -100 is ignored.
-            item_positions: `(batch_size, num_items)` long, encoder positions behind which items were clicked.
-            item_is_searched: 1 where the click answered a query, 0 where it is a recommendation.
-            item_labels: those items, -100 is ignored; the cross entropy over all items by their vectors is added to
-                the loss, an item counting as much as one token.
-            num_items_in_batch: number of labels in the whole batch over all accumulation steps and processes; the
-                summed loss is divided by it. Default: the labels at hand.
+            item_positions: `(batch_size, num_item_targets)` long, the last encoder position before each clicked item.
+            item_is_searched: 1 where the click answers a query, 0 where it is a recommendation.
+            item_labels: the clicked items, -100 is ignored. The cross entropy over all items by their vectors is added
+                to the loss; an item weighs as much as one token.
+            num_items_in_batch: number of labels in the whole batch over all accumulation steps and processes, by which
+                the summed loss is divided. Default: the number of labels in this call.
             use_cache: keep the decoder's keys and values.
             **kwargs: as for T5.
 
@@ -298,13 +232,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
         """
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                event_ids=event_ids,
-                event_items=event_items,
-                encoder_starts=encoder_starts,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
+                input_ids, attention_mask, event_ids, event_items, encoder_starts, inputs_embeds, **kwargs
             )
         hidden_states = encoder_outputs[0]
         encoder_mask = attention_mask if event_ids is None else event_positions(event_ids)
@@ -312,10 +240,15 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             decoder_input_ids = self._shift_right(labels)
         if decoder_target_ids is not None:
             if decoder_starts is None or decoder_ends is None:
-                raise ValueError("`decoder_target_ids` needs `decoder_starts` and `decoder_ends` beside it.")
-            targets = PackedTargets(decoder_target_ids, decoder_starts, decoder_ends)
-            decoder_attention_mask = additive_mask(targets.self_attention(), hidden_states.dtype)
-            encoder_mask = additive_mask(targets.cross_attention(hidden_states.shape[1]), hidden_states.dtype)
+                raise ValueError("`decoder_target_ids` needs `decoder_starts` and `decoder_ends`.")
+            # A token sees the earlier tokens of its target. T5 has relative positions, and none in cross-attention,
+            # so a packed target gets exactly the logits that it has in a row by itself.
+            same_target = decoder_target_ids[:, :, None] == decoder_target_ids[:, None, :]
+            earlier = same_target & _causal(same_target.shape[1], same_target.device)
+            positions = torch.arange(hidden_states.shape[1], device=decoder_starts.device)
+            visible = (positions >= decoder_starts[:, :, None]) & (positions < decoder_ends[:, :, None])
+            decoder_attention_mask = additive_mask(earlier, hidden_states.dtype)
+            encoder_mask = additive_mask(visible, hidden_states.dtype)
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
@@ -326,10 +259,9 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             use_cache=use_cache,
             **kwargs,
         )
-        states = decoder_outputs[0]
-        loss = None
+        states, loss = decoder_outputs[0], None
         if labels is not None and decoder_target_ids is not None:
-            # Packed rows end at different lengths: only the labelled tokens are worth a row of logits.
+            # Packed rows have different lengths; logits are computed for labelled tokens only.
             is_labelled = labels != IGNORED_LABEL
             states, labels = states[is_labelled], labels[is_labelled]
         logits = self.output_logits(states)
@@ -339,15 +271,24 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             loss = summed_cross_entropy(logits, labels, num_items_in_batch)
             if item_labels is not None and self.encoder.items is not None:
                 if item_positions is None or item_is_searched is None:
-                    raise ValueError("`item_labels` needs `item_positions` and `item_is_searched` beside it.")
+                    raise ValueError("`item_labels` needs `item_positions` and `item_is_searched`.")
                 item_targets = item_positions, item_is_searched, item_labels
                 loss = loss + item_loss(self.encoder.items, hidden_states, *item_targets, num_items_in_batch)
         return Seq2SeqLMOutput(
-            loss=loss,
-            logits=logits,
-            cache=decoder_outputs.cache,
-            encoder_last_hidden_state=hidden_states,
+            loss=loss, logits=logits, cache=decoder_outputs.cache, encoder_last_hidden_state=hidden_states
         )
+
+    def save_pretrained(  # type: ignore[override]  # the other arguments are keywords
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As in transformers, with plain item vectors, however they are trained (`share_features`)."""
+        if self.encoder.items is not None:
+            state_dict = plain_weights(self.encoder.items, self.state_dict() if state_dict is None else state_dict)
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def output_logits(self, decoder_states: torch.Tensor) -> torch.Tensor:
         """`(…, d_model)` decoder states → `(…, vocab_size)` logits."""
@@ -375,19 +316,14 @@ def item_loss(
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int,
 ) -> torch.Tensor:
-    """Cross entropy of the clicked items over all items, by their vectors, divided as that of the tokens is.
+    """Cross entropy of the clicked items over all items, by their vectors, divided like that of the tokens.
 
-    Args:
-        items: of the encoder.
-        states: `(batch_size, num_positions, d_model)` of the encoder.
-        positions: `(batch_size, num_targets)` long, the encoder positions behind which items were clicked.
-        is_searched: `(batch_size, num_targets)` long, 1 for a search result, 0 for a recommendation.
-        labels: `(batch_size, num_targets)` long, the items; -100 is ignored.
-        num_items_in_batch: as for `summed_cross_entropy`.
+    `states` `(batch_size, num_positions, d_model)` are those of the encoder; the targets are `item_positions`,
+    `item_is_searched` and `item_labels` of `GenSARForConditionalGeneration.forward`.
     """
-    rows, places = torch.nonzero(labels != IGNORED_LABEL, as_tuple=True)
-    logits = items.logits(states[rows, positions[rows, places]], is_searched[rows, places])
-    return summed_cross_entropy(logits, labels[rows, places], num_items_in_batch)
+    rows, columns = torch.nonzero(labels != IGNORED_LABEL, as_tuple=True)
+    logits = items.logits(states[rows, positions[rows, columns]], is_searched[rows, columns])
+    return summed_cross_entropy(logits, labels[rows, columns], num_items_in_batch)
 
 
 def _stack_config(config: GenSARConfig, is_decoder: bool, num_layers: int) -> GenSARConfig:
@@ -399,3 +335,7 @@ def _stack_config(config: GenSARConfig, is_decoder: bool, num_layers: int) -> Ge
 
 def _causal(length: int, device: torch.device) -> torch.Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril_()
+
+
+AutoConfig.register(GenSARConfig.model_type, GenSARConfig)
+AutoModelForSeq2SeqLM.register(GenSARConfig, GenSARForConditionalGeneration)

@@ -1,8 +1,8 @@
-"""The six training tasks and the words that tell the model which one is wanted.
+"""The six training tasks and their instructions.
 
-Each task has one frozen table of templates. An encoder input is an instruction and, after it, the events it is about:
-the user's history, a query, an item's text or an identifier. The instruction comes first, so that every event of a
-history can be a training target that sees the instruction and what happened before it (see `packing.py`).
+Each task has one frozen table of templates. An encoder input is an instruction followed by events: the user's history,
+a query, an item's text or an identifier. The instruction comes first, so that every event of a history can be a
+training target that sees the instruction and all earlier events (see `examples.py`).
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from gensar_hf.data import Behavior
 
 
 class Task(StrEnum):
-    """What one training example asks for (GenSAR, training tasks; the last one is from the authors' code)."""
+    """The training tasks (GenSAR, training tasks; the last one is from the authors' code)."""
 
     NEXT_RECOMMENDED_ITEM = "next_recommended_item"
     NEXT_QUERY = "next_query"
@@ -34,14 +34,14 @@ class Prompts:
     """The instructions of one task.
 
     Attributes:
-        templates: several wordings; training draws one for each example, inference takes the first. `{kind}` stands
-            for the kind of identifier, `semantic` or `collaborative`, in the two tasks that know both.
+        templates: several wordings; training draws one per example, inference uses the first. `{kind}` is the kind of
+            identifier, `semantic` or `collaborative`, in the two tasks that have both.
     """
 
     templates: tuple[str, ...]
 
     def instruction(self, template: int = 0, kind: str = "") -> str:
-        """The words of one template, for one kind of identifier."""
+        """One template, filled in."""
         return self.templates[template].format(kind=kind)
 
 
@@ -89,7 +89,7 @@ PROMPTS: dict[Task, Prompts] = {
 
 
 def all_instructions() -> list[str]:
-    """Every instruction in every wording: text that the tokenizer must know."""
+    """Every instruction in every wording, for training a tokenizer."""
     return [
         prompts.instruction(template, kind)
         for prompts in PROMPTS.values()

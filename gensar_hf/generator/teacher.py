@@ -1,4 +1,4 @@
-"""What another recommender expects next, as further training targets for the generator."""
+"""Distillation: items that a trained SASRec expects next, as further training targets."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,21 +19,20 @@ _BATCH_SIZE = 128  # windows a forward
 class TeacherItems:
     """The most probable next items at every training click, from which targets are drawn.
 
-    A click says of one item that it was right; the teacher's distribution also says which others would have been
-    (Hinton et al. 2015, "Distilling the knowledge in a neural network"). Drawing an item from it and training on that
-    item gives the gradient of the cross entropy with the teacher in expectation.
+    Training on items drawn from the teacher's distribution gives, in expectation, the gradient of the cross entropy
+    with the teacher (Hinton et al. 2015, "Distilling the knowledge in a neural network").
 
     Attributes:
-        items: `(num_events, num_kept)` int32, the most probable items first.
-        cumulative: `(num_events, num_kept)` float32 cumulative probabilities, the last of them 1; 0 where the teacher
-            was not asked.
+        items: `(num_events, num_kept)` int32, items of the events, the most probable first.
+        cumulative: `(num_events, num_kept)` float32 cumulative probabilities, ending in 1; zeros at events without a
+            prediction.
     """
 
     items: np.ndarray
     cumulative: np.ndarray
 
     def draw(self, event: int, rng: np.random.Generator) -> int | None:
-        """An item in place of the one that was clicked; None where the teacher has nothing to say."""
+        """An item that replaces the clicked one; None at an event without a prediction."""
         cumulative = self.cumulative[event]
         if cumulative[-1] == 0:
             return None
@@ -45,13 +44,13 @@ class TeacherItems:
 def teacher_of_sasrec(
     model: "SASRecModel", events: UserEvents, train_ends: np.ndarray, num_kept: int = 64
 ) -> TeacherItems:
-    """Ask SASRec for every training click that has another one before it.
+    """SASRec's predictions for every training click that has another one before it.
 
     Args:
-        model: trained on training events, with the log's item order.
+        model: trained on the training events, with the events' item order.
         events: only `events.offsets[u]:train_ends[u]` of each user is read.
         train_ends: `(num_users,)`, see `Split`.
-        num_kept: items that are kept of each distribution.
+        num_kept: number of items to keep of each distribution.
     """
     from gensar_hf.embeddings.modeling_sasrec import pad_histories
 
@@ -61,25 +60,25 @@ def teacher_of_sasrec(
     windows = _windows(events, train_ends, model.config.max_length)
     was_training = model.training
     model.eval()
-    for start in tqdm(range(0, len(windows), _BATCH_SIZE), desc="asking the teacher", leave=False, delay=2):
+    for start in tqdm(range(0, len(windows), _BATCH_SIZE), desc="distilling SASRec", leave=False, delay=2):
         chunk = windows[start : start + _BATCH_SIZE]
         inputs = pad_histories([events.items[clicks[:-1]] for clicks, _ in chunk], model.config.max_length)
         inputs = inputs.to(model.device)
-        # With labels, none of which count, so that the model computes no logits that are not asked for.
+        # With ignored labels the model skips the logits of all positions.
         states = model(input_ids=inputs, labels=torch.zeros_like(inputs)).last_hidden_state
         rows = np.repeat(np.arange(len(chunk)), [len(clicks) - 1 - first for clicks, first in chunk])
         columns = np.concatenate([np.arange(first, len(clicks) - 1) for clicks, first in chunk])
-        asked = np.concatenate([clicks[first + 1 :] for clicks, first in chunk])
+        predicted = np.concatenate([clicks[first + 1 :] for clicks, first in chunk])
         logits = states[rows, columns] @ model.item_embeddings().T
         probabilities, best = logits.float().softmax(dim=-1).topk(num_kept)
-        items[asked] = best.cpu().numpy()
-        cumulative[asked] = (probabilities.cumsum(dim=-1) / probabilities.sum(dim=-1, keepdim=True)).cpu().numpy()
+        items[predicted] = best.cpu().numpy()
+        cumulative[predicted] = (probabilities.cumsum(dim=-1) / probabilities.sum(dim=-1, keepdim=True)).cpu().numpy()
     model.train(was_training)
     return TeacherItems(items, cumulative)
 
 
 def _windows(events: UserEvents, train_ends: np.ndarray, max_length: int) -> list[tuple[np.ndarray, int]]:
-    """Clicks (event indices) of at most `max_length` predictions, and the first prediction that is asked for.
+    """Windows of clicks (event indices) for at most `max_length` predictions, and the first new prediction in each.
 
     Windows overlap by half, so that nearly every prediction has half a window of clicks before it.
     """

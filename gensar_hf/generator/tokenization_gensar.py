@@ -1,4 +1,4 @@
-"""Words, behavior tokens and code tokens in one vocabulary; requests in, item ids out."""
+"""The tokenizer: words, behavior tokens and code tokens in one vocabulary; requests in, item ids out."""
 
 import json
 import logging
@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BatchEncoding, TokenizersBackend
+from transformers import AutoTokenizer, BatchEncoding, TokenizersBackend
 
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import Trie
 from gensar_hf.errors import InputError
 from gensar_hf.generator.catalogue import BEHAVIOR_TOKENS, Catalogue, check_fingerprint, table_fingerprint
-from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS
-from gensar_hf.generator.history import History, HistoryEvent, cut_query, is_session_of, parse_history
+from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS, GenSARConfig
+from gensar_hf.generator.history import EventArrays, History, cut_query, parse_history
 from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, all_instructions
-from gensar_hf.hub import hub_trouble, optional_file
+from gensar_hf.hub import explain_hub_error, optional_file
 from gensar_hf.identifiers import IdentifierTable
 
 logger = logging.getLogger(__name__)
@@ -33,20 +33,20 @@ SPECIAL_TOKENS = PAD, EOS, UNK = ("<pad>", "</s>", "<unk>")
 
 
 class GenSARTokenizer(TokenizersBackend):
-    """A text tokenizer that also knows the behavior tokens, the code tokens and the catalogue's identifiers.
+    """A text tokenizer with behavior tokens, code tokens and the catalogue's identifiers.
 
-    Build one with `train_from_texts` (a vocabulary of its own) or `from_text_tokenizer` (T5's or Llama's, say); load
-    one with `from_pretrained`, which reads `identifiers.parquet` from the same folder or Hub repository.
+    Build one with `train_from_texts` (a new vocabulary) or `from_text_tokenizer` (that of T5 or Llama, for example).
+    Load one with `from_pretrained`, which reads `identifiers.parquet` from the same folder or Hub repository.
 
-    For a decoder alone (`decoder_only`) a request is one row that ends with the behavior token, padded on the left,
-    which `generate` goes on with.
+    For a decoder-only model (`decoder_only`) a request is one prompt that ends with the behavior token, padded on the
+    left.
 
-    No `__init__`: a subclass that has one loses its normalizer when it is loaded again. What it must remember are
-    keyword arguments, which transformers keeps in tokenizer_config.json: `history_encoding`, `max_history_events`,
+    There is no `__init__`, because a subclass that has one loses its normalizer when it is loaded. Its settings are
+    keyword arguments that transformers keeps in tokenizer_config.json: `history_encoding`, `max_history_events`,
     `behavior_tokens`, `decoder_only`.
 
-    `catalogue` holds all that depends on the items; it is replaced as a whole. A method that needs several parts of it
-    takes it once, at its start.
+    `catalogue` holds everything that depends on the items and is replaced as a whole. A method that needs several parts
+    of it reads it once, at its start.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 - transformers declares it so
@@ -68,7 +68,7 @@ class GenSARTokenizer(TokenizersBackend):
         Args:
             texts: item texts and training queries.
             identifiers: the catalogue's identifiers.
-            vocab_size: of the words' part; fewer pieces where the texts do not hold so many.
+            vocab_size: upper bound on the number of word pieces.
             history_encoding: see `GenSARConfig`.
             max_history_events: longer histories are cut to their last events.
             behavior_tokens: see `Catalogue.of_table`.
@@ -88,9 +88,15 @@ class GenSARTokenizer(TokenizersBackend):
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, eos_id)]
         )
-        special_tokens = {"pad_token": PAD, "eos_token": EOS, "unk_token": UNK}
         return cls._with_identifiers(
-            tokenizer, special_tokens, identifiers, history_encoding, max_history_events, behavior_tokens
+            tokenizer,
+            identifiers,
+            pad_token=PAD,
+            eos_token=EOS,
+            unk_token=UNK,
+            history_encoding=history_encoding,
+            max_history_events=max_history_events,
+            behavior_tokens=behavior_tokens,
         )
 
     @classmethod
@@ -103,62 +109,50 @@ class GenSARTokenizer(TokenizersBackend):
         behavior_tokens: bool = True,
         decoder_only: bool = False,
     ) -> "GenSARTokenizer":
-        """Take over a text tokenizer, such as T5's or Llama's, and add the behavior and code tokens.
+        """Add the behavior and code tokens to a copy of a text tokenizer.
 
         Args:
-            tokenizer: any fast tokenizer; its special tokens are taken over, and where it has no padding token, as
-                Llama's, the end token pads.
-            identifiers: the catalogue's identifiers.
-            history_encoding: see `GenSARConfig`; a decoder alone reads `"tokens"`.
-            max_history_events: longer histories are cut to their last events.
-            behavior_tokens: see `Catalogue.of_table`.
-            decoder_only: for a decoder alone, see the class.
+            tokenizer: any fast tokenizer. The end token is used for padding if it has no padding token, as in Llama.
+            identifiers: as in `train_from_texts`, like the next three arguments.
+            history_encoding: `"tokens"` for a decoder-only model.
+            max_history_events: number of events.
+            behavior_tokens: whether both kinds of identifiers begin with different tokens.
+            decoder_only: for a decoder-only model.
 
         Raises:
             ValueError: the tokenizer has no end token, or a setting is out of range.
         """
         if decoder_only and history_encoding != "tokens":
-            raise ValueError(f"A decoder alone reads histories as 'tokens'; got history_encoding={history_encoding!r}.")
+            raise ValueError(
+                f"A decoder-only model reads histories as 'tokens'; got history_encoding={history_encoding!r}."
+            )
         names = ("pad_token", "eos_token", "unk_token", "bos_token")
         special_tokens = {name: token for name in names if (token := getattr(tokenizer, name, None)) is not None}
         if "eos_token" not in special_tokens:
             raise ValueError("The text tokenizer has no `eos_token`, which ends the words of a query; set one.")
         return cls._with_identifiers(
             tokenizer.backend_tokenizer,
-            {"pad_token": special_tokens["eos_token"], **special_tokens},
             identifiers,
-            history_encoding,
-            max_history_events,
-            behavior_tokens,
-            decoder_only,
-        )
-
-    @classmethod
-    def _with_identifiers(
-        cls,
-        backend: Tokenizer,
-        special_tokens: Mapping[str, str],
-        identifiers: IdentifierTable,
-        history_encoding: str,
-        max_history_events: int,
-        behavior_tokens: bool,
-        decoder_only: bool = False,
-    ) -> "GenSARTokenizer":
-        if history_encoding not in HISTORY_ENCODINGS:
-            raise ValueError(
-                f"`history_encoding` must be one of {', '.join(HISTORY_ENCODINGS)}; got {history_encoding!r}."
-            )
-        if max_history_events < 1:
-            raise ValueError(f"`max_history_events` must be at least 1; got {max_history_events}.")
-        tokenizer = cls(
-            tokenizer_object=backend,
-            **special_tokens,
-            padding_side="left" if decoder_only else "right",
+            **{"pad_token": special_tokens["eos_token"], **special_tokens},
             history_encoding=history_encoding,
             max_history_events=max_history_events,
             behavior_tokens=behavior_tokens,
             decoder_only=decoder_only,
         )
+
+    @classmethod
+    def _with_identifiers(
+        cls, backend: Tokenizer, identifiers: IdentifierTable, decoder_only: bool = False, **settings: Any
+    ) -> "GenSARTokenizer":
+        if settings["history_encoding"] not in HISTORY_ENCODINGS:
+            raise ValueError(
+                f"`history_encoding` must be one of {', '.join(HISTORY_ENCODINGS)}; got "
+                f"{settings['history_encoding']!r}."
+            )
+        if settings["max_history_events"] < 1:
+            raise ValueError(f"`max_history_events` must be at least 1; got {settings['max_history_events']}.")
+        side = "left" if decoder_only else "right"
+        tokenizer = cls(tokenizer_object=backend, padding_side=side, decoder_only=decoder_only, **settings)
         # Not `normalized`: a lower-casing normalizer would turn <R_I> into <r_i>, which is no token.
         new_tokens = [*BEHAVIOR_TOKENS, *identifiers.code_tokens()]
         tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in new_tokens])
@@ -177,7 +171,7 @@ class GenSARTokenizer(TokenizersBackend):
             path = optional_file(pretrained_model_name_or_path, IDENTIFIERS_FILE, **kwargs)
         except OSError as error:
             raise InputError(
-                "The model's tokenizer cannot be loaded: " + hub_trouble(pretrained_model_name_or_path, error)
+                "The model's tokenizer cannot be loaded: " + explain_hub_error(pretrained_model_name_or_path, error)
             ) from error
         if path is None:
             raise InputError(
@@ -191,7 +185,7 @@ class GenSARTokenizer(TokenizersBackend):
         return tokenizer
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> tuple[str, ...]:  # type: ignore[override]
-        """Save the vocabulary and `identifiers.parquet`, and in tokenizer_config.json what tells that table by."""
+        """Save the vocabulary, `identifiers.parquet` and, in tokenizer_config.json, a fingerprint of that table."""
         catalogue = self.catalogue
         self.init_kwargs[_FINGERPRINT] = table_fingerprint(catalogue.identifiers)
         files = super().save_pretrained(save_directory, **kwargs)
@@ -200,15 +194,15 @@ class GenSARTokenizer(TokenizersBackend):
         return (*files, str(identifiers_path))
 
     def attach_identifiers(self, identifiers: IdentifierTable) -> None:
-        """Take a catalogue's identifiers into use, all at once: a request sees the old catalogue or the new one.
+        """Swap the catalogue atomically; running requests keep the old one.
 
         Raises:
-            InputError: the vocabulary lacks one of their code tokens.
+            InputError: the vocabulary lacks one of the code tokens.
         """
         self.catalogue = self.catalogue_of(identifiers)
 
     def catalogue_of(self, identifiers: IdentifierTable) -> Catalogue:
-        """A catalogue in this tokenizer's tokens, not in use yet; errors as for `attach_identifiers`."""
+        """The catalogue of an identifier table, without using it yet. Errors as in `attach_identifiers`."""
         behavior_tokens = self.init_kwargs.get("behavior_tokens", True)  # models saved by earlier versions have them
         return Catalogue.of_table(
             identifiers,
@@ -241,7 +235,7 @@ class GenSARTokenizer(TokenizersBackend):
 
     @property
     def code_token_ids(self) -> np.ndarray:
-        """Ids of the behavior and code tokens: all that is no text."""
+        """Ids of the behavior and code tokens."""
         tokens = [*BEHAVIOR_TOKENS, *self.identifiers.code_tokens()]
         return np.array(self.convert_tokens_to_ids(tokens))
 
@@ -257,7 +251,7 @@ class GenSARTokenizer(TokenizersBackend):
 
     @property
     def decoder_only(self) -> bool:
-        """Whether it is for a decoder alone, see the class."""
+        """Whether it belongs to a decoder-only model."""
         return self.init_kwargs.get("decoder_only", False)
 
     # ---- requests
@@ -271,62 +265,105 @@ class GenSARTokenizer(TokenizersBackend):
         return_tensors: str | None = "pt",
         catalogue: Catalogue | None = None,
     ) -> BatchEncoding:
-        """What `model.generate` needs to answer: the history read, the behavior asked for.
+        """Encode requests as inputs of `model.generate`.
 
         Args:
             history: a list of events, oldest first, such as `[{"item_id": "242"}, {"query": "comedy"}]`; or a list
                 of such lists, which makes a batch.
             query: the current query, for `<S_I>`; one for each history of a batch.
-            behavior: `<R_I>` (recommend), `<S_I>` (search) or `<S_Q>` (suggest a query); one, or one a history.
-            on_unknown: what to do with an item that is not in the catalogue: `"raise"` or `"skip"`.
+            behavior: `<R_I>` (recommend), `<S_I>` (search) or `<S_Q>` (suggest a query); one, or one per history.
+            on_unknown: `"raise"` or `"skip"` for an item that is not in the catalogue.
             return_tensors: `"pt"`, `"np"` or None (lists).
-            catalogue: in which the history's items are looked up; default: the one in use.
+            catalogue: where the history's items are looked up; default: `self.catalogue`.
 
         Returns:
-            `input_ids`, `attention_mask` `(batch_size, num_tokens)`, `decoder_input_ids` `(batch_size, 2)` and, with
-            `history_encoding="events"`, `event_ids` `(batch_size, num_tokens)`, -1 for padding. For a decoder alone
-            `input_ids` and `attention_mask` only, padded on the left; the last token is the behavior token.
+            `input_ids`, `attention_mask` `(batch_size, num_tokens)`, `decoder_input_ids` `(batch_size, 2)`. With
+            `history_encoding="events"` also `event_ids` `(batch_size, num_tokens)`, -1 for padding, and `event_items`
+            `(batch_size, num_positions)`, -1 for no item. For a decoder-only model `input_ids` and `attention_mask`
+            only, padded on the left; the last token is the behavior token.
 
         Raises:
-            ValueError: unknown behavior or item, a query missing or not wanted, lists of different lengths.
+            ValueError: unknown behavior or item, a missing or superfluous query, lists of different lengths.
         """
         requests = _as_batch(history, query, behavior)
         catalogue = catalogue or self.catalogue
-        rows = [self._encode_one(*request, on_unknown, catalogue) for request in requests]
-        behaviors = [catalogue.behavior_ids[_as_behavior(asked)] for _, _, asked in requests]
+        index_of = catalogue.identifiers.index_of
+        histories, queries, behaviors = (list(column) for column in zip(*requests, strict=True))
+        arrays = [parse_history(history, index_of, on_unknown) for history in histories]
+        return self.encode_events(arrays, queries, behaviors, return_tensors, catalogue)
+
+    def encode_events(
+        self,
+        histories: Sequence[EventArrays],
+        query: str | Sequence[str | None] | None = None,
+        behavior: str | Sequence[str] = Behavior.RECOMMENDED_ITEM.token,
+        return_tensors: str | None = "pt",
+        catalogue: Catalogue | None = None,
+    ) -> BatchEncoding:
+        """As `encode_request`, for a batch of histories that are already arrays (`EventArrays.of_user_events`)."""
+        requests = _as_batch(list(histories), query, behavior, is_batch=True)
+        catalogue, query_tokens = catalogue or self.catalogue, dict[str, np.ndarray]()
+        rows = [self._encode_one(*request, catalogue, query_tokens) for request in requests]
+        starts = [catalogue.behavior_ids[_as_behavior(token)] for _, _, token in requests]
         if self.decoder_only:
-            prompts = [np.append(tokens, behavior) for (tokens, _, _), behavior in zip(rows, behaviors, strict=True)]
+            prompts = [np.append(tokens, start) for (tokens, _, _), start in zip(rows, starts, strict=True)]
             return BatchEncoding(self.pad_rows(prompts, []), tensor_type=return_tensors)
         encoding = self.pad_rows([tokens for tokens, _, _ in rows], [event_ids for _, event_ids, _ in rows])
         if self.history_encoding == "events":
             encoding["event_items"] = pad_right([event_items for _, _, event_items in rows], NO_ITEM)
-        encoding["decoder_input_ids"] = np.array([[self.pad_token_id, token] for token in behaviors])
+        encoding["decoder_input_ids"] = np.array([[self.pad_token_id, start] for start in starts])
         return BatchEncoding(encoding, tensor_type=return_tensors)
 
     def _encode_one(
-        self, history: History, query: str | None, behavior_token: str, on_unknown: str, catalogue: Catalogue
+        self, events: EventArrays, query: str | None, token: str, catalogue: Catalogue, cache: dict[str, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Token ids, event ids, and the item of each position."""
-        behavior = _as_behavior(behavior_token)
+        """Token ids, event ids, and the item of each position; `cache` holds the tokens of queries."""
+        behavior = _as_behavior(token)
         if (query is not None) != (behavior is Behavior.SEARCHED_ITEM):
             raise ValueError(
-                f"Behavior {behavior_token} {'needs a' if query is None else 'takes no'} query; got query={query!r}. "
+                f"Behavior {token} {'needs a' if query is None else 'takes no'} query; got query={query!r}. "
                 "A query goes with <S_I>."
             )
-        events = parse_history(history, catalogue.identifiers.index_of, on_unknown)[-self.max_history_events :]
-        if query is not None and not is_session_of(cut_query(query), events):
-            events.append(HistoryEvent(Behavior.SEARCH_QUERY, query=cut_query(query)))
+        # Inserted query events only move earlier events out, so the rest of the history is not needed.
+        events = events.last(self.max_history_events).with_query_events().last(self.max_history_events)
+        if query is not None:
+            query = cut_query(query)
+            if not events.is_session_of(query):
+                events = events.followed_by(Behavior.SEARCH_QUERY, NO_ITEM, query)
+        for text in {query for query in events.queries if query} - cache.keys():
+            cache[text] = self.query_tokens(text, catalogue)
         instruction = self.text_ids(PROMPTS[HISTORY_TASKS[behavior]].instruction())
-        items = catalogue.trained_rows(np.array([NO_ITEM, *(event.item for event in events)]))
-        return *self.assemble(instruction, [self.event_tokens(event, catalogue) for event in events]), items
+        items = catalogue.trained_rows(np.array([NO_ITEM, *events.items]))
+        return *self.assemble(instruction, self.event_tokens(events, cache, catalogue)), items
+
+    def event_tokens(
+        self, events: EventArrays, query_tokens: Mapping[str, np.ndarray], catalogue: Catalogue | None = None
+    ) -> list[np.ndarray]:
+        """The one tokenization of events: `(num_tokens,)` ids per event, the behavior token first.
+
+        Args:
+            events: of one history.
+            query_tokens: query → its tokens (`query_tokens`), of all queries in the events.
+            catalogue: default: `self.catalogue`.
+        """
+        items = (catalogue or self.catalogue).item_token_ids
+        return [
+            query_tokens[query] if behavior == Behavior.SEARCH_QUERY else items[behavior][item]  # type: ignore[index]
+            for behavior, item, query in zip(*events, strict=True)
+        ]
+
+    def query_tokens(self, query: str, catalogue: Catalogue | None = None) -> np.ndarray:
+        """`(num_tokens,)`: `<S_Q>` and the words of a query."""
+        start = (catalogue or self.catalogue).behavior_ids[Behavior.SEARCH_QUERY]
+        return np.insert(self.text_ids(cut_query(query)), 0, start)
 
     def assemble(self, instruction: np.ndarray, events: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """One encoder input, or the beginning of one prompt, from an instruction and events.
+        """Join an instruction and events to one encoder input or prompt.
 
         Returns:
-            `(num_tokens,)` token ids and `(num_tokens,)` event ids: the instruction is position 0, the events follow;
-            with `history_encoding="tokens"` the event ids are not used, and an encoder's input is closed by an end
-            token. A prompt begins as every text of the decoder does, with a start token or without.
+            `(num_tokens,)` token ids and `(num_tokens,)` event ids: position 0 is the instruction, the events follow.
+            With `history_encoding="tokens"` the event ids are unused and an encoder input ends with an end token. A
+            prompt begins with the start token that the text tokenizer puts before every text, if any.
         """
         pieces = [instruction, *events]
         if self.decoder_only:
@@ -338,7 +375,7 @@ class GenSARTokenizer(TokenizersBackend):
 
     @cached_property
     def _tokens_without_bracket(self) -> list[str]:
-        """What else than `<…>` the text tokenizer recognises anywhere in a text, such as Mistral's `[INST]`."""
+        """Added tokens of the text tokenizer that are not written as `<…>`, such as Mistral's `[INST]`."""
         added = [str(token) for token in self.added_tokens_decoder.values()]
         return [token for token in added if "<" not in token and len(token) > 1]
 
@@ -359,18 +396,12 @@ class GenSARTokenizer(TokenizersBackend):
             encoding["event_ids"] = pad_right(event_id_rows, NO_EVENT)
         return encoding
 
-    def event_tokens(self, event: HistoryEvent, catalogue: Catalogue | None = None) -> np.ndarray:
-        """`(num_tokens,)`: the behavior token, then the identifier's codes or the query's words."""
-        catalogue = catalogue or self.catalogue
-        if event.behavior is Behavior.SEARCH_QUERY:
-            return np.concatenate([[catalogue.behavior_ids[Behavior.SEARCH_QUERY]], self.text_ids(event.query)])
-        return catalogue.item_token_ids[event.behavior][event.item]
-
     def text_ids(self, text: str, max_length: int = 128) -> np.ndarray:
-        """`(num_tokens,)` ids of a text's words, without an end token; the first `max_length` of them.
+        """`(num_tokens,)` ids of a text's words, without an end token; at most the first `max_length`.
 
-        A behavior, code or end token that stands in a user's text is text: the blank keeps it from being recognised.
-        Normalized first, because the normalizer makes `<` of other characters, such as the full-width one.
+        Behavior, code and end tokens in a user's text are read as plain text: an inserted blank keeps the tokenizer
+        from recognizing them. The text is normalized first, because the normalizer maps other characters to `<`, such
+        as the full-width one.
         """
         normalizer = self.backend_tokenizer.normalizer
         if normalizer is not None:
@@ -386,22 +417,20 @@ class GenSARTokenizer(TokenizersBackend):
         """Item ids of generated sequences.
 
         Args:
-            sequences: `(num_sequences, length)` as `model.generate` returns them: decoder start (of a decoder alone
-                the prompt), behavior token, codes, perhaps an end token and padding.
+            sequences: `(num_sequences, length)` from `model.generate`: decoder start (or the prompt of a decoder-only
+                model), behavior token, codes, optional end token and padding.
 
         Returns:
-            one item id a sequence; None for one that is no identifier of the catalogue.
+            one item id per sequence; None if it is not an identifier of the catalogue.
         """
         catalogue = self.catalogue
         item_ids = catalogue.identifiers.item_ids
         return [None if row < 0 else item_ids[row] for row in self.decode_item_rows(sequences, catalogue)]
 
     def decode_item_rows(
-        self,
-        sequences: torch.Tensor | np.ndarray | Sequence[Sequence[int]],
-        catalogue: Catalogue | None = None,
+        self, sequences: torch.Tensor | np.ndarray | Sequence[Sequence[int]], catalogue: Catalogue | None = None
     ) -> np.ndarray:
-        """As `decode_items`, but `(num_sequences,)` rows of the identifier table, -1 for none."""
+        """As `decode_items`, but `(num_sequences,)` rows of the identifier table, -1 for None."""
         table = torch.as_tensor(np.asarray(sequences.cpu() if isinstance(sequences, torch.Tensor) else sequences))
         trie = (catalogue or self.catalogue).trie
         codes = trie.answers(table.long())
@@ -410,11 +439,11 @@ class GenSARTokenizer(TokenizersBackend):
 
 
 def _in_fixed_order(tokenizer: Tokenizer) -> models.Unigram:
-    """The trained pieces with scores, and so with ids, that are the same in every training on the same texts.
+    """The trained pieces with deterministic scores, and so with deterministic ids.
 
-    The trainer walks hash tables: the last bits of the scores differ from one training to the next, and so does the
-    order of the rare characters that it adds below all other pieces, 0.0001 apart. A run that is resumed trains its
-    tokenizer again, and must find the ids that its weights were trained with.
+    The trainer walks hash tables. The last bits of the scores differ from one training to the next, and so does the
+    order of the rare characters that it adds below all other pieces, 0.0001 apart. A resumed run trains its tokenizer
+    again and must get the same ids.
     """
     pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
     special, pieces = pieces[: len(SPECIAL_TOKENS)], pieces[len(SPECIAL_TOKENS) :]
@@ -447,10 +476,10 @@ def _as_behavior(token: str) -> Behavior:
 
 
 def _as_batch(
-    history: Any, query: str | Sequence[str | None] | None, behavior: str | Sequence[str]
-) -> list[tuple[History, str | None, str]]:
-    """One (history, query, behavior) a request, from single values or lists."""
-    is_batch = isinstance(history, Sequence) and len(history) > 0 and isinstance(history[0], (list, tuple))
+    history: Any, query: str | Sequence[str | None] | None, behavior: str | Sequence[str], is_batch: bool = False
+) -> list[tuple[Any, str | None, str]]:
+    """One (history, query, behavior) per request, from single values or lists."""
+    is_batch |= isinstance(history, Sequence) and len(history) > 0 and isinstance(history[0], (list, tuple))
     histories = list(history) if is_batch else [history]
     queries = [query] * len(histories) if query is None or isinstance(query, str) else list(query)
     behaviors = [behavior] * len(histories) if isinstance(behavior, str) else list(behavior)
@@ -460,3 +489,6 @@ def _as_batch(
             f"{len(histories)} histories, {len(queries)} queries and {len(behaviors)} behaviors."
         )
     return list(zip(histories, queries, behaviors, strict=True))
+
+
+AutoTokenizer.register(GenSARConfig, fast_tokenizer_class=GenSARTokenizer)

@@ -1,23 +1,81 @@
-"""Codes → identifiers that no two items share, at the least distortion that a top-down pass can give.
+"""Unique identifiers: change as few codes as possible, each by as little as possible, until no two items collide.
 
 One rule for every level, coarse to fine: under one prefix, a code may hold at most K^(levels after it) items, because
 that is how many identifiers begin with it. A code that holds more gives its surplus to other codes under the same
 prefix. On the last level the limit is 1, and the codes are assigned by the Hungarian algorithm. Shared levels are
 treated once, for both kinds together, so both identifiers of an item keep the same shared prefix.
 
-Identifiers given before are `taken`: they count against every limit and never change. A catalogue can therefore always
-be filled up to its last identifier, whatever it holds: what is taken under a prefix is never more than the limit.
+Identifiers that are `taken` count against every limit and never change. A catalogue can therefore always be filled up
+to its last identifier: what is taken under a prefix is never more than the limit.
 """
 
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
+import pandas as pd
 from tqdm.auto import tqdm
 
 from gensar_hf.errors import InputError
-from gensar_hf.identifiers.joint_codes import KEY_LIMIT, JointCodes, chunks, num_distinct
 
-_EQUAL_UP_TO = 1e-5  # of the largest code: batched float32 matrix products give equal items latents that differ less
+
+@dataclass(frozen=True)
+class JointCodes:
+    """Codes of all items, not yet unique, and the latents and codebooks that they come from.
+
+    Attributes:
+        semantic_codes: `(num_items, num_levels)` int64, shared levels first.
+        collaborative_codes: the same; the shared levels are equal to those of `semantic_codes`.
+        latents: `(num_items, 2 * latent_dim)`, semantic half first.
+        shared_codebooks: `(num_shared_levels, codebook_size, 2 * latent_dim)`.
+        semantic_codebooks: `(num_specific_levels, codebook_size, latent_dim)`.
+        collaborative_codebooks: the same.
+    """
+
+    semantic_codes: np.ndarray
+    collaborative_codes: np.ndarray
+    latents: np.ndarray
+    shared_codebooks: np.ndarray
+    semantic_codebooks: np.ndarray
+    collaborative_codebooks: np.ndarray
+
+    @property
+    def num_items(self) -> int:
+        """Items of the catalogue."""
+        return len(self.latents)
+
+    @property
+    def num_shared_levels(self) -> int:
+        """Levels on which both identifiers of an item agree."""
+        return len(self.shared_codebooks)
+
+    @property
+    def num_levels(self) -> int:
+        """Codes per identifier."""
+        return len(self.shared_codebooks) + len(self.semantic_codebooks)
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes per codebook."""
+        return max(self.shared_codebooks.shape[1], self.semantic_codebooks.shape[1])
+
+    def quantized(self, semantic_codes: np.ndarray, collaborative_codes: np.ndarray) -> np.ndarray:
+        """Sums of the codes of `(num_rows, num_levels)` identifiers: `(num_rows, 2 * latent_dim)`, semantic first."""
+        total = np.zeros((len(semantic_codes), self.latents.shape[1]), dtype=self.latents.dtype)
+        semantic_half, collaborative_half = np.split(total, 2, axis=1)  # views
+        for level, codebook in enumerate(self.shared_codebooks):
+            total += codebook[semantic_codes[:, level]]
+        for index in range(len(self.semantic_codebooks)):
+            level = self.num_shared_levels + index
+            semantic_half += self.semantic_codebooks[index][semantic_codes[:, level]]
+            collaborative_half += self.collaborative_codebooks[index][collaborative_codes[:, level]]
+        return total
+
+    def distortions(self, semantic_codes: np.ndarray, collaborative_codes: np.ndarray) -> dict[str, float]:
+        """Squared error of each kind's latents, mean over the items, with these `(num_items, num_levels)` codes."""
+        errors = np.square(self.latents - self.quantized(semantic_codes, collaborative_codes))
+        halves = zip(("semantic", "collaborative"), np.split(errors, 2, axis=1), strict=True)
+        return {kind: float(half.sum(dtype=np.float64)) / self.num_items for kind, half in halves}
 
 
 @dataclass(frozen=True)
@@ -38,310 +96,65 @@ class UniqueIdentifiers:
 
 
 def collision_rate(codes: np.ndarray, taken: np.ndarray | None = None) -> float:
-    """1 − distinct identifiers / items; with `taken`, the identifiers that are new to them are counted.
+    """1 − distinct identifiers / items; with `taken`, only identifiers that are not taken count as distinct.
 
     Args:
-        codes: `(num_items, num_levels)`, at least one item.
-        taken: `(num_taken, num_levels)`, identifiers given before, all different.
+        codes: `(num_items, num_levels)`, at least one item and one level.
+        taken: `(num_taken, num_levels)`, all different.
 
     >>> collision_rate(np.array([[0, 1], [0, 1], [2, 1], [0, 2]]))
     0.25
     >>> collision_rate(np.array([[0, 1], [0, 1], [2, 1], [0, 2]]), taken=np.array([[2, 1], [5, 5]]))
     0.5
     """
-    if taken is None:
-        return 1 - num_distinct(codes) / len(codes)
-    return 1 - (num_distinct(np.concatenate([taken, codes])) - len(taken)) / len(codes)
+    everything = codes if taken is None else np.concatenate([taken, codes])
+    return float(pd.DataFrame(everything).duplicated().sum() / len(codes))
 
 
 def assign_unique_identifiers(
     codes: JointCodes, taken: tuple[np.ndarray, np.ndarray] | None = None
 ) -> UniqueIdentifiers:
-    """Change as few codes as needed, and by as little as possible, so that each kind's identifiers are distinct.
+    """Make each kind's identifiers distinct at a small distortion.
 
-    An item that collides with no other keeps its codes, unless its prefix is too full (more than K^n items with n
-    levels to come). Items that collide on the last level are assigned, jointly, to their own code and to the free codes
-    under their prefix with the least sum of squared distances. If a prefix is too full, those of its items that lose
-    least move to the nearest code with room on the level in question, and the levels after it are quantized anew. With
-    one specific level the level in question is the last shared one, so both identifiers of the moved item change;
-    with two or more only the kind that needs it, until K^L_n items share one shared prefix.
+    An item that collides with no other keeps its codes, unless its prefix holds more than K^n items with n levels to
+    come. Moved items' later codes are quantized again. With one specific level the shared prefix, and so both
+    identifiers, may have to change; with two or more only the kind that needs it, until K^L_n items share one prefix.
 
     Args:
         codes: of the items that need identifiers, from `JointRQVAE.encode`.
-        taken: semantic and collaborative identifiers of items that have theirs already, `(num_taken, num_levels)` each,
-            distinct, shared levels equal. They are given to no other item and do not change.
+        taken: semantic and collaborative identifiers of other items, `(num_taken, num_levels)` each, distinct, shared
+            levels equal. They do not change, and no new item gets one of them.
 
     Returns:
-        `UniqueIdentifiers` of the items in `codes`, none of them taken; the same input gives the same result. The
-        report is about these items; their collision rate before counts collisions with taken identifiers, too.
+        `UniqueIdentifiers` of the items in `codes`; the same input gives the same result. The report is about these
+        items; their collision rate before includes collisions with taken identifiers.
 
     Raises:
-        InputError: there are more items than identifiers; the message says how many levels or codes would do.
+        InputError: there are more items than identifiers; the message says how many levels or codes would be enough.
         ValueError: `taken` has another number of levels than `codes`.
     """
-    taken = _checked_taken(codes, taken)
-    require_capacity(codes.num_items, codes.codebook_size, codes.num_levels, len(taken[0]))
-    num_shared = codes.num_shared_levels
-    latent_dim = codes.latents.shape[1] // 2
-    root = _Prefixes(np.zeros(codes.num_items, dtype=np.int64), np.zeros(len(taken[0]), dtype=np.int64))
-    nothing_moved = np.zeros(codes.num_items, dtype=bool)
-    shared = _Chain(codes.latents, codes.semantic_codes[:, :num_shared], codes.shared_codebooks, nothing_moved)
-    prefixes = shared.spread(root, taken[0][:, :num_shared], len(codes.semantic_codebooks))
-    unique = []
-    for kind_codes, kind_taken, codebooks, half in (
-        (codes.semantic_codes, taken[0], codes.semantic_codebooks, slice(latent_dim)),
-        (codes.collaborative_codes, taken[1], codes.collaborative_codebooks, slice(latent_dim, None)),
-    ):
-        specific = _Chain(shared.residuals[:, half], kind_codes[:, num_shared:], codebooks, shared.stale)
-        specific.spread(prefixes, kind_taken[:, num_shared:], 0)
-        unique.append(np.concatenate([shared.codes, specific.codes], axis=1))
-    return UniqueIdentifiers(unique[0], unique[1], _report(codes, (unique[0], unique[1]), taken))
-
-
-def require_capacity(num_items: int, codebook_size: int, num_levels: int, num_taken: int = 0) -> None:
-    """Refuse a catalogue with more items than identifiers.
-
-    Args:
-        num_items: items that need identifiers.
-        codebook_size: K.
-        num_levels: codes per identifier.
-        num_taken: items that have theirs already.
-
-    Raises:
-        InputError: `num_items + num_taken > codebook_size ** num_levels`.
-    """
-    total = num_items + num_taken
-    if total <= codebook_size**num_levels:
-        return
-    enough_codes, enough_levels = codebook_size, num_levels
-    while enough_codes**num_levels < total:
-        enough_codes += 1
-    while codebook_size**enough_levels < total:
-        enough_levels += 1
-    parts = f" ({num_taken} with an identifier and {num_items} new)" if num_taken else ""
-    raise InputError(
-        f"There are {total} items{parts}, but {num_levels} levels of {codebook_size} codes make only "
-        f"{codebook_size**num_levels} identifiers; use at least {enough_levels} levels or codebooks of at least "
-        f"{enough_codes} codes."
-    )
-
-
-def _checked_taken(codes: JointCodes, taken: tuple[np.ndarray, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Both kinds' taken identifiers, `(num_taken, num_levels)` int64."""
     nothing = np.zeros((0, codes.num_levels), dtype=np.int64)
-    semantic, collaborative = (np.asarray(kind, dtype=np.int64) for kind in taken or (nothing, nothing))
-    if semantic.shape != collaborative.shape or semantic.shape[1:] != (codes.num_levels,):
+    taken_kinds = [np.asarray(kind, dtype=np.int64) for kind in taken or (nothing, nothing)]
+    if taken_kinds[0].shape != taken_kinds[1].shape or taken_kinds[0].shape[1:] != (codes.num_levels,):
         raise ValueError(
             f"Taken identifiers must have {codes.num_levels} levels, like the items' codes, and both kinds the same "
-            f"number of rows; got arrays of shape {semantic.shape} and {collaborative.shape}."
+            f"number of rows; got arrays of shape {taken_kinds[0].shape} and {taken_kinds[1].shape}."
         )
-    return semantic, collaborative
-
-
-@dataclass(frozen=True)
-class _Prefixes:
-    """The prefix that each item and each taken identifier has so far, as a number; equal numbers, equal prefixes."""
-
-    items: np.ndarray  # (num_items,) int64
-    taken: np.ndarray  # (num_taken,) int64
-
-    def extended(self, codes: np.ndarray, taken_codes: np.ndarray, codebook_size: int) -> "_Prefixes":
-        """One level more: `prefix * codebook_size + code`."""
-        items, taken = self.items, self.taken
-        if max(items.max(), taken.max(initial=0)) >= KEY_LIMIT // codebook_size:
-            numbers = np.unique(np.concatenate([items, taken]), return_inverse=True)[1]
-            items, taken = np.split(numbers, [len(items)])
-        return _Prefixes(items * codebook_size + codes, taken * codebook_size + taken_codes)
-
-
-class _Chain:
-    """Consecutive levels of one residual quantizer, their codes being made to fit level by level.
-
-    `stale` marks the items whose codes on the levels to come are void, because an earlier code of theirs has changed.
-    """
-
-    def __init__(self, latents: np.ndarray, codes: np.ndarray, codebooks: np.ndarray, stale: np.ndarray) -> None:
-        self.residuals = latents.copy()
-        self.codes = codes.astype(np.int64)
-        self.codebooks = codebooks
-        self.stale = stale.copy()
-
-    def spread(self, prefixes: _Prefixes, taken_codes: np.ndarray, levels_after: int) -> _Prefixes:
-        """Bring every code of every level down to what it may hold.
-
-        Args:
-            prefixes: before the first level of this chain.
-            taken_codes: `(num_taken, levels of this chain)`.
-            levels_after: levels that follow this chain.
-
-        Returns:
-            the prefixes after the last level of this chain.
-        """
-        num_levels, codebook_size = self.codebooks.shape[:2]
-        for level, codebook in enumerate(self.codebooks):
-            level_codes = self.codes[:, level]  # a view: changes go through
-            self._quantize_stale(level_codes, codebook)
-            before = level_codes.copy()
-            prefixes = prefixes.extended(level_codes, taken_codes[:, level], codebook_size)
-            capacity = codebook_size ** (num_levels - level - 1 + levels_after)
-            _relieve(self.residuals, level_codes, prefixes, codebook, capacity)
-            prefixes = _Prefixes(prefixes.items + (level_codes - before), prefixes.taken)
-            self.stale |= level_codes != before
-            for rows in chunks(len(level_codes)):
-                self.residuals[rows] -= codebook[level_codes[rows]]
-        return prefixes
-
-    def _quantize_stale(self, level_codes: np.ndarray, codebook: np.ndarray) -> None:
-        stale = np.flatnonzero(self.stale)
-        for rows in chunks(len(stale)):
-            level_codes[stale[rows]] = _distances(self.residuals[stale[rows]], codebook).argmin(axis=1)
-
-
-def _relieve(
-    residuals: np.ndarray, codes: np.ndarray, prefixes: _Prefixes, codebook: np.ndarray, capacity: int
-) -> None:
-    """Change `codes` in place so that no prefix, which ends in one of them, holds more than `capacity` items.
-
-    Args:
-        residuals: `(num_items, codebook_dim)` before this level.
-        codes: `(num_items,)`.
-        prefixes: this level's codes included.
-        codebook: `(codebook_size, codebook_dim)`.
-        capacity: items that one prefix may hold.
-    """
-    size = len(codebook)
-    order = np.argsort(prefixes.items, kind="stable")
-    keys, taken_keys = prefixes.items[order], np.sort(prefixes.taken)
-    crowded_parents = _crowded_keys(keys, taken_keys, capacity) // size
-    first_keys = np.unique(crowded_parents) * size  # all prefixes with one parent lie between this and this + size
-    ranges = np.searchsorted(keys, [first_keys, first_keys + size]).T
-    taken_ranges = np.searchsorted(taken_keys, [first_keys, first_keys + size]).T
-    work = zip(first_keys, ranges, taken_ranges, strict=True)
-    for first_key, (start, end), (taken_start, taken_end) in tqdm(
-        work, desc="making identifiers unique", total=len(first_keys), leave=False, delay=2
-    ):
-        siblings = order[start:end]
-        taken_load = np.bincount(taken_keys[taken_start:taken_end] - first_key, minlength=size)
-        load = taken_load + np.bincount(codes[siblings], minlength=size)
-        crowded = siblings[load[codes[siblings]] > capacity]
-        if capacity == 1:
-            allowed = np.flatnonzero((taken_load == 0) & (load != 1))  # free, or to be given to one of its items
-            codes[crowded] = _assign_last_level(residuals[crowded], codebook, allowed)
-        else:
-            codes[crowded] = _move_surplus(residuals[crowded], codes[crowded], load, codebook, capacity)
-
-
-def _crowded_keys(keys: np.ndarray, taken_keys: np.ndarray, capacity: int) -> np.ndarray:
-    """Those of the sorted `keys`, each once, that more than `capacity` of both sorted arrays are equal to."""
-    starts = np.flatnonzero(np.diff(keys, prepend=-1))
-    counts = np.diff(starts, append=len(keys))
-    if len(taken_keys):
-        counts += np.searchsorted(taken_keys, keys[starts], side="right") - np.searchsorted(taken_keys, keys[starts])
-    return keys[starts[counts > capacity]]
-
-
-def _assign_last_level(residuals: np.ndarray, codebook: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Codes for the colliding items of one prefix, all different, with the least sum of squared distances.
-
-    Args:
-        residuals: `(num_colliding, codebook_dim)`.
-        codebook: `(codebook_size, codebook_dim)`.
-        allowed: the codes that may be given, at least as many as items.
-
-    Returns:
-        `(num_colliding,)` codes.
-    """
-    from scipy.optimize import linear_sum_assignment  # here, because it takes as long to import as the whole package
-
-    costs = _distances(residuals, codebook[allowed])
-    num_items, num_allowed = costs.shape
-    if 5 * num_items < 4 * num_allowed:
-        return allowed[linear_sum_assignment(costs)[1]]
-    # Items of one prefix ask for the same few codes, which makes the solver's search long. If most codes will be given
-    # out anyway, let the codes ask for items, the spare codes for items that cost nothing: the sum is the same.
-    square = np.zeros((num_allowed, num_allowed))
-    square[:, :num_items] = costs.T
-    return allowed[np.argsort(linear_sum_assignment(square)[1])[:num_items]]
-
-
-def _move_surplus(
-    residuals: np.ndarray, codes: np.ndarray, load: np.ndarray, codebook: np.ndarray, capacity: int
-) -> np.ndarray:
-    """Move items off the crowded codes of one prefix, cheapest first, each to the nearest code with room.
-
-    Every round asks each item of a crowded code for its nearest code with room, and moves those that lose least, as
-    many as their code has to give and the other code can take. A round ends the surplus or fills a code, so there are
-    at most `codebook_size` rounds.
-
-    Args:
-        residuals: `(num_crowded, codebook_dim)`, the items of the crowded codes.
-        codes: `(num_crowded,)`, their present codes.
-        load: `(codebook_size,)`, items of the prefix per code.
-        codebook: `(codebook_size, codebook_dim)`.
-        capacity: items that a code may hold.
-
-    Returns:
-        `(num_crowded,)`, the new codes.
-    """
-    if np.ptp(codes) == 0 and np.ptp(residuals, axis=0).max() <= _EQUAL_UP_TO * np.abs(codebook).max():
-        return _move_equal_items(residuals[0], codes, load, codebook, capacity)
-    codes, load = codes.copy(), load.copy()
-    distances = np.empty((len(codes), len(codebook)), dtype=np.float32)  # half the memory if all items are in one place
-    for rows in chunks(len(codes)):
-        distances[rows] = _distances(residuals[rows], codebook)
-    own_distances = distances[np.arange(len(codes)), codes]
-    targets = codes.copy()  # without room, so the first round looks for a target for every item
-    waiting = np.arange(len(codes))
-    while len(waiting := waiting[load[codes[waiting]] > capacity]):
-        has_room = load < capacity
-        targetless = waiting[~has_room[targets[waiting]]]
-        for part in chunks(len(targetless)):
-            targets[targetless[part]] = np.where(has_room, distances[targetless[part]], np.inf).argmin(axis=1)
-        losses = distances[waiting, targets[waiting]] - own_distances[waiting]
-        leaves = _rank_within(codes[waiting], losses) < (load - capacity)[codes[waiting]]
-        rows, losses = waiting[leaves], losses[leaves]
-        fits = _rank_within(targets[rows], losses) < (capacity - load)[targets[rows]]
-        rows = rows[fits]
-        load += np.bincount(targets[rows], minlength=len(load)) - np.bincount(codes[rows], minlength=len(load))
-        codes[rows] = targets[rows]
-    return codes
-
-
-def _move_equal_items(
-    residual: np.ndarray, codes: np.ndarray, load: np.ndarray, codebook: np.ndarray, capacity: int
-) -> np.ndarray:
-    """What `_move_surplus` comes to if all items have one residual and one code: fill the other codes, nearest first.
-
-    Args:
-        residual: `(codebook_dim,)`.
-        codes: `(num_crowded,)`, all equal.
-        load: `(codebook_size,)`.
-        codebook: `(codebook_size, codebook_dim)`.
-        capacity: items that a code may hold.
-    """
-    nearest_first = _distances(residual[None], codebook)[0].argsort(kind="stable")
-    places = np.repeat(nearest_first, (capacity - load[nearest_first]).clip(min=0))
-    surplus = load[codes[0]] - capacity
-    return np.concatenate([places[:surplus], codes[surplus:]])
-
-
-def _rank_within(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Rank of each value inside its group, from 0, ties in the order of the rows; both `(n,)`."""
-    order = np.lexsort((values, groups))
-    sorted_groups = groups[order]
-    ranks = np.empty(len(groups), dtype=np.int64)
-    ranks[order] = np.arange(len(groups)) - np.searchsorted(sorted_groups, sorted_groups, side="left")
-    return ranks
-
-
-def _distances(residuals: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """Squared distances `(n, codebook_size)` less the residuals' own norms, which change no comparison of codes."""
-    codebook = codebook.astype(np.float64)
-    return np.square(codebook).sum(axis=1) - 2 * residuals.astype(np.float64) @ codebook.T
-
-
-def _report(codes: JointCodes, unique: tuple[np.ndarray, np.ndarray], taken: tuple[np.ndarray, np.ndarray]) -> dict:
+    num_taken, num_shared = len(taken_kinds[0]), codes.num_shared_levels
+    _require_capacity(codes, num_taken)
     raw = (codes.semantic_codes, codes.collaborative_codes)
+    semantic, collaborative = (np.concatenate(pair) for pair in zip(taken_kinds, raw, strict=True))  # taken rows first
+    residuals, stale = codes.latents.copy(), np.zeros(codes.num_items, dtype=bool)
+    prefixes = np.zeros(len(semantic), dtype=np.int64)
+    num_specific = len(codes.semantic_codebooks)
+    shared = semantic[:, :num_shared]
+    prefixes = _spread(residuals, shared, prefixes, codes.shared_codebooks, stale, num_specific)
+    collaborative[:, :num_shared] = shared
+    semantic_residuals, collaborative_residuals = np.split(residuals, 2, axis=1)
+    _spread(semantic_residuals, semantic[:, num_shared:], prefixes, codes.semantic_codebooks, stale.copy())
+    _spread(collaborative_residuals, collaborative[:, num_shared:], prefixes, codes.collaborative_codebooks, stale)
+    unique = (semantic[num_taken:], collaborative[num_taken:])
+
     distortion_before, distortion_after = codes.distortions(*raw), codes.distortions(*unique)
     report: dict = {
         kind: {
@@ -351,8 +164,98 @@ def _report(codes: JointCodes, unique: tuple[np.ndarray, np.ndarray], taken: tup
             "distortion_before": distortion_before[kind],
             "distortion_after": distortion_after[kind],
         }
-        for kind, before, after, kind_taken in zip(("semantic", "collaborative"), raw, unique, taken, strict=True)
+        for kind, before, after, kind_taken in zip(("semantic", "collaborative"), raw, unique, taken_kinds, strict=True)
     }
-    shared = slice(codes.num_shared_levels)
-    report["prefixes_moved"] = int((raw[0][:, shared] != unique[0][:, shared]).any(axis=1).sum())
-    return report
+    report["prefixes_moved"] = int((raw[0][:, :num_shared] != unique[0][:, :num_shared]).any(axis=1).sum())
+    return UniqueIdentifiers(*unique, report)
+
+
+def _require_capacity(codes: JointCodes, num_taken: int) -> None:
+    """Refuse a catalogue with more items than identifiers."""
+    total, num_levels, size = codes.num_items + num_taken, codes.num_levels, codes.codebook_size
+    if total <= size**num_levels:
+        return
+    enough_levels = next(levels for levels in count(num_levels) if size**levels >= total)
+    enough_codes = next(codes for codes in count(size) if codes**num_levels >= total)
+    parts = f" ({num_taken} with an identifier and {codes.num_items} new)" if num_taken else ""
+    raise InputError(
+        f"There are {total} items{parts}, but {num_levels} levels of {size} codes make only {size**num_levels} "
+        f"identifiers; use at least {enough_levels} levels or codebooks of at least {enough_codes} codes."
+    )
+
+
+def _spread(
+    residuals: np.ndarray,
+    codes: np.ndarray,
+    prefixes: np.ndarray,
+    codebooks: np.ndarray,
+    stale: np.ndarray,
+    levels_after: int = 0,
+) -> np.ndarray:
+    """Bring every code of consecutive levels down to its limit; return the prefixes after them.
+
+    `codes` are `(num_taken + num_new, num_levels)`, `residuals` `(num_new, codebook_dim)`, `stale` `(num_new,)` marks
+    items whose later codes are void because an earlier one has changed. All three change in place.
+    """
+    num_levels, size = codebooks.shape[:2]
+    for level, codebook in enumerate(codebooks):
+        level_codes = codes[:, level]  # a view: changes go through
+        new_codes = level_codes[len(codes) - len(residuals) :]
+        if stale.any():
+            from sklearn.metrics import pairwise_distances_argmin  # here, because it takes a second to import
+
+            new_codes[stale] = pairwise_distances_argmin(residuals[stale], codebook)
+        before = new_codes.copy()
+        _rebalance(residuals, level_codes, prefixes, codebook, size ** (num_levels - level - 1 + levels_after))
+        stale |= new_codes != before
+        residuals -= codebook[new_codes]
+        prefixes = np.unique(prefixes * size + level_codes, return_inverse=True)[1]  # dense, so they never overflow
+    return prefixes
+
+
+def _rebalance(
+    residuals: np.ndarray, codes: np.ndarray, prefixes: np.ndarray, codebook: np.ndarray, capacity: int
+) -> None:
+    """Change the new items' `codes` in place so that no code holds more than `capacity` items of one prefix."""
+    from scipy.optimize import linear_sum_assignment  # here, because it takes as long to import as the whole package
+    from scipy.spatial.distance import cdist
+
+    size, num_taken = len(codebook), len(codes) - len(residuals)
+    keys, counts = np.unique(prefixes * size + codes, return_counts=True)
+    crowded_prefixes = np.unique(keys[counts > capacity] // size)
+    order = np.argsort(prefixes, kind="stable")
+    starts = np.searchsorted(prefixes, crowded_prefixes, sorter=order)
+    ends = np.searchsorted(prefixes, crowded_prefixes, side="right", sorter=order)
+    progress = tqdm(starts, desc="making identifiers unique", leave=False, delay=2)
+    for start, end in zip(progress, ends, strict=True):
+        rows = order[start:end]
+        new_rows = rows[rows >= num_taken]
+        load = np.bincount(codes[rows], minlength=size)
+        crowded = new_rows[load[codes[new_rows]] > capacity]
+        distances = cdist(residuals[crowded - num_taken], codebook, "sqeuclidean")
+        if capacity > 1:
+            codes[crowded] = _move_surplus(distances, codes[crowded], load, capacity)
+            continue
+        is_taken = np.bincount(codes[rows[rows < num_taken]], minlength=size) > 0
+        allowed = np.flatnonzero(~is_taken & (load != 1))  # free, or for one of the colliding items
+        codes[crowded] = allowed[linear_sum_assignment(distances[:, allowed])[1]]
+
+
+def _move_surplus(distances: np.ndarray, codes: np.ndarray, load: np.ndarray, capacity: int) -> np.ndarray:
+    """New codes of the items of one prefix, so that none holds more than `capacity`; the cheapest moves come first.
+
+    `distances` are `(num_crowded, codebook_size)`; `load`, the prefix's items per code, changes in place.
+    """
+    codes, targets = codes.copy(), np.flatnonzero(load < capacity)
+    losses = distances[:, targets] - distances[np.arange(len(codes)), codes][:, None]
+    surplus = int((load - capacity).clip(min=0).sum())
+    for move in np.argsort(losses, axis=None, kind="stable"):  # one pass: a full code stays full
+        if surplus == 0:
+            break
+        row, target = move // len(targets), targets[move % len(targets)]
+        if load[codes[row]] > capacity > load[target]:
+            load[codes[row]] -= 1
+            load[target] += 1
+            codes[row] = target
+            surplus -= 1
+    return codes

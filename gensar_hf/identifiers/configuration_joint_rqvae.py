@@ -13,8 +13,8 @@ class JointRQVAEConfig(PreTrainedConfig):
     Args:
         semantic_dim: width of the semantic embeddings.
         collaborative_dim: width of the collaborative embeddings.
-        embeddings: `"both"`; or `"semantic"` or `"collaborative"`, the paper's ablation (fig. 4): that one alone is
-            quantized, all levels are shared (`num_specific_levels` is added to `num_shared_levels`), and the one
+        embeddings: `"both"`; or `"semantic"` or `"collaborative"`, the paper's ablation (fig. 4): only that one
+            is quantized, all levels are shared (`num_specific_levels` is added to `num_shared_levels`), and the one
             identifier serves search and recommendation.
         latent_dim: d, width of each latent; specific codes have d dimensions, shared codes 2d.
         hidden_sizes: hidden layers of both encoders, outermost first (the decoders mirror them); may be empty.
@@ -28,8 +28,8 @@ class JointRQVAEConfig(PreTrainedConfig):
         initialization: `"kmeans"` starts the encoders as PCA projections, their decoders as the transposes (MLPs still,
             see `make_linear`) and the codebooks by residual k-means; `"random"` starts everything at random.
         collaborative_scale: root mean square of the collaborative latents at the start (PCA), that of the semantic ones
-            being 1. Below 1 the shared codes follow the semantic embeddings more closely: of two items with like
-            clicks, fewer collide, because their meaning parts them; of two with like texts, more do.
+            being 1. Below 1 the shared codes follow the semantic embeddings more closely: fewer collisions between
+            items with similar clicks, more between items with similar texts.
         ema_decay: 0 = codes are learned by gradient; otherwise each is a moving average, of this decay, of its latents.
         sinkhorn_epsilon: entropy of the balanced assignment on the last level while training; 0 = nearest code.
         sinkhorn_iterations: of the balanced assignment.
@@ -61,7 +61,7 @@ class JointRQVAEConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_sizes(self) -> None:
-        """Part of the `@strict` validation: every width and the codebook size must leave something to learn."""
+        """Part of the `@strict` validation: sizes that leave something to learn, at least one level, weights from 0."""
         for name in ("semantic_dim", "collaborative_dim", "latent_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
@@ -71,18 +71,12 @@ class JointRQVAEConfig(PreTrainedConfig):
             )
         if any(size < 2 for size in self.hidden_sizes):
             raise ValueError(f"`hidden_sizes` must all be at least 2; got {list(self.hidden_sizes)}.")
-
-    def validate_levels(self) -> None:
-        """Part of the `@strict` validation: either number of levels may be 0, but not both."""
         if self.num_shared_levels < 0 or self.num_specific_levels < 0 or self.num_levels == 0:
             raise ValueError(
                 "`num_shared_levels` and `num_specific_levels` must not be negative, and at least one of them must be "
                 "above 0, because an identifier needs at least one code; "
                 f"got {self.num_shared_levels} and {self.num_specific_levels}."
             )
-
-    def validate_weights(self) -> None:
-        """Part of the `@strict` validation: loss and balancing weights must not be negative."""
         for name in ("commitment_weight", "sinkhorn_epsilon", "sinkhorn_iterations", "dead_code_threshold"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative; got {getattr(self, name)}.")

@@ -1,16 +1,14 @@
-"""Training the joint RQ-VAE with transformers' Trainer: the table in memory, dead codes reset between epochs."""
+"""Training the joint RQ-VAE with transformers' Trainer: tables in memory, dead codes reset between epochs."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from gensar_hf.epoch_rows import EpochRows, EpochTrainer
-from gensar_hf.identifiers.embedding_checks import Embeddings, checked_embeddings
-from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
+from gensar_hf.identifiers.modeling_joint_rqvae import Embeddings, JointRQVAE
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ class EmbeddingPairs(Dataset[dict[str, torch.Tensor]]):
         return {name: table[index] for name, table in self.tables.items()}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
-        """A list of one ready batch: the loader asks for all rows of a batch at once."""
+        """A list of one ready batch: the loader requests all rows of a batch at once."""
         rows = torch.as_tensor(indices, dtype=torch.long)
         return [{name: table.index_select(0, rows) for name, table in self.tables.items()}]
 
@@ -43,51 +41,30 @@ def collate_embedding_pairs(batches: list[dict[str, torch.Tensor]]) -> dict[str,
     return batch
 
 
-class RowCountingTrainer(EpochTrainer):
-    """Tells the model how many rows a step has over all its batches and processes: they need not have equally many."""
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, torch.Tensor | int | None]:
-        """The step's batches in this process, and its number of rows; Trainer would count labels."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        num_rows: Any = torch.tensor(sum(len(batch["semantic_embeddings"]) for batch in batches), device=device)
-        if self.args.world_size > 1 and self.args.average_tokens_across_devices:
-            num_rows = self.accelerator.gather(num_rows).sum()
-        return batches, num_rows
-
-
 class DeadCodeReset(TrainerCallback):
     """Resets dead codes at the end of epochs (see `JointRQVAE.reset_dead_codes`), seeded by the epoch."""
 
     def __init__(
         self, semantic: Embeddings, collaborative: Embeddings, every_epochs: int = 5, settling_share: float = 0.2
     ) -> None:
-        """Prepare the callback.
+        """Take the embeddings of all training items.
 
         Args:
-            semantic: `(num_items, semantic_dim)`, all training items.
-            collaborative: `(num_items, collaborative_dim)`, all training items.
+            semantic: `(num_items, semantic_dim)`.
+            collaborative: `(num_items, collaborative_dim)`.
             every_epochs: how often to reset.
             settling_share: share of the epochs at the end in which nothing is reset, so that moved codes settle.
         """
         self.semantic, self.collaborative = semantic, collaborative
         self.every_epochs, self.settling_share = every_epochs, settling_share
 
-    def on_epoch_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: JointRQVAE | None = None,
-        **kwargs: object,
-    ) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, *_: object, **kwargs: Any) -> None:
         """Reset when the epoch is due."""
         epoch = round(state.epoch or 0)
         is_due = epoch % self.every_epochs == 0 and epoch < (1 - self.settling_share) * state.num_train_epochs
-        if model is None or not is_due:
+        if not is_due:
             return
-        num_moved = model.reset_dead_codes(self.semantic, self.collaborative, seed=args.seed + epoch)
+        num_moved = kwargs["model"].reset_dead_codes(self.semantic, self.collaborative, seed=args.seed + epoch)
         if num_moved:
             logger.info("Epoch %d: %d dead codes were moved onto badly quantized items.", epoch, num_moved)
 
@@ -100,7 +77,7 @@ def train_joint_rqvae(
     resume_from_checkpoint: str | bool | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Fit standardisation and codebooks, then train in place; a `"rq-kmeans"` model is only fitted.
+    """Fit the standardization and the codebooks, then train in place; a `"rq-kmeans"` model is only fitted.
 
     Args:
         model: newly built (its weights come from torch's global generator: call `transformers.set_seed` before).
@@ -108,7 +85,7 @@ def train_joint_rqvae(
         collaborative: `(num_items, collaborative_dim)`.
         training_args: batch size, epochs, learning rate (the paper: 1024, 500, 1e-3), seed, and where to save.
         resume_from_checkpoint: as in `Trainer.train`.
-        callbacks: for the `Trainer`, beside the dead-code reset.
+        callbacks: for the `Trainer`, in addition to the dead-code reset.
 
     Raises:
         InputError: embeddings that cannot be quantized; the message says what is wrong with them.
@@ -118,12 +95,11 @@ def train_joint_rqvae(
         model.initialize_codebooks(semantic, collaborative, training_args.seed)
     if model.config.quantizer == "rq-kmeans":
         return
-    semantic = checked_embeddings("semantic", semantic, model.config.semantic_dim)
-    collaborative = checked_embeddings("collaborative", collaborative, model.config.collaborative_dim)
-    trainer = RowCountingTrainer(
+    semantic, collaborative = (torch.as_tensor(table, dtype=torch.float32) for table in (semantic, collaborative))
+    trainer = Trainer(
         model=model,
         args=training_args,
-        train_dataset=EpochRows(EmbeddingPairs(semantic, collaborative), training_args),
+        train_dataset=EmbeddingPairs(semantic, collaborative),
         data_collator=collate_embedding_pairs,
         callbacks=[DeadCodeReset(semantic, collaborative), *callbacks],
     )

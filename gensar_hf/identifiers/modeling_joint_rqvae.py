@@ -5,14 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from gensar_hf.errors import InputError
+from gensar_hf.identifiers.assignment import JointCodes
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
-from gensar_hf.identifiers.embedding_checks import Embeddings, checked_embeddings, require_variation
-from gensar_hf.identifiers.joint_codes import JointCodes
 from gensar_hf.identifiers.networks import ENCODE_BATCH_SIZE, Standardization, fit_projection, mlp
 from gensar_hf.identifiers.quantization import (
     ResidualVectorQuantizer,
@@ -21,14 +20,17 @@ from gensar_hf.identifiers.quantization import (
     residual_quantize,
     straight_through,
 )
+from gensar_hf.item_embeddings import checked_pair
+
+Embeddings = np.ndarray | torch.Tensor
 
 
 @dataclass
 class JointRQVAEOutput(ModelOutput):
     """What `JointRQVAE.forward` returns.
 
-    loss: scalar, the sum of the two below, times the batch's share in `num_items_in_batch`.
-    reconstruction_loss: scalar, ‖v_s − v̂_s‖² + ‖v_c − v̂_c‖² on standardised embeddings.
+    loss: scalar, the sum of the two below.
+    reconstruction_loss: scalar, ‖v_s − v̂_s‖² + ‖v_c − v̂_c‖² on standardized embeddings.
     quantization_loss: scalar, codebook and commitment losses of all levels of both kinds.
     semantic_codes, collaborative_codes: `(batch_size, num_levels)` long, shared levels first.
     """
@@ -43,16 +45,15 @@ class JointRQVAEOutput(ModelOutput):
 class JointRQVAE(PreTrainedModel):
     """Quantizes a semantic and a collaborative embedding of each item into two identifiers with a shared prefix.
 
-    `[z_s; z_c]` goes through the shared codebooks; what they leave over is cut in half, for the semantic and the
-    collaborative codebooks. Before training, `fit_standardization` and `initialize_codebooks` set what is fitted and
-    not learned; `train_joint_rqvae` calls both.
+    `[z_s; z_c]` goes through the shared codebooks; the residual is cut in half, for the semantic and the collaborative
+    codebooks. Before training, `fit_standardization` and `initialize_codebooks` fit the standardization and the start
+    of the codebooks; `train_joint_rqvae` calls both.
     """
 
     config_class = JointRQVAEConfig
     config: JointRQVAEConfig
     base_model_prefix = "joint_rqvae"
     main_input_name = "semantic_embeddings"
-    accepts_loss_kwargs = True  # `num_items_in_batch` makes the loss exact over batches of a step that differ in size
 
     def __init__(self, config: JointRQVAEConfig) -> None:
         super().__init__(config)
@@ -63,27 +64,19 @@ class JointRQVAE(PreTrainedModel):
         self.semantic_decoder, self.collaborative_decoder = (
             mlp([config.latent_dim, *reversed(hidden), dim]) for dim in dims
         )
+        settings = {
+            "commitment_weight": config.commitment_weight,
+            "sinkhorn_iterations": config.sinkhorn_iterations,
+            "ema_decay": config.ema_decay,
+        }
         # The last level is balanced while training; without specific levels that is the last shared one.
-        sinkhorn = (config.sinkhorn_epsilon, config.sinkhorn_iterations)
-        shared_sinkhorn = (0.0, 0) if config.num_specific_levels else sinkhorn
+        epsilon, size, dim = config.sinkhorn_epsilon, config.codebook_size, config.latent_dim
+        shared_epsilon = 0.0 if config.num_specific_levels else epsilon
         self.shared_quantizer = ResidualVectorQuantizer(
-            config.num_shared_levels,
-            config.codebook_size,
-            2 * config.latent_dim,
-            config.commitment_weight,
-            *shared_sinkhorn,
-            ema_decay=config.ema_decay,
+            config.num_shared_levels, size, 2 * dim, shared_epsilon, **settings
         )
         self.semantic_quantizer, self.collaborative_quantizer = (
-            ResidualVectorQuantizer(
-                config.num_specific_levels,
-                config.codebook_size,
-                config.latent_dim,
-                config.commitment_weight,
-                *sinkhorn,
-                ema_decay=config.ema_decay,
-            )
-            for _ in dims
+            ResidualVectorQuantizer(config.num_specific_levels, size, dim, epsilon, **settings) for _ in dims
         )
         if config.quantizer == "rq-kmeans":
             self.requires_grad_(False)
@@ -109,7 +102,7 @@ class JointRQVAE(PreTrainedModel):
         return nn.ModuleList(networks.get(self.config.embeddings, []))
 
     def encode_latents(self, semantic_embeddings: torch.Tensor, collaborative_embeddings: torch.Tensor) -> torch.Tensor:
-        """`[z_s; z_c]`, `(batch_size, 2 * latent_dim)` float32, of standardised embeddings (standardise them first).
+        """`[z_s; z_c]`, `(batch_size, 2 * latent_dim)` float32, of standardized embeddings.
 
         The half of an embedding that `config.embeddings` leaves out is 0.
         """
@@ -129,7 +122,6 @@ class JointRQVAE(PreTrainedModel):
         semantic_embeddings: torch.Tensor,
         collaborative_embeddings: torch.Tensor,
         return_loss: bool = True,
-        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> JointRQVAEOutput:
         """Encode, quantize, decode.
 
@@ -137,8 +129,6 @@ class JointRQVAE(PreTrainedModel):
             semantic_embeddings: `(batch_size, semantic_dim)`, as they come from the text encoder.
             collaborative_embeddings: `(batch_size, collaborative_dim)`, as they come from the recommender.
             return_loss: tells `Trainer` that a batch without labels has a loss; False leaves the losses out.
-            num_items_in_batch: rows of the whole step, over its batches and processes, for a loss that is a share of
-                the step's; default: the rows given here.
 
         Returns:
             `JointRQVAEOutput`. In training mode with `sinkhorn_epsilon > 0` the last level's codes are the balanced
@@ -159,8 +149,6 @@ class JointRQVAE(PreTrainedModel):
                 decoded = self.collaborative_decoder(collaborative_latents).float()
                 reconstruction_loss = reconstruction_loss + mean_squared_error(collaborative, decoded)
             loss = reconstruction_loss + quantization_loss
-            if num_items_in_batch is not None:
-                loss = loss * (len(latents) / num_items_in_batch)
         return JointRQVAEOutput(
             loss=loss,
             reconstruction_loss=reconstruction_loss,
@@ -188,21 +176,22 @@ class JointRQVAE(PreTrainedModel):
             InputError: wrong width, a non-finite value, fewer than two items, or all items equal.
         """
         semantic, collaborative = self._checked(semantic, collaborative)
+        if len(semantic) < 2:
+            raise InputError("Only 1 item was given; the quantizer needs at least 2 different items.")
         for name, embeddings in (("semantic", semantic), ("collaborative", collaborative)):
-            require_variation(name, embeddings)
+            if bool((embeddings == embeddings[0]).all()):
+                raise InputError(
+                    f"All {len(embeddings)} {name} embeddings are equal, so that no code can distinguish the items; "
+                    "check the items' texts or interactions and the model that made the embeddings."
+                )
         self.semantic_standardization.fit(semantic)
         self.collaborative_standardization.fit(collaborative)
 
     @torch.no_grad()
     def initialize_codebooks(self, semantic: Embeddings, collaborative: Embeddings, seed: int) -> None:
-        """Fit all codebooks by residual k-means on the latents of the items; standardisation must be fitted before.
+        """Fit PCA projections and, by residual k-means on the latents, all codebooks; the standardization comes before.
 
-        With `quantizer="rq-kmeans"` this is all the training there is, and the PCA projections are fitted first.
-
-        Args:
-            semantic: `(num_items, semantic_dim)`.
-            collaborative: `(num_items, collaborative_dim)`.
-            seed: of k-means.
+        With `quantizer="rq-kmeans"` this is all the training there is.
         """
         semantic, collaborative = self._checked(semantic, collaborative)
         fit_projection(self.semantic_encoder, self.semantic_decoder, self.semantic_standardization(semantic))
@@ -221,13 +210,7 @@ class JointRQVAE(PreTrainedModel):
     def reset_dead_codes(self, semantic: Embeddings, collaborative: Embeddings, seed: int) -> int:
         """Move codes with fewer than `config.dead_code_threshold` items onto badly quantized items.
 
-        Args:
-            semantic: `(num_items, semantic_dim)`, all training items.
-            collaborative: `(num_items, collaborative_dim)`, all training items.
-            seed: of the draw of the items.
-
-        Returns:
-            how many codes of all levels were moved.
+        Takes the embeddings of all training items, as `encode` does. Returns how many codes of all levels were moved.
         """
         semantic, collaborative = self._checked(semantic, collaborative)
         threshold, generator = self.config.dead_code_threshold, np.random.default_rng(seed)
@@ -242,7 +225,7 @@ class JointRQVAE(PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, semantic: Embeddings, collaborative: Embeddings) -> JointCodes:
-        """Nearest codes of items, not yet unique; also for items that were not there when the model was trained.
+        """Nearest codes of items, not yet unique; the items need not be those that the model was trained on.
 
         Args:
             semantic: `(num_items, semantic_dim)`.
@@ -256,13 +239,11 @@ class JointRQVAE(PreTrainedModel):
         halves = (latents - shared_quantized).chunk(2, dim=-1)
         semantic_codes, _ = residual_quantize(halves[0], self.semantic_quantizer.codebooks)
         collaborative_codes, _ = residual_quantize(halves[1], self.collaborative_quantizer.codebooks)
-        dims = (2 * self.config.latent_dim, self.config.latent_dim, self.config.latent_dim)
         quantizers = (self.shared_quantizer, self.semantic_quantizer, self.collaborative_quantizer)
+        size, dim = self.config.codebook_size, self.config.latent_dim
         books = [
-            torch.stack(quantizer.codebooks).float().cpu().numpy()
-            if len(quantizer.levels)
-            else np.zeros((0, self.config.codebook_size, dim), dtype=np.float32)
-            for quantizer, dim in zip(quantizers, dims, strict=True)
+            np.array([book.float().cpu().numpy() for book in quantizer.codebooks], np.float32).reshape(-1, size, width)
+            for quantizer, width in zip(quantizers, (2 * dim, dim, dim), strict=True)
         ]
         return JointCodes(
             torch.cat([shared_codes, semantic_codes], dim=-1).cpu().numpy(),
@@ -275,7 +256,7 @@ class JointRQVAE(PreTrainedModel):
     def reconstruction_error(
         self, semantic: Embeddings, collaborative: Embeddings, quantized_latents: np.ndarray
     ) -> dict[str, float]:
-        """Mean squared error of the decoded embeddings, on standardised dimensions: the share of variance that is lost.
+        """Mean squared error of the decoded embeddings, on standardized dimensions: the share of variance that is lost.
 
         Args:
             semantic: `(num_items, semantic_dim)`.
@@ -287,29 +268,36 @@ class JointRQVAE(PreTrainedModel):
         """
         semantic, collaborative = self._checked(semantic, collaborative)
         halves = torch.as_tensor(quantized_latents, device=self.device, dtype=torch.float32).chunk(2, dim=-1)
-        standardizations = (self.semantic_standardization, self.collaborative_standardization)
-        decoders = (self.semantic_decoder, self.collaborative_decoder)
-        errors = [
-            sum(
+        parts = (
+            ("semantic", semantic, self.semantic_standardization, self.semantic_decoder),
+            ("collaborative", collaborative, self.collaborative_standardization, self.collaborative_decoder),
+        )
+        errors = {}
+        for (kind, table, standardization, decoder), half in zip(parts, halves, strict=True):
+            batches = zip(table.split(ENCODE_BATCH_SIZE), half.split(ENCODE_BATCH_SIZE), strict=True)
+            sums = [
                 float(mean_squared_error(standardization(rows), decoder(latents))) * len(rows)
-                for rows, latents in zip(table.split(ENCODE_BATCH_SIZE), half.split(ENCODE_BATCH_SIZE), strict=True)
-            )
-            / len(table)
-            for standardization, table, decoder, half in zip(
-                standardizations, (semantic, collaborative), decoders, halves, strict=True
-            )
-        ]
-        return dict(zip(("semantic", "collaborative"), errors, strict=True))
+                for rows, latents in batches
+            ]
+            errors[kind] = sum(sums) / len(table)
+        return errors
 
     def _checked(self, semantic: Embeddings, collaborative: Embeddings) -> tuple[torch.Tensor, torch.Tensor]:
-        semantic = checked_embeddings("semantic", semantic, self.config.semantic_dim)
-        collaborative = checked_embeddings("collaborative", collaborative, self.config.collaborative_dim)
-        if len(semantic) != len(collaborative):
-            raise InputError(
-                f"There are {len(semantic)} semantic but {len(collaborative)} collaborative embeddings; "
-                "give one of each per item, in the same order."
-            )
-        return semantic.to(self.device), collaborative.to(self.device)
+        """Both tables as float32 tensors on the model's device."""
+        on_cpu = (
+            table.detach().cpu() if isinstance(table, torch.Tensor) else table for table in (semantic, collaborative)
+        )
+        tables = checked_pair(*on_cpu)
+        for name, table in zip(("semantic", "collaborative"), tables, strict=True):
+            width = getattr(self.config, f"{name}_dim")
+            if len(table) == 0:
+                raise InputError(f"The {name} embeddings must be a table with one row per item; got no item.")
+            if table.shape[1] != width:
+                raise InputError(
+                    f"The {name} embeddings have {table.shape[1]} dimensions, but `{name}_dim` of the model is "
+                    f"{width}; build the model with `{name}_dim={table.shape[1]}` or encode the items again."
+                )
+        return torch.from_numpy(tables[0]).to(self.device), torch.from_numpy(tables[1]).to(self.device)
 
     def _all_latents(self, semantic: torch.Tensor, collaborative: torch.Tensor) -> torch.Tensor:
         """Latents of all items, `(num_items, 2 * latent_dim)`, computed in batches."""
@@ -320,3 +308,7 @@ class JointRQVAE(PreTrainedModel):
                 for left, right in batches
             ]
         )
+
+
+AutoConfig.register(JointRQVAEConfig.model_type, JointRQVAEConfig)
+AutoModel.register(JointRQVAEConfig, JointRQVAE)

@@ -1,7 +1,6 @@
-"""What stands before and behind the codebooks: standardisation, and MLPs that start as PCA projections."""
+"""Input standardization and the MLP encoders and decoders of the RQ-VAE, which start as PCA projections."""
 
-from collections.abc import Iterable, Sequence
-from functools import reduce
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -9,11 +8,6 @@ from torch import nn
 from transformers import initialization as init
 
 ENCODE_BATCH_SIZE = 8192
-
-
-def sum_of(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Sum of tensors of one shape, at least one."""
-    return reduce(torch.add, tensors)
 
 
 class Standardization(nn.Module):
@@ -28,27 +22,24 @@ class Standardization(nn.Module):
         self.register_buffer("scale", torch.ones(dim))
 
     def reset_buffers(self) -> None:
-        """Back to the identity; buffers that were loaded are left alone."""
+        """Reset to the identity; buffers that were loaded keep their values."""
         init.zeros_(self.mean)
         init.ones_(self.scale)
 
     def fit(self, embeddings: torch.Tensor) -> None:
         """Take mean and standard deviation of `(num_items, dim)`; a dimension that never varies keeps scale 1."""
         batches = embeddings.split(ENCODE_BATCH_SIZE)  # float64 in batches: a million items would take gigabytes
-        mean = sum_of(batch.double().sum(dim=0) for batch in batches) / len(embeddings)
-        variance = sum_of((batch.double() - mean).square().sum(dim=0) for batch in batches) / len(embeddings)
-        deviation = variance.sqrt()
+        zero = torch.zeros(())
+        mean = sum((batch.double().sum(dim=0) for batch in batches), zero) / len(embeddings)
+        squares = sum(((batch.double() - mean).square().sum(dim=0) for batch in batches), zero)
+        deviation = (squares / len(embeddings)).sqrt()
         varies = deviation > 1e-6 * mean.abs().clamp_min(1e-6)
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(varies, deviation, torch.ones_like(deviation)))
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Standardise `(batch_size, dim)`."""
+        """Standardize `(batch_size, dim)`."""
         return (embeddings - self.mean) / self.scale
-
-    def inverse(self, standardised: torch.Tensor) -> torch.Tensor:
-        """Undo `forward`."""
-        return standardised * self.scale + self.mean
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
@@ -61,7 +52,7 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
 
 @torch.no_grad()
 def fit_projection(
-    encoder: nn.Sequential, decoder: nn.Sequential, standardised: torch.Tensor, scale: float = 1.0
+    encoder: nn.Sequential, decoder: nn.Sequential, standardized: torch.Tensor, scale: float = 1.0
 ) -> None:
     """Start the encoder as a PCA projection with latents of root mean square `scale`, the decoder as its transpose.
 
@@ -71,25 +62,26 @@ def fit_projection(
     Args:
         encoder: `mlp([dim, ..., latent_dim])`.
         decoder: `mlp([latent_dim, ..., dim])`.
-        standardised: `(num_items, dim)`.
+        standardized: `(num_items, dim)`.
         scale: root mean square of the latents.
     """
     # The matrix of inner products holds all that is needed; in batches, because float64 takes twice the memory.
-    products = sum_of(batch.double().T @ batch.double() for batch in standardised.split(ENCODE_BATCH_SIZE))
+    batches = (batch.double() for batch in standardized.split(ENCODE_BATCH_SIZE))
+    products = sum((batch.T @ batch for batch in batches), torch.zeros(()))
     _, directions = torch.linalg.eigh(products)  # columns, by ascending variance
     widths = [layer.out_features for layer in linear_layers(encoder)]
     latent_dim = widths[-1]
-    rank = min([latent_dim, standardised.shape[1], *(width // 2 for width in widths[:-1])])
+    rank = min([latent_dim, standardized.shape[1], *(width // 2 for width in widths[:-1])])
     directions = directions.flip(-1)[:, :rank].T  # (rank, dim)
     total = (directions @ products * directions).sum()  # Σ ‖directions @ row‖² over all rows
-    root_mean_square = total.clamp_min(0).div(len(standardised) * latent_dim).sqrt() / scale
+    root_mean_square = total.clamp_min(0).div(len(standardized) * latent_dim).sqrt() / scale
     padding = torch.eye(latent_dim, rank, dtype=torch.double, device=products.device)
     make_linear(encoder, inner=directions / root_mean_square, outer=padding)
     make_linear(decoder, inner=padding.T, outer=directions.T * root_mean_square)
 
 
 def make_linear(layers: nn.Sequential, inner: torch.Tensor, outer: torch.Tensor) -> None:
-    """Set an MLP with ReLU to compute `outer @ inner @ x`, while it stays free to learn what is not linear.
+    """Set an MLP with ReLU to compute `outer @ inner @ x`; its other units can still learn what is not linear.
 
     A value y passes a ReLU as its two parts, y = ReLU(y) − ReLU(−y), so `2 * rank` units of each hidden layer carry the
     map; the other units keep their random weights and reach the output once the last layer has learned to use them.

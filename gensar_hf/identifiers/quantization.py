@@ -1,7 +1,7 @@
 """Vector and residual quantization: nearest codes, their losses, k-means, Sinkhorn balancing, dead-code reset."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -32,10 +32,8 @@ def mean_squared_error(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     Differs from the paper: it writes the squared norm, a sum over the dimensions. With a 384-d semantic and a 64-d
     collaborative embedding the sum would count the first six times; the mean makes both reconstructions weigh the same,
     and shared (2d) codes as much as specific (d) ones. This function is the only place where that is decided.
-    Of no rows, what a process may get of an epoch's last step, it is 0.
     """
-    squares = (left - right).square()
-    return squares.mean() if squares.numel() else squares.sum()
+    return (left - right).square().mean()
 
 
 def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
@@ -44,15 +42,7 @@ def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Te
 
 
 def squared_distances(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Squared L2 distance of each vector to each code, always in float32 also under autocast.
-
-    Args:
-        vectors: `(num_vectors, codebook_dim)`.
-        codebook: `(codebook_size, codebook_dim)`.
-
-    Returns:
-        `(num_vectors, codebook_size)`, not below 0.
-    """
+    """Squared L2 distances `(num_vectors, codebook_size)`, in float32 also under autocast, not below 0."""
     with torch.autocast(device_type=vectors.device.type, enabled=False):
         vectors, codebook = vectors.float(), codebook.float()
         cross_terms = vectors @ codebook.T
@@ -62,14 +52,9 @@ def squared_distances(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Te
 
 @torch.no_grad()
 def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared distance to the nearest code, and that code, in batches: the distances to all codes must fit in memory.
+    """Squared distance to the nearest code, `(num_vectors,)` float32, and that code, `(num_vectors,)` long.
 
-    Args:
-        vectors: `(num_vectors, codebook_dim)`.
-        codebook: `(codebook_size, codebook_dim)`.
-
-    Returns:
-        distances `(num_vectors,)` float32 and codes `(num_vectors,)` long.
+    Computed in batches, because the distances to all codes must fit in memory.
     """
     batches = [squared_distances(batch, codebook).min(dim=-1) for batch in vectors.split(NEAREST_BATCH_SIZE)]
     distances, codes = zip(*batches, strict=True)
@@ -146,44 +131,17 @@ def fit_codebook(vectors: torch.Tensor, codebook_size: int, seed: int) -> torch.
     if len(distinct) > codebook_size:
         codes = KMeans(n_clusters=codebook_size, n_init=1, random_state=seed).fit(points).cluster_centers_
     else:
-        neighbours = distinct[generator.integers(len(distinct), size=codebook_size - len(distinct))]
+        neighbors = distinct[generator.integers(len(distinct), size=codebook_size - len(distinct))]
         spread = 0.1 * points.std() + 1e-6
-        codes = np.concatenate([distinct, neighbours + spread * generator.standard_normal(neighbours.shape)])
+        codes = np.concatenate([distinct, neighbors + spread * generator.standard_normal(neighbors.shape)])
     return torch.as_tensor(codes, dtype=torch.float32, device=vectors.device)
-
-
-def gathered_rows(rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
-    """The rows of all processes, and which of them are this one's; carries no gradient.
-
-    Args:
-        rows: `(num_rows, dim)`; processes may have different numbers of rows.
-
-    Returns:
-        `(num_rows_of_all, dim)`, and a slice of it.
-    """
-    if not _is_distributed():
-        return rows, slice(None)
-    counts = [torch.zeros((), dtype=torch.long, device=rows.device) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(counts, torch.tensor(len(rows), device=rows.device))
-    sizes = torch.stack(counts).tolist()
-    padded = rows.new_zeros(max(sizes), rows.shape[1])
-    padded[: len(rows)] = rows
-    gathered = [torch.empty_like(padded) for _ in sizes]
-    torch.distributed.all_gather(gathered, padded)
-    start = sum(sizes[: torch.distributed.get_rank()])
-    everyone = torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
-    return everyone, slice(start, start + len(rows))
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 class VectorQuantizer(nn.Module):
     """One codebook: the nearest code by squared L2 (VQ-VAE, van den Oord et al. 2017).
 
     With `sinkhorn_epsilon > 0`, codes are assigned by the balanced transport plan instead while training. With
-    `ema_decay > 0` a code is not learned by gradient: it is the moving average of the vectors that were given to it
+    `ema_decay > 0` a code is not learned by gradient: it is the moving average of the vectors assigned to it
     (van den Oord et al. 2017, appendix A.1).
     """
 
@@ -211,7 +169,7 @@ class VectorQuantizer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the codes from U(−1/K, 1/K), VQ-VAE's usual start; weights that were loaded are left alone."""
+        """Draw the codes from U(−1/K, 1/K), VQ-VAE's usual start; weights that were loaded keep their values."""
         bound = 1 / len(self.codebook)
         init.uniform_(self.codebook, -bound, bound)
         if self.ema_decay:
@@ -220,7 +178,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def set_codes(self, rows: torch.Tensor, vectors: torch.Tensor) -> None:
-        """Put `(num_rows,)` codes where `(num_rows, codebook_dim)` vectors are; their moving averages start anew."""
+        """Put `(num_rows,)` codes where `(num_rows, codebook_dim)` vectors are, and restart their moving averages."""
         self.codebook[rows] = vectors.to(self.codebook.dtype)
         if self.ema_decay:
             self.ema_counts[rows] = 1
@@ -228,14 +186,14 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def update_averages(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
-        """Move the codes to the moving averages, with `(batch_size, codebook_dim)` vectors and their codes taken in.
+        """Update the moving averages with `(batch_size, codebook_dim)` vectors and their codes; move the codes there.
 
-        Over several processes the batch is that of all of them. A code that no vector of late was given to keeps its
-        place: its count and its sum shrink alike.
+        Counts and sums are those of all processes, so that the codebooks stay equal. A code that recent vectors did not
+        use keeps its place: its count and its sum shrink by the same factor.
         """
         counts = torch.bincount(codes, minlength=len(self.codebook)).to(self.ema_counts.dtype)
         sums = torch.zeros_like(self.ema_sums).index_add_(0, codes, vectors.to(self.ema_sums.dtype))
-        if _is_distributed():
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
             torch.distributed.all_reduce(sums)
         self.ema_counts.lerp_(counts, 1 - self.ema_decay)
@@ -243,27 +201,13 @@ class VectorQuantizer(nn.Module):
         is_used = (self.ema_counts > 1e-4)[:, None]
         self.codebook.copy_(torch.where(is_used, self.ema_sums / self.ema_counts[:, None], self.codebook))
 
-    @torch.no_grad()
-    def nearest_codes(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Nearest code of each of `(batch_size, codebook_dim)`; `(batch_size,)`, long."""
-        return nearest_code(vectors, self.codebook)[1]
-
-    @torch.no_grad()
-    def balanced_codes(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Code that the balanced plan gives each of `(batch_size, codebook_dim)`; `(batch_size,)`, long.
-
-        Over several processes the plan spreads the vectors of all of them over the codes.
-        """
-        everyone, own = gathered_rows(vectors)
-        if not len(everyone):
-            return self.nearest_codes(vectors)
-        distances = squared_distances(everyone, self.codebook)
-        return sinkhorn_plan(distances, self.sinkhorn_epsilon, self.sinkhorn_iterations)[own].argmax(dim=-1)
-
     def forward(self, vectors: torch.Tensor) -> QuantizerOutput:
         """Quantize `(batch_size, codebook_dim)` vectors; the loss is ‖sg[r] − e‖² + α‖r − sg[e]‖²."""
-        is_balanced = self.training and self.sinkhorn_epsilon > 0
-        codes = self.balanced_codes(vectors) if is_balanced else self.nearest_codes(vectors)
+        if self.training and self.sinkhorn_epsilon > 0:
+            distances = squared_distances(vectors.detach(), self.codebook.detach())
+            codes = sinkhorn_plan(distances, self.sinkhorn_epsilon, self.sinkhorn_iterations).argmax(dim=-1)
+        else:
+            codes = nearest_code(vectors, self.codebook)[1]
         chosen = self.codebook[codes]
         loss = self.commitment_weight * mean_squared_error(vectors, chosen.detach())
         if not self.ema_decay:
@@ -276,15 +220,8 @@ class VectorQuantizer(nn.Module):
     def reset_dead_codes(self, vectors: torch.Tensor, min_items: int, generator: np.random.Generator) -> int:
         """Move each code that is nearest to fewer than `min_items` vectors onto a badly quantized vector.
 
-        The vectors are drawn in proportion to their squared error, as k-means++ draws its centres.
-
-        Args:
-            vectors: `(num_vectors, codebook_dim)`, all training items at this level.
-            min_items: a code with fewer items counts as dead; 0 resets nothing.
-            generator: NumPy's random generator.
-
-        Returns:
-            how many codes were moved.
+        The vectors, `(num_vectors, codebook_dim)` of all training items at this level, are drawn in proportion to their
+        squared error, as k-means++ draws its centers. Returns how many codes were moved.
         """
         errors, codes = nearest_code(vectors, self.codebook)
         dead = torch.bincount(codes, minlength=len(self.codebook)) < min_items
@@ -299,24 +236,16 @@ class VectorQuantizer(nn.Module):
 
 
 class ResidualVectorQuantizer(nn.Module):
-    """A sequence of codebooks; each quantizes what the ones before it left over (Lee et al. 2022). 0 levels work."""
+    """A sequence of codebooks; each quantizes the residual of those before it (Lee et al. 2022). 0 levels work."""
 
     def __init__(
-        self,
-        num_levels: int,
-        codebook_size: int,
-        codebook_dim: int,
-        commitment_weight: float = 0.25,
-        sinkhorn_epsilon: float = 0.0,
-        sinkhorn_iterations: int = 50,
-        ema_decay: float = 0.0,
+        self, num_levels: int, codebook_size: int, codebook_dim: int, sinkhorn_epsilon: float = 0.0, **settings: Any
     ) -> None:
-        """As `VectorQuantizer`; Sinkhorn is used on the last level only."""
+        """As `VectorQuantizer`, with its other `settings`; Sinkhorn is used on the last level only."""
         super().__init__()
-        sinkhorn = [(0.0, 0)] * (num_levels - 1) + [(sinkhorn_epsilon, sinkhorn_iterations)]
-        sizes = (codebook_size, codebook_dim, commitment_weight)
+        epsilons = [0.0] * (num_levels - 1) + [sinkhorn_epsilon] * (num_levels > 0)
         self.levels = nn.ModuleList(
-            [VectorQuantizer(*sizes, *sinkhorn[index], ema_decay=ema_decay) for index in range(num_levels)]
+            VectorQuantizer(codebook_size, codebook_dim, sinkhorn_epsilon=epsilon, **settings) for epsilon in epsilons
         )
 
     @property
@@ -352,16 +281,16 @@ class ResidualVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, latents: torch.Tensor, seed: int) -> torch.Tensor:
-        """Residual k-means: fit every codebook on what the levels before it leave of `(num_items, codebook_dim)`.
+        """Residual k-means: fit every codebook on the residual that the levels before it leave.
 
         Returns:
-            the residual after the last level, `(num_items, codebook_dim)`.
+            the residual of the `(num_items, codebook_dim)` latents after the last level.
         """
         residual = latents
         for index, level in enumerate(self.quantizers):
             codes = fit_codebook(residual, len(level.codebook), seed + index)
             level.set_codes(torch.arange(len(codes), device=codes.device), codes)
-            residual = residual - level.codebook[level.nearest_codes(residual)]
+            residual = residual - level.codebook[nearest_code(residual, level.codebook)[1]]
         return residual
 
     @torch.no_grad()
@@ -376,5 +305,5 @@ class ResidualVectorQuantizer(nn.Module):
         residual, num_moved = latents, 0
         for level in self.quantizers:
             num_moved += level.reset_dead_codes(residual, min_items, generator)
-            residual = residual - level.codebook[level.nearest_codes(residual)]
+            residual = residual - level.codebook[nearest_code(residual, level.codebook)[1]]
         return num_moved, residual

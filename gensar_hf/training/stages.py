@@ -1,56 +1,534 @@
-"""Completion records of stage folders, and the checkpoints of a killed training."""
+"""`train`: from a dataset to a pipeline, in stages that a killed run continues."""
 
+import contextlib
+import dataclasses
+import io
 import logging
+import math
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
+
+from gensar_hf.baselines import BM25, DenseRetrieval, NextItemScorer, Popularity
+from gensar_hf.data import TASKS, InteractionDataset, training_events, training_mask
+from gensar_hf.embeddings.cold_start import CollaborativeMap
+from gensar_hf.embeddings.modeling_sasrec import SASRecModel
+from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_training_arguments, train_sasrec
+from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
-from gensar_hf.files import STAGE_FILE, read_json, write_json
+from gensar_hf.evaluation import Evaluation, choose_item_weight
+from gensar_hf.files import STAGE_FILE, atomic_path, fingerprint, last_checkpoint, read_json, write_json
+from gensar_hf.generator.backbones import Backbone
+from gensar_hf.generator.configuration_gensar import GenSARConfig
+from gensar_hf.generator.initialization import (
+    generator_from_causal_lm,
+    generator_from_scratch,
+    generator_from_t5,
+    share_item_features,
+    start_item_vectors,
+)
+from gensar_hf.generator.item_vectors import merge_features
+from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
+from gensar_hf.generator.teacher import teacher_of_sasrec
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.identifiers import IdentifierTable
+from gensar_hf.identifiers.identifier_table import build_identifier_table
+from gensar_hf.identifiers.joint_rqvae_training import train_joint_rqvae
+from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
+from gensar_hf.item_embeddings import load_item_embeddings, save_item_embeddings
+from gensar_hf.new_items import ItemEncoder
+from gensar_hf.pipeline import GenSARPipeline
+from gensar_hf.training.arguments import GenSARTrainingArguments
+from gensar_hf.training.trainer import GenSARTrainer
+from gensar_hf.training_defaults import machine_defaults
 
 logger = logging.getLogger(__name__)
 
+STAGES = DATA, SEMANTIC, COLLABORATIVE, RQVAE, MODEL = "data", "semantic", "collaborative", "rqvae", "model"
+EMBEDDINGS_FILE = "item_embeddings.safetensors"
+CHECKPOINTS = "checkpoints"
+# Settings of `TrainingArguments` that do not change what comes out of a training.
+_NOT_AN_INPUT = {
+    "output_dir", "run_name", "report_to", "disable_tqdm", "log_level", "log_level_replica", "logging_strategy",
+    "logging_steps", "logging_first_step", "save_strategy", "save_steps", "save_total_limit", "use_cpu",
+    "ddp_backend", "ddp_timeout", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
+    "dataloader_persistent_workers", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo",
+}  # fmt: skip
+# Settings of the stages before the generator's, which their folders stand for.
+_OF_OTHER_STAGES = {
+    "text_encoder", "sasrec_epochs", "sasrec_config", "codebook_size", "num_shared_levels", "num_specific_levels",
+    "rqvae_epochs", "sinkhorn_epsilon", "rqvae_config", "preset",
+}  # fmt: skip
 
-def finish_stage(
-    stage_dir: str | os.PathLike[str], stage: str, inputs_fingerprint: str, seconds: float, details: Mapping[str, Any]
-) -> None:
-    """Declare a stage finished: write its `stage.json`, after every other file of the folder.
+Work = Callable[[Path, Path], dict[str, Any]]
+
+
+@dataclass
+class StageReport:
+    """How a stage went: its name, its seconds, whether it was finished before, and what it noted."""
+
+    stage: str
+    seconds: float
+    skipped: bool
+    details: dict[str, Any]
+
+
+def train(
+    dataset: InteractionDataset,
+    args: GenSARTrainingArguments,
+    *,
+    callbacks: list[TrainerCallback] | None = None,
+    reuse: str | os.PathLike[str] | None = None,
+    on_stage: Callable[[StageReport], None] | None = None,
+) -> GenSARPipeline:
+    """Train everything that GenSAR consists of, and return it ready to answer.
+
+    Five stages, each a folder in `args.output_dir`: `data` (the dataset), `semantic` (text embeddings), `collaborative`
+    (SASRec), `rqvae` (joint RQ-VAE, unique identifiers), `model` (tokenizer, generator, item encoder). A finished stage
+    is skipped when the call is repeated; a killed training continues from its last checkpoint and ends with the same
+    weights as an uninterrupted one. `output_dir/model` alone is enough to answer, on another machine or from the Hub.
 
     Args:
-        stage_dir: the folder the stage has filled.
-        stage: the stage's name.
-        inputs_fingerprint: `fingerprint` of everything the stage has read.
-        seconds: wall time the stage took.
-        details: whatever a reader may want to know (sizes, losses, ...); anything JSON can hold, numpy included.
+        dataset: catalogue and log; what its split holds out is not read by any stage.
+        args: the settings of all stages.
+        callbacks: for the generator's `Trainer`.
+        reuse: folder of other runs; a stage that one of them has finished with the same inputs is linked.
+        on_stage: called after each stage, under `torchrun` by the first process.
+
+    Returns:
+        the pipeline in `output_dir/model`.
+
+    Raises:
+        InputError: the data cannot be trained on, the output folder holds other files in a stage's place, a model
+            cannot be loaded, or a training diverged.
     """
-    record = {
-        "stage": stage,
-        "inputs_fingerprint": inputs_fingerprint,
-        "package_version": _package_version(),
-        "seconds": round(float(seconds), 3),
-        "details": dict(details),
+    run_dir = Path(args.output_dir or ".")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"`output_dir` {run_dir} is a file; name a folder.")
+
+    def stage(name: str, inputs: list[Any], work: Work, is_distributed: bool = False) -> None:
+        report = run_stage(run_dir, name, inputs, work, is_distributed, reuse)
+        logger.info("Stage %s: %s.", name, "already finished" if report.skipped else f"{report.seconds:.1f} s")
+        if on_stage is not None and process_rank() == 0:
+            on_stage(report)
+
+    data_dir, embeddings = run_dir / DATA, [run_dir / name / EMBEDDINGS_FILE for name in (SEMANTIC, COLLABORATIVE)]
+    items = [data_dir / "items.parquet", data_dir / "dataset.json"]
+    stage(DATA, dataset_inputs(dataset), lambda folder, _: save_dataset(dataset, folder))
+    encoder_dir = [Path(args.text_encoder)] if args.text_encoder and Path(args.text_encoder).is_dir() else []
+    stage(
+        SEMANTIC,
+        [args.text_encoder, args.seed, *encoder_dir, *items],
+        lambda folder, _: encode_items(dataset, args, folder),
+    )
+    sasrec = [args.sasrec(len(dataset.item_ids)).to_diff_dict(), args.sasrec_epochs, args.seed, args.bf16, data_dir]
+    stage(COLLABORATIVE, sasrec, lambda folder, aside: train_collaborative(dataset, args, folder, aside), True)
+    rqvae = [args.rqvae(1, 1, len(dataset.item_ids)).to_diff_dict(), args.rqvae_epochs, args.seed, args.bf16]
+    stage(
+        RQVAE,
+        [*rqvae, *items, *embeddings],
+        lambda folder, aside: train_identifiers(dataset, args, embeddings, folder, aside),
+        True,
+    )
+    upstream = [data_dir, run_dir / RQVAE, run_dir / SEMANTIC, run_dir / COLLABORATIVE / "model.safetensors"]
+    stage(
+        MODEL,
+        [generator_settings(args), *upstream, embeddings[1]],
+        lambda folder, aside: train_generator(dataset, args, run_dir, folder, aside, callbacks),
+        True,
+    )
+    if not any(len(requests) for requests in dataset.split.test.values()):
+        logger.warning("The dataset holds no click out, so there is nothing to evaluate the model on.")
+    with damage_reported(run_dir / MODEL):
+        return GenSARPipeline.from_pretrained(run_dir / MODEL)
+
+
+# ---- the stages
+
+
+def dataset_inputs(dataset: InteractionDataset) -> list[Any]:
+    """What a dataset consists of, for `files.fingerprint`."""
+    tables = []
+    for frame in (dataset.items, dataset.interactions):
+        with io.BytesIO() as buffer:
+            frame.to_parquet(buffer, index=False)
+            tables.append(buffer.getvalue())
+    split = dataset.split
+    requests = [part[task].targets for part in (split.validation, split.test) for task in TASKS]
+    return [*tables, dataset.text_columns, dataset.split_method, split.train_ends, split.target_starts, *requests]
+
+
+def save_dataset(dataset: InteractionDataset, folder: Path) -> dict[str, Any]:
+    """Stage `data`: both tables and the split."""
+    dataset.save(folder)
+    events, split = dataset.events, dataset.split
+    return {
+        "users": events.num_users,
+        "items": events.num_items,
+        "events": events.num_events,
+        "training events": int((split.train_ends - events.offsets[:-1]).sum()),
+        "queries": len(events.query_texts),
+        "test requests": {task: len(requests) for task, requests in split.test.items()},
     }
-    write_json(Path(stage_dir) / STAGE_FILE, record)
 
 
-def is_finished(stage_dir: str | os.PathLike[str], stage: str, inputs_fingerprint: str) -> bool:
-    """Whether `stage_dir` holds this stage, complete, and made from the same inputs.
+def encode_items(dataset: InteractionDataset, args: GenSARTrainingArguments, folder: Path) -> dict[str, Any]:
+    """Stage `semantic`: the items' texts as embeddings, and the text encoder for new items."""
+    texts = dataset.item_texts()
+    encoder = TextEncoder.load(args.text_encoder, texts=texts, seed=args.seed)
+    embeddings = encoder.encode(texts)
+    save_item_embeddings(folder / EMBEDDINGS_FILE, embeddings, dataset.item_ids)
+    encoder.save(folder / "text_encoder")
+    return {"model": args.text_encoder or "word statistics", "dimensions": embeddings.shape[1]}
 
-    A `stage.json` that cannot be read counts as absent: the stage is then simply run again.
+
+def train_collaborative(
+    dataset: InteractionDataset, args: GenSARTrainingArguments, folder: Path, checkpoints: Path
+) -> dict[str, Any]:
+    """Stage `collaborative`: SASRec on the training clicks, and its item table."""
+    events, split = dataset.events, dataset.split
+    windows = zip(events.offsets[:-1], split.train_ends, strict=True)
+    histories = [items[items >= 0] for items in (events.items[start:end] for start, end in windows)]
+    set_seed(args.seed)
+    model = SASRecModel(args.sasrec(events.num_items))
+    training = sasrec_training_arguments(
+        str(checkpoints),
+        num_train_epochs=args.sasrec_epochs,
+        seed=args.seed,
+        save_strategy="steps",
+        save_steps=100,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,  # otherwise the loss of a training that diverged is finite
+        disable_tqdm=args.disable_tqdm,
+        **{**machine_defaults(), "bf16": args.bf16, "use_cpu": args.use_cpu},
+    )
+    if args.sasrec_epochs >= 1:  # a part of an epoch is wanted as it is, say for a trial
+        training.max_steps = num_training_steps(histories, training, model.config.max_length)
+    with quiet_trainer():
+        output = train_sasrec(model, histories, training, last_checkpoint(checkpoints))
+    model.save_pretrained(folder)
+    embeddings = model.item_embeddings().detach().float().cpu().numpy()
+    save_item_embeddings(folder / EMBEDDINGS_FILE, embeddings, events.item_ids)
+    return {"parameters": model.num_parameters(), "steps": output.global_step, "loss": output.training_loss}
+
+
+def train_identifiers(
+    dataset: InteractionDataset, args: GenSARTrainingArguments, embeddings: list[Path], folder: Path, checkpoints: Path
+) -> dict[str, Any]:
+    """Stage `rqvae`: the joint RQ-VAE on both embeddings, and unique identifiers."""
+    item_ids, texts = dataset.item_ids, dataset.item_texts()
+    semantic, collaborative = (load_item_embeddings(path, item_ids) for path in embeddings)
+    set_seed(args.seed)
+    model = JointRQVAE(args.rqvae(semantic.shape[1], collaborative.shape[1], len(item_ids)))
+    training = TrainingArguments(
+        str(checkpoints),
+        num_train_epochs=args.rqvae_epochs or 0,
+        per_device_train_batch_size=256 if len(item_ids) < 5000 else 1024,
+        learning_rate=1e-3,
+        seed=args.seed,
+        save_strategy="no",  # standardization and k-means come before the first step: a killed one starts again
+        logging_strategy="no",
+        disable_tqdm=args.disable_tqdm,
+        **{**machine_defaults(), "bf16": args.bf16, "use_cpu": args.use_cpu},
+    )
+    with quiet_trainer():
+        train_joint_rqvae(model, semantic, collaborative, training)
+    table = build_identifier_table(model, semantic, collaborative, item_ids, dataset.titles, texts)
+    model.save_pretrained(folder)
+    table.save(folder)
+    return {"parameters": model.num_parameters(), **table.report()}
+
+
+def train_generator(
+    dataset: InteractionDataset,
+    args: GenSARTrainingArguments,
+    run_dir: Path,
+    folder: Path,
+    checkpoints: Path,
+    callbacks: list[TrainerCallback] | None = None,
+) -> dict[str, Any]:
+    """Stage `model`: tokenizer and generator on all tasks, the weight of the item vectors, the item encoder."""
+    set_seed(args.seed)
+    item_ids = dataset.item_ids
+    semantic, collaborative = (
+        load_item_embeddings(run_dir / name / EMBEDDINGS_FILE, item_ids) for name in (SEMANTIC, COLLABORATIVE)
+    )
+    with damage_reported(run_dir / RQVAE):
+        table, rqvae = IdentifierTable.load(run_dir / RQVAE), JointRQVAE.from_pretrained(run_dir / RQVAE)
+    clicked = dataset.events.items[training_mask(dataset.split) & (dataset.events.items >= 0)]
+    num_clicks = np.bincount(clicked, minlength=len(item_ids))
+    tokenizer, model = new_generator(dataset, args, table)
+    if isinstance(model, GenSARForConditionalGeneration) and model.config.num_items:
+        # Codes made of one kind of embedding alone, an ablation, go with vectors of that kind alone.
+        kinds = {"semantic": [semantic], "collaborative": [collaborative], "both": [semantic, collaborative]}
+        start_item_vectors(model, kinds[rqvae.config.embeddings], num_clicks, args.seed)
+        if args.item_features:
+            share_item_features(model, kinds[rqvae.config.embeddings], args.seed)
+    encoder = ItemEncoder(
+        TextEncoder.load(run_dir / SEMANTIC / "text_encoder"),
+        dataset.text_columns,
+        CollaborativeMap.fit(semantic, collaborative, args.seed, num_clicks),
+        rqvae,
+    )
+    pipe = GenSARPipeline(model, tokenizer, item_encoder=encoder)
+    details: dict[str, Any] = {"parameters": model.num_parameters()}
+    training = dataclasses.replace(args, output_dir=str(checkpoints))
+    teacher = None
+    if args.teacher_share:
+        with damage_reported(run_dir / COLLABORATIVE):
+            sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
+        teacher = teacher_of_sasrec(sasrec, dataset.events, dataset.split.train_ends)
+    trainer = GenSARTrainer(pipe, training, dataset, teacher=teacher, callbacks=callbacks)
+    if trainer.model is not None:
+        trained = sum(part.numel() for part in trainer.model.parameters() if part.requires_grad)
+        details["trained parameters"] = trained
+    with quiet_trainer():
+        output = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    if isinstance(pipe.model, GenSARForConditionalGeneration) and pipe.model.encoder.items is not None:
+        merge_features(pipe.model.encoder.items)
+    check_finite(MODEL, {"loss": output.training_loss})
+    if args.item_weight is None and getattr(pipe.model.config, "num_items", None):
+        pipe.model.config.item_weight = best_item_weight(pipe, dataset, args)
+        details["item weight"] = pipe.model.config.item_weight
+    if process_rank() == 0:
+        pipe.save_pretrained(folder)
+    return {**details, "steps": output.global_step, "loss": output.training_loss}
+
+
+def best_item_weight(pipe: GenSARPipeline, dataset: InteractionDataset, args: GenSARTrainingArguments) -> float:
+    """The weight of the item vectors that ranks validation clicks best; the present one if there are none."""
+    try:
+        evaluation = Evaluation(
+            dataset, "validation", num_negatives=args.num_negatives, max_users=args.eval_max_users, seed=args.seed
+        )
+    except InputError as error:  # a user has clicked every item
+        logger.warning("The weight of the item vectors stays %s: %s", pipe.model.config.item_weight, error)
+        return pipe.model.config.item_weight
+    if not evaluation.candidates:
+        return pipe.model.config.item_weight
+    return choose_item_weight(pipe, evaluation.requests, evaluation.candidates)
+
+
+def new_generator(
+    dataset: InteractionDataset, args: GenSARTrainingArguments, table: IdentifierTable
+) -> tuple[GenSARTokenizer, PreTrainedModel]:
+    """An untrained generator and its tokenizer: from scratch, or from the weights of `args.model_name_or_path`."""
+    backbone = None if args.model_name_or_path is None else Backbone(args.model_name_or_path)
+    is_causal = backbone is not None and not backbone.config().is_encoder_decoder
+    history_encoding = "tokens" if is_causal else str(args.history_encoding)
+    options: dict[str, Any] = {
+        "history_encoding": history_encoding,
+        "max_history_events": args.max_history_events,
+        "behavior_tokens": args.behavior_tokens,
+    }
+    if backbone is None:
+        events = dataset.events
+        used = np.unique(events.queries[training_mask(dataset.split)])
+        texts = [*dataset.item_texts(), *(events.query_texts[query] for query in used if query >= 0)]
+        tokenizer = GenSARTokenizer.train_from_texts(texts, table, vocab_size=args.text_vocab_size, **options)
+    else:
+        text_tokenizer = backbone.text_tokenizer()
+        tokenizer = GenSARTokenizer.from_text_tokenizer(text_tokenizer, table, **options, decoder_only=is_causal)
+    if backbone is not None and is_causal:
+        return tokenizer, generator_from_causal_lm(backbone, tokenizer)
+    has_vectors = args.item_vectors and history_encoding == "events"
+    config = {"num_items": table.num_trained if has_vectors else 0, **(args.generator_config or {})}
+    if args.item_weight is not None:
+        config["item_weight"] = args.item_weight
+    if backbone is not None:
+        return tokenizer, generator_from_t5(backbone.path, tokenizer, **config)
+    return tokenizer, generator_from_scratch(GenSARConfig(**config), tokenizer)
+
+
+def generator_settings(args: GenSARTrainingArguments) -> dict[str, Any]:
+    """The settings that the generator depends on: those that differ from the defaults of this machine."""
+    # Another `use_cpu` would set accelerate's processes up again.
+    usual = GenSARTrainingArguments(output_dir=".", use_cpu=args.use_cpu, bf16=args.bf16).to_dict()
+    passed_over = _NOT_AN_INPUT | _OF_OTHER_STAGES
+    return {
+        name: value
+        for name, value in args.to_dict().items()
+        if name not in passed_over and (name == "bf16" or value != usual.get(name))
+    }
+
+
+def run_systems(run_dir: Path, dataset: InteractionDataset) -> list[Any]:
+    """What a run's model is compared with: its SASRec, popularity, BM25, and dense retrieval by its text encoder."""
+    with damage_reported(run_dir / COLLABORATIVE):
+        sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
+    semantic = load_item_embeddings(run_dir / SEMANTIC / EMBEDDINGS_FILE, dataset.item_ids)
+    encoder = TextEncoder.load(run_dir / SEMANTIC / "text_encoder")
+    return [
+        NextItemScorer(sasrec),
+        Popularity(training_events(dataset.split)),
+        BM25(dataset.item_texts()),
+        DenseRetrieval(semantic, encoder.encode),
+    ]
+
+
+# ---- running a stage
+
+
+def run_stage(
+    run_dir: Path,
+    stage: str,
+    inputs: list[Any],
+    work: Work,
+    is_distributed: bool = False,
+    reuse: str | os.PathLike[str] | None = None,
+) -> StageReport:
+    """Run one stage into `run_dir/stage`, or skip it when it is finished and was made from the same inputs.
+
+    Under `torchrun` the first process alone writes; the others take part where the work is distributed, and wait for it
+    otherwise.
+
+    Args:
+        run_dir: the run's folder.
+        stage: name of the stage and of its folder.
+        inputs: all that the result depends on, see `files.fingerprint`.
+        work: called with the folder to fill and a folder for checkpoints; returns details for `stage.json`.
+        is_distributed: whether all processes do the work together (a `Trainer`).
+        reuse: folder of other runs, whose finished stage with the same inputs is linked.
+
+    Raises:
+        InputError: an input is missing, the folder holds something that no stage wrote, or a figure in the details is
+            not finite, as after a training that diverged.
     """
-    stage_file = Path(stage_dir) / STAGE_FILE
-    if not stage_file.is_file():
+    folder, mark = run_dir / stage, fingerprint(stage, *inputs)
+    skipped = is_finished(folder, stage, mark)
+    if not skipped and reuse is not None and process_rank() == 0:
+        skipped = _link_finished(folder, Path(reuse), stage, mark)
+    if not skipped and folder.exists() and not (folder / STAGE_FILE).is_file() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder} holds files that no earlier run of this package wrote, and the stage '{stage}' would replace "
+            "them; name another `output_dir`, or move them away."
+        )
+    _wait_for_all()  # all have looked before the first one writes
+    if not skipped:
+        checkpoints = run_dir / CHECKPOINTS / f"{stage}-{fingerprint(mark, process_count())[:12]}"
+        if process_rank() == 0:
+            _run(folder, stage, mark, work, checkpoints, is_distributed)
+        elif is_distributed:
+            with tempfile.TemporaryDirectory() as unused:
+                work(Path(unused), checkpoints)
+            _wait_for_all()
+    _wait_for_all()
+    record = read_json(folder / STAGE_FILE)
+    return StageReport(stage, record["seconds"], skipped, record["details"])
+
+
+def _run(folder: Path, stage: str, mark: str, work: Work, checkpoints: Path, is_distributed: bool) -> None:
+    start = time.perf_counter()
+    with atomic_path(folder) as aside:
+        aside.mkdir(parents=True, exist_ok=True)
+        details = work(aside, checkpoints)
+        if is_distributed:
+            _wait_for_all()  # others may still be busy with the last checkpoint, which is deleted below
+        check_finite(stage, details)
+        details["files"] = sorted(path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file())
+        record = {
+            "stage": stage,
+            "inputs_fingerprint": mark,
+            "package_version": _package_version(),
+            "seconds": round(time.perf_counter() - start, 3),
+            "details": details,
+        }
+        write_json(aside / STAGE_FILE, record)
+    # Checkpoints of other settings as well, and what a killed process had begun to write.
+    for leftover in [*checkpoints.parent.glob(f"{stage}-*"), *folder.parent.glob(f".{stage}.aside-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        checkpoints.parent.rmdir()  # if it is empty
+
+
+def check_finite(stage: str, details: dict[str, Any]) -> None:
+    """Refuse the result of a training that diverged.
+
+    Raises:
+        InputError: a figure is not finite.
+    """
+    for name, value in details.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"Stage {stage} diverged: its {name} is {value}; lower the learning rate.")
+
+
+def is_finished(folder: str | os.PathLike[str], stage: str, mark: str) -> bool:
+    """Whether a folder holds this stage, made from the same inputs, and none of its files was deleted since.
+
+    A `stage.json` that cannot be read counts as absent: the stage is run again.
+    """
+    path = Path(folder) / STAGE_FILE
+    if not path.is_file():
         return False
     try:
-        record = read_json(stage_file)
+        record = read_json(path)
     except InputError as error:
         logger.warning("%s The stage %s is run again.", error, stage)
         return False
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or [record.get("stage"), record.get("inputs_fingerprint")] != [stage, mark]:
         return False
-    return record.get("stage") == stage and record.get("inputs_fingerprint") == inputs_fingerprint
+    return all((Path(folder) / name).is_file() for name in record.get("details", {}).get("files", []))
+
+
+def _link_finished(folder: Path, runs: Path, stage: str, mark: str) -> bool:
+    """Link another run's stage with the same inputs; whether there was one."""
+    for other in sorted(runs.glob(f"*/{stage}")):
+        if other != folder and not other.is_symlink() and is_finished(other, stage, mark):
+            if folder.is_symlink():
+                folder.unlink()
+            if not folder.exists():
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                folder.symlink_to(os.path.relpath(other, folder.parent), target_is_directory=True)
+                return True
+    return False
+
+
+@contextmanager
+def damage_reported(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong while a stage's model is loaded into one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (SafetensorError, StrictDataclassError, OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{folder} cannot be loaded ({reason}); delete it and run its stage again.") from error
+
+
+@contextmanager
+def quiet_trainer() -> Iterator[None]:
+    """Keep the dictionary off the screen that `Trainer` prints at its end; `stage.json` has its values."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def process_rank() -> int:
+    """This process's number under `torchrun`; 0 without."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def process_count() -> int:
+    """How many processes `torchrun` has started; 1 without."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _wait_for_all() -> None:
+    if process_count() > 1:
+        PartialState(cpu=not torch.accelerator.is_available()).wait_for_everyone()
 
 
 def _package_version() -> str:

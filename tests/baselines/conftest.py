@@ -1,16 +1,15 @@
 """A log of three users over six items, built by hand: two recommended items each, then a search."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from transformers import Trainer
 
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests, Split
 from gensar_hf.data.user_events import UserEvents
+from gensar_hf.embeddings import sasrec_training
 
 CLICKS = [[0, 1, 2], [0, 3, 4], [0, 1, 5]]  # each user's: training, recommendation request, search request
 QUERIES = ["space comedy", "war drama", "space comedy"]
@@ -38,27 +37,32 @@ def split() -> Split:
 
 @pytest.fixture
 def catalogue() -> np.ndarray:
-    """All items as the candidates of three requests, in a row order of their own."""
+    """All items as the candidates of three requests, in a different order for each."""
     return np.array([[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 0, 1, 5, 3, 4]])
 
 
-@pytest.fixture
-def training_killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AbstractContextManager]:
-    """`with training_killed_at(step=3): …` lets a `Trainer` do two steps and interrupts it in the third."""
+@pytest.fixture(scope="session")
+def dataset_of() -> Callable[..., SimpleNamespace]:
+    """Builds the part of an `InteractionDataset` that baselines read; `UserEvents` alone are all training events."""
 
-    @contextmanager
-    def killed(step: int) -> Iterator[None]:
-        steps = iter(range(1, step))
-        train_step = Trainer.training_step
+    def build(source: Split | UserEvents, texts: Sequence[str] | None = None) -> SimpleNamespace:
+        split = source
+        if isinstance(source, UserEvents):
+            nothing = {task: Requests(task, source, np.zeros(0, dtype=np.int64)) for task in (RECOMMENDATION, SEARCH)}
+            split = Split(source, source.offsets[1:], nothing, nothing)
+        item_texts = list(texts) if texts is not None else [f"film number{i}" for i in range(split.events.num_items)]
+        return SimpleNamespace(
+            split=split, events=split.events, item_ids=split.events.item_ids, item_texts=lambda: item_texts
+        )
 
-        def dying(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if next(steps, None) is None:
-                raise KeyboardInterrupt
-            return train_step(self, *args, **kwargs)
+    return build
 
-        with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
-            patched.setattr(Trainer, "training_step", dying)
-            yield
-            pytest.fail(f"The training ended before step {step}.")
 
-    return killed
+@pytest.fixture(autouse=True, scope="module")
+def few_steps() -> Iterator[None]:
+    """Short trainings; `Trainer` collects garbage when it starts, which would take longer than they do."""
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sasrec_training, "MIN_STEPS", 60)
+        yield
+    gc.unfreeze()

@@ -1,17 +1,13 @@
-"""GRU4Rec: the GRU's equations written out, causality, padding, saving, and training by its name."""
+"""GRU4Rec: the equations of the GRU by hand, causality, padding and saving."""
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from gensar_hf.baselines.baseline import TrainingData, fit_by_name
-from gensar_hf.baselines.gru4rec import GRU4RecConfig, GRU4RecModel, Settings
+from gensar_hf.baselines.gru4rec import GRU4RecConfig, GRU4RecModel
 from gensar_hf.baselines.sequential import new_model
-from gensar_hf.data import Behavior
-from gensar_hf.data.splits import RECOMMENDATION, Requests
 from gensar_hf.embeddings.modeling_sasrec import pad_histories
-from gensar_hf.errors import InputError
 
 NUM_ITEMS = 9
 
@@ -104,40 +100,3 @@ def test_bf16_autocast_gives_nearly_the_same_loss(model):
 def test_impossible_sizes_are_refused(options, message):
     with pytest.raises(StrictDataclassError, match=message):
         GRU4RecConfig(**options)
-
-
-@pytest.fixture
-def data(make_events) -> TrainingData:
-    """The next film is always the next number."""
-    users = {
-        f"user-{start}": [(Behavior.RECOMMENDED_ITEM, (start + i) % NUM_ITEMS) for i in range(14)]
-        for start in range(NUM_ITEMS)
-    }
-    events = make_events(users, [f"film-{item}" for item in range(NUM_ITEMS)])
-    return TrainingData(events, [""] * NUM_ITEMS, np.zeros((NUM_ITEMS, 1)), "none")
-
-
-def test_it_is_fitted_by_its_name_and_the_saved_model_scores_alike(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("gensar_hf.embeddings.sasrec_training.MIN_STEPS", 60)
-    values = {"embedding_size": 16, "hidden_size": 16, "num_layers": 2, "learning_rate": 0.02, "max_length": 8}
-
-    scorer = fit_by_name("gru4rec", data, values | {"num_train_epochs": 1}, 0, tmp_path, tmp_path / "checkpoints")
-
-    requests = Requests(RECOMMENDATION, data.events, np.array([3, 14 + 12]))  # after 0 1 2, and after 1 … 8 0 1 2 3
-    every_item = np.tile(np.arange(NUM_ITEMS), (2, 1))
-    scores = scorer.score(requests, every_item)
-    assert scorer.name == "GRU4Rec"
-    assert scores.argmax(axis=1).tolist() == [3, 4]
-    saved = GRU4RecModel.from_pretrained(tmp_path)
-    assert (saved.config.hidden_size, saved.config.num_layers) == (16, 2)
-    scorer.model = saved
-    np.testing.assert_allclose(scorer.score(requests, every_item), scores, atol=1e-5)
-
-
-def test_settings_are_the_configurations_and_checked(data, tmp_path):
-    config = GRU4RecConfig()
-    assert all(getattr(config, name) == value for name, value in Settings().model_values().items())
-    with pytest.raises(InputError, match="GRU4Rec: `dropout` must be at least 0 and below 1; got 2"):
-        fit_by_name("gru4rec", data, {"dropout": 2.0}, 0, tmp_path, tmp_path)
-    with pytest.raises(InputError, match="GRU4Rec has no setting 'num_heads'"):
-        fit_by_name("gru4rec", data, {"num_heads": 2}, 0, tmp_path, tmp_path)

@@ -1,52 +1,63 @@
-"""Training, saving and scoring that QEM and JSR share, seen through QEM."""
+"""Examples, vocabulary, training and scoring of QEM and JSR, tested with QEM."""
 
-import dataclasses
-import gc
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gensar_hf.baselines import qem
-from gensar_hf.baselines.baseline import TrainingData
-from gensar_hf.baselines.matching import MatchingScorer, MatchingSettings
-from gensar_hf.baselines.vocabulary import Vocabulary
+from gensar_hf.baselines import MatchingScorer, QEMConfig, QEMModel
+from gensar_hf.baselines.matching import (
+    CLICKS,
+    MAX_WORDS,
+    Examples,
+    click_examples,
+    split_words,
+    text_examples,
+    vocabulary,
+)
+from gensar_hf.baselines.sequential import new_model
+from gensar_hf.baselines.tuning import fit_baseline
 from gensar_hf.data import Behavior, training_events
-from gensar_hf.data.splits import SEARCH, Requests
+from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.embeddings import sasrec_training
 from gensar_hf.errors import InputError
 
+R, Q, S = Behavior
+ITEMS = ["a", "b", "c", "d", "e"]
 QUICK = {"num_train_epochs": 1, "hidden_size": 8, "per_device_train_batch_size": 8, "learning_rate": 0.02}
 
 
 @pytest.fixture(autouse=True)
-def few_steps(monkeypatch):
-    monkeypatch.setattr("gensar_hf.embeddings.sasrec_training.MIN_STEPS", 24)
-    gc.freeze()  # Trainer collects garbage when it starts, which would take longer than these trainings
-    yield
-    gc.unfreeze()
+def fewer_steps(monkeypatch):
+    monkeypatch.setattr(sasrec_training, "MIN_STEPS", 24)
 
 
-def data_of(events):
-    texts = [f"film number{item}" for item in range(events.num_items)]
-    return TrainingData(events, texts, np.zeros((events.num_items, 2)), "unused")
+@pytest.fixture
+def fit(dataset_of):
+    def fitted(source, seed=0, **values):
+        return fit_baseline("qem", dataset_of(source), settings={**QUICK, **values}, seed=seed)
 
-
-def fit(events, folder, seed=0, **values):
-    settings = qem.Settings(**{**QUICK, **values})
-    folder.mkdir(exist_ok=True)
-    return qem.fit(data_of(events), settings, seed, folder, folder.parent / f"{folder.name}-checkpoints")
+    return fitted
 
 
 def every_item(requests):
     return np.tile(np.arange(requests.events.num_items), (len(requests), 1))
 
 
+def model_of(words, **config):
+    sizes = {"num_users": 3, "num_items": 5, "hidden_size": 8, "dropout": 0.0}
+    return new_model(QEMModel, QEMConfig(words=words, **{**sizes, **config}), seed=0)
+
+
+MODEL = model_of(["war", "space"])  # encodes words only
+
+
 @pytest.fixture
 def model():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return qem.QEMModel(qem.QEMConfig(num_users=3, num_items=5, num_words=4, hidden_size=8, dropout=0.0))
+    return model_of(["w", "x", "y", "z"])
 
 
 @pytest.fixture
@@ -71,19 +82,18 @@ def test_loss_is_the_weighted_cross_entropy_over_the_catalogue(model, batch):
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_new_model_ranks_by_training_clicks(tiny_events, tmp_path):
-    scorer = fit(tiny_events, tmp_path / "model", learning_rate=1e-9)
+def test_a_new_model_ranks_by_training_clicks(tiny_events, fit):
+    scorer = fit(tiny_events, learning_rate=1e-9)
     clicks = np.bincount(tiny_events.items[tiny_events.items >= 0], minlength=tiny_events.num_items)
     bias = scorer.model.item_bias.detach().numpy()
     np.testing.assert_allclose(bias, np.log1p(clicks) - np.log1p(clicks).mean(), atol=1e-5)
 
 
-def test_a_user_without_training_clicks_is_nobody(make_events, tmp_path):
-    R, Q, S = Behavior
+def test_a_user_without_training_clicks_has_a_zero_vector(make_events, fit):
     rows = {"ann": [(R, 0), (Q, 0), (S, 1, 0)], "new": [(Q, 0), (S, 2, 0)], "bob": [(R, 2), (R, 1)]}
     events = make_events(rows, ["a", "b", "c"], ["space"])
     trained = make_events({**rows, "new": []}, ["a", "b", "c"], ["space"])
-    scorer = fit(trained, tmp_path / "model")
+    scorer = fit(trained)
     table = scorer.model.user_table.weight
 
     assert not table[2].any()
@@ -95,10 +105,11 @@ def test_a_user_without_training_clicks_is_nobody(make_events, tmp_path):
     np.testing.assert_allclose(scorer.score(requests, every_item(requests)), nobody.numpy(), atol=1e-6)
 
 
-def test_what_is_saved_scores_the_same(tiny_split, tmp_path):
-    scorer = fit(training_events(tiny_split), tmp_path / "model", text_weight=0.5)
-    model, vocabulary = qem.QEMModel.from_pretrained(tmp_path / "model"), Vocabulary.load(tmp_path / "model")
-    loaded = MatchingScorer(model, vocabulary, "again", scorer.tasks, scorer.user_tasks)
+def test_a_saved_model_scores_the_same(tiny_split, fit, tmp_path):
+    scorer = fit(tiny_split, text_weight=0.5)
+    scorer.model.save_pretrained(tmp_path)
+    model = QEMModel.from_pretrained(tmp_path)
+    loaded = MatchingScorer(model, "again")
 
     requests = tiny_split.test[SEARCH]
     first, again = (some.score(requests, every_item(requests)) for some in (scorer, loaded))
@@ -106,79 +117,124 @@ def test_what_is_saved_scores_the_same(tiny_split, tmp_path):
     assert loaded.num_parameters == scorer.num_parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_a_killed_training_ends_where_another_does(tiny_events, tmp_path, monkeypatch, caplog, training_killed_at):
-    monkeypatch.setattr("gensar_hf.baselines.matching._SAVE_STEPS", 10)
-    whole = fit(tiny_events, tmp_path / "whole")
-    caplog.set_level("INFO")
-    with training_killed_at(step=14):
-        fit(tiny_events, tmp_path / "model")
-    resumed = fit(tiny_events, tmp_path / "model")
-
-    assert "Going on from" in caplog.text
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], value), name
-
-
-def test_a_seed_gives_one_model(tiny_events, tmp_path):
-    first, again, other = (fit(tiny_events, tmp_path / str(i), seed) for i, seed in enumerate((1, 1, 2)))
-    first, again, other = (scorer.model.item_table.weight for scorer in (first, again, other))
+def test_a_seed_gives_one_model(tiny_events, fit):
+    first, again, other = (fit(tiny_events, seed).model.item_table.weight for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_only_training_queries_and_wanted_texts_make_the_vocabulary(tiny_split, tmp_path):
-    # "horror classics" is asked for in bob's held-out session alone.
+def test_only_training_queries_and_texts_that_are_read_make_the_vocabulary(tiny_split, fit):
+    # "horror classics" is a query of bob's held-out session only.
     events = training_events(tiny_split)
     assert "horror classics" in tiny_split.events.query_texts
-    queries = fit(events, tmp_path / "queries").vocabulary.words
-    assert set(queries) == {word for text in events.query_texts for word in text.split()}
-    assert "horror" not in queries
-    assert "number7" in fit(events, tmp_path / "texts", text_weight=0.1).vocabulary.words
+    words = fit(tiny_split).model.config.words
+    assert set(words) == {word for text in events.query_texts for word in text.split()}
+    assert "horror" not in words
+    assert "number7" in fit(tiny_split, text_weight=0.1).model.config.words
 
 
-def test_candidates_are_gathered_in_chunks(tiny_split, tmp_path, monkeypatch):
-    scorer = fit(training_events(tiny_split), tmp_path / "model")
-    requests = tiny_split.test[SEARCH]
-    whole = scorer.score(requests, every_item(requests))
-    candidates = np.array([[3, 1, 7], [11, 0, 2]])
-    monkeypatch.setattr("gensar_hf.baselines.matching._CHUNK_SIZE", 1)
-    np.testing.assert_allclose(
-        scorer.score(requests, candidates), np.take_along_axis(whole, candidates, axis=1), atol=1e-6
-    )
-
-
-def test_clicked_items_come_last_when_they_are_to_be_skipped(tiny_split, tmp_path):
-    scorer = fit(training_events(tiny_split), tmp_path / "model")
-    requests = tiny_split.test[SEARCH]
-    usual = scorer.score(requests, every_item(requests))
-    scorer.skip_clicked = True
-    scores = scorer.score(requests, every_item(requests))
-
-    assert np.isfinite(usual).all()
-    for row in range(len(requests)):
-        clicked = {int(item) for item in requests.events.items[requests.history(row)] if item >= 0}
-        assert set(np.flatnonzero(np.isneginf(scores[row]))) == clicked
-        others = [item for item in range(12) if item not in clicked]
-        np.testing.assert_array_equal(scores[row, others], usual[row, others])
-
-
-def test_no_clicks_are_an_error(make_events, tmp_path):
-    R, Q, _ = Behavior
+def test_no_clicks_are_an_error(make_events, fit):
     events = make_events({"ann": [(Q, 0), (R, 1)]}, ["a", "b"], ["space"])
     with pytest.raises(InputError, match="QEMModel cannot be trained: no event before the held-out ones is a click"):
-        fit(events, tmp_path / "model", personalized=False)
+        fit(events, personalized=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("hidden_size", 0, "`hidden_size` must be at least 1; got 0"),
-        ("dropout", 1.0, "`dropout` must be at least 0 and below 1; got 1.0"),
-        ("label_smoothing", -0.1, "`label_smoothing` must be at least 0 and below 1; got -0.1"),
-        ("text_weight", -1, "`text_weight` must not be negative; got -1"),
-        ("learning_rate", 0, "`learning_rate` must be above 0; got 0"),
-    ],
-)
-def test_settings_out_of_range_are_refused(name, value, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(MatchingSettings(), **{name: value})
+def log_of(make_events, timestamps=None):
+    users = {"ann": [(R, 0), (Q, 0), (S, 1, 0), (S, 2, 0), (R, 3)], "bob": [(Q, 1), (S, 4, 1), (R, 0)]}
+    return make_events(users, ITEMS, ["space war", "unheard"], timestamps)
+
+
+def test_every_click_is_an_example(make_events):
+    examples = click_examples(log_of(make_events), MODEL, history_length=2)
+
+    assert examples.labels.tolist() == [0, 1, 2, 3, 4, 0]
+    assert examples.user_ids.tolist() == [1, 1, 1, 1, 2, 2]
+    assert examples.word_ids.tolist() == [[0, 0], [2, 1], [2, 1], [0, 0], [0, 0], [0, 0]]
+    assert examples.history_ids.tolist() == [[0, 0], [1, 0], [2, 1], [3, 2], [0, 0], [5, 0]]
+    assert examples.weights.tolist() == [1.0] * 6
+
+
+def test_users_and_words_can_be_left_out(make_events):
+    examples = click_examples(log_of(make_events), MODEL, [S], with_users=False, with_words=False)
+
+    assert examples.labels.tolist() == [1, 2, 4]
+    for name in ("user_ids", "word_ids", "history_ids"):
+        assert not getattr(examples, name).any(), name
+
+
+def test_the_history_of_a_searched_item_holds_clicks_of_all_kinds(make_events):
+    examples = click_examples(log_of(make_events), MODEL, [S], history_length=3)
+    assert examples.history_ids.tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 0]]
+
+
+def test_a_twin_is_no_history(make_events):
+    # The same click at the same moment, as a recommendation and as a search; later it would be history.
+    rows = [(R, 3), (R, 0), (Q, 0), (S, 0, 0), (R, 0)]
+    events = make_events({"ann": rows}, ITEMS, ["space"], [0, 1, 1, 1, 2])
+    examples = click_examples(events, MODEL, history_length=3)
+    assert [[i for i in row if i] for row in examples.history_ids.tolist()] == [[], [4], [4], [1, 1, 4]]
+
+
+@given(st.integers(1, 12), st.sampled_from([CLICKS, (R,), (S,)]))
+@settings(max_examples=20, deadline=None)
+def test_histories_are_those_of_requests(tiny_events, length, behaviors):
+    examples = click_examples(tiny_events, MODEL, behaviors, history_length=length)
+    targets = np.flatnonzero(np.isin(tiny_events.behaviors, behaviors))
+    for row, target in enumerate(targets):
+        task = SEARCH if tiny_events.behaviors[target] == S else RECOMMENDATION
+        history = Requests(task, tiny_events, np.array([target])).history(0)
+        clicked = tiny_events.items[history][tiny_events.items[history] >= 0]
+        encoded = [item - 1 for item in examples.history_ids[row] if item]
+        assert encoded == clicked[::-1][:length].tolist()
+
+
+def test_examples_of_texts_have_no_user():
+    examples = text_examples(["War", "nothing known", "space war film"], model_of(["war", "space"], text_weight=0.25))
+    assert examples.labels.tolist() == [0, 2]
+    assert examples.word_ids.tolist() == [[1, 0], [2, 1]]
+    assert examples.weights.tolist() == [0.25, 0.25]
+    assert not examples.user_ids.any()
+    assert not examples.history_ids.any()
+
+
+def test_a_batch_of_parts_of_different_widths(make_events):
+    clicks = click_examples(log_of(make_events), MODEL, history_length=4)
+    texts = text_examples(["war", "war space space"], model_of(["war", "space"], text_weight=0.5))
+    examples = Examples.concatenate([clicks, texts])
+
+    assert len(examples) == 8
+    batch = examples.collate([examples[1], examples[6]])
+    assert batch["word_ids"].tolist() == [[2, 1], [1, 0]]
+    assert batch["history_ids"].tolist() == [[1], [0]]
+    assert batch["user_ids"].tolist() == [1, 0]
+    assert batch["labels"].tolist() == [1, 0]
+    assert batch["weights"].tolist() == [1.0, 0.5]
+    assert examples.collate([0])["word_ids"].tolist() == [[0]]
+
+
+@pytest.mark.parametrize("length", [0, 3])
+def test_a_log_without_clicks_gives_no_examples(make_events, length):
+    events = make_events({"ann": [(Q, 0)], "bob": []}, ITEMS, ["space"])
+    assert len(click_examples(events, MODEL, history_length=length)) == 0
+
+
+WORDS = ["space", "war", "1990s", "émile"]
+
+
+def test_words_are_lower_cased_and_sorted():
+    texts = ["Space war", "", "war, ÉMILE's space"]
+    assert vocabulary(texts) == vocabulary(texts[::-1]) == ["s", "space", "war", "émile"]
+    assert split_words(" ,; ") == vocabulary([]) == []
+    assert model_of([]).encode_words(["space"]).tolist() == [[0]]
+
+
+@given(st.lists(st.lists(st.sampled_from([*WORDS, "unknown", "other"]), max_size=80), max_size=4))
+@settings(max_examples=20, deadline=None)
+def test_ids_are_the_known_words_in_order(texts):
+    table = model_of(WORDS).encode_words([" ".join(words) for words in texts])
+    assert table.shape[0] == len(texts)
+    assert table.shape[1] >= 1
+    for row, words in zip(table, texts, strict=True):
+        known = [word for word in words if word in WORDS][:MAX_WORDS]
+        assert [WORDS[i - 1] for i in row if i] == known
+        assert (row[len(known) :] == 0).all()

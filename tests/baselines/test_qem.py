@@ -1,36 +1,30 @@
-import gc
-
 import numpy as np
 import pytest
 import torch
 
-from gensar_hf.baselines import qem
-from gensar_hf.baselines.baseline import TrainingData
+from gensar_hf.baselines import QEMConfig, QEMModel
+from gensar_hf.baselines.tuning import fit_baseline
 from gensar_hf.data import Behavior
 from gensar_hf.data.splits import SEARCH, Requests
 
 R, Q, S = Behavior
 ITEMS = ["a", "b", "c", "d"]
-# Both ask for the same words and click something else; "red" and "blue" are told apart by everybody.
+# Both users have the same queries but click different items; "red" and "blue" separate the items for everybody.
 ROWS = {
     "ann": [(Q, 0), (S, 0, 0), (Q, 1), (S, 1, 1)] * 3,
     "bob": [(Q, 0), (S, 2, 0), (Q, 1), (S, 3, 1)] * 3,
 }
+QUERIES = ["red shoes", "blue shoes"]
 
 
-def fit(events, folder, **values):
-    quick = {"hidden_size": 8, "per_device_train_batch_size": 24, "learning_rate": 0.05, "dropout": 0.0}
-    data = TrainingData(events, ["apple", "berry", "citron", "date"], np.zeros((4, 2)), "unused")
-    settings = qem.Settings(**{**quick, "num_train_epochs": 1, **values})
-    return qem.fit(data, settings, 0, folder, folder / "checkpoints")
+@pytest.fixture
+def fit(make_events, dataset_of):
+    def fitted(rows=ROWS, queries=QUERIES, **settings):
+        quick = {"hidden_size": 8, "per_device_train_batch_size": 24, "learning_rate": 0.05, "dropout": 0.0}
+        data = dataset_of(make_events(rows, ITEMS, queries), ["apple", "berry", "citron", "date"])
+        return fit_baseline("qem", data, settings={**quick, "num_train_epochs": 1, **settings})
 
-
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch):
-    monkeypatch.setattr("gensar_hf.embeddings.sasrec_training.MIN_STEPS", 60)
-    gc.freeze()  # Trainer collects garbage when it starts, which would take longer than these trainings
-    yield
-    gc.unfreeze()
+    return fitted
 
 
 @pytest.fixture
@@ -44,8 +38,8 @@ def ask(make_events):
     return score
 
 
-def test_a_personalized_model_tells_users_and_queries_apart(make_events, ask, tmp_path):
-    scorer = fit(make_events(ROWS, ITEMS, ["red shoes", "blue shoes"]), tmp_path)
+def test_a_personalized_model_separates_users_and_queries(fit, ask):
+    scorer = fit()
 
     assert ask(scorer, "red shoes").argmax(axis=1).tolist() == [0, 2]
     assert ask(scorer, "Blue  shoes").argmax(axis=1).tolist() == [1, 3]
@@ -53,20 +47,20 @@ def test_a_personalized_model_tells_users_and_queries_apart(make_events, ask, tm
     assert scorer.name == "QEM"
 
 
-def test_another_model_tells_queries_apart_alone(make_events, ask, tmp_path):
-    scorer = fit(make_events(ROWS, ITEMS, ["red shoes", "blue shoes"]), tmp_path, personalized=False)
+def test_a_model_without_users_separates_queries_only(fit, ask):
+    scorer = fit(personalized=False)
 
-    for query, found in (("red shoes", {0, 2}), ("blue shoes", {1, 3})):
+    for query, expected in (("red shoes", {0, 2}), ("blue shoes", {1, 3})):
         ann, bob = ask(scorer, query)
         np.testing.assert_array_equal(ann, bob)
-        assert set(np.argsort(ann)[2:].tolist()) == found
+        assert set(np.argsort(ann)[2:].tolist()) == expected
     assert scorer.model.user_table.num_embeddings == 1
 
 
 def test_the_query_is_a_projection_of_the_mean_word():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = qem.QEMModel(qem.QEMConfig(num_users=1, num_items=2, num_words=2, hidden_size=3)).requires_grad_(False)
+        model = QEMModel(QEMConfig(num_users=1, num_items=2, words=["x", "y"], hidden_size=3)).requires_grad_(False)
     model.query_projection.bias.fill_(0.5)
     model.user_table.weight[1] = torch.tensor([1.0, 2.0, 3.0])
     model.user_weight.fill_(0.5)
@@ -77,8 +71,8 @@ def test_the_query_is_a_projection_of_the_mean_word():
     assert vectors[1].tolist() == [0.5, 1.0, 1.5]
 
 
-def test_unknown_words_say_nothing(make_events, ask, tmp_path):
-    scorer = fit(make_events(ROWS, ITEMS, ["red shoes", "blue shoes"]), tmp_path)
+def test_unknown_words_are_ignored(fit, ask):
+    scorer = fit()
 
     np.testing.assert_array_equal(ask(scorer, "unheard red of shoes"), ask(scorer, "red shoes"))
     user_alone = ask(scorer, "unheard of")
@@ -86,18 +80,17 @@ def test_unknown_words_say_nothing(make_events, ask, tmp_path):
     assert set(np.argsort(user_alone[0])[2:].tolist()) == {0, 1}  # what ann has clicked
 
 
-@pytest.mark.parametrize("recommendation_clicks", [True, False])
-def test_clicks_without_a_query_teach_the_user_when_they_are_to(make_events, ask, tmp_path, recommendation_clicks):
+def test_recommendation_clicks_train_the_user(fit, ask):
     rows = {"ann": [(R, 3)] * 8 + [(Q, 0), (S, 0, 0)], "bob": [(Q, 0), (S, 1, 0)]}
-    scorer = fit(make_events(rows, ITEMS, ["red"]), tmp_path, recommendation_clicks=recommendation_clicks)
+    scorer = fit(rows, ["red"])
 
     ann = ask(scorer, "")[0] - scorer.model.item_bias.detach().numpy()
-    assert (ann.argmax() == 3) == recommendation_clicks
+    assert ann.argmax() == 3
 
 
-def test_texts_find_items_that_nobody_has_searched(make_events, ask, tmp_path):
+def test_texts_find_items_without_search_clicks(fit, ask):
     rows = {"ann": [(Q, 0), (S, 0, 0)], "bob": [(Q, 0), (S, 0, 0)]}
-    scorer = fit(make_events(rows, ITEMS, ["red"]), tmp_path, text_weight=1.0)
+    scorer = fit(rows, ["red"], text_weight=1.0)
 
     assert ask(scorer, "citron").argmax(axis=1).tolist() == [2, 2]
     assert ask(scorer, "red").argmax(axis=1).tolist() == [0, 0]

@@ -1,6 +1,5 @@
-"""What next-item models share: the loss, training from a data set's events, resuming, and scoring."""
+"""Next-item models: the loss, training on a data set's events, and scoring."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -8,31 +7,64 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gensar_hf.baselines.baseline import TrainingData
-from gensar_hf.baselines.sequential import (
-    NextItemScorer,
-    TrainingSettings,
-    checked_config,
-    fit_sequential,
-    new_model,
-    user_clicks,
-)
+from gensar_hf.baselines import GRU4RecModel, NextItemScorer
+from gensar_hf.baselines.sequential import new_model, user_clicks
+from gensar_hf.baselines.tuning import fit_baseline
 from gensar_hf.data import Behavior
-from gensar_hf.data.splits import RECOMMENDATION, Requests
+from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.embeddings import sasrec_training
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
-from gensar_hf.embeddings.modeling_sasrec import SASRecModel
-from gensar_hf.embeddings.next_item import next_item_loss
-from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_training_arguments
+from gensar_hf.embeddings.modeling_sasrec import SASRecModel, next_item_loss
 from gensar_hf.errors import InputError
 
-R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
+R, Q, S = Behavior
 NUM_ITEMS = 8
-SETTINGS = TrainingSettings(num_train_epochs=5, per_device_train_batch_size=4, learning_rate=0.02)
-CONFIG = SASRecConfig(num_items=NUM_ITEMS, hidden_size=16, num_layers=1, max_length=6)
+SETTINGS = {"num_train_epochs": 5, "per_device_train_batch_size": 4, "learning_rate": 0.02, "max_length": 6}
 
 
 @pytest.fixture
-def data(make_events) -> TrainingData:
+def model():
+    config = SASRecConfig(num_items=6, hidden_size=8, num_layers=1, max_length=2, initializer_range=0.5)
+    return new_model(SASRecModel, config, seed=0).train()
+
+
+def direct_scores(model, history):
+    with torch.inference_mode():
+        return model.eval().score(torch.tensor([history]))[0].numpy()
+
+
+def test_scores_are_the_models_after_the_latest_clicks(split, catalogue, model):
+    # The search clicks as recommendation requests: both earlier clicks are read, the query between them is not.
+    requests = Requests(RECOMMENDATION, split.events, split.test[SEARCH].targets)
+    scores = NextItemScorer(model).score(requests, catalogue)
+    for row, history in enumerate([[1, 2], [1, 4], [1, 2]]):  # item index + 1
+        np.testing.assert_allclose(scores[row], direct_scores(model, history)[catalogue[row]], rtol=1e-5)
+
+
+def test_only_the_latest_clicks_are_read(split, catalogue):
+    config = SASRecConfig(num_items=6, hidden_size=8, num_layers=1, max_length=1, initializer_range=0.5)
+    short = new_model(SASRecModel, config, seed=0)
+    requests = Requests(RECOMMENDATION, split.events, split.test[SEARCH].targets)
+    scores = NextItemScorer(short).score(requests, catalogue)
+    np.testing.assert_allclose(scores[1], direct_scores(short, [4])[catalogue[1]], rtol=1e-5)
+
+
+def test_a_user_without_clicks_gets_equal_scores(split, catalogue, model):
+    first_clicks = Requests(RECOMMENDATION, split.events, np.array([0, 5, 8]))
+    scores = NextItemScorer(model).score(first_clicks, catalogue)
+    assert (scores[[0, 2]] == 0).all()
+    assert len(set(scores[1].tolist())) == 6
+
+
+def test_the_mode_of_the_model_is_kept(split, catalogue, model):
+    for training in (True, False):
+        model.train(training)
+        NextItemScorer(model).score(split.test[RECOMMENDATION], catalogue)
+        assert model.training == training
+
+
+@pytest.fixture
+def data(make_events, dataset_of):
     """The next item is always the next number; every other click answers a query."""
     clicks = [[(start + i) % NUM_ITEMS for i in range(16)] for start in range(NUM_ITEMS)]
     users = {
@@ -41,18 +73,10 @@ def data(make_events) -> TrainingData:
         ]
         for user, items in enumerate(clicks)
     }
-    events = make_events(users, [f"film-{item}" for item in range(NUM_ITEMS)])
-    return TrainingData(events, [""] * NUM_ITEMS, np.zeros((NUM_ITEMS, 1)), "none")
+    return dataset_of(make_events(users, [f"film-{item}" for item in range(NUM_ITEMS)]))
 
 
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch):
-    """Eight steps an epoch: four windows of each of eight users, four at a time."""
-    monkeypatch.setattr("gensar_hf.embeddings.sasrec_training.MIN_STEPS", 10)
-    monkeypatch.setattr("gensar_hf.baselines.sequential._SAVE_STEPS", 11)
-
-
-def test_clicks_are_learnt_in_order_and_queries_left_out(data, make_events):
+def test_queries_are_left_out_of_the_clicks(data, make_events):
     assert [clicks.tolist() for clicks in user_clicks(data.events)[:2]] == [
         [*range(8), *range(8)],
         [*range(1, 8), *range(8), 0],
@@ -61,60 +85,51 @@ def test_clicks_are_learnt_in_order_and_queries_left_out(data, make_events):
     assert [clicks.tolist() for clicks in user_clicks(events)] == [[], [1, 0]]
 
 
-def test_it_learns_what_follows_clicks_of_both_kinds(data, tmp_path, capsys):
-    model = new_model(SASRecModel, CONFIG, seed=0)
-    fit_sequential(model, data, SETTINGS, seed=0, checkpoints=tmp_path)
+@pytest.mark.parametrize(
+    ("name", "row", "model_class", "size"),
+    [
+        ("sasrec", "SASRec", SASRecModel, {"hidden_size": 16, "num_layers": 1}),
+        ("gru4rec", "GRU4Rec", GRU4RecModel, {"embedding_size": 16, "hidden_size": 16, "num_layers": 2}),
+    ],
+)
+def test_training_learns_what_follows_clicks_of_both_kinds(data, tmp_path, capsys, name, row, model_class, size):
+    scorer = fit_baseline(name, data, settings={**SETTINGS, **size})
 
     requests = Requests(RECOMMENDATION, data.events, np.array([4, 24 + 5]))  # after 0 1 and after 1 2 3
     assert [data.events.items[requests.history(row)].tolist() for row in (0, 1)] == [[-1, 0, 1], [-1, 1, 2, -1, 3]]
-    scores = NextItemScorer(model, "next").score(requests, np.tile(np.arange(NUM_ITEMS), (2, 1)))
+    every_item = np.tile(np.arange(NUM_ITEMS), (2, 1))
+    scores = scorer.score(requests, every_item)
     assert scores.argmax(axis=1).tolist() == [2, 4]
     assert capsys.readouterr().out == ""
+    assert (scorer.name, scorer.tasks) == (row, {RECOMMENDATION})
+    assert scorer.num_parameters == sum(parameter.numel() for parameter in scorer.model.parameters())
+
+    scorer.model.save_pretrained(tmp_path)
+    saved = model_class.from_pretrained(tmp_path)
+    assert (saved.config.hidden_size, saved.config.num_items) == (16, NUM_ITEMS)
+    np.testing.assert_allclose(NextItemScorer(saved, row).score(requests, every_item), scores, atol=1e-5)
 
 
-def test_a_killed_training_goes_on_where_it_stood(data, tmp_path, training_killed_at):
-    settings = dataclasses.replace(SETTINGS, num_train_epochs=3)
-    whole = new_model(SASRecModel, CONFIG, seed=0)
-    fit_sequential(whole, data, settings, seed=0, checkpoints=tmp_path / "whole")
-    with training_killed_at(step=15):
-        fit_sequential(new_model(SASRecModel, CONFIG, seed=0), data, settings, seed=0, checkpoints=tmp_path / "killed")
-    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["checkpoint-11"]  # inside the second epoch
-
-    resumed = new_model(SASRecModel, CONFIG, seed=1)  # overwritten from the checkpoint
-    fit_sequential(resumed, data, settings, seed=0, checkpoints=tmp_path / "killed")
-
-    for name, value in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], value), name
-
-
-def test_the_seed_decides_weights_and_windows(data, tmp_path):
+def test_the_seed_decides_weights_and_windows(data, monkeypatch):
+    monkeypatch.setattr(sasrec_training, "MIN_STEPS", 10)
+    settings = {**SETTINGS, "num_train_epochs": 1, "hidden_size": 16, "num_layers": 1}
     generator_state = torch.get_rng_state()
-    first, same, other = (new_model(SASRecModel, CONFIG, seed) for seed in (3, 3, 4))
+    config = SASRecConfig(num_items=NUM_ITEMS, hidden_size=16)
+    first, same, other = (new_model(SASRecModel, config, seed).item_embeddings() for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), generator_state)
-    assert torch.equal(first.item_embeddings(), same.item_embeddings())
-    assert not torch.equal(first.item_embeddings(), other.item_embeddings())
-
-    short = dataclasses.replace(SETTINGS, num_train_epochs=1)
-    fit_sequential(first, data, short, seed=5, checkpoints=tmp_path / "a")
-    fit_sequential(same, data, short, seed=6, checkpoints=tmp_path / "b")
-    assert not torch.equal(first.item_embeddings(), same.item_embeddings())
-
-
-def test_a_small_log_is_passed_over_more_often(tmp_path, monkeypatch):
-    monkeypatch.setattr("gensar_hf.embeddings.sasrec_training.MIN_STEPS", 500)
-    histories = [np.arange(9)] * 70  # 70 windows, 9 steps an epoch of 8 windows each
-    arguments = sasrec_training_arguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=8)
-    arguments.num_train_epochs = 55
-    assert num_training_steps(histories, arguments, max_length=20) == 500
-    arguments.num_train_epochs = 100
-    assert num_training_steps(histories, arguments, max_length=20) == 900
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    first, same, other = (
+        fit_baseline("sasrec", data, settings=settings, seed=seed).model.item_embeddings() for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
 
 
-def test_nothing_to_learn_from_is_named(make_events, tmp_path):
+def test_nothing_to_learn_from_is_reported(make_events, dataset_of):
     events = make_events({"ann": [(R, 0)], "bob": [(Q, 0), (S, 1, 0)]}, [f"film-{item}" for item in range(NUM_ITEMS)])
-    data = TrainingData(events, [""] * NUM_ITEMS, np.zeros((NUM_ITEMS, 1)), "none")
-    with pytest.raises(InputError, match="none of the 2 users has two clicks"):
-        fit_sequential(new_model(SASRecModel, CONFIG, 0), data, SETTINGS, 0, tmp_path)
+    with pytest.raises(InputError, match="none of the 2 users has two "):
+        fit_baseline("sasrec", dataset_of(events))
 
 
 def test_the_loss_is_the_mean_over_labelled_positions():
@@ -128,23 +143,3 @@ def test_the_loss_is_the_mean_over_labelled_positions():
     smooth = F.cross_entropy((hidden @ items.T)[labels > 0], torch.tensor([1, 4, 0]), label_smoothing=0.2)
     torch.testing.assert_close(next_item_loss(hidden, items, labels, label_smoothing=0.2), smooth)
     assert next_item_loss(hidden, torch.ones(5, 4), labels).item() == pytest.approx(math.log(5), abs=1e-5)
-
-
-@pytest.mark.parametrize("name", ["num_train_epochs", "per_device_train_batch_size", "learning_rate"])
-def test_impossible_settings_are_refused(name):
-    with pytest.raises(ValueError, match=f"`{name}` must be above 0; got 0"):
-        TrainingSettings(**{name: 0})
-
-
-def test_a_configurations_refusal_is_one_sentence():
-    with pytest.raises(ValueError, match=r"^`dropout` must be at least 0 and below 1; got 1\.5\.$"):
-        checked_config(SASRecConfig, dropout=1.5)
-    with pytest.raises(ValueError, match=r"hidden_size.* expected int"):
-        checked_config(SASRecConfig, hidden_size="wide")
-
-
-def test_the_scorer_says_name_size_and_task():
-    model = new_model(SASRecModel, CONFIG, 0)
-    scorer = NextItemScorer(model, "next")
-    assert (scorer.name, scorer.tasks) == ("next", {RECOMMENDATION})
-    assert scorer.num_parameters == sum(parameter.numel() for parameter in model.parameters())

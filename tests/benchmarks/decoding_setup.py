@@ -1,9 +1,9 @@
-"""What the decoding benchmarks share: a T5 with random weights, a catalogue, requests, and how to measure a call."""
+"""Shared parts of the decoding benchmarks: a T5 with random weights, a catalogue, requests, and measurements."""
 
 import ctypes
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from transformers import T5Config, T5ForConditionalGeneration
 from gensar_hf.files import write_json
 
 START, EOS = 0, 1
-TEXT_TOKENS = 32_100  # T5's vocabulary; behind it the behavior tokens, then the codes
+TEXT_TOKENS = 32_100  # T5's vocabulary, followed by the behavior tokens and the codes
 NUM_BEHAVIORS, FIRST_CODE = 3, TEXT_TOKENS + 3
 _MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of the model and of its input; the defaults are those of T5-small and of two shared and two specific levels."""
+    """Sizes of the model and its input; default: T5-small, two shared and two specific levels."""
 
     d_model: int = 512
     num_layers: int = 6
@@ -33,7 +33,7 @@ class Shape:
 
     @property
     def vocab_size(self) -> int:
-        """Words, behavior tokens, and the codes of both kinds of identifier."""
+        """Words, behavior tokens, and the codes of both kinds of identifiers."""
         return FIRST_CODE + 6 * self.codebook_size
 
 
@@ -53,7 +53,7 @@ def build_model(shape: Shape, seed: int = 0) -> T5ForConditionalGeneration:
 
 
 def random_identifiers(num_items: int, shape: Shape, seed: int = 0) -> np.ndarray:
-    """`(num_items, 1 + num_levels)` token ids: a behavior token and random codes, all different, ascending."""
+    """`(num_items, 1 + num_levels)` token ids: a behavior token and random codes, distinct and ascending."""
     num_codes = shape.codebook_size**shape.num_levels
     generator = np.random.default_rng(seed)
     numbers = np.unique(generator.integers(0, num_codes, int(1.05 * num_items) + 10))
@@ -68,7 +68,7 @@ def random_identifiers(num_items: int, shape: Shape, seed: int = 0) -> np.ndarra
 
 
 def random_requests(batch_size: int, shape: Shape, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Inputs of one length, without padding, and the decoder's prompt."""
+    """Inputs of one length, without padding, and the decoder prompt."""
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(2, TEXT_TOKENS, (batch_size, shape.num_input_tokens), generator=generator)
     prompts = torch.tensor([[START, TEXT_TOKENS]]).expand(batch_size, -1)
@@ -76,7 +76,7 @@ def random_requests(batch_size: int, shape: Shape, seed: int = 0) -> dict[str, t
 
 
 def dict_trie(sequences: np.ndarray) -> dict:
-    """The sequences as nested dictionaries, token by token."""
+    """The sequences as nested dictionaries, one level per token."""
     root: dict = {}
     for sequence in sequences.tolist():
         node = root
@@ -87,7 +87,7 @@ def dict_trie(sequences: np.ndarray) -> dict:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one call: wall clock and processor time in seconds, peak memory above that before the call in bytes."""
+    """Cost of one call: wall-clock and processor time in seconds, rise of the peak memory in bytes."""
 
     seconds: float
     cpu_seconds: float
@@ -95,7 +95,7 @@ class Cost:
 
 
 def measure_interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Cost]:
-    """The fastest of several runs of each call, one of each in turn, so that all see the same machine."""
+    """The fastest of several runs of each call. The calls take turns, so that all run under the same load."""
     costs: dict[str, list[Cost]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -109,12 +109,12 @@ def measure_interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) ->
 
 
 def peak_memory(call: Callable[[], Any]) -> float | None:
-    """How far the resident memory rises during a call, bytes; None where the kernel cannot tell (not Linux)."""
+    """Rise of the resident memory during a call in bytes; None on systems other than Linux."""
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not reset.exists():
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # give back what earlier calls have left behind
-    reset.write_text("5")  # the peak starts anew from here
+    ctypes.CDLL(None).malloc_trim(0)  # release memory of earlier calls
+    reset.write_text("5")  # reset the peak
     before = _status_bytes(status, "VmRSS")
     call()
     return _status_bytes(status, "VmHWM") - before
@@ -126,23 +126,18 @@ def _status_bytes(status: Path, name: str) -> float:
 
 
 def write_report(output_dir: Path, name: str, record: Mapping[str, Any], tables: str) -> None:
-    """`name.json` and `name.md` in the output folder."""
+    """Write `name.json` and `name.md` to the output folder."""
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / f"{name}.json", dict(record))
     (output_dir / f"{name}.md").write_text(tables, encoding="utf-8")
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A table, the first column to the left, the others to the right."""
+    """A table with the first column aligned left, the others right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
 def megabytes(num_bytes: float | None) -> str:
-    """As text."""
+    """The number as text."""
     return "?" if num_bytes is None else f"{num_bytes / _MEGABYTE:,.1f} MB"
-
-
-def cost_record(cost: Cost) -> dict[str, float | None]:
-    """For the JSON file."""
-    return asdict(cost)

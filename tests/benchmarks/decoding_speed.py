@@ -1,18 +1,20 @@
-"""How long a constrained beam search takes, and the ranking of given candidates, beside the usual ways and the floor.
+"""Speed of constrained beam search and of candidate ranking, compared with `generate` and with the hardware's floor.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/decoding_speed.py --output_dir runs/decoding-speed
     OMP_NUM_THREADS=1 python tests/benchmarks/decoding_speed.py --output_dir runs/decoding-speed --batch_sizes 1 8
 
-T5-small's shape with random weights, fp32; 62,882 items with random identifiers of 4 levels of 256 codes; 128 input
-tokens; 30 beams, the best 10 returned. The variants take turns in one run, and the fastest of `--repeats` rounds
-counts; that all return the same is checked first. Peak memory is that of one more call. The floor is the arithmetic of
-our search (or ranking) at the rate of large matrix products measured in the same run, or reading the weights once a
-step at the measured bandwidth, whichever takes longer; where the time goes is taken from a profile. Ranking: the target
-and 99 other items, drawn for each request. Written to the output folder: `decoding_speed.json`, `decoding_speed.md`.
+The model has the shape of T5-small and random weights, fp32. There are 62,882 items with random identifiers of 4 levels
+of 256 codes, 128 input tokens, and 30 beams, of which 10 are returned. The script first checks that all variants return
+the same, then runs them in turn and reports the fastest of `--repeats` rounds. Peak memory is measured in one more
+call. The floor of our search (or ranking) is the larger of two times: its arithmetic at the rate of large matrix
+products, and reading the weights once per step at the memory bandwidth, both measured in the same run. A profile gives
+the shares of the time. Ranking uses 100 random candidates per request. The script writes `decoding_speed.json` and
+`decoding_speed.md` to the output folder.
 """
 
 import argparse
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,6 @@ from decoding_setup import (
     Cost,
     Shape,
     build_model,
-    cost_record,
     dict_trie,
     markdown_table,
     measure_interleaved,
@@ -38,12 +39,10 @@ from transformers import T5ForConditionalGeneration
 
 from gensar_hf.decoding import Trie, TrieBeamSearch, TrieLogitsProcessor
 from gensar_hf.decoding.candidate_scoring import score_candidates
-from gensar_hf.decoding.context import EncoderContext
-from gensar_hf.decoding.packed_linear import pack_linears
+from gensar_hf.decoding.tree_decoder import EncoderContext
 
 DICT_TRIE, CSR_TRIE, OURS = "generate(), dict trie", "generate(), TrieLogitsProcessor", "TrieBeamSearch"
 RESTRICTED, RESTRICTED_OURS, EXACT = "generate(), dict trie of the candidates", "TrieBeamSearch", "exact, one forward"
-PACKED = ", packed weights"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -70,8 +69,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def search_variants(
     model: T5ForConditionalGeneration, identifiers: np.ndarray, inputs: dict, num_beams: int, num_returned: int
 ) -> dict[str, Callable[[], Any]]:
-    """The same search in four ways."""
-    trie, prefixes, packed = Trie(identifiers), dict_trie(identifiers), pack_linears(model)
+    """The same search in three ways."""
+    trie, prefixes = Trie(identifiers), dict_trie(identifiers)
     options = {
         **inputs,
         "num_beams": num_beams,
@@ -92,17 +91,16 @@ def search_variants(
         DICT_TRIE: lambda: model.generate(**options, prefix_allowed_tokens_fn=allowed),
         CSR_TRIE: lambda: model.generate(**options, logits_processor=[TrieLogitsProcessor(trie)]),
         OURS: lambda: model.generate(**options, custom_generate=TrieBeamSearch(trie)),
-        OURS + PACKED: lambda: packed.generate(**options, custom_generate=TrieBeamSearch(trie)),
     }
 
 
 def check_same_search(outputs: dict[str, Any]) -> None:
-    """Stop if two variants have found something else."""
+    """Stop if a variant returns other sequences or scores."""
     expected = outputs[CSR_TRIE]
     for name, output in outputs.items():
         error = (output.sequences_scores - expected.sequences_scores).abs().max().item()
         if error > 1e-4 or not torch.equal(output.sequences, expected.sequences):
-            raise RuntimeError(f"{name} has found other sequences than {CSR_TRIE}, or scores {error:.1e} away.")
+            raise RuntimeError(f"{name} returns other sequences than {CSR_TRIE}, or scores that differ by {error:.1e}.")
 
 
 # ---- ranking
@@ -111,11 +109,10 @@ def check_same_search(outputs: dict[str, Any]) -> None:
 def ranking_variants(
     model: T5ForConditionalGeneration, identifiers: np.ndarray, inputs: dict, num_beams: int, num_candidates: int
 ) -> dict[str, Callable[[], Any]]:
-    """Ranking the same candidates in four ways; each returns `(batch_size, num_candidates)` scores, -inf: not found."""
+    """Rank the same candidates in three ways; each returns `(batch_size, num_candidates)` scores, -inf if not found."""
     generator, batch_size = np.random.default_rng(0), len(inputs["input_ids"])
     rows = [np.sort(generator.choice(len(identifiers), num_candidates, replace=False)) for _ in range(batch_size)]
-    tries = [dict_trie(identifiers[own]) for own in rows]
-    trie, packed = Trie(identifiers), pack_linears(model)
+    trie, tries = Trie(identifiers), [dict_trie(identifiers[chosen]) for chosen in rows]
     options = {
         **inputs,
         "num_beams": num_beams,
@@ -134,41 +131,40 @@ def ranking_variants(
 
     def scores_of(output: Any) -> torch.Tensor:
         found = trie.lookup(output.sequences[:, 1:]).view(batch_size, -1).tolist()
-        own_scores = output.sequences_scores.view(batch_size, -1).tolist()
-        table = [dict(zip(*pair, strict=True)) for pair in zip(found, own_scores, strict=True)]
-        return torch.tensor([[one.get(row, -np.inf) for row in own] for one, own in zip(table, rows, strict=True)])
+        scores = output.sequences_scores.view(batch_size, -1).tolist()
+        score_of = [dict(zip(*pair, strict=True)) for pair in zip(found, scores, strict=True)]
+        return torch.tensor([[one.get(row, -np.inf) for row in own] for one, own in zip(score_of, rows, strict=True)])
 
     @torch.inference_mode()
-    def exact(own_model: T5ForConditionalGeneration) -> torch.Tensor:
+    def exact() -> torch.Tensor:
         mask = inputs["attention_mask"]
-        states = own_model.encoder(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
-        context = EncoderContext(own_model, states, mask.bool())
-        return score_candidates(context, np.stack([identifiers[own] for own in rows]))
+        states = model.encoder(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+        context = EncoderContext(model, states, mask.bool())
+        return score_candidates(context, np.stack([identifiers[chosen] for chosen in rows]))
 
     return {
         RESTRICTED: lambda: scores_of(model.generate(**options, prefix_allowed_tokens_fn=allowed)),
         RESTRICTED_OURS: lambda: scores_of(
             model.generate(**options, custom_generate=TrieBeamSearch(trie, allowed=rows))
         ),
-        EXACT: lambda: exact(model),
-        EXACT + PACKED: lambda: exact(packed),
+        EXACT: exact,
     }
 
 
 def check_same_ranking(outputs: dict[str, torch.Tensor]) -> None:
-    """Stop if a score that a beam search has found is not the exact one."""
+    """Stop if a beam search returns a score that is not the exact one."""
     for name, scores in outputs.items():
         is_found = scores > -np.inf
         error = (scores - outputs[EXACT])[is_found].abs().max().item()
         if error > 1e-4 or not is_found.any():
-            raise RuntimeError(f"{name} has scores {error:.1e} away from the exact ones.")
+            raise RuntimeError(f"{name} has scores that differ from the exact ones by {error:.1e}.")
 
 
 # ---- the floor
 
 
 def machine_rates() -> dict[str, float]:
-    """What this machine does at best: FLOP/s of a large fp32 product, bytes/s of reading a large array."""
+    """Peak rates of this machine: FLOP/s of a large fp32 product, bytes/s of reading a large array."""
     left, right = torch.randn(512, 1024), torch.randn(1024, 2048)
     large = torch.randn(1 << 26)
     costs = measure_interleaved({"product": lambda: left @ right, "sum": large.sum}, repeats=7)
@@ -179,19 +175,19 @@ def machine_rates() -> dict[str, float]:
 
 
 def busy_seconds(cost: Cost) -> float:
-    """Processor time of one thread: what a call takes when nothing else runs on the machine."""
+    """Processor time per thread: the time of the call on an idle machine."""
     return cost.cpu_seconds / torch.get_num_threads()
 
 
 def count_flops(call: Callable[[], Any]) -> int:
-    """Of matrix products and attention."""
+    """Floating-point operations of matrix products and attention."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
 def weight_bytes(model: T5ForConditionalGeneration, num_steps: int) -> int:
-    """Of the weights that a search has to read: the encoder's once, the decoder's and the head's once a step."""
+    """Bytes of weights that a search reads: the encoder once, the decoder and the head once per step."""
 
     def layers(stack: torch.nn.Module) -> int:
         return sum(parameter.nbytes for parameter in stack.block.parameters())  # type: ignore[union-attr]
@@ -200,7 +196,7 @@ def weight_bytes(model: T5ForConditionalGeneration, num_steps: int) -> int:
 
 
 def time_shares(call: Callable[[], Any]) -> dict[str, float]:
-    """Where a call's time goes, as shares of it, from a profile of one more call."""
+    """Shares of a call's time by kind of operation, from a profile of one more call."""
     groups = {"matrix products": ("aten::mm", "aten::addmm", "aten::bmm"), "attention": ("aten::_scaled_dot",)}
     with profile() as recorded:
         call()
@@ -219,7 +215,7 @@ def floor_of(
     rates: dict[str, float],
     num_steps: int,
 ) -> dict[str, Any]:
-    """The least time that a call of ours can take here, and what it is made of; `costs`: its own, the usual way's."""
+    """The least time that our call can take on this machine; `costs`: of our call and of the reference."""
     flops, num_bytes = count_flops(call), weight_bytes(model, num_steps)
     arithmetic, reading = flops / rates["flops"], num_bytes / rates["bandwidth"]
     return {
@@ -250,7 +246,7 @@ def cost_table(costs: dict[int, dict[str, Cost]], reference: str, title: str) ->
 
 
 def floor_table(floors: dict[str, dict[int, dict[str, Any]]], rates: dict[str, float]) -> str:
-    """The floor beside the shares of the time, and how much faster than the usual way a call at the floor would be."""
+    """The floor, the shares of the time, and the speedup that a call at the floor would have."""
     header = [
         "of",
         "batch",
@@ -309,9 +305,9 @@ def main(argv: list[str] | None = None) -> None:
     record = {
         "arguments": {name: str(value) for name, value in vars(arguments).items()},
         "rates": rates,
-        "search": {size: {name: cost_record(cost) for name, cost in own.items()} for size, own in search.items()},
+        "search": {size: {name: asdict(cost) for name, cost in own.items()} for size, own in search.items()},
         "floors": floors,
-        "ranking": {size: {name: cost_record(cost) for name, cost in own.items()} for size, own in ranking.items()},
+        "ranking": {size: {name: asdict(cost) for name, cost in own.items()} for size, own in ranking.items()},
     }
     write_report(arguments.output_dir, "decoding_speed", record, "\n".join(tables))
 

@@ -4,10 +4,9 @@
     python tests/benchmarks/identifier_scale.py --output_dir runs/identifier-scale-rqvae --quantizer rq-vae --epochs 10
 
 For each size: train the joint RQ-VAE, encode all items, make the identifiers unique, save the table, load it, build the
-trie over both kinds, add new items. Every stage runs in a process of its own and reads what the stages before it have
-written, so that its peak memory is that of one who runs this stage alone: Python, the libraries and the input included.
-The clock stands still while libraries and inputs are loaded. Written to the output folder, after each stage:
-`identifier_scale.json`, and at the end `identifier_scale.md` and `identifier_scale.png`.
+trie over both kinds, add new items. Every stage runs in its own process on the files of the stages before it, so that
+its peak memory includes only Python, the libraries, its input and its work. Loading libraries and inputs is not timed.
+Written to the output folder, after each stage: `identifier_scale.json`, and at the end `identifier_scale.md`.
 """
 
 import argparse
@@ -28,10 +27,9 @@ from transformers import TrainingArguments, set_seed
 
 from gensar_hf.decoding import Trie
 from gensar_hf.files import load_arrays, save_arrays, write_json
-from gensar_hf.identifiers.assignment import assign_unique_identifiers
+from gensar_hf.identifiers.assignment import JointCodes, assign_unique_identifiers
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.identifier_table import IdentifierTable
-from gensar_hf.identifiers.joint_codes import JointCodes
 from gensar_hf.identifiers.joint_rqvae_training import train_joint_rqvae
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
@@ -60,7 +58,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_specific_levels", type=int, default=2)
     parser.add_argument("--noise", type=float, default=0.4, help="spread inside a cluster over that of the centres")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stage", choices=list(STAGES), help="run this stage of the last size alone, in this process")
+    parser.add_argument("--stage", choices=list(STAGES), help="run only this stage of the last size, in this process")
     return parser.parse_args(argv)
 
 
@@ -121,7 +119,7 @@ class Clock:
 
 
 def peak_memory_gb() -> float:
-    """Most memory that this process has ever held, in GB (10⁹ bytes)."""
+    """Peak memory of this process, in GB (10⁹ bytes)."""
     status = Path("/proc/self/status")
     if status.exists():  # not getrusage: on Linux that remembers the process before exec
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -138,7 +136,7 @@ def generate(arguments: argparse.Namespace, size: int, work_dir: Path) -> Record
 
 
 def train(arguments: argparse.Namespace, size: int, work_dir: Path) -> Record:
-    """Standardisation, codebooks and, with rq-vae, epochs of gradient descent."""
+    """Standardization, codebooks and, with rq-vae, epochs of gradient descent."""
     import sklearn.cluster  # noqa: F401 (the first k-means would import it while the clock runs)
 
     semantic, collaborative = read_embeddings(work_dir)
@@ -307,36 +305,15 @@ def table_rows(results: dict[int, dict[str, Record]]) -> list[str]:
     return rows
 
 
-def plot(results: dict[int, dict[str, Record]], path: Path) -> None:
-    """Seconds and peak memory of each stage over the size, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    sizes = list(results)
-    for panel, quantity, label in zip(panels, ("seconds", "peak_gb"), ("seconds", "peak memory, GB"), strict=True):
-        for stage in STAGES:
-            if stage != "generate":
-                panel.loglog(sizes, [results[size][stage][quantity] for size in sizes], marker="o", label=stage)
-        panel.set(xlabel="items", ylabel=label)
-        panel.grid(alpha=0.3, which="both")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def report(arguments: argparse.Namespace, results: dict[int, dict[str, Record]]) -> None:
-    """Write the table and the figure."""
+    """Write the table."""
     rows = table_rows(results)
     (arguments.output_dir / "identifier_scale.md").write_text("\n".join(rows) + "\n")
-    plot(results, arguments.output_dir / "identifier_scale.png")
     logger.info("\n".join(rows))
 
 
 def main() -> None:
-    """Run the benchmark, or the one stage that was asked for."""
+    """Run the benchmark, or the one stage of `--stage`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments()
     if arguments.stage:

@@ -3,12 +3,12 @@
     python tests/benchmarks/rqvae_speed.py --output_dir results/rqvae_speed
     python tests/benchmarks/rqvae_speed.py --run_dir runs/mine --epochs 100 --output_dir results/rqvae_speed
 
-The obvious loop is what published code does: a DataLoader that hands over item by item, encoders and decoders from a
-random start, codebooks from k-means (scikit-learn, on the CPU) over the first batch, level by level, codes turned into
-NumPy arrays in every step. It trains for `--epochs`; what it reaches, the sum of both reconstruction errors and the
-larger of both collision rates, is the goal of the package's training, which stops at the first epoch that has both.
+The obvious loop is what published code does: a DataLoader that yields single items, encoders and decoders with random
+weights, codebooks from k-means (scikit-learn, on the CPU) over the first batch, level by level, codes converted to
+NumPy arrays in every step. It trains for `--epochs`. Its final quality, the sum of both reconstruction errors and the
+larger of both collision rates, is the goal of the package's training, which stops at the first epoch that reaches both.
 The package's options are those of `amazon-beauty.yaml`, the sizes are the same for both.
-The two take turns, `--repetitions` times. Clocks stand still while either is evaluated.
+The two take turns, `--repetitions` times. Evaluation is not timed.
 """
 
 import argparse
@@ -30,13 +30,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from gensar_hf.data import InteractionLog
-from gensar_hf.embeddings.item_embeddings import load_item_embeddings
 from gensar_hf.files import write_json
 from gensar_hf.identifiers.assignment import collision_rate
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
 from gensar_hf.identifiers.joint_rqvae_training import train_joint_rqvae
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
+from gensar_hf.item_embeddings import load_item_embeddings
 
 BATCH_SIZE, LEARNING_RATE, NUM_LEVELS, ALPHA = 1024, 1e-3, 2, 0.25
 HIDDEN = (512, 256, 128)
@@ -134,7 +133,7 @@ class ObviousJointRQVAE(nn.Module):
 def train_obvious(
     semantic: np.ndarray, collaborative: np.ndarray, latent_dim: int, codebook_size: int, epochs: int, seed: int
 ) -> tuple[float, Quality]:
-    """Seconds of training, and what it reached; embeddings are standardised first, as ours are."""
+    """Seconds of training, and what it reached; embeddings are standardized first, as ours are."""
     torch.manual_seed(seed)
     tables = [(table - table.mean(0)) / (table.std(0) + 1e-6) for table in (semantic, collaborative)]
     start = time.perf_counter()
@@ -217,7 +216,9 @@ def synthetic_embeddings(num_items: int, seed: int) -> tuple[np.ndarray, np.ndar
 
 def read_run(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """Both embeddings of a run's items."""
-    item_ids = InteractionLog.load(run_dir / "data").items["item_id"].tolist()
+    from gensar_hf.data.dataset import InteractionDataset
+
+    item_ids = InteractionDataset.load(run_dir / "data").item_ids
     semantic, collaborative = (
         load_item_embeddings(run_dir / stage / "item_embeddings.safetensors", item_ids)
         for stage in ("semantic", "collaborative")

@@ -36,6 +36,7 @@ def test_embeddings_are_seeded_and_of_one_catalogue(script: ModuleType, tmp_path
     assert (nearest > 0.1).any()
 
 
+@pytest.mark.slow
 def test_all_stages_of_two_sizes(script: ModuleType, tmp_path: Path):
     arguments = script.parse_arguments(["--output_dir", str(tmp_path), *SMALL])
     results = script.measure(arguments, script.run_stage_here)
@@ -55,7 +56,6 @@ def test_all_stages_of_two_sizes(script: ModuleType, tmp_path: Path):
     assert written["results"]["600"]["assign"]["report"] == results[600]["assign"]["report"]
     assert written["settings"]["codebook_size"] == 8
     assert "| 600 | semantic |" in (tmp_path / "identifier_scale.md").read_text()
-    assert (tmp_path / "identifier_scale.png").read_bytes().startswith(b"\x89PNG")
     assert not list((tmp_path / "work").iterdir())
 
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from gensar_hf.data import Split, UserEvents
-from gensar_hf.generator.packing import ExampleCollator, ExampleRows
-from gensar_hf.generator.tasks import ExampleSampler, TrainingExamples
+from gensar_hf.generator.examples import ExampleCollator, ExampleRows, ExampleSampler, TrainingExamples
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 
@@ -71,9 +70,10 @@ def test_the_common_way_reads_the_same_examples(
 ) -> None:
     """Text and back: the same tensors as the package's, where a packed row has its targets side by side."""
     tokenizer = tokenizers[encoding]
-    log = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends, identifiers.texts)
+    log = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends)
     is_packed = encoding == "events"
-    rows = ExampleRows(ExampleSampler(log, window=6, max_target_tokens=25 * is_packed), 40, 12 * is_packed)
+    sampler = ExampleSampler(log, window=6, max_target_tokens=25, item_vectors=False)
+    rows = ExampleRows(sampler, 40, 12 if is_packed else 0)
     examples = [one for index in range(40) for one in variants.alone(rows[index])]
     (common,) = variants.collate_texts(variants.as_texts(examples, tokenizer), tokenizer)
     package = ExampleCollator(tokenizer)([[one] for one in examples])
@@ -83,6 +83,7 @@ def test_the_common_way_reads_the_same_examples(
         assert torch.equal(tensor, package[name]), name
 
 
+@pytest.mark.slow
 def test_variants_of_one_encoding_do_the_same_steps(script: ModuleType, trained: dict) -> None:
     for new, old in ((script.TOKENS_PACKAGE, script.TOKENS), (script.EVENTS_PACKAGE, script.EVENTS)):
         pairs = list(zip(trained[new].steps, trained[old].steps, strict=False))
@@ -96,6 +97,7 @@ def test_variants_of_one_encoding_do_the_same_steps(script: ModuleType, trained:
     assert trained[script.EVENTS_PACKAGE].seconds >= trained[script.TOKENS].seconds
 
 
+@pytest.mark.slow
 def test_the_report(script: ModuleType, variants: ModuleType, trained: dict, arguments: argparse.Namespace) -> None:
     results = script.summarize(trained)
     script.report(arguments, results)
@@ -110,6 +112,7 @@ def test_the_report(script: ModuleType, variants: ModuleType, trained: dict, arg
     assert (arguments.output_dir / "training_throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_figures_by_hand(script: ModuleType, variants: ModuleType, trained: dict) -> None:
     def steps(*rows: tuple) -> list:
         return [

@@ -12,14 +12,22 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from gensar_hf.data import Behavior, InteractionLog, Requests, Split, UserEvents, events_from_log, training_mask
+from gensar_hf.data import Behavior, Requests, Split, UserEvents, training_mask
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.history import HistoryEvent
+from gensar_hf.generator.examples import (
+    Example,
+    ExampleCollator,
+    ExampleRows,
+    ExampleSampler,
+    Row,
+    Target,
+    TrainingExamples,
+    batches_per_step,
+)
+from gensar_hf.generator.history import EventArrays
 from gensar_hf.generator.initialization import generator_from_scratch
 from gensar_hf.generator.modeling_gensar import IGNORED_LABEL, GenSARForConditionalGeneration
-from gensar_hf.generator.packing import ExampleCollator, ExampleRows, Row, batches_per_step
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS
-from gensar_hf.generator.tasks import Example, ExampleSampler, Target, TrainingExamples
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.training_defaults import bf16_is_faster
@@ -27,7 +35,7 @@ from gensar_hf.training_defaults import bf16_is_faster
 TOKENS, TOKENS_PACKAGE = "tokens, common way", "tokens, package"
 EVENTS, EVENTS_PACKAGE, EVENTS_PACKED = "events, common way", "events, package", "events, packed only"
 VARIANTS = (TOKENS, TOKENS_PACKAGE, EVENTS, EVENTS_PACKED, EVENTS_PACKAGE)
-# The package's defaults (`training_scripts/train_generator.py`).
+# The package's defaults (`GenSARConfig`).
 SIZES = {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
 MAX_TARGET_TOKENS, TEXT_VOCAB_SIZE = 120, 1000
 OPTIMIZER = {"weight_decay": 0.01, "betas": (0.9, 0.98), "fused": True}
@@ -187,7 +195,7 @@ def collate_texts(examples: Sequence[TextExample], tokenizer: GenSARTokenizer) -
 
 @dataclass(frozen=True)
 class Source:
-    """The log, the identifiers and the item texts that all variants are made of."""
+    """The data, the identifiers and the item texts of all variants."""
 
     events: UserEvents
     split: Split
@@ -197,10 +205,10 @@ class Source:
     @classmethod
     def read(cls, run_dir: Path) -> "Source":
         """Of a finished run."""
-        log = InteractionLog.load(run_dir / "data")
-        events = events_from_log(log)
-        split = Split.load(run_dir / "data", events)
-        return cls(events, split, IdentifierTable.load(run_dir / "rqvae"), log.item_texts())
+        from gensar_hf.data import InteractionDataset
+
+        data = InteractionDataset.load(run_dir / "data")
+        return cls(data.events, data.split, IdentifierTable.load(run_dir / "rqvae"), data.item_texts())
 
     def tokenizer(self, history_encoding: str, max_history_events: int) -> GenSARTokenizer:
         """As `train_generator.py` makes it: the encodings share one vocabulary."""
@@ -220,19 +228,16 @@ class Source:
     def _example(self, requests: Requests, row: int, tokenizer: GenSARTokenizer) -> Example:
         events, target = self.events, int(requests.targets[row])
         behavior = Behavior(int(events.behaviors[target]))
-        history = [
-            HistoryEvent(
-                Behavior(int(events.behaviors[event])),
-                int(events.items[event]),
-                events.query_texts[events.queries[event]] if events.queries[event] >= 0 else "",
-            )
-            for event in requests.history(row)
-        ]
+        item_rows = tokenizer.catalogue.item_rows(events.item_ids)
+        history = EventArrays.of_user_events(events, requests.history(row), item_rows)
+        queries = [*history.queries, requests.query_texts[row]]
+        query_tokens = {query: tokenizer.query_tokens(query) for query in queries if query}
+        tokens = tokenizer.event_tokens(history, query_tokens)
         if behavior is Behavior.SEARCHED_ITEM:
-            history.append(HistoryEvent(Behavior.SEARCH_QUERY, query=requests.query_texts[row]))
+            tokens.append(query_tokens[queries[-1]])
+        tokens = tokens[-tokenizer.max_history_events :]
         task = HISTORY_TASKS[behavior]
-        tokens = [tokenizer.event_tokens(event) for event in history[-tokenizer.max_history_events :]]
-        response = tokenizer.item_token_ids[behavior][events.items[target]]
+        response = tokenizer.item_token_ids[behavior][item_rows[events.items[target]]]
         return Example(
             task, [tokenizer.text_ids(PROMPTS[task].instruction()), *tokens], [Target(len(tokens) + 1, response)]
         )
@@ -243,11 +248,9 @@ def make_trainees(source: Source, arguments: argparse.Namespace) -> dict[str, Tr
     trainees = {}
     for encoding, max_events in (("tokens", arguments.token_events), ("events", arguments.max_history_events)):
         tokenizer = source.tokenizer(encoding, max_events)
-        log = TrainingExamples(tokenizer, source.events, source.split.train_ends, source.item_texts)
+        examples = TrainingExamples(tokenizer, source.events, source.split.train_ends)
         is_packed = encoding == "events"
-        sampler = ExampleSampler(
-            log, window=max_events, max_target_tokens=MAX_TARGET_TOKENS if is_packed else 0, seed=arguments.seed
-        )
+        sampler = ExampleSampler(examples, max_target_tokens=MAX_TARGET_TOKENS, seed=arguments.seed, item_vectors=False)
         set_seed(arguments.seed)
         model = generator_from_scratch(GenSARConfig(**SIZES, dropout_rate=0.0), tokenizer).train()
         held_out = source.held_out(tokenizer, arguments.requests)
@@ -265,7 +268,7 @@ def make_batches(
     name: str, sampler: ExampleSampler, batch_size: int, max_positions: int
 ) -> tuple[Callable[[int], Any], Callable[[Any], list[Batch]]]:
     """A variant's `prepare` and `collate`; all variants of an encoding see the same examples in the same step."""
-    tokenizer = sampler.log.tokenizer
+    tokenizer = sampler.examples.tokenizer
     is_sorted = name in (TOKENS_PACKAGE, EVENTS_PACKAGE)
     rows = ExampleRows(sampler, 10**9, max_positions, rows_per_step=batch_size if is_sorted else 1)
 

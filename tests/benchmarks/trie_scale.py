@@ -1,12 +1,12 @@
-"""How building, memory, loading and use of the trie grow with the catalogue.
+"""Scaling of the trie with the catalogue: building, memory, search.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/trie_scale.py --output_dir runs/trie-scale
 
-Random identifiers of 4 levels of 256 codes behind one behavior token. Building from sorted and from shuffled
-identifiers; memory of the arrays, and of those that only excluding items needs; loading; one search of 30 beams by a
-model of T5-small's shape with random weights, without and with 50 excluded items; and replacing the catalogue of a
-running tokenizer (identifier table → token ids and the trie of both kinds), for the sizes in `--swap_sizes`. Processor
-time, the fastest of `--repeats` runs. Written to the output folder: `trie_scale.json`, `trie_scale.md`.
+Identifiers have one behavior token and 4 random codes out of 256. The script measures building from sorted and from
+shuffled identifiers; memory of the arrays, and of those that only excluded items need; one search of 30 beams with
+T5-small's shape and random weights, without and with 50 excluded items; and, for the sizes in `--swap_sizes`, replacing
+the catalogue of a running tokenizer (identifier table → token ids and the trie of both kinds). Times are processor
+time, the fastest of `--repeats` runs. The script writes `trie_scale.json` and `trie_scale.md` to the output folder.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from gensar_hf.generator.catalogue import BEHAVIOR_TOKENS, Catalogue
 from gensar_hf.identifiers import IdentifierTable
 
 NUM_EXCLUDED = 50
-TIMES = ("build, sorted", "build, shuffled", "load", "search", "search, 50 excluded", "swap")
+TIMES = ("build, sorted", "build, shuffled", "search", "search, 50 excluded", "swap")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,12 +51,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def seconds_of(call: Callable[[], Any], repeats: int) -> float:
-    """The least processor time of several runs."""
+    """Processor time of the fastest of several runs."""
     return measure_interleaved({"": call}, repeats)[""].cpu_seconds
 
 
 def swap_call(identifiers: np.ndarray, shape: Shape) -> Callable[[], Any]:
-    """Replacing the catalogue: all that has to be done before the one assignment."""
+    """Replacing the catalogue: everything before the final assignment."""
     codes = (identifiers[:, 1:] - identifiers[:, 1:].min()) % shape.codebook_size
     item_ids = [f"item {row}" for row in range(len(codes))]
     table = IdentifierTable(item_ids, codes, codes, shape.num_levels, shape.codebook_size)
@@ -70,27 +70,25 @@ def measure_size(num_items: int, shape: Shape, searcher: Callable[..., Any], arg
     generator = np.random.default_rng(arguments.seed)
     shuffled = identifiers[generator.permutation(num_items)]
     excluded = [generator.choice(num_items, min(NUM_EXCLUDED, num_items // 2), replace=False)]
-    trie, path = Trie(shuffled), arguments.output_dir / "trie.safetensors"
-    trie.save(path)
+    trie = Trie(shuffled)
     calls = {
         "build, sorted": lambda: Trie(identifiers),
         "build, shuffled": lambda: Trie(shuffled),
-        "load": lambda: Trie.load(path),
         "search": lambda: searcher(TrieBeamSearch(trie)),
         "search, 50 excluded": lambda: searcher(TrieBeamSearch(trie, excluded=excluded)),
     }
     if num_items in arguments.swap_sizes:
         calls["swap"] = swap_call(identifiers, shape)
-    calls["search, 50 excluded"]()  # sorts the items by value once
+    calls["search, 50 excluded"]()  # sorts the items by value, once per trie
     record = {name: seconds_of(call, arguments.repeats) for name, call in calls.items()}
-    path.unlink()
-    record["bytes, sorted"], record["bytes, shuffled"] = Trie(identifiers).num_bytes, trie.num_bytes
-    record["bytes for exclusion"] = sum(array.nbytes for array in trie._rows_by_value or ())
+    record["bytes, sorted"] = sum(array.nbytes for array in Trie(identifiers).arrays())
+    record["bytes, shuffled"] = sum(array.nbytes for array in trie.arrays())
+    record["bytes for exclusion"] = sum(array.nbytes for array in trie._sequences_by_value or ())
     return record
 
 
 def table_of(record: dict[int, dict[str, float]]) -> str:
-    """One row a size."""
+    """One row per size."""
     memory = ("bytes, sorted", "bytes, shuffled", "bytes for exclusion")
     rows = [
         [
@@ -115,7 +113,6 @@ def main(argv: list[str] | None = None) -> None:
             **inputs, custom_generate=search, num_beams=arguments.num_beams, max_new_tokens=shape.num_levels
         )
 
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
     record = {size: measure_size(size, shape, searcher, arguments) for size in tqdm(arguments.sizes, desc="sizes")}
     print(table_of(record))
     write_report(arguments.output_dir, "trie_scale", record, table_of(record))

@@ -3,15 +3,12 @@ import html
 import json
 import logging
 
-import huggingface_hub
 import numpy as np
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.data import events_from_log, leave_one_out, load_amazon
-from gensar_hf.data.amazon_files import read_metadata
+from gensar_hf.data import leave_one_out, load_amazon
 from gensar_hf.errors import InputError
 
 DAY = 86_400
@@ -74,16 +71,16 @@ def load(folder):
     return load
 
 
-def rows_of(log):
-    frame = log.interactions.assign(day=log.interactions["timestamp"] / DAY)
+def rows_of(data):
+    frame = data.interactions.assign(day=data.interactions["timestamp"] / DAY)
     return list(frame[["user_id", "item_id", "day", "query"]].itertuples(index=False, name=None))
 
 
 def test_reviewed_items_with_their_texts(load, caplog):
     with caplog.at_level(logging.WARNING, logger="gensar_hf"):
-        log = load(search_fraction=0)
-    assert list(log.items.columns) == ["item_id", "title", "brand", "description", "categories"]
-    assert list(log.items.itertuples(index=False, name=None)) == [
+        data = load(search_fraction=0)
+    assert list(data.items.columns) == ["item_id", "title", "brand", "description", "categories"]
+    assert list(data.items.itertuples(index=False, name=None)) == [
         ("B001", "Cable", "", "", "Electronics > Cables"),
         ("B002", "", "", "Only a description", "Electronics"),
         (
@@ -92,8 +89,8 @@ def test_reviewed_items_with_their_texts(load, caplog):
         ),
         ("B009", "", "", "", ""),
     ]  # fmt: skip
-    assert log.text_columns == ("title", "brand", "categories", "description")
-    assert log.item_texts()[0] == "Cable. Electronics > Cables"
+    assert data.text_columns == ("title", "brand", "categories", "description")
+    assert data.item_texts()[0] == "Cable. Electronics > Cables"
     assert "meta.json.gz does not describe 1 of the 4 reviewed items" in caplog.text
     assert load(text_columns=["title"]).item_texts() == ["Cable", "", "Lens & Cap, 50mm", ""]
 
@@ -133,23 +130,24 @@ def test_published_queries_reach_the_reviews_of_their_pairs(load):
 
 def test_one_seed_draws_the_same_reviews_whatever_the_queries(load):
     from_categories, published = (load(published=way, search_fraction=0.5, seed=3) for way in (False, True))
-    wanted, drawn, given = (
-        log.interactions["query"] != "" for log in (load(published=True, search_fraction=1), from_categories, published)
+    wanted, drawn, result = (
+        data.interactions["query"] != ""
+        for data in (load(published=True, search_fraction=1), from_categories, published)
     )
-    assert given.tolist() == (wanted & drawn).tolist()
+    assert result.tolist() == (wanted & drawn).tolist()
     assert (load(published=True, search_fraction=0).interactions["query"] == "").all()
 
 
 @pytest.mark.parametrize("published", [False, True])
 def test_a_review_as_both_is_a_recommendation_and_a_search(load, published):
-    log = load(published=published, reviews_are="both", search_fraction=0)
+    data = load(published=published, reviews_are="both", search_fraction=0)
     searches = load(published=published, search_fraction=1)
     expected = []
     for user, item, day, query in rows_of(searches):
         expected += [(user, item, day, "")] + ([(user, item, day, query)] if query else [])
-    assert rows_of(log) == expected
+    assert rows_of(data) == expected
     assert len(expected) == (10 if published else 11)
-    events = events_from_log(log)
+    events = data.events
     split = leave_one_out(events, min_train_events=0)
     (request,) = np.flatnonzero(split.test["search"].users == events.user_ids.index("A2"))
     history = split.test["search"].history(int(request))
@@ -161,27 +159,27 @@ def test_plain_files_and_json_metadata_are_read_as_well(folder, load):
     for name in ("reviews.json.gz", "meta.json.gz"):
         (folder / name).write_bytes(gzip.decompress((folder / name).read_bytes()))
     (folder / "meta.json.gz").write_text("\n\n".join(json.dumps(entry) for entry in METADATA))
-    log = load()
-    assert log.items.equals(expected.items)
-    assert log.interactions.equals(expected.interactions)
+    data = load()
+    assert data.items.equals(expected.items)
+    assert data.interactions.equals(expected.interactions)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(text=st.text(max_size=40), as_json=st.booleans(), escaped=st.booleans(), other=st.text(max_size=20))
 def test_awkward_texts_survive(tmp_path_factory, text, as_json, escaped, other):
-    path = tmp_path_factory.mktemp("awkward") / "meta.json"
-    entry = {"asin": "B1", "title": html.escape(text) if escaped else text, "categories": [[other]]}
-    path.write_text(f"{json.dumps(entry) if as_json else repr(entry)}\n", encoding="utf-8")
-    found = read_metadata(path, {"B1"})["B1"]
-    assert found["title"] == (text if escaped else html.unescape(text))
-    assert found["categories"] == [[html.unescape(other)]]
-    assert (found["brand"], found["description"]) == ("", "")
+    folder = tmp_path_factory.mktemp("awkward")
+    entry = {"asin": "B1", "title": html.escape(text) if escaped else text, "categories": [[other]], "brand": "b"}
+    (folder / "reviews").write_text(review_line("A1", "B1", 1))
+    (folder / "meta").write_text(f"{json.dumps(entry) if as_json else repr(entry)}\n", encoding="utf-8")
+    item = load_amazon(folder / "reviews", folder / "meta", search_fraction=0).items.iloc[0]
+    assert item["title"].split() == (text if escaped else html.unescape(text)).split()
+    assert item["categories"].split() == html.unescape(other).split()
 
 
-def test_half_characters_and_repeated_items(tmp_path):
-    lines = ['{"asin": "B1", "title": "half \\ud83d"}', '{"asin": "B1", "title": "again"}']
-    path = write_lines(tmp_path / "meta.json.gz", lines)
-    assert read_metadata(path, {"B1"})["B1"]["title"] == "half ?"
+def test_half_characters_and_repeated_items(folder, load):
+    lines = ['{"asin": "B001", "title": "half \\ud83d"}', '{"asin": "B001", "title": "again"}']
+    write_lines(folder / "meta.json.gz", lines)
+    assert load(search_fraction=0).titles == ["half ?", "", "", ""]
 
 
 DAMAGE = {
@@ -197,7 +195,7 @@ DAMAGE = {
         ("{'asin': 'B001', 'title': open('x')}", "is neither a JSON object nor a Python dictionary"),
         ("{'asin': 'B001', 'title': ['x']}", "it has ['x'] as title, which must be text"),
         ("{'asin': 'B001', 'categories': ['x']}", "it has ['x'] as categories, which must be a list of lists"),
-        ("{'asin': 'B001', 'categories': [[1]]}", "whose names must be text"),
+        ("{'asin': 'B001', 'categories': [[1]]}", "it has [[1]] as categories, which must be a list of lists of text"),
         ("{'title': 'no item'}", "it has nothing as asin"),
     ],
     "train.qrels.gz": [
@@ -254,30 +252,14 @@ def test_files_of_different_categories(folder, load):
         load()
 
 
-def test_files_on_the_hub(folder, monkeypatch):
-    calls = []
-
-    def download(repo_id, filename, *, repo_type, revision):
-        calls.append((repo_id, filename, repo_type, revision))
-        return str(folder / filename.rpartition("/")[2])
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    log = load_amazon("reviews.json.gz", "raw/meta.json.gz", "queries", repo_id="me/amazon", revision="v1")
-    assert rows_of(log) == rows_of(load_amazon(folder / "reviews.json.gz", folder / "meta.json.gz", folder))
-    names = ["reviews.json.gz", "raw/meta.json.gz"]
-    names += ["queries/query_text.txt.gz", "queries/train.qrels.gz", "queries/test.qrels.gz"]
-    assert calls == [("me/amazon", name, "dataset", "v1") for name in names]
-
-    def fail(*_, **__):
-        raise LocalEntryNotFoundError("no network,\nnot in the cache.")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    with pytest.raises(InputError, match=r"^r\.gz could not be fetched .* me/amazon \(no network, not in the cache\);"):
-        load_amazon("r.gz", "m.gz", repo_id="me/amazon")
-
-
 def test_impossible_settings(load):
     with pytest.raises(ValueError, match="`reviews_are` must be 'split' or 'both'; got 'all'"):
         load(reviews_are="all")
     with pytest.raises(ValueError, match="from 0 to 1; got 2"):
         load(search_fraction=2)
+
+
+def test_filter_and_split(load):
+    core = load(min_interactions=2, split="none", search_fraction=0)
+    assert rows_of(core) == [("A1", "B003", 1, ""), ("A1", "B001", 3, ""), ("A2", "B001", 1, ""), ("A2", "B003", 5, "")]
+    assert core.split_method == "none"

@@ -7,32 +7,27 @@ from hypothesis import strategies as st
 from gensar_hf.data import (
     RECOMMENDATION,
     SEARCH,
+    TASKS,
     Behavior,
-    InteractionLog,
+    InteractionDataset,
     Requests,
     Split,
     UserEvents,
     chronological_cut,
-    events_from_log,
     leave_one_out,
-    load_log,
     training_events,
     training_mask,
 )
+from gensar_hf.data.user_events import user_events
 from gensar_hf.errors import InputError
 
 ITEM_IDS = list("abcdefgh")
-TASKS = (RECOMMENDATION, SEARCH)
-
-
-def make_log(rows: list[tuple]) -> InteractionLog:
-    """rows: (user, item or "", timestamp, query or "")."""
-    items = pd.DataFrame({"item_id": ITEM_IDS, "title": "t"})
-    return load_log(items, pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "query"]))
 
 
 def make_events(rows: list[tuple]) -> UserEvents:
-    return events_from_log(make_log(rows))
+    """rows: (user, item or "", timestamp, query or "")."""
+    items = pd.DataFrame({"item_id": ITEM_IDS, "title": "t"})
+    return InteractionDataset(items, pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "query"])).events
 
 
 def items_of(requests: Requests) -> str:
@@ -98,7 +93,7 @@ def test_a_click_of_the_task_stays_before_the_requests(task, clicks, validation,
     assert len(split.validation[other]) == len(split.test[other]) == 0
 
 
-def test_events_at_the_time_of_a_held_out_event_are_no_training_events():
+def test_events_at_the_time_of_a_held_out_event_are_not_training_events():
     rows = [("u", "a", 1, ""), ("u", "b", 2, ""), ("u", "c", 3, ""), ("u", "d", 3, ""), ("u", "e", 3, "")]
     split = leave_one_out(make_events(rows))
     assert items_of(split.validation[RECOMMENDATION]) == "d"
@@ -154,7 +149,7 @@ def test_a_twin_and_the_query_of_a_twin_are_not_in_the_history():
     recommendation, search = split.test[RECOMMENDATION], split.test[SEARCH]
     assert described(split.events, recommendation.history(0)) == "?aa?bb?cc"
     assert described(split.events, search.history(0)) == "?aa?bb?cc"
-    # the other way round in the file: the recommendation stands before the search
+    # the other way round in the file: the recommendation comes before the search
     swapped = [rows[position ^ 1] for position in range(len(rows))]
     split = leave_one_out(make_events(swapped), min_train_events=0)
     assert described(split.events, split.test[SEARCH].history(0)) == "a?ab?bc?c"
@@ -172,7 +167,7 @@ def test_an_item_clicked_before_at_another_time_stays():
     assert described(split.events, split.test[RECOMMENDATION].history(0)) == "ab"
 
 
-def test_subsets_keep_the_order_asked_for():
+def test_subsets_keep_their_order():
     rows = [(user, item, time, "") for user in "uvw" for time, item in enumerate("abc")]
     requests = leave_one_out(make_events(rows)).test[RECOMMENDATION]
     assert requests.users.tolist() == [0, 1, 2]
@@ -191,7 +186,7 @@ def test_chronological_cut_by_hand():
     assert len(split.test[SEARCH]) == 0
 
 
-def test_a_session_across_the_cut_is_no_training_material():
+def test_a_session_across_the_cut_is_not_training_material():
     rows = [("u", "a", 0, ""), ("u", "b", 1, "x"), ("u", "c", 9, "x")]
     rows += [("v", "d", time, "") for time in range(2, 8)]
     split = chronological_cut(make_events(rows), (0.8, 0.1, 0.1))
@@ -204,7 +199,7 @@ def test_chronological_cut_refusals():
     with pytest.raises(InputError, match=r"No event is earlier than the first cut at timestamp 5\.0"):
         chronological_cut(events)
     for fractions in ((0.8, 0.1), (0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0, 0.5, 0.5)):
-        with pytest.raises(ValueError, match="three shares that make 1"):
+        with pytest.raises(ValueError, match="three shares whose sum is 1"):
             chronological_cut(events, fractions)
     with pytest.raises(ValueError, match="cannot be negative"):
         leave_one_out(events, -1)
@@ -222,15 +217,12 @@ ROWS = st.lists(
 )
 
 
-ITEMS = pd.DataFrame({"item_id": ITEM_IDS, "title": "t"})
-
-
-def sorted_log(rows: list[tuple]) -> InteractionLog:
-    """What load_log returns for these rows, without its checks, which take longer than everything else here."""
+def sorted_rows(rows: list[tuple]) -> pd.DataFrame:
+    """`InteractionDataset.interactions` of these rows, without its checks, which take longer than all else here."""
     users = list(dict.fromkeys(row[0] for row in rows))
     in_order = sorted(rows, key=lambda row: (users.index(row[0]), row[2]))
     frame = pd.DataFrame(in_order, columns=["user_id", "item_id", "timestamp", "query"])
-    return InteractionLog(ITEMS, frame.astype({"timestamp": "float64"}), ("title",))
+    return frame.astype({"timestamp": "float64"})
 
 
 def cut_or_none(events: UserEvents, kind: str, min_train_events: int) -> Split | None:
@@ -256,10 +248,10 @@ def held_out_events(split: Split) -> list[int]:
     return held_out
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(ROWS, st.sampled_from(["leave one out", "chronological"]), st.integers(0, 5))
 def test_nothing_at_or_after_a_held_out_event_is_training_material(rows, kind, min_train_events):
-    events = events_from_log(sorted_log(rows))
+    events = user_events(ITEM_IDS, sorted_rows(rows))
     split = cut_or_none(events, kind, min_train_events)
     if split is None:
         return
@@ -273,15 +265,15 @@ def test_nothing_at_or_after_a_held_out_event_is_training_material(rows, kind, m
         trained = np.flatnonzero(mask & (users == user))
         assert trained.tolist() == list(range(start, split.train_ends[user]))
         assert (events.timestamps[trained] < first).all()
-        if kind == "leave one out":  # and no event is given away without need
+        if kind == "leave one out":  # and no event is dropped without need
             assert len(trained) == (events.timestamps[start:end] < first).sum()
             assert not own or len(trained) >= min_train_events
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(ROWS, st.sampled_from(["leave one out", "chronological"]), st.integers(0, 3))
-def test_training_events_are_a_log_without_a_trace_of_what_is_held_out(rows, kind, min_train_events):
-    events = events_from_log(sorted_log(rows))
+def test_training_events_have_no_trace_of_held_out_events(rows, kind, min_train_events):
+    events = user_events(ITEM_IDS, sorted_rows(rows))
     split = cut_or_none(events, kind, min_train_events)
     if split is None:
         return
@@ -294,18 +286,18 @@ def test_training_events_are_a_log_without_a_trace_of_what_is_held_out(rows, kin
     assert set(training.query_texts) - {""} == typed
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(ROWS, st.integers(0, 3), st.randoms(use_true_random=False))
 def test_training_material_is_blind_to_what_is_held_out(rows, min_train_events, random):
-    log = sorted_log(rows)
-    events = events_from_log(log)
+    frame = sorted_rows(rows)
+    events = user_events(ITEM_IDS, frame)
     split = leave_one_out(events, min_train_events)
     first = np.full(events.num_users, np.inf)
     np.minimum.at(first, events.event_users()[held_out_events(split)], events.timestamps[held_out_events(split)])
-    row_users = pd.Index(events.user_ids).get_indexer(log.interactions["user_id"])
-    late = (log.interactions["timestamp"].to_numpy() >= first[row_users]) & (log.interactions["item_id"] != "")
-    items = log.interactions["item_id"].mask(late, random.choice(ITEM_IDS))
-    changed = events_from_log(InteractionLog(log.items, log.interactions.assign(item_id=items), log.text_columns))
+    row_users = pd.Index(events.user_ids).get_indexer(frame["user_id"])
+    late = (frame["timestamp"].to_numpy() >= first[row_users]) & (frame["item_id"] != "")
+    items = frame["item_id"].mask(late, random.choice(ITEM_IDS))
+    changed = user_events(ITEM_IDS, frame.assign(item_id=items))
     other = leave_one_out(changed, min_train_events)
     assert other.train_ends.tolist() == split.train_ends.tolist()
     mask = training_mask(split)
@@ -313,10 +305,10 @@ def test_training_material_is_blind_to_what_is_held_out(rows, min_train_events, 
         assert np.array_equal(getattr(changed, name)[mask], getattr(events, name)[mask])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(ROWS, st.sampled_from(["leave one out", "chronological"]), st.integers(0, 2))
-def test_requests_ask_for_clicks_of_their_task_and_histories_do_not_give_them_away(rows, kind, min_train_events):
-    events = events_from_log(sorted_log(rows))
+def test_requests_are_clicks_of_their_task_and_histories_do_not_contain_them(rows, kind, min_train_events):
+    events = user_events(ITEM_IDS, sorted_rows(rows))
     split = cut_or_none(events, kind, min_train_events)
     if split is None:
         return
@@ -336,10 +328,10 @@ def test_requests_ask_for_clicks_of_their_task_and_histories_do_not_give_them_aw
                     assert events.items[gone] in (-1, events.items[target])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(ROWS, st.integers(0, 3))
 def test_leave_one_out_agrees_with_a_plain_loop(rows, min_train_events):
-    events = events_from_log(sorted_log(rows))
+    events = user_events(ITEM_IDS, sorted_rows(rows))
     split = leave_one_out(events, min_train_events)
     expected: dict[tuple[str, str], list[int]] = {(part, task): [] for part in ("validation", "test") for task in TASKS}
     for user in range(events.num_users):
@@ -378,9 +370,9 @@ def test_save_and_load_round_trip(tmp_path):
     assert described(events, loaded.test[SEARCH].history(0)) == "abc?d?efg"
 
 
-def test_a_split_of_another_log_is_refused(tmp_path):
+def test_a_split_of_other_interactions_is_refused(tmp_path):
     leave_one_out(make_events(MIXED)).save(tmp_path)
-    with pytest.raises(InputError, match=r"split\.safetensors was made from another log"):
+    with pytest.raises(InputError, match=r"split\.safetensors was made from other interactions"):
         Split.load(tmp_path, make_events([*MIXED[:-1], ("u", "a", 8, "z")]))
     with pytest.raises(InputError, match="does not exist"):
         Split.load(tmp_path / "elsewhere", make_events(MIXED))

@@ -4,16 +4,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.data import Behavior, InteractionLog, UserEvents, events_from_log, load_log
+from gensar_hf.data import Behavior, InteractionDataset, UserEvents
+from gensar_hf.data.user_events import user_events
 
 ITEM_IDS = ["a", "b", "c", "d"]
 R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
 
 
-def make_log(rows: list[tuple]) -> InteractionLog:
+def make_data(rows: list[tuple]) -> InteractionDataset:
     """rows: (user, item or "", timestamp, query or "")."""
     items = pd.DataFrame({"item_id": ITEM_IDS, "title": "t"})
-    return load_log(items, pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "query"]))
+    return InteractionDataset(items, pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "query"]))
 
 
 def described(events: UserEvents, user: int) -> list[tuple]:
@@ -34,21 +35,19 @@ def test_behavior_tokens_are_the_papers():
 
 
 def test_rows_in_a_row_with_one_query_are_one_session():
-    events = events_from_log(
-        make_log(
-            [
-                ("u", "a", 1, ""),
-                ("u", "b", 2, "shoe"),
-                ("u", "c", 3, "shoe"),
-                ("u", "", 4, "shoe"),  # extends the session, without a click
-                ("u", "d", 5, "hat"),
-                ("u", "a", 6, "shoe"),  # typed again
-                ("u", "b", 7, ""),
-                ("u", "", 8, "shoe"),  # and again, after something else; no click
-                ("v", "a", 9, "shoe"),  # another user's session is another session
-            ]
-        )
-    )
+    events = make_data(
+        [
+            ("u", "a", 1, ""),
+            ("u", "b", 2, "shoe"),
+            ("u", "c", 3, "shoe"),
+            ("u", "", 4, "shoe"),  # extends the session, without a click
+            ("u", "d", 5, "hat"),
+            ("u", "a", 6, "shoe"),  # typed again
+            ("u", "b", 7, ""),
+            ("u", "", 8, "shoe"),  # and again, after something else; no click
+            ("v", "a", 9, "shoe"),  # another user's session is another session
+        ]
+    ).events
     assert described(events, 0) == [
         ("<R_I>", "a", "", 1.0),
         ("<S_Q>", "", "shoe", 2.0),
@@ -69,7 +68,7 @@ def test_rows_in_a_row_with_one_query_are_one_session():
 
 
 def test_the_catalogue_keeps_items_that_nobody_clicked():
-    events = events_from_log(make_log([("u", "c", 1, "")]))
+    events = make_data([("u", "c", 1, "")]).events
     assert events.item_ids == ITEM_IDS
     assert (events.num_users, events.num_items, events.num_events) == (1, 4, 1)
     assert events.items.tolist() == [2]
@@ -77,14 +76,13 @@ def test_the_catalogue_keeps_items_that_nobody_clicked():
     assert [events.offsets.dtype, events.timestamps.dtype] == [np.int64, np.float64]
 
 
-def test_a_log_put_together_by_hand_is_checked():
-    log = make_log([("u", "a", 1, ""), ("u", "b", 2, ""), ("v", "a", 1, "")])
+def test_tables_of_another_form_are_refused():
+    rows = make_data([("u", "a", 1, ""), ("u", "b", 2, ""), ("v", "a", 1, "")]).interactions
     for order, row in (([1, 0, 2], 1), ([0, 2, 1], 2)):
-        shuffled = InteractionLog(log.items, log.interactions.iloc[order].reset_index(drop=True), log.text_columns)
-        with pytest.raises(ValueError, match=rf"Row {row} .* is out of order"):
-            events_from_log(shuffled)
-    with pytest.raises(ValueError, match=r"Row 1 .* has the item 'b', which is not"):
-        events_from_log(InteractionLog(log.items.drop(index=1), log.interactions, log.text_columns))
+        with pytest.raises(ValueError, match=rf"Row {row} of the interactions is out of order"):
+            user_events(ITEM_IDS, rows.iloc[order].reset_index(drop=True))
+    with pytest.raises(ValueError, match=r"Row 1 of the interactions has the item 'b', which is not in the catalogue"):
+        user_events(["a", "c"], rows)
 
 
 ROWS = st.lists(
@@ -99,14 +97,14 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(ROWS)
-def test_events_tell_the_sessions_of_the_log_again(rows):
-    log = make_log(rows)
-    events = events_from_log(log)
+def test_events_keep_the_sessions_of_the_rows(rows):
+    data = make_data(rows)
+    events = data.events
     for user, user_id in enumerate(events.user_ids):
-        sessions: list[list] = []  # of the log: [query, time of the first row, clicks]; "" parts sessions, too
-        for row in log.interactions[log.interactions["user_id"] == user_id].itertuples():
+        sessions: list[list] = []  # of the rows: [query, time of the first row, clicks]; "" separates sessions
+        for row in data.interactions[data.interactions["user_id"] == user_id].itertuples():
             if not (row.query and sessions and sessions[-1][0] == row.query):
                 sessions.append([row.query, row.timestamp, []])
             sessions[-1][2] += [(row.item_id, row.timestamp)] if row.item_id else []
@@ -118,13 +116,13 @@ def test_events_tell_the_sessions_of_the_log_again(rows):
                 assert told[-1][0] == query
                 told[-1][2].append((item, time))
         assert told == sessions
-    assert list(events.user_ids) == list(dict.fromkeys(log.interactions["user_id"]))
+    assert list(events.user_ids) == list(dict.fromkeys(data.interactions["user_id"]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(ROWS)
 def test_the_arrays_keep_their_promises(rows):
-    events = events_from_log(make_log(rows))
+    events = make_data(rows).events
     users = events.event_users()
     assert len(users) == events.num_events == len(events.items) == len(events.queries) == len(events.timestamps)
     assert events.offsets[0] == 0

@@ -1,4 +1,4 @@
-"""The beam search against `generate` with the logits processor, which is the definition of what it returns."""
+"""`TrieBeamSearch` against `generate` with `TrieLogitsProcessor`, which defines its results."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from gensar_hf.decoding import Trie, TrieBeamSearch, TrieLogitsProcessor
-from gensar_hf.decoding.context import EncoderContext
 from gensar_hf.decoding.logits_process import DEAD_SCORE
+from gensar_hf.decoding.tree_decoder import EncoderContext
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
@@ -29,7 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def build_t5(shape: str, seed: int = 0, num_layers: int = 2, dtype: torch.dtype = torch.float32) -> Any:
-    """Few position buckets with large weights, so that wrong positions show."""
+    """Few position buckets with large weights, so that wrong positions change the scores."""
     torch.manual_seed(seed)
     config = T5Config(
         vocab_size=VOCAB_SIZE, d_model=16, d_kv=8, d_ff=32, num_layers=num_layers, num_heads=2, dropout_rate=0.0,
@@ -50,7 +50,7 @@ def t5(request: pytest.FixtureRequest) -> T5ForConditionalGeneration:
 
 
 def random_trie(num_items: int, num_levels: int, num_codes: int, seed: int = 0) -> Trie:
-    """Two identifiers an item, each `[behavior, code 1 … code L]`; every level draws from the same tokens."""
+    """Two identifiers per item, each `[behavior, code 1 … code L]`; every level draws from the same tokens."""
     rng = np.random.default_rng(seed)
     tables = []
     for behavior in (RECOMMENDED, SEARCHED):
@@ -85,9 +85,9 @@ def both(model: Any, inputs: dict, trie: Trie, num_beams: int, excluded: Any = N
 
 
 def assert_same(expected: Any, found: Any, tolerance: float = 1e-4) -> int:
-    """The same sequences in the same order with the same scores, dead beams apart; returns the number of live ones.
+    """Equal sequences, order and scores, except for dead beams; returns the number of live beams.
 
-    Beams closer together than float32 can tell may change places.
+    Beams whose scores differ by less than float32's precision may swap.
     """
     is_live = expected.sequences_scores > DEAD_SCORE / 10
     assert torch.equal(is_live, found.sequences_scores > DEAD_SCORE / 10)
@@ -135,8 +135,8 @@ def test_length_penalty_and_end_token_are_those_of_generate(
     ("prompt", "num_found"),
     [([PAD], 4), ([PAD, RECOMMENDED, FIRST_CODE], 4), ([PAD, SEARCHED, FIRST_CODE, FIRST_CODE + 1], 3)],
 )
-def test_any_beginning_may_be_given(t5: T5ForConditionalGeneration, prompt: list[int], num_found: int) -> None:
-    """Nothing but the decoder start: the behavior is then searched, too."""
+def test_any_prefix_may_be_in_the_prompt(t5: T5ForConditionalGeneration, prompt: list[int], num_found: int) -> None:
+    """With the decoder start alone, the behavior is searched as well."""
     trie = random_trie(27, 3, 3)  # all there can be
     trie.free_text_token_id = None
     expected, found = both(t5, inputs_of([prompt] * 2), trie, 4, max_new_tokens=1 + trie.max_length - len(prompt))
@@ -189,7 +189,7 @@ def random_case(models: list[Any], seed: int) -> int:
 
 def test_random_tries_and_models_give_what_generate_gives() -> None:
     models = [build_t5(shape, seed, num_layers=1) for seed, shape in enumerate([*SHAPES, *SHAPES])]
-    assert sum(random_case(models, seed) for seed in range(200)) > 2000
+    assert sum(random_case(models, seed) for seed in range(30)) > 300
 
 
 @pytest.mark.slow
@@ -219,51 +219,12 @@ def test_the_generator_s_encodings_give_the_same(
         assert ((rows >= 0) == live.numpy()).all()
 
 
-# ---- softmax over the level's codes
-
-
-def test_a_softmax_over_the_level_s_codes_by_hand(t5: T5ForConditionalGeneration) -> None:
-    """Items found by a search have the codes 5 … 8 on both levels, recommended ones 5 … 20: each its own codebook."""
-    searched = [(SEARCHED, first, second) for first in range(5, 9) for second in range(5, 9)]
-    recommended = [(RECOMMENDED, code, 25 - code) for code in range(5, 21)]
-    trie, inputs = Trie([*searched, *recommended]), inputs_of([[PAD, SEARCHED], [PAD, RECOMMENDED]])
-    found = t5.generate(
-        **inputs, custom_generate=TrieBeamSearch(trie, softmax="level"), num_beams=16, num_return_sequences=16,
-        max_new_tokens=2, length_penalty=0.0, return_dict_in_generate=True, output_scores=True,
-    )  # fmt: skip
-    rows = torch.arange(2).repeat_interleave(16)
-    with torch.no_grad():
-        encoder_inputs = {name: inputs[name][rows] for name in ("input_ids", "attention_mask")}
-        logits = t5(**encoder_inputs, decoder_input_ids=found.sequences[:, :3]).logits[:, 1:]
-    for codebook, beams in ((range(5, 9), slice(0, 16)), (range(5, 21), slice(16, 32))):
-        own = logits[beams][:, :, list(codebook)].log_softmax(dim=-1)
-        exact = own.gather(2, found.sequences[beams, 2:, None] - codebook[0]).sum(dim=(1, 2))
-        torch.testing.assert_close(found.sequences_scores[beams], exact, atol=1e-5, rtol=0)
-    assert {*map(tuple, found.sequences[:16, 1:].tolist())} == {*searched}
-    assert {*map(tuple, found.sequences[16:, 1:].tolist())} == {*recommended}
-
-
-def test_a_softmax_over_the_level_s_codes_is_one_over_all_where_there_is_nothing_else() -> None:
-    """Every token of the vocabulary is a behavior and a code: the two softmaxes are the same."""
-    model = build_t5("t5 v1.1")
-    numbers = np.stack(np.divmod(np.arange(VOCAB_SIZE**2), VOCAB_SIZE), axis=1)
-    trie = Trie(numbers)
-    inputs = inputs_of([[PAD], [PAD]])
-    options = {"num_beams": 8, "num_return_sequences": 8, "max_new_tokens": 2, "return_dict_in_generate": True}
-    one, other = (
-        model.generate(**inputs, **options, output_scores=True, custom_generate=TrieBeamSearch(trie, softmax=softmax))
-        for softmax in ("vocabulary", "level")
-    )
-    assert torch.equal(one.sequences, other.sequences)
-    torch.testing.assert_close(one.sequences_scores, other.sequences_scores, atol=1e-5, rtol=0)
-
-
 # ---- few items, many beams
 
 
 def test_one_item_and_no_item(t5: T5ForConditionalGeneration) -> None:
     trie = Trie([[RECOMMENDED, 7, 9]])
-    inputs = inputs_of([[PAD, RECOMMENDED], [PAD, SEARCHED]])  # no item is found by a search
+    inputs = inputs_of([[PAD, RECOMMENDED], [PAD, SEARCHED]])  # no searched item
     expected, found = both(t5, inputs, trie, 4)
     assert assert_same(expected, found) == 1
     assert found.sequences[0].tolist() == [PAD, RECOMMENDED, 7, 9]
@@ -310,11 +271,11 @@ def test_only_allowed_items_are_found_in_the_order_of_their_scores(t5: T5ForCond
         assert found[request].tolist() == expected + [-1] * (5 - len(expected))
 
 
-def test_beams_tell_the_items_and_repeat_none(t5: T5ForConditionalGeneration) -> None:
+def test_beams_have_the_values_of_distinct_items(t5: T5ForConditionalGeneration) -> None:
     trie = random_trie(50, 2, 8)
-    states, beginnings = torch.randn(3, 4, 16), torch.tensor([[RECOMMENDED]] * 3)
+    states, prefixes = torch.randn(3, 4, 16), torch.tensor([[RECOMMENDED]] * 3)
     mask = torch.tensor([[True] * 4, [True] + [False] * 3, [True] * 2 + [False] * 2])
-    beams = TrieBeamSearch(trie).search(EncoderContext(t5, states, mask), beginnings, 30)
+    beams = TrieBeamSearch(trie).search(EncoderContext(t5, states, mask), prefixes, 30)
     assert beams.values.shape == (3, 30)
     assert torch.equal(beams.values, trie.lookup(beams.tokens.flatten(0, 1)).view(3, 30))
     assert all(len(set(row)) == 30 for row in beams.values.tolist())
@@ -322,7 +283,7 @@ def test_beams_tell_the_items_and_repeat_none(t5: T5ForConditionalGeneration) ->
 
 
 @pytest.mark.slow
-def test_none_of_a_hundred_thousand_beams_is_no_item() -> None:
+def test_all_of_a_hundred_thousand_beams_are_items() -> None:
     model, trie = build_t5("t5 v1.0"), random_trie(300, 4, 6)
     num_beams = num_invalid = 0
     for seed in range(60):
@@ -348,20 +309,15 @@ def refused(match: str, model: Any, trie: Trie, inputs: dict | None = None, **op
         model.generate(**(inputs or inputs_of([[PAD, RECOMMENDED]] * 2)), custom_generate=search, **options)
 
 
-def test_sequences_of_different_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"needs a trie whose sequences all have the same length; .* TrieLogitsProces"):
-        TrieBeamSearch(Trie([[3, 5], [3, 6, 7]]))
-
-
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"do_sample": True}, r"does not know .*do_sample=True; leave this out"),
-        ({"logits_processor": [MinLengthLogitsProcessor(3, EOS)]}, "does not know MinLengthLogitsProcessor"),
-        ({"repetition_penalty": 1.5}, "does not know RepetitionPenaltyLogitsProcessor"),
-        ({"max_time": 3.0}, "does not know MaxTimeCriteria"),
-        ({"output_logits": True, "return_dict_in_generate": True}, "does not know output_logits=True"),
-        ({"max_new_tokens": 2}, "go on for 3 tokens after the prompt, but only 2 may be generated; set max_new_tokens"),
+        ({"do_sample": True}, r"does not support .*do_sample=True; leave this out"),
+        ({"logits_processor": [MinLengthLogitsProcessor(3, EOS)]}, "does not support MinLengthLogitsProcessor"),
+        ({"repetition_penalty": 1.5}, "does not support RepetitionPenaltyLogitsProcessor"),
+        ({"max_time": 3.0}, "does not support MaxTimeCriteria"),
+        ({"output_logits": True, "return_dict_in_generate": True}, "does not support output_logits=True"),
+        ({"max_new_tokens": 2}, "have 3 more tokens after the prompt, but only 2 may be generated; set max_new_tokens"),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(
@@ -380,7 +336,7 @@ def test_a_vocabulary_too_small_and_wrong_numbers_of_requests_are_named(t5: T5Fo
     refused("holds the token 40, but the model scores only 40", t5, Trie([[RECOMMENDED, 40, 3, 3]]))
     for name in ("excluded", "allowed"):
         search = TrieBeamSearch(trie, **{name: [{1}, {2}, {3}]})
-        refused(f"`{name}` names 3 requests, but the batch has 2", t5, trie, search=search)
+        refused(f"`{name}` has lists for 3 requests, but the batch has 2", t5, trie, search=search)
 
 
 @pytest.mark.parametrize("place", ["encoder", "decoder", "head"])
@@ -399,18 +355,13 @@ def test_nan_is_named_and_no_list_is_returned(place: str) -> None:
 def test_one_request_with_nan_is_named(t5: T5ForConditionalGeneration) -> None:
     states = torch.randn(3, 4, 16)
     states[1, 2, 5] = torch.nan
-    context, beginnings = EncoderContext(t5, states, torch.ones(3, 4).bool()), torch.tensor([[RECOMMENDED]] * 3)
+    context, prefixes = EncoderContext(t5, states, torch.ones(3, 4).bool()), torch.tensor([[RECOMMENDED]] * 3)
     with pytest.raises(ValueError, match="NaN for request 1 of 3"):
-        TrieBeamSearch(random_trie(20, 3, 5)).search(context, beginnings, 4)
-
-
-def test_an_unknown_softmax_is_refused() -> None:
-    with pytest.raises(ValueError, match="`softmax` must be one of vocabulary, level; got 'all'"):
-        TrieBeamSearch(random_trie(5, 2, 3), softmax="all")
+        TrieBeamSearch(random_trie(20, 3, 5)).search(context, prefixes, 4)
 
 
 def test_other_encoder_decoders_are_refused() -> None:
     sizes = {"vocab_size": 40, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8,
              "decoder_ffn_dim": 8, "encoder_attention_heads": 1, "decoder_attention_heads": 1}  # fmt: skip
     bart = BartForConditionalGeneration(BartConfig(**sizes, decoder_start_token_id=PAD, forced_eos_token_id=None))
-    refused("with T5 models and their subclasses; got a BartForConditionalGeneration", bart, random_trie(20, 3, 5))
+    refused("supports T5 models .* got a BartForConditionalGeneration", bart, random_trie(20, 3, 5))

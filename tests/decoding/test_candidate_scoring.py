@@ -1,4 +1,4 @@
-"""Scoring a tree of prefixes at once, against one forward for each candidate."""
+"""Scoring a tree of prefixes at once, against one forward per candidate."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from gensar_hf.decoding import candidate_scoring
 from gensar_hf.decoding.candidate_scoring import PrefixTree, score_candidates
-from gensar_hf.decoding.context import EncoderContext
+from gensar_hf.decoding.tree_decoder import EncoderContext
 
 VOCAB_SIZE = 20
 
@@ -37,7 +37,7 @@ def t5() -> T5ForConditionalGeneration:
 def one_by_one(
     model: T5ForConditionalGeneration, states: torch.Tensor, mask: torch.Tensor, sequences: np.ndarray, num_forced: int
 ) -> np.ndarray:
-    """The reference: teacher forcing of every candidate alone, its request alone, without padding."""
+    """The reference: teacher forcing of one candidate of one request at a time, without padding."""
     scores = np.zeros(sequences.shape[:2])
     for row, candidate in np.ndindex(*scores.shape):
         tokens = sequences[row, candidate].tolist()
@@ -84,7 +84,7 @@ def test_scores_follow_the_model_s_scale_of_the_output(tied: bool) -> None:
     )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(data=st.data(), seed=st.integers(0, 1000))
 def test_scores_hold_for_any_candidates(t5: T5ForConditionalGeneration, data: st.DataObject, seed: int) -> None:
     shape = [data.draw(st.integers(1, high)) for high in (3, 5, 5)]
@@ -127,7 +127,7 @@ def test_neither_order_nor_repetition_of_candidates_matters(t5: T5ForConditional
 
 
 def test_a_tree_holds_each_prefix_once() -> None:
-    """Sequences 5 6 7, 5 6 8, 5 9 7: the prefixes are start, 5, 5 6 and 5 9; the last tokens are only predicted."""
+    """Sequences 5 6 7, 5 6 8, 5 9 7: the prefixes are start, 5, 5 6 and 5 9. The last tokens are predicted only."""
     tree = PrefixTree.of_sequences(np.array([[5, 6, 7], [5, 6, 8], [5, 9, 7]]), start_token_id=0)
     assert tree.tokens.tolist() == [0, 5, 6, 9]
     assert tree.depths.tolist() == [0, 1, 2, 2]

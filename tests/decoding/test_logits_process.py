@@ -1,4 +1,4 @@
-"""The logits processor alone, against the definition, and inside `generate`."""
+"""The logits processor against its definition and inside `generate`; lists of items by request."""
 
 import numpy as np
 import pytest
@@ -8,17 +8,23 @@ from hypothesis import strategies as st
 from transformers import T5Config, T5ForConditionalGeneration
 
 from gensar_hf.decoding import Trie, TrieLogitsProcessor
-from gensar_hf.decoding.logits_process import DEAD_SCORE
+from gensar_hf.decoding.logits_process import DEAD_SCORE, ItemLists
 
 PAD, EOS, FREE_TEXT, RECOMMENDED, SEARCHED = range(5)
 VOCAB_SIZE = 12
 START = PAD  # as in T5
-CODES = st.lists(st.integers(5, 8), min_size=1, max_size=3).map(tuple)
-SEQUENCES = st.sets(CODES.map(lambda codes: (RECOMMENDED, *codes)), min_size=1, max_size=15).map(list)
+ITEM_LISTS = st.lists(st.sets(st.integers(0, 30)), min_size=1, max_size=3)
+
+
+@st.composite
+def sequence_lists(draw):
+    """Distinct `[behavior, code 1 … code L]`."""
+    codes = st.tuples(st.just(RECOMMENDED), *[st.integers(5, 8)] * draw(st.integers(1, 3)))
+    return draw(st.lists(codes, min_size=1, max_size=15, unique=True))
 
 
 def identifiers(num_items, seed=0):
-    """Two identifiers an item, `(2 * num_items, 3)`: a behavior token and two codes, distinct."""
+    """Two identifiers per item, `(2 * num_items, 3)`: a behavior token and two codes, distinct."""
     pairs = np.stack(np.meshgrid(np.arange(5, 12), np.arange(5, 12)), axis=-1).reshape(-1, 2)
     rng = np.random.default_rng(seed)
     codes = np.concatenate([rng.permutation(pairs)[:num_items] for _ in range(2)])
@@ -40,8 +46,8 @@ def model():
 
 
 def generate(model, processor, behaviors, num_beams, **options):
-    """Constrained beam search from `[start, behavior]`: tokens after the start `(rows, length)`, and scores "
-    "`(rows,)`."""
+    """Constrained beam search from `[start, behavior]`: tokens after the start `(rows, length)`, and scores
+    `(rows,)`."""
     inputs = torch.arange(5, 5 + 3 * len(behaviors)).reshape(len(behaviors), 3) % VOCAB_SIZE
     output = model.generate(
         input_ids=inputs,
@@ -64,7 +70,7 @@ def lookup_generated(trie, sequences):
 
 
 def naive_allowed(sequences, forbidden, prefix):
-    """Tokens that may follow a prefix and whether its end is forced, from the definition."""
+    """Tokens that may follow a prefix, and whether it is a complete sequence, from the definition."""
     prefix = tuple(prefix)
     if EOS in prefix or PAD in prefix:
         end = min(prefix.index(token) for token in (EOS, PAD) if token in prefix)
@@ -79,17 +85,17 @@ def expected_row(scores, allowed, is_complete):
     expected = torch.full_like(scores, -torch.inf)
     expected[list(allowed)] = scores[list(allowed)]
     if is_complete:
-        expected[EOS] = scores[EOS] if allowed else 0.0
+        expected[EOS] = 0.0
     elif not allowed:
         expected[EOS] = DEAD_SCORE
     return expected
 
 
 @given(st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_scores_equal_the_definition(data):
-    sequences = data.draw(SEQUENCES)
-    trie = Trie([np.array(sequence) for sequence in sequences])
+    sequences = data.draw(sequence_lists())
+    trie = Trie(sequences)
     length = data.draw(st.integers(1, 5))
     known = st.sampled_from(sequences).map(lambda sequence: (*sequence, EOS, PAD, PAD, PAD)[:length])
     tokens = st.sampled_from([PAD, EOS, RECOMMENDED, 5, 6, 7, 8])
@@ -109,7 +115,7 @@ def test_scores_equal_the_definition(data):
         assert torch.equal(result[row], expected), (prefix, allowed, is_complete)
 
 
-def test_free_text_is_left_alone_beside_constrained_rows():
+def test_free_text_is_not_constrained():
     trie = item_trie(4, free_text_token_id=FREE_TEXT)
     scores = torch.randn(2, VOCAB_SIZE)
 
@@ -145,7 +151,7 @@ def test_nan_a_small_vocabulary_and_a_wrong_number_of_requests_are_named():
         TrieLogitsProcessor(trie)(ids, scores)
     with pytest.raises(ValueError, match="scores only 5 tokens"):
         TrieLogitsProcessor(trie)(ids, torch.zeros(3, 5))
-    with pytest.raises(ValueError, match="`excluded` names 2 requests, but `generate` works on 3 rows"):
+    with pytest.raises(ValueError, match="`excluded` has lists for 2 requests, but `generate` works on 3 rows"):
         TrieLogitsProcessor(trie, excluded=[{1}, {2}])(ids, torch.zeros(3, VOCAB_SIZE))
 
 
@@ -221,3 +227,28 @@ def test_everything_excluded_ends_at_once_with_no_item(model):
 
     assert (lookup_generated(trie, sequences) == -1).all()
     assert (scores < DEAD_SCORE / 10).all()
+
+
+# ---- lists of items by request
+
+
+def below(sequences, values, prefix):
+    """The values of all sequences that begin with a prefix."""
+    return {values[row] for row, sequence in enumerate(sequences) if sequence[: len(prefix)] == prefix}
+
+
+@given(sequence_lists(), ITEM_LISTS)
+@settings(max_examples=20, deadline=None)
+def test_a_list_covers_a_node_if_it_holds_all_below_and_misses_it_if_it_holds_none(sequences, lists):
+    values = np.arange(len(sequences)) // 2  # two sequences per value, like the two identifiers of an item
+    trie = Trie(sequences, values=values)
+    item_lists = ItemLists(trie, lists)
+    prefixes = sorted({sequence[:size] for sequence in sequences for size in range(1, len(sequence) + 1)})
+    padded = [(*prefix, -1, -1, -1, -1)[:4] for prefix in prefixes]
+    nodes = trie.walk(torch.tensor(padded))
+
+    for request, items in enumerate(lists):
+        requests = torch.full_like(nodes, request)
+        values_below = [below(sequences, values, prefix) for prefix in prefixes]
+        assert item_lists.cover(nodes, requests).tolist() == [own <= items for own in values_below]
+        assert item_lists.miss(nodes, requests).tolist() == [own.isdisjoint(items) for own in values_below]

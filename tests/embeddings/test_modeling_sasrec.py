@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
-from gensar_hf.embeddings.modeling_sasrec import SASRecModel, pad_histories
-from gensar_hf.embeddings.next_item import IGNORED_LABEL
+from gensar_hf.embeddings.modeling_sasrec import IGNORED_LABEL, SASRecModel, pad_histories
 
 NUM_ITEMS = 11
 

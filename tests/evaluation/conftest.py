@@ -9,7 +9,7 @@ import pytest
 
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.data.user_events import Behavior, UserEvents
-from gensar_hf.evaluation.comparison import Outcome
+from gensar_hf.evaluation.comparison import RunResult
 from gensar_hf.files import write_json
 
 KIND = {
@@ -66,16 +66,16 @@ def make_requests() -> Callable[..., Requests]:
 
 
 class TableScorer:
-    """Scores from a table `(num_items,)` or, per user, `(num_users, num_items)`; remembers what it was asked."""
+    """Scores from a table `(num_items,)` or, per user, `(num_users, num_items)`. Records the calls."""
 
     def __init__(self, name: str, table: np.ndarray, tasks: Sequence[str] = (RECOMMENDATION, SEARCH)):
         self.name = name
         self.table = np.asarray(table, dtype=np.float64)
         self.tasks = frozenset(tasks)
-        self.asked: list[tuple[str, int]] = []
+        self.calls: list[tuple[str, int]] = []
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
-        self.asked.append((requests.task, len(requests)))
+        self.calls.append((requests.task, len(requests)))
         if self.table.ndim == 1:
             return self.table[candidates]
         return self.table[requests.users[:, None], candidates]
@@ -87,18 +87,18 @@ def make_scorer() -> type[TableScorer]:
 
 
 @pytest.fixture
-def outcome(tmp_path):
-    """Makes a finished run from the ranks of four requests of three users; every metric's value is `value`."""
+def run_result(tmp_path):
+    """Makes a run from the ranks of four requests of three users. Every metric has the value `value`."""
 
     def make(system, seed, ranks, value, task="search", row="GenSAR", **facts):
         folder = tmp_path / f"{system}-{seed}"
         folder.mkdir(parents=True)
         table = {"system": row, "task": task, "user_id": ["a", "a", "b", "c"], "item_id": ["1", "2", "1", "3"]}
         pd.DataFrame({**table, "rank": ranks}).to_parquet(folder / "ranks.parquet")
-        figures = {metric: {"value": value, "low": value, "high": value} for metric in METRICS}
+        values = {metric: {"value": value, "low": value, "high": value} for metric in METRICS}
         counts = {"protocol": "bm25-hard-99", "num_requests": 4, "num_users": 3, "num_candidates": 100}
-        write_json(folder / "metrics.json", {"tasks": {task: {**counts, "systems": {row: figures}}}})
+        write_json(folder / "metrics.json", {"tasks": {task: {**counts, "systems": {row: values}}}})
         facts = {"seconds": {"rqvae": 2.0 + 2 * seed}, "parameters": 7, "identifiers": copy.deepcopy(REPORT), **facts}
-        return Outcome(system, seed, folder, row, **facts)
+        return RunResult(system, seed, folder, row, **facts)
 
     return make

@@ -10,7 +10,6 @@ from gensar_hf.data.splits import SEARCH
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation.bm25_index import BM25Index
 from gensar_hf.evaluation.candidates import CandidateSets, bm25_candidates, random_candidates
-from gensar_hf.files import save_arrays
 
 TEXTS = [
     "A space adventure",
@@ -43,15 +42,13 @@ def test_index_scores_are_those_of_bm25s(query):
 
 
 def test_retrieve_orders_by_score_then_index_and_marks_missing_hits():
-    items, scores = BM25Index(["comedy", "drama", "comedy", "comedy drama war", "war"]).retrieve(["comedy", "opera"], 4)
+    items = BM25Index(["comedy", "drama", "comedy", "comedy drama war", "war"]).retrieve(["comedy", "opera"], 4)
     assert items.tolist() == [[0, 2, 3, -1], [-1, -1, -1, -1]]
-    assert scores[0, 0] == scores[0, 1] > scores[0, 2] > 0
-    assert scores[0, 3] == 0
 
 
 @given(st.integers(1, 12), st.sampled_from(["space", "comedy drama", "space space war"]))
 def test_retrieve_is_a_stable_sort_of_all_scores(top_n, query):
-    items, _ = BM25Index(TEXTS).retrieve([query], top_n)
+    items = BM25Index(TEXTS).retrieve([query], top_n)
     scores = bm25_by_bm25s(query)
     expected = [item for item in np.argsort(-scores, kind="stable") if scores[item] > 0][:top_n]
     assert items[0].tolist() == expected + [-1] * (top_n - len(expected))
@@ -61,7 +58,7 @@ def test_texts_without_words_score_nothing():
     assert BM25Index(["", "!", "a"]).scores(["a", "comedy"]).tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(
     clicks=st.lists(st.lists(st.integers(0, 29), min_size=1, max_size=12), min_size=1, max_size=6),
     num_negatives=st.integers(1, 15),
@@ -97,7 +94,7 @@ def test_a_request_keeps_its_candidates_in_other_company(make_requests):
     requests = make_requests([[0, 1], [2, 3], [4, 5]], num_items=40)
     sets, alone = random_candidates(requests, 10, seed=3), random_candidates(requests.subset(np.array([1])), 10, seed=3)
     np.testing.assert_array_equal(sets.candidates[1], alone.candidates[0])
-    np.testing.assert_array_equal(sets.subset(np.array([1])).candidates, alone.candidates)
+    np.testing.assert_array_equal(sets.candidates[[1]], alone.candidates)
     assert not np.array_equal(sets.candidates, random_candidates(requests, 10, seed=4).candidates)
 
 
@@ -107,7 +104,7 @@ def test_a_small_catalogue_gives_fewer_negatives_and_says_so(make_requests, capl
         sets = random_candidates(requests, num_negatives=99)
     assert sets.candidates.shape == (2, 3)
     assert sets.protocol == "random-2"
-    assert "'user-0' has left only 2 of 5 items untouched" in caplog.text
+    assert "'user-0' has no interaction with only 2 of 5 items" in caplog.text
 
 
 def test_a_user_of_everything_is_an_error(make_requests):
@@ -157,42 +154,18 @@ def test_hard_negatives_are_limited_by_the_catalogue(make_requests, caplog):
     assert "only 7 hard negatives" in caplog.text
 
 
-def test_round_trip(make_requests, tmp_path):
-    sets = random_candidates(make_requests([[0, 1], [2]], num_items=9), num_negatives=5, seed=7)
-    sets.save(tmp_path / "candidates.safetensors")
-    loaded = CandidateSets.load(tmp_path / "candidates.safetensors")
-    np.testing.assert_array_equal(loaded.candidates, sets.candidates)
-    np.testing.assert_array_equal(loaded.target_columns, sets.target_columns)
-    assert (loaded.protocol, loaded.seed) == ("random-5", 7)
-
-
-def test_no_requests_give_no_sets(make_requests, tmp_path):
+def test_no_requests_give_no_sets(make_requests):
     requests = make_requests([[0, 1]], num_items=150).subset(np.zeros(0, dtype=np.int64))
     for sets in (random_candidates(requests), bm25_candidates(requests, ["text"] * 150)):
         assert sets.candidates.shape == (0, 100)
-        sets.save(tmp_path / "none.safetensors")
-        assert CandidateSets.load(tmp_path / "none.safetensors").candidates.shape == (0, 100)
-
-
-def test_damaged_and_foreign_files_are_named(make_requests, tmp_path):
-    path = tmp_path / "candidates.safetensors"
-    with pytest.raises(InputError, match=r"candidates\.safetensors"):
-        CandidateSets.load(path)
-    random_candidates(make_requests([[0, 1]], num_items=9), num_negatives=5).save(path)
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(InputError, match=r"candidates\.safetensors"):
-        CandidateSets.load(path)
-    save_arrays(path, {"embeddings": np.zeros((2, 3))})
-    with pytest.raises(InputError, match=r"candidates\.safetensors holds no candidate sets"):
-        CandidateSets.load(path)
 
 
 @pytest.mark.parametrize(
     ("candidates", "target_columns", "message"),
     [
-        ([[1, 2], [3, 3]], [0, 1], "request 1 are not distinct"),
-        ([[1, 2], [3, -1]], [0, 1], "request 1 are not distinct item indices from 0"),
-        ([[1, 2], [3, 4]], [0, 2], "request 1 is 2, outside"),
+        ([[1, 2], [3, 3]], [0, 1], "must be distinct item indices"),
+        ([[1, 2], [3, -1]], [0, 1], "at least 0; those of request 1 are not"),
+        ([[1, 2], [3, 4]], [0, 2], "lie in the 2 columns; that of request 1 is 2"),
         ([[1, 2], [3, 4]], [0], r"got \(2, 2\) and \(1,\)"),
     ],
 )

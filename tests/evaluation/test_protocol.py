@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import math
@@ -5,9 +6,15 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
 
+from gensar_hf.data import Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
-from gensar_hf.evaluation import METRICS, bm25_candidates, evaluate, evaluate_full_ranking, random_candidates
+from gensar_hf.errors import InputError
+from gensar_hf.evaluation import METRICS, bm25_candidates, evaluate, random_candidates
+from gensar_hf.evaluation.protocol import Evaluation, evaluate_pipeline, full_ranks, history_items, validation_metrics
 from gensar_hf.evaluation.report import describe_protocol
 from gensar_hf.files import read_json
 
@@ -55,15 +62,15 @@ def test_a_clairvoyant_and_its_opposite(make_scorer, requests_by_task, sets_by_t
     result = evaluate(scorers, requests_by_task, sets_by_task)
     assert result.ranks["Clairvoyant"][RECOMMENDATION].tolist() == [1, 1, 1, 1]
     assert result.ranks["Opposite"][RECOMMENDATION].tolist() == [10, 10, 10, 10]
-    figures = result.metrics()["tasks"][RECOMMENDATION]["systems"]
-    assert figures["Clairvoyant"] == {name: {"value": 1.0, "low": 1.0, "high": 1.0} for name in METRICS}
-    assert [figures["Opposite"][name]["value"] for name in METRICS] == [0, 0, 1, 0, pytest.approx(1 / math.log2(11))]
+    values = result.metrics()["tasks"][RECOMMENDATION]["systems"]
+    assert values["Clairvoyant"] == {name: {"value": 1.0, "low": 1.0, "high": 1.0} for name in METRICS}
+    assert [values["Opposite"][name]["value"] for name in METRICS] == [0, 0, 1, 0, pytest.approx(1 / math.log2(11))]
 
 
 def test_metrics_are_means_within_their_intervals(make_scorer, requests_by_task, sets_by_task):
     # Users 0 and 1 answered first, users 2 and 3 last: HR@1 = 2/4, and resamples reach from none to all.
     table = perfect_table(requests_by_task[RECOMMENDATION]) * np.array([1, 1, -1, -1])[:, None]
-    result = evaluate([make_scorer("Half", table)], requests_by_task, sets_by_task, num_resamples=500)
+    result = evaluate([make_scorer("Half", table)], requests_by_task, sets_by_task)
     task = result.metrics()["tasks"][RECOMMENDATION]
     assert task["systems"]["Half"]["HR@1"] == {"value": 0.5, "low": 0.0, "high": 1.0}
     counts = {"protocol": "random-9", "num_requests": 4, "num_users": 4, "num_candidates": 10}
@@ -71,11 +78,11 @@ def test_metrics_are_means_within_their_intervals(make_scorer, requests_by_task,
     assert result.metrics()["tasks"][SEARCH]["protocol"] == "bm25-hard-9"
 
 
-def test_a_system_is_asked_for_its_tasks_only(make_scorer, requests_by_task, sets_by_task):
+def test_a_system_scores_its_tasks_only(make_scorer, requests_by_task, sets_by_task):
     scorers = [make_scorer("Search only", np.arange(12), [SEARCH]), make_scorer("Both", np.arange(12))]
     result = evaluate(scorers, requests_by_task, sets_by_task)
-    assert scorers[0].asked == [(SEARCH, 2)]
-    assert scorers[1].asked == [(RECOMMENDATION, 4), (SEARCH, 2)]
+    assert scorers[0].calls == [(SEARCH, 2)]
+    assert scorers[1].calls == [(RECOMMENDATION, 4), (SEARCH, 2)]
     assert {system: list(by_task) for system, by_task in result.ranks.items()} == {
         "Search only": [SEARCH],
         "Both": [RECOMMENDATION, SEARCH],
@@ -89,7 +96,7 @@ def test_a_system_is_asked_for_its_tasks_only(make_scorer, requests_by_task, set
         (1.0, "ValueError: Scores of shape (4, 2) for candidates of shape (4, 10)"),
     ],
 )
-def test_a_failure_is_kept_and_the_others_go_on(make_scorer, requests_by_task, sets_by_task, caplog, answer, message):
+def test_a_failure_of_one_system_is_kept(make_scorer, requests_by_task, sets_by_task, caplog, answer, message):
     scorers = [BrokenScorer(answer), make_scorer("Sound", np.arange(12))]
     with caplog.at_level(logging.ERROR):
         result = evaluate(scorers, requests_by_task, sets_by_task)
@@ -102,9 +109,9 @@ def test_a_failure_is_kept_and_the_others_go_on(make_scorer, requests_by_task, s
 def test_nan_scores_are_a_failure_not_a_first_rank(make_scorer, requests_by_task, sets_by_task):
     for result in (
         evaluate([make_scorer("NaN", np.full(12, np.nan))], requests_by_task, sets_by_task),
-        evaluate_full_ranking([make_scorer("NaN", np.full(12, np.nan))], requests_by_task),
+        evaluate([make_scorer("NaN", np.full(12, np.nan))], requests_by_task),
     ):
-        assert "hold NaN" in result.failures["NaN"][SEARCH]
+        assert "must not be NaN" in result.failures["NaN"][SEARCH]
         assert result.metrics()["tasks"][SEARCH]["systems"] == {}
 
 
@@ -117,7 +124,7 @@ def test_an_interrupt_is_no_failure_of_the_system(requests_by_task, sets_by_task
         evaluate([Interrupted(None)], requests_by_task, sets_by_task)
 
 
-def test_a_task_without_requests_is_passed_over(make_scorer, requests_by_task, sets_by_task):
+def test_a_task_without_requests_is_skipped(make_scorer, requests_by_task, sets_by_task):
     requests_by_task[SEARCH] = requests_by_task[SEARCH].subset(np.zeros(0, dtype=np.int64))
     del sets_by_task[SEARCH]
     result = evaluate([make_scorer("Both", np.arange(12))], requests_by_task, sets_by_task)
@@ -125,32 +132,34 @@ def test_a_task_without_requests_is_passed_over(make_scorer, requests_by_task, s
     assert result.metrics()["empty_tasks"] == [SEARCH]
 
 
-def test_mistakes_of_the_caller_are_errors(make_scorer, requests_by_task, sets_by_task):
+def test_wrong_arguments_are_errors(make_scorer, requests_by_task, sets_by_task):
     scorer = make_scorer("Same", np.arange(12))
-    with pytest.raises(ValueError, match=r"name of its own.*\['Same', 'Same'\]"):
+    with pytest.raises(ValueError, match=r"distinct names.*\['Same', 'Same'\]"):
         evaluate([scorer, scorer], requests_by_task, sets_by_task)
     with pytest.raises(ValueError, match="4 recommendation requests, but no candidate sets"):
         evaluate([scorer], requests_by_task, {SEARCH: sets_by_task[SEARCH]})
-    other_order = {**sets_by_task, RECOMMENDATION: sets_by_task[RECOMMENDATION].subset(np.array([1, 0, 2, 3]))}
+    reordered = requests_by_task[RECOMMENDATION].subset([1, 0, 2, 3])
+    other_order = {**sets_by_task, RECOMMENDATION: random_candidates(reordered, num_negatives=9)}
     with pytest.raises(ValueError, match="do not hold the targets of the 4 requests"):
         evaluate([scorer], requests_by_task, other_order)
 
 
 def test_full_ranking_names_itself_and_ranks_all_items(make_scorer, requests_by_task):
     scorer = make_scorer("Numbers", np.arange(12))
-    result = evaluate_full_ranking([scorer], requests_by_task, chunk_size=3)
+    result = evaluate([scorer], requests_by_task)
     assert result.ranks["Numbers"][RECOMMENDATION].tolist() == [11, 9, 7, 5]
     assert result.protocols == {RECOMMENDATION: "full-ranking", SEARCH: "full-ranking"}
     assert result.num_candidates == {RECOMMENDATION: 12, SEARCH: 12}
-    unseen = evaluate_full_ranking([scorer], requests_by_task, exclude_history=True)
+    unseen = evaluate([scorer], requests_by_task, skip_clicked=True)
     assert unseen.protocols[SEARCH] == "full-ranking-unseen"
 
 
-def test_what_is_saved(make_scorer, requests_by_task, sets_by_task, tmp_path):
+def test_saved_files(make_scorer, requests_by_task, sets_by_task, tmp_path):
     scorers = [make_scorer("Numbers", np.arange(12)), BrokenScorer(RuntimeError("no memory left"))]
     result = evaluate(scorers, requests_by_task, sets_by_task, seed=3)
     result.save(tmp_path / "results")
-    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["metrics.json", "ranks.parquet"]
+    names = ["metrics.json", "ndcg.png", "ranks.parquet", "tables.md"]
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == names
     assert read_json(tmp_path / "results" / "metrics.json") == json.loads(json.dumps(result.metrics()))
     ranks = pd.read_parquet(tmp_path / "results" / "ranks.parquet")
     assert list(ranks.columns) == ["system", "task", "protocol", "user_id", "item_id", "rank"]
@@ -172,14 +181,14 @@ def test_intervals_are_over_users_not_requests(make_requests, make_scorer):
     events = make_requests([[0, 1, 2], [3]], num_items=12).events
     requests = Requests(RECOMMENDATION, events, np.arange(4))  # three of user 0, all hit; one of user 1, missed
     table = np.array([np.ones(12), -np.ones(12)]) * np.isin(np.arange(12), requests.target_items)
-    result = evaluate_full_ranking([make_scorer("One user's", table)], {RECOMMENDATION: requests})
-    figures = result.metrics()["tasks"][RECOMMENDATION]
-    assert (figures["num_requests"], figures["num_users"]) == (4, 2)
+    result = evaluate([make_scorer("One user's", table)], {RECOMMENDATION: requests})
+    values = result.metrics()["tasks"][RECOMMENDATION]
+    assert (values["num_requests"], values["num_users"]) == (4, 2)
     # Items 0 to 2 tie for user 0's first three places, so HR@5 is 3/4; a quarter of the resamples is user 1 twice.
-    assert figures["systems"]["One user's"]["HR@5"] == {"value": 0.75, "low": 0.0, "high": 1.0}
+    assert values["systems"]["One user's"]["HR@5"] == {"value": 0.75, "low": 0.0, "high": 1.0}
 
 
-def test_candidates_clicked_before_stand_behind_all_others(make_scorer, make_requests):
+def test_clicked_candidates_are_ranked_last(make_scorer, make_requests):
     """Users 0 and 1 clicked 5 and 6 before; user 2 clicks an item a second time, which must not cost its rank."""
     requests = {SEARCH: make_requests([[5, 3], [6, 5, 3], [4, 4]], 12, SEARCH, ["comedy", "comedy", "drama"])}
     sets = {SEARCH: bm25_candidates(requests[SEARCH], TEXTS, num_negatives=11)}
@@ -190,3 +199,152 @@ def test_candidates_clicked_before_stand_behind_all_others(make_scorer, make_req
     assert skipping.ranks["By number"][SEARCH].tolist() == [8, 7, 8]
     assert skipping.protocols[SEARCH] == "bm25-hard-11-unseen"
     assert "those clicked before by the user last" in describe_protocol(skipping.protocols[SEARCH])
+
+
+# ---- full ranking
+
+CLICKS = [[0, 1, 4], [5, 2], [3, 3, 3], [1]]
+
+
+def test_ranks_by_hand(make_requests, make_scorer):
+    scorer = make_scorer("numbers", np.arange(6))  # item 5 first, item 0 last
+    requests = make_requests(CLICKS, num_items=6)
+    assert full_ranks(scorer, requests).tolist() == [2, 4, 3, 5]
+    # Request 1 loses item 5 before its target 2; request 2 has its own target in the history, where it stays.
+    assert full_ranks(scorer, requests, exclude_history=True).tolist() == [2, 3, 3, 5]
+
+
+def test_history_holds_what_came_before_the_target(make_requests):
+    expected = np.zeros((4, 6), dtype=bool)
+    expected[0, [0, 1]] = expected[1, 5] = expected[2, 3] = True
+    np.testing.assert_array_equal(history_items(make_requests(CLICKS, num_items=6)), expected)
+
+
+def test_queries_in_a_history_are_no_items(make_requests):
+    requests = make_requests([[0, 2]], num_items=3, task="search", queries=["words"])
+    assert history_items(requests).tolist() == [[True, False, False]]
+
+
+@settings(max_examples=20)
+@given(table=st.lists(st.integers(0, 3), min_size=6, max_size=6), chunk_size=st.integers(1, 5), exclude=st.booleans())
+def test_ranks_do_not_depend_on_the_chunk_size(make_requests, make_scorer, table, chunk_size, exclude):
+    requests = make_requests(CLICKS, num_items=6)
+    scorer = make_scorer("table", table)
+    at_once = full_ranks(scorer, requests, exclude, seed=2)
+    np.testing.assert_array_equal(full_ranks(scorer, requests, exclude, seed=2, chunk_size=chunk_size), at_once)
+    assert scorer.calls[0] == ("recommendation", 4)
+    assert sum(length for _, length in scorer.calls[1:]) == 4
+    assert max(length for _, length in scorer.calls[1:]) <= chunk_size
+
+
+def test_a_constant_score_gets_the_hit_rate_of_chance(make_requests, make_scorer):
+    requests = make_requests([[0]] * 5000, num_items=20)
+    ranks = full_ranks(make_scorer("constant", np.zeros(20)), requests)
+    assert (ranks <= 5).mean() == pytest.approx(1 / 4, abs=0.03)  # 5 standard deviations
+    assert (ranks == 1).mean() == pytest.approx(1 / 20, abs=0.016)
+
+
+def test_no_requests_give_no_ranks(make_requests, make_scorer):
+    requests = make_requests(CLICKS, num_items=6).subset(np.zeros(0, dtype=np.int64))
+    assert full_ranks(make_scorer("numbers", np.arange(6)), requests).shape == (0,)
+
+
+# ---- datasets
+
+
+class Dataset:
+    """The parts of an `InteractionDataset` that evaluation reads."""
+
+    def __init__(self, split, item_texts):
+        self.split, self.events, self.item_ids = split, split.events, split.events.item_ids
+        self._item_texts = item_texts
+
+    def item_texts(self):
+        return self._item_texts
+
+
+@pytest.fixture
+def dataset(tiny_split, identifiers):
+    return Dataset(tiny_split, identifiers.texts)
+
+
+def test_an_evaluation_draws_candidates_once_for_all_systems(dataset, make_scorer):
+    evaluation = Evaluation(dataset, num_negatives=2)
+    assert {task: sets.protocol for task, sets in evaluation.candidates.items()} == {
+        RECOMMENDATION: "random-2",
+        SEARCH: "bm25-hard-2",
+    }
+    first, second = (evaluation.run([make_scorer("Same", np.arange(12))]) for _ in range(2))
+    assert first.metrics() == second.metrics()
+    assert Evaluation(dataset, tasks=[SEARCH]).requests.keys() == {SEARCH}
+    sampled = Evaluation(dataset, max_users=1).requests
+    assert len({int(user) for requests in sampled.values() for user in requests.users}) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"part": "train"}, "must be test or validation; got 'train'"),
+        ({"tasks": ["ranking"]}, "some of recommendation, search; got ranking"),
+        ({"tasks": []}, "got none"),
+        ({"num_negatives": 0}, "at least 1; got 0 and None"),
+        ({"max_users": 0}, "at least 1; got 99 and 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(dataset, arguments, message):
+    with pytest.raises(InputError, match=message):
+        Evaluation(dataset, **arguments)
+
+
+def test_a_pipeline_is_evaluated_with_other_systems(dataset, events_pipe, make_scorer, tmp_path):
+    others = [make_scorer("Numbers", np.arange(12))]
+    result = evaluate_pipeline(events_pipe, dataset, systems=others, num_negatives=2, full_ranking=True)
+    assert result.systems == ["GenSAR", "Numbers"]
+    assert result.failures == {}
+    assert result.full_ranking.num_candidates == {RECOMMENDATION: 12, SEARCH: 12}
+    text = io.StringIO()
+    Console(file=text, width=120).print(result.terminal_table())
+    assert "random-2, 3 candidates" in text.getvalue()
+    assert "full-ranking, 12 items" in text.getvalue()
+    result.save(tmp_path)
+    assert read_json(tmp_path / "full_ranking" / "metrics.json") == json.loads(
+        json.dumps(result.full_ranking.metrics())
+    )
+
+
+def test_the_order_of_the_dataset_s_items_changes_no_rank(dataset, tiny_events, identifiers, events_pipe):
+    """The pipeline's table has another order than the dataset. Candidates of all items make the draw irrelevant."""
+    order = np.random.default_rng(1).permutation(12)
+    position = np.argsort(order)
+    values = vars(tiny_events) | {
+        "item_ids": [tiny_events.item_ids[item] for item in order],
+        "items": np.where(tiny_events.items >= 0, position[tiny_events.items], -1),
+    }
+    events = UserEvents(**values)
+    test = {task: Requests(task, events, requests.targets) for task, requests in dataset.split.test.items()}
+    split = Split(**(vars(dataset.split) | {"events": events, "test": test}))
+    shuffled = Dataset(split, [identifiers.texts[item] for item in order])
+    first, second = (
+        evaluate_pipeline(events_pipe, each, tasks=[SEARCH], num_negatives=11) for each in (dataset, shuffled)
+    )
+    np.testing.assert_array_equal(first.ranks["GenSAR"][SEARCH], second.ranks["GenSAR"][SEARCH])
+
+
+def test_a_dataset_with_unknown_items_is_refused_in_one_sentence(dataset, events_pipe):
+    dataset.item_ids = [*dataset.item_ids, "film-99"]
+    with pytest.raises(InputError, match="1 of the dataset's 13 items are not in the model's catalogue"):
+        evaluate_pipeline(events_pipe, dataset)
+
+
+def test_validation_metrics_are_those_of_the_evaluation(dataset, events_pipe):
+    evaluation = Evaluation(dataset, num_negatives=2)
+    events_pipe.model.train()
+    metrics = validation_metrics(events_pipe, evaluation, k=(1, 5))
+    assert events_pipe.model.training
+    events_pipe.model.eval()
+    tasks = evaluate_pipeline(events_pipe, dataset, num_negatives=2).metrics()["tasks"]
+    for task in (RECOMMENDATION, SEARCH):
+        expected = tasks[task]["systems"]["GenSAR"]
+        assert metrics[f"{task}_hr@1"] == expected["HR@1"]["value"]
+        assert metrics[f"{task}_ndcg@5"] == expected["NDCG@5"]["value"]
+    assert validation_metrics(events_pipe, dataset) == {}  # the split has no validation requests

@@ -19,7 +19,7 @@ def test_equal_scores_are_ordered_by_column():
     assert rank_of_target(np.array([[-np.inf, 2.0, -np.inf]]), np.array([2])).tolist() == [3]
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(SCORES, st.data())
 def test_a_stable_sort_gives_the_same_rank(scores, data):
     columns = data.draw(hnp.arrays(np.int64, len(scores), elements=st.integers(0, scores.shape[1] - 1)))
@@ -28,14 +28,14 @@ def test_a_stable_sort_gives_the_same_rank(scores, data):
     assert rank_of_target(scores, columns).tolist() == expected
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(SCORES, st.data())
 def test_a_rising_function_of_the_scores_changes_nothing(scores, data):
     columns = data.draw(hnp.arrays(np.int64, len(scores), elements=st.integers(0, scores.shape[1] - 1)))
     np.testing.assert_array_equal(rank_of_target(scores, columns), rank_of_target(np.exp(scores) * 7 - 2, columns))
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.integers(2, 12), st.randoms(use_true_random=False))
 def test_the_order_of_candidates_with_distinct_scores_does_not_matter(num_candidates, random):
     scores = np.array(random.sample(range(100), num_candidates), dtype=float)
@@ -54,12 +54,12 @@ def test_a_constant_score_gets_the_hit_rate_of_chance():
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_nan_is_refused_wherever_it_stands(place):
+def test_nan_is_refused_in_every_column(place):
     scores = np.zeros((2, 3))
     scores[1, place] = np.nan
-    with pytest.raises(ValueError, match="1 of 2 requests hold NaN, the first is request 1"):
+    with pytest.raises(ValueError, match="1 of 2 requests have NaN scores, the first is request 1"):
         rank_of_target(scores, np.array([0, 1]))
-    with pytest.raises(ValueError, match="hold NaN"):
+    with pytest.raises(ValueError, match="must not be NaN"):
         rank_in_catalogue(scores, np.array([0, 1]), np.zeros(2))
 
 
@@ -92,7 +92,7 @@ def test_catalogue_ties_are_settled_by_the_draw(draw, rank):
     assert rank_in_catalogue(scores, np.array([0]), np.array([draw])).tolist() == [rank]
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(SCORES, st.data())
 def test_catalogue_rank_lies_between_the_optimistic_and_the_pessimistic_one(scores, data):
     targets = data.draw(hnp.arrays(np.int64, len(scores), elements=st.integers(0, scores.shape[1] - 1)))

@@ -5,11 +5,24 @@ import logging
 import pytest
 from rich.console import Console
 
+from gensar_hf.evaluation.comparison import compare
 from gensar_hf.evaluation.metrics import METRICS
-from gensar_hf.evaluation.report import describe_protocol, markdown_report, save_figure, terminal_table
+from gensar_hf.evaluation.plots import plot_comparison, plot_metrics
+from gensar_hf.evaluation.report import (
+    Table,
+    cold_start_tables,
+    comparison_tables,
+    describe_protocol,
+    example_tables,
+    group_tables,
+    markdown,
+    metrics_tables,
+    stage_table,
+    terminal,
+)
 
 
-def system_figures(value):
+def system_values(value):
     return {name: {"value": value, "low": max(value - 0.03, 0), "high": min(value + 0.032, 1)} for name in METRICS}
 
 
@@ -28,21 +41,21 @@ def metrics():
                 "num_requests": 943,
                 "num_users": 943,
                 "num_candidates": 100,
-                "systems": {"SASRec": system_figures(0.5834), "GenSAR": system_figures(0.575)},
+                "systems": {"SASRec": system_values(0.5834), "GenSAR": system_values(0.575)},
             },
             "search": {
                 "protocol": "bm25-hard-99",
                 "num_requests": 1943,
                 "num_users": 943,
                 "num_candidates": 100,
-                "systems": {"BM25": system_figures(0.2), "GenSAR": system_figures(1.0)},
+                "systems": {"BM25": system_values(0.2), "GenSAR": system_values(1.0)},
             },
         },
     }
 
 
 def test_markdown_has_a_table_per_protocol_with_the_best_in_bold(metrics):
-    blocks = markdown_report(metrics).split("\n\n")
+    blocks = markdown(metrics_tables(metrics)).split("\n\n")
     assert blocks[0] == (
         "**Recommendation: the target against 99 random items its user has not interacted with "
         "(random-99, 100 candidates, 943 requests)**"
@@ -60,28 +73,28 @@ def test_markdown_has_a_table_per_protocol_with_the_best_in_bold(metrics):
 
 
 def test_values_that_look_equal_are_both_best(metrics):
-    metrics["tasks"]["recommendation"]["systems"]["GenSAR"] = system_figures(0.5831)
-    assert markdown_report(metrics).count("**.583 ± .031**") == 2 * len(METRICS)
+    metrics["tasks"]["recommendation"]["systems"]["GenSAR"] = system_values(0.5831)
+    assert markdown(metrics_tables(metrics)).count("**.583 ± .031**") == 2 * len(METRICS)
 
 
 def test_a_task_without_requests_is_named(metrics):
     del metrics["tasks"]["search"]
     metrics["empty_tasks"] = ["search"]
-    assert "Search: there are no requests to evaluate." in markdown_report(metrics)
+    assert "Search: there are no requests to evaluate." in markdown(metrics_tables(metrics))
 
 
 def test_a_task_that_no_system_could_do_has_an_empty_table(metrics, tmp_path):
     metrics["tasks"]["search"]["systems"] = {}
-    assert "| System |" in markdown_report(metrics)
-    assert terminal_table(metrics).row_count == 4
-    save_figure(metrics, tmp_path / "figure.png")  # draws an empty panel, or nothing without matplotlib
+    assert "| System |" in markdown(metrics_tables(metrics))
+    assert [len(table.rows) for table in metrics_tables(metrics)] == [2, 0]
+    plot_metrics(metrics, tmp_path / "figure.png")  # draws an empty panel, or nothing without matplotlib
 
 
 def test_terminal_table_fits_120_columns(metrics):
     metrics["systems"].append("Dense retrieval, all-MiniLM-L6-v2 [384 dimensions]")
-    metrics["tasks"]["search"]["systems"][metrics["systems"][-1]] = system_figures(0.3)
+    metrics["tasks"]["search"]["systems"][metrics["systems"][-1]] = system_values(0.3)
     text = io.StringIO()
-    Console(file=text, width=200).print(terminal_table(metrics))
+    Console(file=text, width=200).print(terminal(metrics_tables(metrics)))
     lines = text.getvalue().splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 120
     assert text.getvalue().count(".583 ± .031") == text.getvalue().count("1.000 ± .015") == len(METRICS)
@@ -93,7 +106,7 @@ def test_terminal_table_fits_120_columns(metrics):
 def test_only_the_best_values_are_bold(metrics):
     text = io.StringIO()
     Console(file=text, width=120, force_terminal=True, color_system="standard", legacy_windows=False).print(
-        terminal_table(metrics)
+        terminal(metrics_tables(metrics))
     )
     assert "\x1b[1m.583 ± .031\x1b[0m" in text.getvalue()
     assert "\x1b[1m.575 ± .031\x1b[0m" not in text.getvalue()
@@ -112,13 +125,13 @@ def test_protocols_in_words(protocol, words):
     assert describe_protocol(protocol) == words
 
 
-def test_figure_is_a_png(metrics, tmp_path):
+def test_the_plot_is_a_png(metrics, tmp_path):
     pytest.importorskip("matplotlib")
-    assert save_figure(metrics, tmp_path / "figures" / "ndcg.png")
-    assert (tmp_path / "figures" / "ndcg.png").read_bytes().startswith(b"\x89PNG")
+    assert plot_metrics(metrics, tmp_path / "plots" / "ndcg.png")
+    assert (tmp_path / "plots" / "ndcg.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_the_figure_is_left_out(metrics, tmp_path, monkeypatch, caplog):
+def test_without_matplotlib_there_is_no_plot(metrics, tmp_path, monkeypatch, caplog):
     true_import = builtins.__import__
 
     def import_all_but_matplotlib(name, *args, **kwargs):
@@ -128,6 +141,132 @@ def test_without_matplotlib_the_figure_is_left_out(metrics, tmp_path, monkeypatc
 
     monkeypatch.setattr(builtins, "__import__", import_all_but_matplotlib)
     with caplog.at_level(logging.WARNING):
-        assert not save_figure(metrics, tmp_path / "figure.png")
+        assert not plot_metrics(metrics, tmp_path / "figure.png")
     assert "matplotlib is not installed" in caplog.text
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- comparisons
+
+
+def test_tables_and_figures_show_every_variant_and_every_failure(run_result, tmp_path):
+    comparison = compare([run_result("plain", 0, [1, 2, 3, 4], 0.5)], {"broken, seed 0": "no codes."})
+    tables = markdown(comparison_tables(comparison))
+    assert "| plain | 2 (1) | 0.500 / 0.500 | 1.00% / 1.00% | 0% | 25.00% | 75% | 50% | 2.0 |" in tables
+    assert "| plain | **.500** | **.500** | **.500** | **.500** | **.500** |  |  |" in tables
+    assert "broken, seed 0 failed: no codes." in tables
+    paths = plot_comparison(comparison, tmp_path / "figures")
+    assert [path.name for path in paths] == ["ndcg.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_figures_among_all_items_have_four_digits(run_result):
+    runs = [run_result("plain", 0, [1, 2, 3, 4], 0.0476), run_result("other", 0, [1, 9, 9, 9], 0.0031)]
+    comparison = compare(runs, {})
+    comparison["tasks"]["search"]["protocol"] = "full-ranking-unseen"
+    tables = markdown(comparison_tables(comparison))
+    assert "| plain | **.0476** | **.0476** | **.0476** | **.0476** | **.0476** |  |  |" in tables
+    # The difference by ranks: (1 + 3 / log2(10)) / 4 - (1 + 1 / log2(3) + 1 / 2 + 1 / log2(5)) / 4
+    assert "| other | .0031 | .0031 | .0031 | .0031 | .0031 | -0.1646 (-" in tables
+
+
+def test_systems_without_identifiers_bring_sizes_times_and_p_values(run_result, tmp_path):
+    runs = [
+        run_result("GenSAR", 0, [1, 1, 1, 1], 1.0, seconds={"rqvae": 30.0, "model": 60.0}, parameters=1_234_567),
+        run_result(
+            "BM25", 0, [20, 2, 30, 40], 0.25, row="BM25", identifiers=None, seconds={"training": 0.1}, parameters=0
+        ),
+    ]
+    tables = markdown(comparison_tables(compare(runs, {})))
+    assert "| GenSAR | **1.000** | **1.000** | **1.000** | **1.000** | **1.000** |  |  | 1.23 M | 1.5 |" in tables
+    (row,) = [line for line in tables.splitlines() if line.startswith("| BM25 ")]
+    assert row.endswith("| – | < 0.1 |")
+    assert "p: paired t-test of NDCG@5 against GenSAR." in tables
+
+
+def test_the_trade_off_is_drawn_where_systems_do_both_tasks(run_result, tmp_path):
+    search = compare([run_result("a", 0, [1, 2, 3, 4], 0.5), run_result("b", 0, [1, 2, 3, 4], 0.5)], {})
+    both = {**search, "tasks": {"search": search["tasks"]["search"], "recommendation": search["tasks"]["search"]}}
+    for name in both["order"]:
+        figures = both["variants"][name]["tasks"]
+        figures["recommendation"] = figures["search"]
+    del both["variants"]["b"]["tasks"]["search"]  # b becomes a system of one task
+    assert [path.name for path in plot_comparison(search, tmp_path / "one")] == ["ndcg.png", "collisions.png"]
+    names = [path.name for path in plot_comparison(both, tmp_path / "two")]
+    assert names == ["ndcg.png", "collisions.png", "trade_off.png"]
+
+
+# ---- other tables
+
+
+def test_cells_are_escaped_in_both_forms():
+    table = Table(["Name", "a|b"], [["x|y [z]", "**.5** ± .1"]], "A [caption]", "A note.")
+    assert (
+        table.markdown()
+        == "**A [caption]**\n\n| Name | a\\|b |\n| --- | ---: |\n| x\\|y [z] | **.5** ± .1 |\n\nA note."
+    )
+    text = io.StringIO()
+    Console(file=text, width=80).print(table.terminal())
+    for part in ("A [caption]", "x|y [z]", ".5 ± .1", "A note."):
+        assert part in text.getvalue()
+    assert "**" not in text.getvalue()
+
+
+def test_group_tables_have_each_group_with_its_difference():
+    def values(value):
+        return {metric: {"value": value, "low": value - 0.05, "high": value + 0.15} for metric in METRICS}
+
+    group = {
+        "protocol": "random-99", "num_requests": 1234, "num_items": 5, "num_users": 67,
+        "systems": {"before": values(0.25), "after": values(0.5)}, "difference": values(0.25),
+    }  # fmt: skip
+    result = {
+        "systems": ["before", "after"], "groups": ["known items", "new items"], "part": "test",
+        "tasks": {"recommendation": {"new items": group}, "search": {}},
+    }  # fmt: skip
+    (table,) = group_tables(result)
+    assert "(random-99)**" in table.markdown()
+    assert [list(row[:2]) for row in table.rows] == [
+        ["new items (1,234 requests, 5 items, 67 users)", ""],
+        ["before", ".250 ± .100"],
+        ["after", ".500 ± .100"],
+        ["difference", "+0.250 (+0.200 … +0.400)"],
+    ]
+    assert "(random-99, validation)" in group_tables({**result, "part": "validation"})[0].caption
+
+
+def test_cold_start_tables_have_candidates_and_the_whole_catalogue():
+    reach = {f"{what}@{depth}": 0.5 for what in ("requests", "items", "places") for depth in (10, 100)}
+    task = {
+        "protocol": "random-9", "num_requests": 7, "num_items": 2, "num_neighbors": 5,
+        "systems": {"GenSAR": system_values(0.5), "Chance": {metric: {"value": 0.1} for metric in METRICS}},
+        "known_items": system_values(0.75), "whole_catalogue": {"New": reach},
+    }  # fmt: skip
+    ranked, reached = cold_start_tables({"num_known_items": 6, "num_new_items": 2, "tasks": {"search": task}})
+    assert ranked.caption.startswith("Search of 2 new items: the target against 9 random items")
+    assert [row[1] for row in ranked.rows] == [".500 ± .031", ".100"]
+    assert "of the 5 known items with the nearest identifiers" in ranked.note
+    assert "HR@1 .750 ± .031" in ranked.note
+    assert reached.rows == [["New", *["50.0%"] * 6]]
+    assert "25.0% of the catalogue" in reached.note
+
+
+def test_stage_table_adds_up_the_new_stages():
+    collisions = {"collision_rate_before": 0.0123, "collision_rate_after": 0.0}
+    stages = {"data": (5.0, True, {"items": 1682}), "rqvae": (2.0, False, {"loss": 0.5, "semantic": collisions})}
+    assert stage_table(stages).rows == [
+        ["data", "5.0 (earlier)", "items 1,682"],
+        ["rqvae", "2.0", "loss 0.500, semantic collisions 1.23% → 0.00%"],
+        ["total", "2.0", ""],
+    ]
+
+
+def test_example_tables_show_history_and_answers_in_titles(events_pipe, tiny_split):
+    history, recommended, found, suggested = example_tables(events_pipe, tiny_split.test["search"])
+    assert history.caption == "User ann, the last 8 of 8 events"
+    assert list(history.rows[:2]) == [["Toy Story", ""], ["(search)", "comedy 1990s"]]
+    assert recommended.caption == "recommend(history, top_k=5, exclude_seen=True)"
+    assert len(recommended.rows) == len(found.rows) == 5
+    assert found.note == "The user clicked: Casablanca"
+    assert suggested.header[0] == "Result"
+    assert len(example_tables(events_pipe, tiny_split.test["recommendation"])) == 2

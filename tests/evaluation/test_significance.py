@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from gensar_hf.evaluation.significance import bootstrap_interval, paired_t_test
+from gensar_hf.evaluation.significance import bootstrap_interval
 
 
 def test_width_follows_from_the_variance():
@@ -68,24 +68,3 @@ def test_users_with_more_requests_weigh_more():
 def test_impossible_input_is_refused(values, settings, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(np.array(values), **settings)
-
-
-def test_paired_t_test_by_hand():
-    # Differences 1, 2, 3: mean 2, deviation 1, t = 2 sqrt(3); for 2 degrees of freedom p = 1 - t / sqrt(t² + 2).
-    test = paired_t_test(np.array([3.0, 5.0, 4.0]), np.array([2.0, 3.0, 1.0]))
-    assert test.mean_difference == pytest.approx(2)
-    assert test.statistic == pytest.approx(2 * math.sqrt(3))
-    assert test.p_value == pytest.approx(1 - math.sqrt(12 / 14))
-
-
-def test_equal_systems_do_not_differ():
-    assert paired_t_test(np.array([0.0, 1.0]), np.array([0.0, 1.0])) == (0.0, 0.0, 1.0)
-
-
-def test_unpaired_values_are_refused():
-    with pytest.raises(ValueError, match=r"got \(3,\), \(2,\)"):
-        paired_t_test(np.zeros(3), np.zeros(2))
-
-
-def test_a_constant_difference_is_certain():
-    assert paired_t_test(np.array([0.0, 1.0]), np.array([1.0, 2.0])) == (-1.0, -math.inf, 0.0)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,14 @@ from gensar_hf.generator.adapters import (
     lora_config,
     merge_adapter,
     model_fingerprint,
+    neighbors_of_marked_items,
     save_adapter,
 )
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.identifiers import IdentifierTable
 
-LENDERS = np.array([[0, 3], [5, 1]])
+NEIGHBORS = np.array([[0, 3], [5, 1]])
 DECODER_CLASSES = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
 SHAPES = ("t5", "t5 untied", "llama", "llama untied", "qwen2", "qwen2 untied")
 NEW_TOKENS = 2
@@ -75,7 +78,7 @@ def trained(
     model: PreTrainedModel, tokenizer: GenSARTokenizer, shape: str = "t5"
 ) -> tuple[torch.nn.Module, AdapterBase]:
     """The model with an adapter whose weights are no longer those that it began with, and two tokens more."""
-    neighbors = LENDERS if shape.startswith("t5") else None
+    neighbors = NEIGHBORS if shape.startswith("t5") else None
     base = AdapterBase.of(model, "films/base", len(tokenizer) + NEW_TOKENS, neighbors)
     grow_to(model, base)
     token_ids = [*tokenizer.code_token_ids, *range(len(tokenizer), len(tokenizer) + NEW_TOKENS)]
@@ -127,7 +130,7 @@ def test_a_step_of_training_changes_the_chosen_rows_and_nothing_else(
     plain = {name: p.detach().clone() for name, p in with_adapter.named_parameters() if not p.requires_grad}
     inputs = {"input_ids": torch.from_numpy(token_ids[None]), "labels": torch.from_numpy(token_ids[None])}
     if is_t5:
-        # Several positions: attention over one alone has no gradient but rounding.
+        # Several positions: attention over a single one has only rounding as gradient.
         places = {"event_ids": torch.arange(len(token_ids))[None], "event_items": torch.full((1, len(token_ids)), 4)}
         items = {"item_positions": [[1]], "item_is_searched": [[0]], "item_labels": [[4]]}
         inputs |= {**places, **{name: torch.tensor(value) for name, value in items.items()}}
@@ -149,7 +152,7 @@ def test_new_items_begin_as_the_mean_of_their_neighbors(make_base: Callable, tok
     with torch.no_grad():
         model.encoder.items.bias.copy_(torch.arange(12.0))
     before = model.encoder.items.table.weight.detach().clone()
-    grow_to(model, AdapterBase.of(model, "base", neighbors=LENDERS))
+    grow_to(model, AdapterBase.of(model, "base", neighbors=NEIGHBORS))
     items = model.encoder.items
     assert model.config.num_items == len(items.table.weight) == 14
     assert torch.equal(items.table.weight[:12], before)
@@ -157,6 +160,17 @@ def test_new_items_begin_as_the_mean_of_their_neighbors(make_base: Callable, tok
     assert items.bias.tolist() == [*range(12), 1.5, 3.0]
     with pytest.raises(ValueError, match="Neighbors must be rows of the 14 items; got 0 to 14"):
         grow_to(model, AdapterBase.of(model, "base", neighbors=np.array([[0, 14]])))
+
+
+def test_the_neighbors_of_newly_marked_items(identifiers: IdentifierTable) -> None:
+    """Of four added items two are marked, one after the other; both keep the neighbors that they were added with."""
+    before = replace(identifiers, neighbors=np.array([[0, 3], [5, 1], [2, 4], [6, 7]]))
+    first = before.mark_trained(["film-9"])
+    assert neighbors_of_marked_items(before, first).tolist() == [[5, 1]]
+    second = first.mark_trained(["film-11"])
+    assert second.item_ids[8:] == ["film-9", "film-11", "film-8", "film-10"]
+    assert neighbors_of_marked_items(first, second).tolist() == [[6, 7]]
+    assert neighbors_of_marked_items(first, first).shape == (0, 2)
 
 
 def test_other_layers_can_be_named(make_base: Callable, tokenizer: GenSARTokenizer) -> None:
@@ -193,7 +207,7 @@ def refuse(model: PreTrainedModel, folder: Path, words: str) -> None:
 
 @pytest.mark.parametrize(("shape", "seed"), [("t5", 1), ("t5 untied", 0), ("llama", 0)])
 def test_an_adapter_of_another_base_is_refused(shape: str, seed: int, make_base: Callable, folder: Path) -> None:
-    refuse(make_base(shape, seed), folder, r"made for another model .* that one lay in films/base")
+    refuse(make_base(shape, seed), folder, r"made for another model: its base model is films/base")
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_base.json"])
@@ -207,6 +221,8 @@ def test_damaged_weights_are_refused(make_base: Callable, folder: Path) -> None:
     weights = {name: tensor.clone() for name, tensor in load_file(path).items()}  # else a view of the file
     path.write_bytes(path.read_bytes()[:300])
     refuse(make_base(), folder, "is damaged")
+    save_file({name: tensor[..., :-1].contiguous() for name, tensor in weights.items()}, path)
+    refuse(make_base(), folder, "is damaged")
     save_file(dict(list(weights.items())[1:]), path)
     refuse(make_base(), folder, "does not hold the weights")
 
@@ -214,7 +230,7 @@ def test_damaged_weights_are_refused(make_base: Callable, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "field", "value"),
     [
-        ("adapter_base.json", "format_version", 2), ("adapter_base.json", "neighbors", [[0], [1, 2]]),
+        ("adapter_base.json", "vocab_size", "many"), ("adapter_base.json", "neighbors", [[0], [1, 2]]),
         ("adapter_base.json", "neighbors", [[0, 50]]), ("adapter_config.json", "peft_type", "XLORA"),
         ("adapter_config.json", "r", "many"), ("adapter_config.json", "target_modules", ["nothing"]),
         ("adapter_config.json", "trainable_token_indices", {"shared": [10_000]}),
@@ -223,13 +239,13 @@ def test_damaged_weights_are_refused(make_base: Callable, folder: Path) -> None:
 def test_a_damaged_record_is_refused(name: str, field: str, value: object, make_base: Callable, folder: Path) -> None:
     record = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps({**record, field: value}))
-    refuse(make_base(), folder, "damaged|does not say")
+    refuse(make_base(), folder, "damaged|does not describe")
 
 
-def test_pickled_weights_and_named_modules_are_passed_over(
+def test_pickles_are_not_loaded_and_named_modules_not_imported(
     make_base: Callable, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stranger's adapter may name a module to import (`megatron_core`), and hold a pickle beside."""
+    """A stranger's adapter may name a module to import (`megatron_core`), and hold a pickle."""
     monkeypatch.syspath_prepend(str(folder))
     (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'was run')!r}).touch()\n")
     record = json.loads((folder / "adapter_config.json").read_text())

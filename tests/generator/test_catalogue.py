@@ -133,7 +133,7 @@ def changed(identifiers: IdentifierTable, change: str) -> IdentifierTable:
 @pytest.mark.parametrize("loader", [AutoTokenizer, GenSARTokenizer])
 def test_another_table_is_refused(saved: Path, identifiers: IdentifierTable, change: str, loader: type) -> None:
     changed(identifiers, change).save(saved)
-    with pytest.raises(InputError, match="not those that the tokenizer beside them was saved with") as error:
+    with pytest.raises(InputError, match="not those that the tokenizer in the folder was saved with") as error:
         loader.from_pretrained(saved)
     assert str(saved) in str(error.value)
 

@@ -3,14 +3,14 @@ import logging
 import pytest
 
 from gensar_hf.data import Behavior
-from gensar_hf.generator.history import HistoryEvent, cut_query, parse_history
+from gensar_hf.generator.history import EventArrays, cut_query, parse_history
 
 R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
 ROWS = {"242": 0, "302": 1, "377": 2}
 
 
-def short(events: list[HistoryEvent]) -> list[tuple]:
-    return [(event.behavior, event.query if event.behavior is Q else event.item) for event in events]
+def short(events: EventArrays) -> list[tuple]:
+    return [(behavior, query if behavior is Q else item) for behavior, item, query in zip(*events, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,11 @@ def short(events: list[HistoryEvent]) -> list[tuple]:
     ],
 )
 def test_a_session_is_one_query_and_its_clicks(history: list, expected: list) -> None:
-    assert short(parse_history(history, ROWS.__getitem__)) == expected
+    assert short(parse_history(history, ROWS.__getitem__).with_query_events()) == expected
 
 
 def test_a_searched_item_remembers_its_query() -> None:
-    assert parse_history([{"item_id": "242", "query": "war"}], ROWS.__getitem__)[1].query == "war"
+    assert parse_history([{"item_id": "242", "query": "war"}], ROWS.__getitem__) == ([S], [0], ["war"])
 
 
 def test_an_unknown_item_is_named_with_its_place() -> None:

@@ -1,4 +1,3 @@
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from transformers import (
     TokenizersBackend,
 )
 
-from gensar_hf.data import Behavior
 from gensar_hf.decoding import TrieBeamSearch, TrieLogitsProcessor
 from gensar_hf.errors import InputError
 from gensar_hf.generator.backbones import Backbone
@@ -24,13 +22,11 @@ from gensar_hf.generator.initialization import (
     generator_from_causal_lm,
     generator_from_scratch,
     generator_from_t5,
-    start_codes_near_their_items,
     start_item_vectors,
 )
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
-from gensar_hf.pipeline import GenSARPipeline
 
 NUM_WORDS = 119
 
@@ -72,7 +68,7 @@ def test_a_new_generator_fits_its_tokenizer(tokenizers: dict[str, GenSARTokenize
 
 
 def test_a_new_generator_is_drawn_as_a_t5_is(tokenizers: dict[str, GenSARTokenizer]) -> None:
-    """The encoder, too, although it is not T5's own class."""
+    """Including the encoder, although its class is not T5's."""
     sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
     torch.manual_seed(0)
     model = generator_from_scratch(GenSARConfig(**sizes), tokenizers["events"])
@@ -171,7 +167,7 @@ def test_an_untied_t5_finds_the_same_with_the_fast_search_and_when_loaded_again(
         torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, atol=1e-4, rtol=0)
 
 
-# ---- decoders alone
+# ---- decoder-only models
 
 
 def save_llama(folder: Path, vocab_size: int, tied: bool) -> LlamaForCausalLM:
@@ -189,7 +185,7 @@ def save_llama(folder: Path, vocab_size: int, tied: bool) -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("vocab_size", [NUM_WORDS, NUM_WORDS + 40])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_decoder_alone_keeps_its_words_and_gets_distinct_new_rows(
+def test_a_decoder_only_model_keeps_its_words_and_gets_distinct_new_rows(
     vocab_size: int, tied: bool, text_tokenizer: TokenizersBackend, identifiers: IdentifierTable, tmp_path: Path
 ) -> None:
     llama = save_llama(tmp_path / "llama", vocab_size, tied)
@@ -213,60 +209,22 @@ def test_a_decoder_alone_keeps_its_words_and_gets_distinct_new_rows(
     assert (generation.num_beams, generation.max_new_tokens, generation.length_penalty) == (30, 4, 0.0)
 
 
-def test_codes_of_a_decoder_alone_begin_near_their_items_too(causal_pipeline: GenSARPipeline) -> None:
-    model, tokenizer = copy.deepcopy(causal_pipeline.model), causal_pipeline.tokenizer
-    before = model.get_input_embeddings().weight.detach().clone()
-    embeddings = [np.random.default_rng(0).normal(size=(12, 6))]
-    start_codes_near_their_items(model, tokenizer, embeddings, information=0.5, noise=0.0)
-    weight = model.get_input_embeddings().weight.detach()
-    used = np.unique([ids[:, 1:] for ids in tokenizer.item_token_ids.values()])
-    assert weight[torch.from_numpy(used)].std().item() == pytest.approx(0.5, rel=0.1)
-    kept = torch.ones(len(weight), dtype=torch.bool)
-    kept[torch.from_numpy(used)] = False
-    assert torch.equal(weight[kept], before[kept])
-
-
 def test_a_checkpoint_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"The checkpoint '.*nowhere' cannot be loaded \(.*\); give a folder, a name"):
-        Backbone.named(str(tmp_path / "nowhere")).config()
+    with pytest.raises(
+        InputError, match=r"The checkpoint '.*nowhere' cannot be loaded \(.*\); give a folder, or a name"
+    ):
+        Backbone(str(tmp_path / "nowhere")).config()
 
 
-def item_sums(model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer, behavior: Behavior) -> np.ndarray:
-    """`(num_items, d_model)`: the code embeddings of each item's identifier, summed."""
-    codes = torch.from_numpy(tokenizer.item_token_ids[behavior][:, 1:])
-    return model.shared.weight.detach()[codes].sum(dim=1).numpy()
-
-
-def test_codes_begin_near_their_items(tokenizers: dict[str, GenSARTokenizer]) -> None:
-    tokenizer = tokenizers["events"]
-    rng = np.random.default_rng(0)
-    kinds = (Behavior.SEARCHED_ITEM, Behavior.RECOMMENDED_ITEM)
-    # Items that are like one another have codes in common, as an RQ-VAE gives them.
-    embeddings = [
-        3 + 7 * rng.normal(size=(len(tokenizer), dim))[tokenizer.item_token_ids[kind][:, 1:]].sum(axis=1)
-        for kind, dim in zip(kinds, (6, 20), strict=True)
-    ]
-    items = [(matrix - matrix.mean(axis=0)) / matrix.std() for matrix in embeddings]
-    products = sum(matrix @ matrix.T / matrix.shape[1] for matrix in items)
-    sizes = GenSARConfig(d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    torch.manual_seed(0)
-    model = generator_from_scratch(sizes, tokenizer)
-    before = model.shared.weight.detach().clone()
-    words = [row for row in range(len(tokenizer)) if row not in set(tokenizer.code_token_ids.tolist())]
-    pairs = np.triu_indices(len(products), k=1)
-
-    def agreement(behavior: Behavior) -> float:
-        sums = item_sums(model, tokenizer, behavior)
-        return float(np.corrcoef((sums @ sums.T)[pairs], products[pairs])[0, 1])
-
-    start_codes_near_their_items(model, tokenizer, embeddings, noise=0.0)
-    assert min(agreement(kind) for kind in kinds) > 0.5
-    assert torch.equal(model.shared.weight[words], before[words])
-    again = model.shared.weight.detach().clone()
-    start_codes_near_their_items(model, tokenizer, embeddings, noise=0.0)
-    assert torch.equal(model.shared.weight, again)
-    start_codes_near_their_items(model, tokenizer, embeddings, information=0.0, noise=1.0)
-    assert torch.equal(model.shared.weight, again)
+def test_a_folder_with_one_gguf_file_needs_no_name(tmp_path: Path) -> None:
+    (tmp_path / "model.Q4_1.gguf").touch()
+    assert Backbone(str(tmp_path)).gguf_file == "model.Q4_1.gguf"
+    (tmp_path / "other.gguf").touch()
+    assert Backbone(str(tmp_path)).gguf_file is None
+    (tmp_path / "other.gguf").unlink()
+    (tmp_path / "config.json").touch()
+    assert Backbone(str(tmp_path)).gguf_file is None
+    assert Backbone("google-t5/t5-small").gguf_file is None
 
 
 def test_item_vectors_begin_as_what_is_known_and_biases_as_popularity(tokenizers: dict[str, GenSARTokenizer]) -> None:

@@ -1,10 +1,20 @@
 """The vectors of clicked items, read one after the other by the recurrent layer."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
 
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, ItemVectors, plain_weights, share_features
+from gensar_hf.generator.initialization import share_item_features, start_item_vectors
+from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, ItemVectors, merge_features, plain_weights, share_features
+from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.pipeline import GenSARPipeline
 
 # Two rows; the first packs an example of five positions, one of three, and padding.
 EVENT_ITEMS = torch.tensor([[-1, 3, -1, 7, 9, -1, 4, 4, -1], [-1, 5, 6, 7, 8, -1, 1, -1, -1]])
@@ -65,7 +75,7 @@ def test_items_with_the_same_features_learn_from_each_other(items: ItemVectors) 
 
 
 @pytest.mark.parametrize("prefix", ["", "encoder.items."])
-def test_what_is_saved_knows_nothing_of_features(items: ItemVectors, prefix: str) -> None:
+def test_saved_vectors_are_plain(items: ItemVectors, prefix: str) -> None:
     names = {prefix + name for name in items.state_dict()}
     share_features(items, torch.randn(12, 4), torch.randn(4, 16))
     with torch.no_grad():
@@ -74,10 +84,71 @@ def test_what_is_saved_knows_nothing_of_features(items: ItemVectors, prefix: str
 
     weights = plain_weights(items, {prefix + name: value for name, value in items.state_dict().items()})
 
-    assert set(weights) == names
+    assert set(weights) == {*names, f"{prefix}feature_map"}
     torch.testing.assert_close(weights[f"{prefix}table.weight"], vectors, atol=1e-6, rtol=0)
+    merge_features(items)
+    assert {prefix + name for name in items.state_dict()} == names
+    assert torch.equal(items.table.weight, vectors)
 
 
 def test_weights_without_features_stay_as_they_are(items: ItemVectors) -> None:
     weights = items.state_dict()
     assert plain_weights(items, weights) is weights
+
+
+# ---- saved while the item vectors share features
+
+
+@pytest.fixture
+def shared(make_generator: Callable, tokenizers: dict[str, GenSARTokenizer]) -> GenSARForConditionalGeneration:
+    """A model in training: its item vectors are a feature map plus a rest, both away from where they started."""
+    model = make_generator(tokenizers["events"], num_items=12)
+    embeddings = [np.random.default_rng(0).normal(size=(12, 6))]
+    start_item_vectors(model, embeddings, np.arange(12))
+    share_item_features(model, embeddings)
+    with torch.no_grad():
+        for parameter in model.encoder.items.table.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def answers(model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer) -> np.ndarray:
+    return GenSARPipeline(model, tokenizer).score_items([[{"item_id": "film-3"}]], np.arange(12)[None])
+
+
+@pytest.mark.parametrize("way", ["save_pretrained", "state_dict", "Trainer"])
+def test_a_model_saved_in_training_answers_the_same(
+    way: str, shared: GenSARForConditionalGeneration, tokenizers: dict[str, GenSARTokenizer], tmp_path: Path
+) -> None:
+    expected = answers(shared, tokenizers["events"])
+    if way == "Trainer":
+        Trainer(model=shared, args=TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)).save_model(
+            str(tmp_path / "saved")
+        )
+    else:
+        shared.save_pretrained(
+            tmp_path / "saved", **({"state_dict": shared.state_dict()} if way == "state_dict" else {})
+        )
+    loaded, report = GenSARForConditionalGeneration.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    np.testing.assert_allclose(answers(loaded.eval(), tokenizers["events"]), expected, atol=1e-5)
+
+
+def test_saved_weights_resume_a_training_with_shared_features(
+    shared: GenSARForConditionalGeneration,
+    make_generator: Callable,
+    tokenizers: dict[str, GenSARTokenizer],
+    tmp_path: Path,
+) -> None:
+    """A checkpoint's file holds plain vectors, which are divided into map and rest as they were."""
+    shared.save_pretrained(tmp_path)
+    resumed = make_generator(tokenizers["events"], seed=7, num_items=12)
+    embeddings = [np.random.default_rng(0).normal(size=(12, 6))]
+    start_item_vectors(resumed, embeddings, np.arange(12))
+    share_item_features(resumed, embeddings)
+    result = resumed.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert not result.unexpected_keys
+    assert all(name in shared._tied_weights_keys for name in result.missing_keys)
+    for name, parameter in shared.named_parameters():
+        torch.testing.assert_close(resumed.get_parameter(name), parameter, atol=1e-6, rtol=0, msg=name)

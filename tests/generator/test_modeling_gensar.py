@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,19 +46,6 @@ def test_the_encoder_has_one_position_for_each_event(model: GenSARForConditional
     assert output.logits.shape == (2, 3, model.config.vocab_size)
 
 
-def test_attention_starts_with_the_latest_events() -> None:
-    sizes = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    encoder = GenSARForConditionalGeneration(GenSARConfig(**sizes, recency_slope=0.5)).encoder
-    bias = encoder.block[0].layer[0].SelfAttention.compute_bias(60, 60)[0]  # (heads, queries, keys)
-    # Distances below 8 have a bucket each; 50 shares one with its neighbours (T5's buckets grow with the distance).
-    assert bias[:, 59, [59, 58, 52]].tolist() == [[0.0, -0.5, -3.5], [0.0, -0.125, -0.875]]
-    assert bias[0, 59, 9].item() == pytest.approx(-25.0, rel=0.15)
-    plain = GenSARForConditionalGeneration(GenSARConfig(**sizes, recency_slope=0.0)).encoder
-    assert plain.block[0].layer[0].SelfAttention.relative_attention_bias.weight.std() > 0.1
-    random = GenSARForConditionalGeneration(GenSARConfig(**sizes, history_encoding="tokens")).encoder
-    assert random.block[0].layer[0].SelfAttention.relative_attention_bias.weight[16:].std() > 0.1
-
-
 def test_the_words_of_an_event_have_no_order(model: GenSARForConditionalGeneration) -> None:
     shuffled = INPUTS[:, [1, 0, 4, 2, 3, 5, 6]]
     with torch.no_grad():
@@ -76,7 +64,7 @@ def test_a_later_event_changes_no_earlier_position(model: GenSARForConditionalGe
             assert (difference[event:] > 1e-3).all()
 
 
-def test_padding_and_neighbouring_rows_change_nothing(model: GenSARForConditionalGeneration) -> None:
+def test_padding_and_other_rows_change_nothing(model: GenSARForConditionalGeneration) -> None:
     with torch.no_grad():
         batch = model(INPUTS, event_ids=EVENT_IDS, decoder_input_ids=DECODER_INPUTS)
         for row, num_tokens in enumerate((7, 3)):
@@ -142,7 +130,7 @@ def test_the_loss_is_the_mean_over_labels_and_the_sum_over_those_of_the_whole_ba
     assert over_twenty.item() == pytest.approx(total / 20, rel=1e-5)
 
 
-def test_labels_alone_are_shifted_into_decoder_inputs(model: GenSARForConditionalGeneration) -> None:
+def test_labels_without_decoder_inputs_are_shifted_into_decoder_inputs(model: GenSARForConditionalGeneration) -> None:
     labels = torch.tensor([[28, 33, 60], [30, 35, -100]])
     with torch.no_grad():
         implied = model(INPUTS, event_ids=EVENT_IDS, labels=labels).loss
@@ -190,3 +178,24 @@ def test_resized_embeddings_reach_every_part(tokenizers: dict[str, GenSARTokeniz
 def test_an_unknown_history_encoding_is_refused() -> None:
     with pytest.raises(Exception, match="must be one of events, tokens; got 'words'"):
         GenSARConfig(history_encoding="words")
+
+
+def test_settings_of_version_0_1_are_ignored_and_saved_values_kept(tmp_path: Path) -> None:
+    """Its files hold all fields of T5, and a slope that no longer exists."""
+    settings = {"d_model": 512, "num_layers": 6, "dropout_rate": 0.1, "history_encoding": "tokens", "num_items": 0}
+    GenSARConfig(**settings, num_decoder_layers=3).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert settings.items() <= written.items()
+    (tmp_path / "config.json").write_text(json.dumps({**written, "recency_slope": 0.5}))
+    config = GenSARConfig.from_pretrained(tmp_path)
+    assert {name: getattr(config, name) for name in settings} == settings
+    assert config.num_decoder_layers == 3
+    assert not hasattr(config, "recency_slope")
+    assert "recency_slope" not in config.to_dict()
+
+
+def test_the_defaults_are_the_published_model() -> None:
+    config = GenSARConfig(num_items=1682)
+    assert (config.d_model, config.d_kv, config.d_ff, config.num_heads) == (128, 32, 256, 4)
+    assert (config.num_layers, config.num_decoder_layers, config.dropout_rate) == (2, 2, 0.0)
+    assert (config.item_dropout, config.item_weight, config.history_encoding) == (0.35, 2.0, "events")

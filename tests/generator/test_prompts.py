@@ -44,7 +44,7 @@ def test_no_brace_is_left_and_nothing_is_empty() -> None:
     assert {PROMPTS[task].instruction(0, "semantic") for task in Task} <= set(instructions)
 
 
-def test_inference_asks_with_the_first_wording_of_the_behavior_asked_for() -> None:
+def test_inference_uses_the_first_wording_of_each_behavior() -> None:
     assert HISTORY_TASKS == {
         Behavior.RECOMMENDED_ITEM: Task.NEXT_RECOMMENDED_ITEM,
         Behavior.SEARCH_QUERY: Task.NEXT_QUERY,

@@ -1,4 +1,4 @@
-"""A teacher's items by hand, and SASRec's beside a plain loop."""
+"""Draws from a teacher by hand, and SASRec's predictions against a plain loop."""
 
 from collections.abc import Callable
 
@@ -42,12 +42,12 @@ def test_draws_follow_the_probabilities() -> None:
     assert teacher.draw(1, rng) is None
 
 
-def test_every_training_click_behind_another_one_is_asked_for(events: UserEvents, sasrec: SASRecModel) -> None:
+def test_every_training_click_after_another_one_has_a_prediction(events: UserEvents, sasrec: SASRecModel) -> None:
     teacher = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS)
-    asked = np.flatnonzero(teacher.cumulative[:, -1])
+    predicted = np.flatnonzero(teacher.cumulative[:, -1])
     # Ann's clicks but the first and the held-out one; of the others one click of Cem's.
-    assert asked.tolist() == [2, 3, 4, 5, 6, 7, 8, 12]
-    assert np.allclose(teacher.cumulative[asked, -1], 1)
+    assert predicted.tolist() == [2, 3, 4, 5, 6, 7, 8, 12]
+    assert np.allclose(teacher.cumulative[predicted, -1], 1)
 
 
 def test_probabilities_are_those_of_the_model(events: UserEvents, sasrec: SASRecModel) -> None:
@@ -64,7 +64,7 @@ def test_probabilities_are_those_of_the_model(events: UserEvents, sasrec: SASRec
 def test_few_items_are_kept_and_share_the_whole_probability(events: UserEvents, sasrec: SASRecModel) -> None:
     sasrec.train()
     teacher = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS, num_kept=3)
-    assert sasrec.training  # and was asked without dropout, or the second teacher would be another one
+    assert sasrec.training  # and predicted without dropout, or the second teacher would differ
     again = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS, num_kept=3)
     assert teacher.items.shape == (events.num_events, 3)
     assert np.array_equal(teacher.items, again.items)

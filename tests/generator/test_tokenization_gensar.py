@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, TokenizersBackend
 
-from gensar_hf.data import Behavior
+from gensar_hf.data import RECOMMENDATION, SEARCH, Behavior, Requests, Split, UserEvents
 from gensar_hf.errors import InputError
-from gensar_hf.generator.history import HistoryEvent
-from gensar_hf.generator.prompts import PROMPTS, Task
+from gensar_hf.generator.examples import TrainingExamples
+from gensar_hf.generator.history import EventArrays
+from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, Task
 from gensar_hf.generator.tokenization_gensar import BEHAVIOR_TOKENS, GenSARTokenizer, pad_left, pad_right
 from gensar_hf.identifiers import IdentifierTable
 
@@ -61,7 +62,7 @@ def test_every_behavior_and_code_token_has_an_id_of_its_own(tokenizer: GenSARTok
     assert sorted(tokenizer.code_token_ids) == sorted(ids)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(before=st.text(max_size=12), after=st.text(max_size=12), data=st.data())
 def test_each_is_one_token_in_any_surrounding_text(
     tokenizers: dict[str, GenSARTokenizer], before: str, after: str, data: st.DataObject
@@ -78,7 +79,7 @@ def test_words_are_lower_cased_and_tokens_are_not(tokenizer: GenSARTokenizer) ->
     assert tokenizer.decode(tokenizer.text_ids("TOY Story")) == "toy story"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(text=NEAR_TOKENS)
 def test_no_user_text_is_read_as_a_token(tokenizers: dict[str, GenSARTokenizer], text: str) -> None:
     tokenizer = tokenizers["events"]
@@ -94,7 +95,7 @@ def test_a_query_cannot_smuggle_tokens_in(tokenizer: GenSARTokenizer, query: str
     assert used == [tokenizer.behavior_ids[Behavior.SEARCH_QUERY]] * 2
 
 
-def test_a_query_that_goes_on_is_one_search_session(tokenizer: GenSARTokenizer) -> None:
+def test_a_repeated_query_continues_its_search_session(tokenizer: GenSARTokenizer) -> None:
     item = tokenizer.identifiers.item_ids[0]
     typed, clicked = {"query": "space"}, {"item_id": item, "query": "space"}
 
@@ -208,6 +209,35 @@ def test_a_batch_pads_what_single_requests_hold(tokenizers: dict[str, GenSARToke
         if encoding == "events":
             assert (batch["event_ids"][row, length:] == -1).all()
             assert torch.equal(batch["event_ids"][row, :length], single["event_ids"][0])
+
+
+@pytest.mark.parametrize("kind", ["events", "tokens", "vectors", "causal"])
+def test_training_serving_and_evaluation_encode_a_history_alike(
+    kind: str, pipelines: dict, tiny_events: UserEvents, tiny_split: Split
+) -> None:
+    """From a user's events as training arrays, as arrays of a held-out request, and as the dicts of a caller."""
+    tokenizer = pipelines[kind].tokenizer
+    examples = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends)
+    targets = {Behavior.RECOMMENDED_ITEM: (4, 7), Behavior.SEARCHED_ITEM: (3, 6, 12)}  # 3 is in the middle of a session
+    requests = [(behavior, target) for behavior, clicks in targets.items() for target in clicks]
+    for behavior, target in requests:
+        task = SEARCH if behavior is Behavior.SEARCHED_ITEM else RECOMMENDATION
+        request = Requests(task, tiny_events, np.array([target]))
+        query = request.query_texts[0] or None
+        first = int(tiny_events.offsets[request.users[0]])
+        instruction = tokenizer.text_ids(PROMPTS[HISTORY_TASKS[behavior]].instruction())
+        window = slice(max(first, target - tokenizer.max_history_events), target)
+        trained, _ = tokenizer.assemble(instruction, examples.event_tokens(window))
+        arrays = EventArrays.of_user_events(tiny_events, request.history(0), examples.item_rows)
+        evaluated = tokenizer.encode_events([arrays], query, behavior.token)
+        history = [
+            {"item_id": None if item < 0 else tiny_events.item_ids[item], "query": text}
+            for _, item, text in zip(*arrays, strict=True)
+        ]
+        served = tokenizer.encode_request(history, query, behavior.token)
+        assert all(torch.equal(evaluated[name], served[name]) for name in served)
+        ids = served["input_ids"][0].tolist()
+        assert (ids[:-1] if tokenizer.decoder_only else ids) == trained.tolist()
 
 
 def test_one_query_and_behavior_may_serve_a_whole_batch(tokenizer: GenSARTokenizer) -> None:
@@ -327,7 +357,7 @@ def test_the_vocabulary_of_t5_takes_the_new_tokens(
     num_before, text = len(t5_tokenizer), "The Godfather, a crime drama from 1972"
     GenSARTokenizer.from_text_tokenizer(t5_tokenizer, identifiers).save_pretrained(tmp_path)
     tokenizer = GenSARTokenizer.from_pretrained(tmp_path)
-    assert len(t5_tokenizer) == num_before  # what was given is left alone
+    assert len(t5_tokenizer) == num_before  # the argument is not changed
     assert len(tokenizer) == num_before + 27
     assert tokenizer.history_encoding == "tokens"
     assert tokenizer(text)["input_ids"] == t5_tokenizer(text)["input_ids"]
@@ -346,7 +376,7 @@ def test_no_user_text_is_read_as_a_token_by_the_vocabulary_of_t5(
         assert not forbidden & set(tokenizer.text_ids(text).tolist()), text
 
 
-# ---- for a decoder alone
+# ---- for decoder-only models
 
 
 @pytest.fixture(scope="module")
@@ -372,13 +402,12 @@ def test_a_prompt_begins_as_a_text_and_ends_with_the_behavior_token(causal: GenS
     encoding = causal.encode_request([HISTORY, []], [None, "Space"], ["<R_I>", "<S_I>"])
     assert set(encoding) == {"input_ids", "attention_mask"}
     ids, mask = encoding["input_ids"].tolist(), encoding["attention_mask"].tolist()
-    typed, clicked = HistoryEvent(Behavior.SEARCH_QUERY, query="Comedy 1990s"), HistoryEvent(Behavior.SEARCHED_ITEM, 3)
-    searched = HistoryEvent(Behavior.SEARCH_QUERY, query="Space")
+    searched = causal.item_token_ids[Behavior.SEARCHED_ITEM]
     words = [causal.text_ids(text) for text in (INSTRUCTION, PROMPTS[Task.NEXT_SEARCHED_ITEM].templates[0])]
-    ends = [[causal.behavior_ids[asked]] for asked in (Behavior.RECOMMENDED_ITEM, Behavior.SEARCHED_ITEM)]
+    ends = [[causal.behavior_ids[kind]] for kind in (Behavior.RECOMMENDED_ITEM, Behavior.SEARCHED_ITEM)]
     expected = [
-        [0, *words[0], *causal.event_tokens(typed), *causal.event_tokens(clicked), *ends[0]],
-        [0, *words[1], *causal.event_tokens(searched), *ends[1]],
+        [0, *words[0], *causal.query_tokens("Comedy 1990s"), *searched[3], *ends[0]],
+        [0, *words[1], *causal.query_tokens("Space"), *ends[1]],
     ]
     for row, tokens in enumerate(expected):
         num_padded = len(ids[row]) - len(tokens)
@@ -387,14 +416,16 @@ def test_a_prompt_begins_as_a_text_and_ends_with_the_behavior_token(causal: GenS
 
 
 def test_answers_are_found_behind_the_prompt(causal: GenSARTokenizer) -> None:
-    """The history's items are complete identifiers, too."""
+    """Although the history holds complete identifiers as well."""
     prompt = causal.encode_request(HISTORY)["input_ids"][0].tolist()
     answers = causal.item_token_ids[Behavior.RECOMMENDED_ITEM][[4, 9], 1:].tolist()
     rows = [[*prompt, *answers[0], 1], [1, *prompt, *answers[1]], [*prompt, 1, 1, 1, 1, 1]]
     assert causal.decode_items(rows) == ["film-4", "film-9", None]
 
 
-def test_a_tokenizer_for_a_decoder_alone_is_loaded_as_it_was_saved(causal: GenSARTokenizer, tmp_path: Path) -> None:
+def test_a_tokenizer_for_a_decoder_only_model_is_loaded_as_it_was_saved(
+    causal: GenSARTokenizer, tmp_path: Path
+) -> None:
     causal.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert type(loaded) is GenSARTokenizer
@@ -412,10 +443,12 @@ def test_no_user_text_is_read_as_a_token_of_another_tokenizer(causal: GenSARToke
         assert not forbidden & set(causal.text_ids(text).tolist()), text
 
 
-def test_what_a_decoder_alone_cannot_do_is_refused(
+def test_what_a_decoder_only_model_cannot_do_is_refused(
     byte_tokenizer: TokenizersBackend, identifiers: IdentifierTable
 ) -> None:
-    with pytest.raises(ValueError, match="A decoder alone reads histories as 'tokens'; got history_encoding='events'"):
+    with pytest.raises(
+        ValueError, match="A decoder-only model reads histories as 'tokens'; got history_encoding='events'"
+    ):
         GenSARTokenizer.from_text_tokenizer(byte_tokenizer, identifiers, "events", decoder_only=True)
     no_end = TokenizersBackend(tokenizer_object=byte_tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="has no `eos_token`, which ends the words of a query"):

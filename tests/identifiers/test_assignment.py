@@ -7,8 +7,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gensar_hf.errors import InputError
-from gensar_hf.identifiers.assignment import assign_unique_identifiers, collision_rate, require_capacity
-from gensar_hf.identifiers.joint_codes import JointCodes
+from gensar_hf.identifiers.assignment import (
+    JointCodes,
+    assign_unique_identifiers,
+    collision_rate,
+)
 
 
 def greedy(latents: np.ndarray, codebooks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,21 +81,21 @@ def random_taken(num_shared: int, num_specific: int, size: int, num_taken: int, 
 LEVELS = st.sampled_from([(2, 2), (1, 2), (2, 1), (1, 1), (0, 2), (0, 3), (2, 0), (0, 1), (1, 0)])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_identifiers_are_unique_for_any_latents(data: st.DataObject):
+def test_identifiers_are_unique_for_any_latents_up_to_full_capacity(data: st.DataObject):
     num_shared, num_specific = data.draw(LEVELS)
     size = data.draw(st.integers(2, 4))
     most = min(size ** (num_shared + num_specific), 64)
     num_distinct = data.draw(st.integers(1, 6))  # 1: all latents equal
-    num_items = data.draw(st.integers(1, most))
+    num_items = data.draw(st.one_of(st.just(most), st.integers(1, most)))  # often exactly full
     seed = data.draw(st.integers(0, 1000))
     points = np.random.default_rng(seed).standard_normal((num_distinct, 6)).astype(np.float32)
     latents = points[np.arange(num_items) % num_distinct]
     assert_valid(random_codes(latents, num_shared, num_specific, size, seed))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_new_identifiers_are_free_whatever_is_taken(data: st.DataObject):
     num_shared, num_specific = data.draw(LEVELS)
@@ -107,7 +110,7 @@ def test_new_identifiers_are_free_whatever_is_taken(data: st.DataObject):
     assert_valid(codes, random_taken(num_shared, num_specific, size, num_taken, seed))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000))
 def test_new_items_on_free_identifiers_keep_them(seed: int):
     latents = np.random.default_rng(seed).standard_normal((8, 8)).astype(np.float32)
@@ -123,13 +126,7 @@ def test_new_items_on_free_identifiers_keep_them(seed: int):
     assert (codes.semantic_codes[~alone] != after[~alone]).any() or alone.all()
 
 
-@pytest.mark.parametrize(("num_shared", "num_specific"), [(2, 1), (1, 2), (0, 3), (3, 0)])
-def test_every_identifier_is_given_when_there_are_as_many_items(num_shared: int, num_specific: int):
-    latents = np.ones((4**3, 6), dtype=np.float32)
-    assert_valid(random_codes(latents, num_shared, num_specific, size=4, seed=0))
-
-
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000))
 def test_items_that_do_not_collide_keep_their_codes(seed: int):
     latents = np.random.default_rng(seed).standard_normal((24, 8)).astype(np.float32)
@@ -141,16 +138,6 @@ def test_items_that_do_not_collide_keep_their_codes(seed: int):
     alone = counts[inverse] == 1
     assert np.array_equal(before[alone], after[alone])
     assert np.array_equal(before[:, :2], after[:, :2])
-
-
-def test_unique_codes_are_left_alone():
-    latents = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]], dtype=np.float32)
-    codebook = np.array([[[0.0], [1.0], [2.0]]])
-    codes = joint_codes(latents, np.zeros((0, 3, 2)), codebook, codebook)
-    unique = assign_unique_identifiers(codes)
-    assert np.array_equal(unique.semantic_codes, codes.semantic_codes)
-    assert unique.report["semantic"]["items_moved"] == 0
-    assert unique.report["semantic"]["distortion_after"] == unique.report["semantic"]["distortion_before"] == 0
 
 
 def test_last_level_by_hand():
@@ -228,16 +215,6 @@ def test_equal_items_fill_the_nearest_codes_first():
     assert np.bincount(unique.semantic_codes[:, 0]).tolist() == [3, 2, 2]
 
 
-@pytest.mark.parametrize("noise", [1e-7, 1e-2])  # as one item, and as items that differ
-def test_nearly_equal_items_cost_what_equal_items_cost(noise: float):
-    generator = np.random.default_rng(1)
-    equal = np.tile(generator.standard_normal(6), (150, 1)).astype(np.float32)
-    moved = (equal + noise * generator.standard_normal(equal.shape)).astype(np.float32)
-    reports = [assign_unique_identifiers(random_codes(each, 1, 3, size=4, seed=3)).report for each in (equal, moved)]
-    for kind in ("semantic", "collaborative"):
-        assert reports[0][kind]["distortion_after"] == pytest.approx(reports[1][kind]["distortion_after"], rel=0.02)
-
-
 def test_more_levels_than_fit_in_one_integer():
     """256^10 identifiers are more than int64 counts."""
     generator = np.random.default_rng(2)
@@ -288,6 +265,18 @@ def test_same_input_same_identifiers_and_input_untouched():
     assert np.array_equal(codes.semantic_codes, before)
 
 
+def test_quantized_and_distortions_by_hand():
+    """Codes add up: shared (1, 10) + semantic 0.5 and + collaborative −1."""
+    codes = np.array([[0, 0], [0, 0], [1, 1]])
+    latents = np.array([[1.0, 7.0]] * 3, dtype=np.float32)
+    shared = np.array([[[1.0, 10.0], [0.0, 0.0]]], dtype=np.float32)
+    semantic, collaborative = (np.array([[[value], [3.0]]], dtype=np.float32) for value in (0.5, -1.0))
+    joint = JointCodes(codes, codes, latents, shared, semantic, collaborative)
+    assert joint.quantized(codes, codes).tolist() == [[1.5, 9.0], [1.5, 9.0], [3.0, 3.0]]
+    expected = {"semantic": pytest.approx((2 * 0.25 + 4) / 3), "collaborative": pytest.approx((2 * 4 + 16) / 3)}
+    assert joint.distortions(codes, codes) == expected
+
+
 def test_collision_rate_by_hand():
     codes = np.array([[0, 1], [0, 1], [2, 1], [0, 2]])
     assert collision_rate(codes) == 1 / 4
@@ -295,7 +284,7 @@ def test_collision_rate_by_hand():
 
 
 def test_more_items_than_identifiers_says_what_would_do():
-    require_capacity(16, 4, 2)
+    assert_valid(random_codes(np.ones((16, 4), dtype=np.float32), 1, 1, size=4, seed=0))
     with pytest.raises(InputError, match=r"17 items, but 2 levels of 4 codes make only 16 .* 3 levels .* 5 codes"):
         assign_unique_identifiers(random_codes(np.ones((17, 4), dtype=np.float32), 1, 1, size=4, seed=0))
 

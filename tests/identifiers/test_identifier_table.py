@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 
 from gensar_hf.errors import InputError
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
-from gensar_hf.identifiers.identifier_table import IdentifierTable, build_identifier_table, level_usage
+from gensar_hf.identifiers.identifier_table import (
+    IdentifierTable,
+    build_identifier_table,
+    level_usage,
+)
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
 
@@ -156,6 +160,25 @@ def test_a_file_without_availability_has_every_item_available(tmp_path: Path):
     assert loaded.available.tolist() == [True, True, True]
 
 
+@pytest.mark.parametrize("column", ["neighbors", "lenders"])  # the second in version 0.1
+def test_files_of_version_0_1_load(tmp_path: Path, column: str):
+    path = small_table(neighbors=[[0, 1]]).save(tmp_path)
+    table = pq.read_table(path)
+    assert table.column_names[-1] == "neighbors"
+    renamed = table.rename_columns([*table.column_names[:-1], column])
+    pq.write_table(renamed.replace_schema_metadata(table.schema.metadata), path)
+    loaded = IdentifierTable.load(path)
+    assert (loaded.num_trained, loaded.neighbors.tolist()) == (2, [[0, 1]])
+
+
+def test_items_frame():
+    frame = small_table(available=[True, False, True]).items_frame()
+    assert frame.columns.tolist() == ["item_id", "title", "text", "available"]
+    assert frame["item_id"].tolist() == ["B004ZT0SSG", "242", "été"]
+    assert frame.iloc[1].tolist() == ["242", "", "b", False]
+    assert small_table(titles=None).items_frame()["title"].tolist() == ["", "", ""]
+
+
 def test_missing_damaged_and_foreign_files(tmp_path: Path):
     with pytest.raises(InputError, match=r"identifiers\.parquet does not exist"):
         IdentifierTable.load(tmp_path)
@@ -273,8 +296,8 @@ def test_added_items_avoid_removed_ones_and_every_addition_is_noted():
         ({}, {}, None, None),
         ({"titles": ["A", "B"]}, {"titles": ["C"]}, ["A", "B", "C"], None),
         ({"titles": ["A", "B"]}, {}, ["A", "B", ""], None),
-        ({"titles": ["A", "B"], "texts": ["a.", "b."]}, {"texts": ["c."]}, ["A", "B", "c."], ["a.", "b.", "c."]),
-        ({"titles": ["A", "B"], "texts": ["a.", "b."]}, {"titles": ["C"]}, ["A", "B", "C"], ["a.", "b.", "C"]),
+        ({"titles": ["A", "B"], "texts": ["a.", "b."]}, {"texts": ["c."]}, ["A", "B", ""], ["a.", "b.", "c."]),
+        ({"titles": ["A", "B"], "texts": ["a.", "b."]}, {"titles": ["C"]}, ["A", "B", "C"], ["a.", "b.", ""]),
     ],
 )
 def test_titles_and_texts_of_added_items(present: dict, given: dict, titles: list | None, texts: list | None):
@@ -335,7 +358,7 @@ def test_items_that_cannot_be_removed_or_restored(method: str, item_ids: list[st
     assert table.available.tolist() == [True, False, True]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_add_remove_restore_save_load(tiny_catalogue: tuple, data: st.DataObject):
     """Whatever is added, removed and restored: rows stay, identifiers stay distinct, and the file keeps all of it."""
@@ -373,28 +396,20 @@ def test_add_remove_restore_save_load(tiny_catalogue: tuple, data: st.DataObject
     assert (table.num_items, table.available.tolist()) == (num_old, [True] * num_old)
 
 
-def test_added_items_come_back_from_disk_with_their_neighbors(tmp_path: Path):
-    table = small_table(neighbors=[[0, 1]])
-    assert table.num_trained == 2
-    table.save(tmp_path)
-    assert IdentifierTable.load(tmp_path).neighbors.tolist() == [[0, 1]]
-    assert small_table().num_trained == 3
-
-
 @pytest.mark.parametrize("neighbors", [[[0, 2]], [[-1]], [[0], [0], [0], [0]]])
-def test_only_trained_items_lend(neighbors: list):
+def test_only_trained_items_are_neighbors(neighbors: list):
     with pytest.raises(InputError, match="`neighbors` must name, for each of the last items, rows"):
         small_table(neighbors=neighbors)
 
 
-def test_lenders_stand_behind_trained_items_only(tmp_path: Path):
+def test_only_the_last_rows_have_neighbors(tmp_path: Path):
     path = small_table(neighbors=[[0, 1]]).save(tmp_path)
     pq.write_table(pq.read_table(path).take([2, 0, 1]), path)
     with pytest.raises(InputError, match=r"row 1, column neighbors: only the last rows"):
         IdentifierTable.load(path)
 
 
-def test_added_items_borrow_from_the_nearest_trained_ones_and_never_from_one_another():
+def test_neighbors_are_the_nearest_trained_items_and_never_added_ones():
     rng = np.random.default_rng(0)
     semantic, collaborative = rng.normal(size=(30, 6)), rng.normal(size=(30, 5))
     model = JointRQVAE(
@@ -404,16 +419,15 @@ def test_added_items_borrow_from_the_nearest_trained_ones_and_never_from_one_ano
     model.initialize_codebooks(semantic, collaborative, seed=0)
     table = build_identifier_table(model, semantic, collaborative, [str(row) for row in range(30)])
     twins = (semantic[[7, 21]], collaborative[[7, 21]])
-    once = table.add_items(twins, ["a", "b"], model, num_neighbors=3)
-    assert (once.num_trained, once.neighbors.shape) == (30, (2, 3))
+    once = table.add_items(twins, ["a", "b"], model)
+    assert (once.num_trained, once.neighbors.shape) == (30, (2, 5))
     assert once.neighbors[:, 0].tolist() == [7, 21]  # an item with the same embeddings is the nearest
     twice = once.add_items(twins, ["c", "d"], model)
     assert twice.num_trained == 30
-    assert twice.neighbors.tolist() == [*once.neighbors.tolist(), *once.neighbors.tolist()]
-    assert table.add_items(twins, ["a", "b"], model, num_neighbors=0).num_trained == 32
+    assert twice.neighbors[2:, :3].tolist() == twice.neighbors[:2, :3].tolist() == once.neighbors[:, :3].tolist()
 
 
-def test_added_items_that_are_learned_stand_before_those_that_borrow_only(make_identifiers: Callable) -> None:
+def test_marked_items_come_before_other_added_ones_as_their_own_first_neighbor(make_identifiers: Callable) -> None:
     table = replace(make_identifiers(), neighbors=np.array([[0, 3], [5, 1], [2, 4]]))  # of film-9, film-10 and film-11
     learned = table.remove_items(["film-10"]).mark_trained(["film-11", "film-9"])
     assert learned.item_ids == [*table.item_ids[:9], "film-9", "film-11", "film-10"]
@@ -427,11 +441,35 @@ def test_added_items_that_are_learned_stand_before_those_that_borrow_only(make_i
     assert learned.mark_trained(["film-10"]).neighbors.tolist() == [[9, 0], [10, 2], [11, 5]]
     assert table.mark_trained([]).neighbors.tolist() == table.neighbors.tolist()
     for item_ids in (["film-10", "film-3"], ["film-9"]):
-        with pytest.raises(InputError, match=f"'{item_ids[-1]}' is none that was added"):
+        with pytest.raises(InputError, match=f"'{item_ids[-1]}' is not an added item"):
             learned.mark_trained(item_ids)
 
 
 @pytest.mark.parametrize("neighbors", [[[9, 0], [9, 1], [2, 4]], [[0, 3], [10, 1], [2, 4]], [[0, 9], [5, 1], [2, 4]]])
-def test_an_item_lends_to_itself_alone_and_first(make_identifiers: Callable, neighbors: list) -> None:
+def test_an_item_may_be_only_its_own_first_neighbor(make_identifiers: Callable, neighbors: list) -> None:
     with pytest.raises(InputError, match="`neighbors` must name"):
         replace(make_identifiers(), neighbors=np.array(neighbors))
+
+
+@pytest.mark.parametrize(("num_shared", "num_specific"), [(2, 2), (0, 3), (3, 0)])
+def test_neighbors_are_nearest_by_the_sums_of_their_semantic_codes(num_shared: int, num_specific: int):
+    rng = np.random.default_rng(0)
+    semantic, collaborative = rng.normal(size=(40, 6)), rng.normal(size=(40, 5))
+    config = JointRQVAEConfig(
+        semantic_dim=6, collaborative_dim=5, latent_dim=4, hidden_sizes=[8], codebook_size=8,
+        num_shared_levels=num_shared, num_specific_levels=num_specific,
+    )  # fmt: skip
+    model = JointRQVAE(config)
+    model.fit_standardization(semantic, collaborative)
+    model.initialize_codebooks(semantic, collaborative, seed=0)
+    table = build_identifier_table(model, semantic[:30], collaborative[:30], [f"item {row}" for row in range(30)])
+    added = table.add_items((semantic[30:], collaborative[30:]), [f"new {row}" for row in range(10)], model)
+    codebooks = [*model.shared_quantizer.codebooks, *model.semantic_quantizer.codebooks]
+    latents = sum(
+        book[:, :4].detach().double().numpy()[codes]
+        for book, codes in zip(codebooks, added.semantic_codes.T, strict=True)
+    )
+    for row, neighbors in enumerate(added.neighbors, start=30):
+        distances = np.square(latents[:30] - latents[row]).sum(axis=1)
+        assert len(set(neighbors.tolist())) == 5
+        np.testing.assert_allclose(distances[neighbors], np.sort(distances)[:5], rtol=1e-3, atol=1e-4)

@@ -61,26 +61,18 @@ def test_training_reconstructs_better_than_residual_k_means(tmp_path: Path):
     assert not any(parameter.requires_grad for parameter in k_means.parameters())
 
 
-def test_training_twice_with_one_seed_gives_the_same_weights(tmp_path: Path):
-    states = []
-    for _ in range(2):
-        model = new_model()
-        train_joint_rqvae(model, *clustered_embeddings(), arguments(tmp_path, num_train_epochs=4))
-        states.append(model.state_dict())
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
 def test_resumed_training_ends_where_uninterrupted_training_does(tmp_path: Path):
-    settings = {"num_train_epochs": 6, "save_strategy": "epoch"}
+    settings = {"num_train_epochs": 6, "save_strategy": "steps", "save_steps": 5}
     whole = new_model()
     train_joint_rqvae(whole, *clustered_embeddings(), arguments(tmp_path, **settings))
     resumed = new_model()
-    checkpoint = str(tmp_path / "checkpoint-12")  # 3 steps an epoch, so the end of the fourth
+    checkpoint = str(tmp_path / "checkpoint-10")  # 3 steps an epoch, so in the middle of the fourth
     train_joint_rqvae(resumed, *clustered_embeddings(), arguments(tmp_path, **settings), checkpoint)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_random_start_learns(tmp_path: Path):
     model = new_model(initialization="random")
     model.fit_standardization(*clustered_embeddings())
@@ -105,14 +97,7 @@ def test_plain_trainer_trains_and_evaluates_it(tmp_path: Path):
     assert trainer.evaluate()["eval_loss"] < before
 
 
-def test_bf16_autocast_trains_with_float32_codes(tmp_path: Path):
-    model = new_model()
-    train_joint_rqvae(model, *clustered_embeddings(), arguments(tmp_path, num_train_epochs=5, bf16=True))
-    assert model.encode(*clustered_embeddings()).latents.dtype == np.float32
-    assert total_error(model) < 2
-
-
-def test_batches_hold_the_rows_asked_for():
+def test_batches_hold_the_requested_rows():
     semantic, collaborative = torch.arange(12.0).reshape(6, 2), torch.arange(6.0).reshape(6, 1)
     dataset = EmbeddingPairs(semantic, collaborative)
     batches = list(DataLoader(dataset, batch_size=4, collate_fn=collate_embedding_pairs))
@@ -122,10 +107,7 @@ def test_batches_hold_the_rows_asked_for():
     assert dataset[2]["semantic_embeddings"].tolist() == [4.0, 5.0]
 
 
-@pytest.mark.parametrize(("every_epochs", "expected"), [(2, [2, 4, 6]), (3, [3, 6]), (1, [1, 2, 3, 4, 5, 6, 7])])
-def test_dead_codes_are_reset_when_due_and_not_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_epochs: int, expected: list[int]
-):
+def test_dead_codes_are_reset_when_due_and_not_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model, tables = new_model(), [torch.tensor(table) for table in clustered_embeddings()]
     seeds: list[int] = []
     monkeypatch.setattr(JointRQVAE, "reset_dead_codes", lambda self, *tables, seed: seeds.append(seed) or 0)
@@ -134,47 +116,7 @@ def test_dead_codes_are_reset_when_due_and_not_at_the_end(
         arguments(tmp_path, num_train_epochs=10, per_device_train_batch_size=96, seed=0),
         train_dataset=EmbeddingPairs(*tables),
         data_collator=collate_embedding_pairs,
-        callbacks=[DeadCodeReset(*tables, every_epochs=every_epochs, settling_share=0.25)],
+        callbacks=[DeadCodeReset(*tables, every_epochs=3, settling_share=0.25)],
     )
     trainer.train()
-    assert seeds == expected
-
-
-@pytest.mark.parametrize("start", ["kmeans", "random"])
-def test_the_loss_of_a_step_is_the_mean_over_its_rows_however_they_are_cut(start: str):
-    model = new_model(sinkhorn_epsilon=0.0, initialization=start)
-    semantic, collaborative = map(torch.tensor, clustered_embeddings(10))
-    model.fit_standardization(semantic, collaborative)
-
-    whole = model(semantic, collaborative).loss
-    whole.backward()
-    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    model.zero_grad()
-    # The last batch has no row at all, as a process's may in the last step of an epoch.
-    parts = [
-        model(semantic[rows], collaborative[rows], num_items_in_batch=10).loss for rows in (slice(7), slice(7, 10), [])
-    ]
-    sum(parts).backward()
-
-    assert parts[2].item() == 0
-    torch.testing.assert_close(sum(parts), whole)
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-5, msg=name)
-
-
-def test_an_empty_batch_has_no_codes_and_no_loss():
-    model = new_model(sinkhorn_epsilon=0.01).train()
-    output = model(torch.zeros(0, 8), torch.zeros(0, 6), num_items_in_batch=4)
-    assert output.semantic_codes.shape == (0, 2)
-    assert output.loss.item() == 0
-
-
-def test_accumulated_gradients_train_what_one_batch_does(tmp_path: Path):
-    states = []
-    for division in ({}, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}):
-        model = new_model(sinkhorn_epsilon=0.0)
-        settings = {"num_train_epochs": 4, "optim": "sgd", "learning_rate": 0.1, **division}
-        train_joint_rqvae(model, *clustered_embeddings(41), arguments(tmp_path, **settings))  # the last step has 9 rows
-        states.append(model.state_dict())
-    for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
+    assert seeds == [3, 6]

@@ -175,7 +175,7 @@ def test_moving_averages_by_hand():
     assert output.codes.tolist() == [0, 0, 1]
     # Counts go from 1 to (1 + 2) / 2, (1 + 1) / 2 and 1 / 2; sums from 0, 10, 50 to (0 + 6) / 2, (10 + 9) / 2, 50 / 2.
     assert quantizer.ema_counts.tolist() == [1.5, 1.0, 0.5]
-    assert quantizer.codebook.flatten().tolist() == [2.0, 9.5, 50.0]  # nobody was given to the last one: it stays
+    assert quantizer.codebook.flatten().tolist() == [2.0, 9.5, 50.0]  # no vector is assigned to the last one: it stays
     assert quantizer.codebook.grad is None
     assert vectors.grad.flatten().tolist() == pytest.approx([0.25 * 2 * 2 / 3, 0.25 * 2 * 4 / 3, -0.25 * 2 * 1 / 3])
 
@@ -186,7 +186,7 @@ def test_moving_averages_stand_still_in_evaluation():
     assert quantizer.codebook.flatten().tolist() == [0.0, 10.0]
 
 
-def test_a_reset_code_starts_its_average_anew():
+def test_a_reset_code_restarts_its_average():
     quantizer = quantizer_with([[0.0], [1000.0]], ema_decay=0.9)
     quantizer.set_codes(torch.arange(2), torch.tensor([[0.0], [1000.0]]))
     vectors = torch.tensor([[0.0], [0.0], [6.0]])

@@ -8,8 +8,6 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from transformers.models.t5 import modeling_t5
 
-from gensar_hf.errors import InputError
-
 CONFIGS = sorted((Path(__file__).parents[2] / "training_scripts" / "configs" / "accelerate").glob("*.yaml"))
 
 
@@ -47,13 +45,3 @@ def test_fsdp_wraps_layers_that_there_are(generators):
     table = model.get_input_embeddings().weight
     assert model.lm_head.weight is table
     assert not any(parameter is table for layer in layers for parameter in layer.parameters())
-
-
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_small_models_are_not_spread_over_processes(name, monkeypatch):
-    from stages import refuse_sharding
-
-    refuse_sharding("rqvae")
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(InputError, match=f"Stage rqvae trains a small model .* does not take {name}"):
-        refuse_sharding("rqvae")

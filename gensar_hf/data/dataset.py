@@ -1,0 +1,494 @@
+"""Searches and recommendations of users: two tables, validated, with their events and their split.
+
+`items`: `item_id`, then any columns, some of which make the item's text. `interactions`: `user_id`, `item_id`,
+`timestamp` (or `order`), and optionally `query`. A row with an item and no query is a click on a recommendation, a row
+with both is a click after a search, a row with a query and no item is a search without a click.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from gensar_hf.data.queries import assign_search_clicks
+from gensar_hf.data.splits import Split, SplitMethod, leave_one_out, make_split
+from gensar_hf.data.tables import Table, TableSource, id_column, read_table, text_column, text_of, time_column
+from gensar_hf.data.user_events import UserEvents, user_events
+from gensar_hf.errors import InputError
+from gensar_hf.files import atomic_path, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+# Long text last: text encoders truncate, and the short columns say most per word.
+DEFAULT_TEXT_COLUMNS = ("title", "name", "brand", "categories", "category", "genres", "year", "description")
+MAX_QUERY_CHARACTERS = 1000
+_ABOUT_FILE, _OLD_ABOUT_FILE = "dataset.json", "log.json"
+_FORMAT_VERSION = 2
+
+
+class InteractionDataset:
+    """Two tables, validated: a catalogue and what users clicked and typed.
+
+    Args:
+        items: path (.parquet, .csv, .tsv, .jsonl, .json), DataFrame or `datasets.Dataset`; one row per item.
+        interactions: the same kinds; one row per click or search. Columns other than `user_id`, `item_id`,
+            `timestamp` (or `order`: a number that grows with time, for data without times; `timestamp` wins) and
+            `query` are dropped.
+        text_columns: the columns that make an item's text, in order. Default: those of `DEFAULT_TEXT_COLUMNS` that
+            the table has, in that order.
+        split: which clicks are held out as requests.
+            `"leave_one_out"`: per user and task, the last click (test) and the last but one (validation).
+            `"chronological"`: the latest 10 % of all events (test) and the 10 % before them (validation).
+            `"none"`: no click; everything is for training.
+            `"held_out"`: every click of `interactions`, as test and as validation; nothing is for training.
+        history: the same users' earlier interactions. A model reads them as history; none of them is a training target
+            or a request. `items` must contain their items.
+        min_interactions: drop users and items with fewer clicks, repeatedly, until none is left to drop (k-core).
+            Every click counts, repeated ones included. Searches without a click do not count and stay with their
+            user. Items that are never clicked leave the catalogue. 0 keeps everything.
+        search_fraction: share of the clicks without a query that become search clicks, with a query made from the
+            item's categories; for data without queries. See `queries.assign_search_clicks`.
+        category_column: column of `items` that these queries are made from.
+        seed: of the draw of these clicks.
+
+    Attributes:
+        items: `item_id` (str, distinct) first, then the other columns of the items table. Text columns are str, ""
+            where missing.
+        interactions: the columns `user_id` (str), `item_id` (str, "" for a search without a click), `timestamp`
+            (float64; seconds, or the order) and `query` (str, "" for a click on a recommendation), those of `history`
+            included. Users are in the order of their first appearance, their rows in the order of time. Rows of equal
+            time keep the order of the table.
+        text_columns: the columns of `items` that make an item's text, in order.
+        split_method: the argument `split`.
+
+    Ids are text: 242, "242" and 242.0 are the same item. Text has each run of white space replaced by one space; lists
+    are joined with ", ". Queries are cut after 1,000 characters, with a warning.
+
+    Raises:
+        ValueError: an argument is outside its range.
+        InputError: one sentence with table, row, column, value and remedy.
+    """
+
+    items: pd.DataFrame
+    interactions: pd.DataFrame
+    text_columns: tuple[str, ...]
+    split_method: SplitMethod
+
+    def __init__(
+        self,
+        items: TableSource,
+        interactions: TableSource,
+        *,
+        text_columns: Sequence[str] | None = None,
+        split: SplitMethod = "leave_one_out",
+        history: InteractionDataset | None = None,
+        min_interactions: int = 0,
+        search_fraction: float = 0.0,
+        category_column: str = "categories",
+        seed: int = 0,
+    ) -> None:
+        if min_interactions < 0:
+            raise ValueError(f"`min_interactions` counts clicks and cannot be negative; got {min_interactions}.")
+        if min_interactions and history is not None:
+            raise ValueError(
+                "`min_interactions` cannot be combined with `history`, because it would drop items that the history "
+                "contains; filter the tables first, or leave one of the two out."
+            )
+        item_table, interaction_table = read_table(items, "items"), read_table(interactions, "interactions")
+        catalogue, columns = check_items(item_table, text_columns)
+        rows = _check_interactions(interaction_table, item_table.name, catalogue)
+        if search_fraction:
+            rows = assign_search_clicks(catalogue, rows, search_fraction, seed, category_column)
+        if min_interactions:
+            catalogue, rows = _k_core(catalogue, rows, min_interactions)
+        self._fill(catalogue, rows, columns, split, history)
+
+    @classmethod
+    def from_checked(
+        cls,
+        items: pd.DataFrame,
+        interactions: pd.DataFrame,
+        text_columns: Sequence[str],
+        *,
+        split: SplitMethod = "leave_one_out",
+        history: InteractionDataset | None = None,
+    ) -> InteractionDataset:
+        """A dataset of tables in the form of the attributes `items` and `interactions` (without rows of `history`).
+
+        Raises:
+            InputError: `items` lacks an item of `history`, or an interaction is earlier than the user's history.
+        """
+        dataset = cls.__new__(cls)
+        dataset._fill(items, interactions, tuple(text_columns), split, history)
+        return dataset
+
+    def _fill(
+        self,
+        items: pd.DataFrame,
+        rows: pd.DataFrame,
+        text_columns: tuple[str, ...],
+        split: SplitMethod,
+        history: InteractionDataset | None,
+    ) -> None:
+        if split not in get_args(SplitMethod):
+            raise ValueError(f"`split` must be one of {', '.join(map(repr, get_args(SplitMethod)))}; got {split!r}.")
+        is_history = np.zeros(len(rows), dtype=bool)
+        if history is not None:
+            _check_history(history.interactions, items, rows)
+            is_history = np.repeat([True, False], [len(history), len(rows)])
+            rows, order = _merge_rows(history.interactions, rows)
+            is_history = is_history[order]
+        self.items, self.interactions, self.text_columns, self.split_method = items, rows, text_columns, split
+        self._is_history = is_history  # (num_interactions,) bool; the rows of `history` come first in each user's rows
+
+    def __len__(self) -> int:
+        """Number of interactions."""
+        return len(self.interactions)
+
+    def __repr__(self) -> str:
+        """One line with the counts of users, items, interactions and distinct queries."""
+        queries = self.interactions["query"]
+        counts = {
+            "users": self.interactions["user_id"].nunique(),
+            "items": len(self.items),
+            "interactions": len(self),
+            "queries": queries[queries != ""].nunique(),
+        }
+        if self._is_history.any():
+            counts["rows of history"] = int(self._is_history.sum())
+        return f"InteractionDataset({', '.join(f'{count:,} {name}' for name, count in counts.items())})"
+
+    @property
+    def item_ids(self) -> list[str]:
+        """The id of each item, in the order of `items`."""
+        return self.items["item_id"].tolist()
+
+    @property
+    def titles(self) -> list[str]:
+        """The title of each item, in the order of `items`; its text if there is no column `title`."""
+        if "title" not in self.items.columns:
+            return self.item_texts()
+        return [text_of(title) or "" for title in self.items["title"]]
+
+    def item_texts(self) -> list[str]:
+        """The text of each item, in the order of `items`: its non-empty text columns joined by ". ".
+
+        For `text_columns = ("title", "year", "genres")` it reads "Toy Story. 1995. Animation, Children's, Comedy".
+        """
+        rows = zip(*(self.items[column] for column in self.text_columns), strict=True)
+        return [". ".join(part for part in row if part) for row in rows]
+
+    @cached_property
+    def events(self) -> UserEvents:
+        """The interactions as events, sorted by user, then by time; item i is row i of `items`."""
+        return user_events(self.item_ids, self.interactions)
+
+    @cached_property
+    def split(self) -> Split:
+        """Training events and held-out requests, as the argument `split` says."""
+        return make_split(self.events, self.split_method, self._target_starts())
+
+    def _target_starts(self) -> np.ndarray:
+        """`(num_users,)` int64 event index: where the events begin that do not come from the history."""
+        events = self.events
+        if not self._is_history.any():
+            return events.offsets[:-1]
+        # A row makes the same events whatever follows it.
+        before = user_events(self.item_ids, self.interactions[self._is_history])
+        num_events = dict(zip(before.user_ids, np.diff(before.offsets).tolist(), strict=True))
+        return events.offsets[:-1] + np.array([num_events.get(user, 0) for user in events.user_ids], dtype=np.int64)
+
+    def with_split(self, split: SplitMethod) -> InteractionDataset:
+        """The same data with other held-out clicks; `split` as for the class."""
+        return self._with(self.items, self.interactions, self._is_history, split)
+
+    def _with(
+        self, items: pd.DataFrame, rows: pd.DataFrame, is_history: np.ndarray, split: SplitMethod | None = None
+    ) -> InteractionDataset:
+        dataset = self.from_checked(items, rows, self.text_columns, split=split or self.split_method)
+        dataset._is_history = is_history
+        return dataset
+
+    def _select(self, items: np.ndarray, rows: np.ndarray) -> InteractionDataset:
+        """The part with these items and these rows, both masks."""
+        return self._with(
+            self.items[items].reset_index(drop=True),
+            self.interactions[rows].reset_index(drop=True),
+            self._is_history[rows],
+        )
+
+    def split_by_time(self, later_share: float) -> tuple[InteractionDataset, InteractionDataset]:
+        """Split at the moment when all but a share of the rows have passed.
+
+        Times must be comparable between users: seconds or dates, not each user's own order.
+
+        Args:
+            later_share: of the rows (without those of `history`), above 0 and below 1. Rows of the same time stay
+                together, on the later side.
+
+        Returns:
+            The earlier dataset, without the items that only later rows click. The later dataset, whose history is the
+            earlier one and whose `items` are the earlier items followed by the others.
+
+        Raises:
+            ValueError: `later_share` is outside its range.
+            InputError: one of the two sides would have no row.
+        """
+        if not 0 < later_share < 1:
+            raise ValueError(f"`later_share` is a share of the rows, above 0 and below 1; got {later_share}.")
+        is_newer = ~self._is_history
+        times = self.interactions["timestamp"].to_numpy()
+        newer_times = np.sort(times[is_newer])
+        num_earlier = round((1 - later_share) * len(newer_times))
+        is_later = is_newer & (times >= np.append(newer_times, np.inf)[num_earlier])
+        num_later = int(is_later.sum())
+        if num_later in (0, len(newer_times)):
+            raise InputError(
+                f"{len(newer_times):,} interactions cannot be split in time with a later share of {later_share}, "
+                f"because {'all' if num_later else 'none'} of them would be later; choose another share, or data with "
+                "more than one time."
+            )
+        # Series.isin takes a minute for a million values that are not distinct.
+        early_items, late_items = (self.interactions["item_id"][rows].unique() for rows in (~is_later, is_later))
+        is_new = (self.items["item_id"].isin(late_items) & ~self.items["item_id"].isin(early_items)).to_numpy()
+        earlier = self._select(~is_new, ~is_later)
+        items = pd.concat([self.items[~is_new], self.items[is_new]], ignore_index=True)
+        rows = self.interactions[is_later].reset_index(drop=True)
+        later = self.from_checked(items, rows, self.text_columns, split=self.split_method, history=earlier)
+        return earlier, later
+
+    def hold_out_items(self, fraction: float, seed: int = 0) -> tuple[InteractionDataset, InteractionDataset]:
+        """Separate a random share of the items, with all their rows.
+
+        Args:
+            fraction: of the items, above 0 and below 1, rounded to a whole number of them: at least one and never all.
+            seed: of the draw.
+
+        Returns:
+            The dataset without these items, and one with nothing else. Both keep the order and the times of their
+            rows. `kept.merge(held_out)` puts them together again.
+
+        Raises:
+            ValueError: `fraction` is outside its range.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"`fraction` is a share of the items, above 0 and below 1; got {fraction}.")
+        num_items = len(self.items)
+        num_held_out = min(max(1, round(fraction * num_items)), num_items - 1)
+        is_held_out = np.zeros(num_items, dtype=bool)
+        # A separate random stream: the same seed also draws the search clicks.
+        is_held_out[np.random.default_rng([seed, 1]).choice(num_items, num_held_out, replace=False)] = True
+        in_row = self.interactions["item_id"].isin(self.items["item_id"][is_held_out]).to_numpy()
+        return self._select(~is_held_out, ~in_row), self._select(is_held_out, in_row)
+
+    def merge(self, other: InteractionDataset) -> InteractionDataset:
+        """Both datasets' rows by user and time (at equal times, this dataset's first), and the items of both.
+
+        Args:
+            other: its items that this dataset lacks come last. Its text columns and its split are not used.
+        """
+        rows, order = _merge_rows(self.interactions, other.interactions)
+        new_items = other.items[~other.items["item_id"].isin(self.items["item_id"])]
+        items = pd.concat([self.items, new_items], ignore_index=True)
+        return self._with(items, rows, np.concatenate([self._is_history, other._is_history])[order])
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `items.parquet`, `interactions.parquet`, `split.safetensors` and, last, `dataset.json` to `folder`."""
+        folder = Path(folder)
+        history = {"is_history": self._is_history} if self._is_history.any() else {}
+        rows = self.interactions.assign(**history)
+        for name, frame in (("items", self.items), ("interactions", rows)):
+            with atomic_path(folder / f"{name}.parquet") as aside:
+                frame.to_parquet(aside, index=False)
+        self.split.save(folder)
+        counts = {"num_items": len(self.items), "num_interactions": len(self)}
+        about = {"text_columns": list(self.text_columns), "split": self.split_method, **counts}
+        write_json(folder / _ABOUT_FILE, {"format_version": _FORMAT_VERSION, **about})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> InteractionDataset:
+        """Read what `save` wrote, or the `data` folder of a run of version 0.1 (`log.json`).
+
+        Raises:
+            InputError: a file is missing or damaged, or the files do not belong together.
+        """
+        folder = Path(folder)
+        is_old = not (folder / _ABOUT_FILE).is_file() and (folder / _OLD_ABOUT_FILE).is_file()
+        about = read_json(folder / (_OLD_ABOUT_FILE if is_old else _ABOUT_FILE))
+        items, rows = (read_table(folder / f"{name}.parquet", name).frame for name in ("items", "interactions"))
+        expected = [about.get("num_items"), about.get("num_interactions"), about.get("format_version")]
+        if [len(items), len(rows), 1 if is_old else _FORMAT_VERSION] != expected:
+            raise InputError(
+                f"{folder}: {_OLD_ABOUT_FILE if is_old else _ABOUT_FILE}, items.parquet and interactions.parquet do "
+                "not belong together; delete the folder and write the dataset again."
+            )
+        is_history = rows.pop("is_history").to_numpy(dtype=bool) if "is_history" in rows else None
+        dataset = cls.from_checked(items, rows, about["text_columns"], split=about.get("split", "leave_one_out"))
+        if is_history is not None:
+            dataset._is_history = is_history
+        dataset.split = Split.load(folder, dataset.events)
+        if is_old and not np.array_equal(dataset.split.train_ends, leave_one_out(dataset.events).train_ends):
+            dataset.split_method = "chronological"
+        return dataset
+
+
+def check_items(table: Table, text_columns: Sequence[str] | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The items table in the form of `InteractionDataset.items`, and its text columns.
+
+    Raises:
+        InputError: a column or an id is missing, an id is repeated, or a value of a text column is not text.
+    """
+    table.require(["item_id"])
+    item_ids = id_column(table, "item_id")
+    _refuse(table, "item_id", item_ids == "", "is not an item id, the value is missing", "give every item an id")
+    repeated = item_ids.duplicated()
+    if repeated.any():
+        value = item_ids[repeated].iloc[0]
+        first = int((item_ids == value).argmax())
+        _refuse(table, "item_id", repeated, f"is already in row {first + 1}", "keep one row per item", value)
+    chosen = _choose_text_columns(table, text_columns)
+    remedy = "turn it into text, or leave the column out by naming the text columns (`text_columns`)"
+    columns: dict[str, pd.Series] = {"item_id": item_ids}
+    for column in table.frame.columns:
+        if column in chosen:
+            columns[column] = text_column(table, column, remedy)
+        elif column != "item_id":
+            columns[str(column)] = _storable(table.frame[column])
+    items = pd.DataFrame(columns)
+    without_text = int((items[list(chosen)] == "").all(axis=1).sum())
+    if without_text == len(items):
+        raise InputError(
+            f"{table.name}: the text columns {', '.join(chosen)} are empty in every row; fill at least one."
+        )
+    if without_text:
+        logger.warning("%s: %d of %d items have no text at all.", table.name, without_text, len(items))
+    return items, chosen
+
+
+def _refuse(table: Table, column: str, is_bad: pd.Series, problem: str, remedy: str, value: str | None = None) -> None:
+    """Raise the error of `Table.complain` if a row is bad."""
+    rows = np.flatnonzero(is_bad)
+    if len(rows):
+        raise table.complain(column, rows, problem, remedy, value)
+
+
+def _choose_text_columns(table: Table, text_columns: Sequence[str] | None) -> tuple[str, ...]:
+    if text_columns is None:
+        chosen = [column for column in DEFAULT_TEXT_COLUMNS if column in table.frame.columns]
+    else:
+        chosen = [text_columns] if isinstance(text_columns, str) else list(text_columns)
+        table.require(chosen)
+    if not chosen:
+        raise InputError(
+            f"{table.name} has no text column: none of {', '.join(DEFAULT_TEXT_COLUMNS)} is among its columns "
+            f"{', '.join(map(str, table.frame.columns))}; name those that describe an item (`text_columns`)."
+        )
+    if "item_id" in chosen or len(set(chosen)) < len(chosen):
+        raise InputError(
+            f"The text columns {', '.join(chosen)} name item_id or one column twice; name others, once each."
+        )
+    return tuple(chosen)
+
+
+def _storable(values: pd.Series) -> pd.Series:
+    """The column as it is, or as text if its values have no common type, which Parquet refuses."""
+    try:
+        pa.array(values, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError):
+        return values.astype("str")
+    return values
+
+
+def _check_interactions(table: Table, items_name: str, items: pd.DataFrame) -> pd.DataFrame:
+    time_name = "order" if "timestamp" not in table.frame.columns and "order" in table.frame.columns else "timestamp"
+    table.require(["user_id", "item_id", time_name])
+    user_ids, item_ids = id_column(table, "user_id"), id_column(table, "item_id")
+    queries = _check_queries(table)
+    _refuse(table, "user_id", user_ids == "", "is not a user id, the value is missing", "give every row a user")
+    neither, remedy = (item_ids == "") & (queries == ""), "give an item, a query, or both"
+    _refuse(table, "item_id", neither, "is not an item id, and the row has no query either", remedy)
+    unknown = (item_ids != "") & ~item_ids.isin(items["item_id"])
+    if unknown.any():
+        value, remedy = item_ids[unknown].iloc[0], "add the item there or drop the row"
+        _refuse(table, "item_id", unknown, f"is not an item of {items_name}", remedy, value)
+    timestamps = time_column(table, time_name)
+    frame = pd.DataFrame({"user_id": user_ids, "item_id": item_ids, "timestamp": timestamps, "query": queries})
+    return frame.iloc[_by_user_and_time(frame)].reset_index(drop=True)
+
+
+def _by_user_and_time(rows: pd.DataFrame) -> np.ndarray:
+    """The order of the rows by user (first appearance first), then by time; equal times keep their order."""
+    return np.lexsort((rows["timestamp"].to_numpy(), pd.factorize(rows["user_id"])[0]))  # lexsort is stable
+
+
+def _merge_rows(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """All rows by user and time, and where each of them was in the concatenation of the two."""
+    rows = pd.concat([first, second], ignore_index=True)
+    order = _by_user_and_time(rows)
+    return rows.iloc[order].reset_index(drop=True), order
+
+
+def _check_queries(table: Table) -> pd.Series:
+    if "query" not in table.frame.columns:
+        return pd.Series("", index=table.frame.index, dtype="str")
+    queries = text_column(table, "query", "give the words that were typed, or nothing")
+    too_long = np.flatnonzero(queries.str.len() > MAX_QUERY_CHARACTERS)
+    if len(too_long):
+        logger.warning(
+            "%s, row %d, column query: %d characters are cut to %s (%d such rows; rows are counted from 1, without the "
+            "header).",
+            table.name, too_long[0] + 1, len(queries.iloc[too_long[0]]), f"{MAX_QUERY_CHARACTERS:,}", len(too_long),
+        )  # fmt: skip
+        queries = queries.str.slice(0, MAX_QUERY_CHARACTERS).str.strip()
+    return queries
+
+
+def _check_history(history: pd.DataFrame, items: pd.DataFrame, rows: pd.DataFrame) -> None:
+    missing = history["item_id"][(history["item_id"] != "") & ~history["item_id"].isin(items["item_id"])].unique()
+    if len(missing):
+        raise InputError(
+            f"`history` contains {len(missing):,} items that `items` lacks, such as {missing[0]!r}; give the whole "
+            "catalogue as `items`, earlier and new items together."
+        )
+    last = history.groupby("user_id")["timestamp"].max()
+    is_too_early = (rows["timestamp"] < rows["user_id"].map(last)).to_numpy()
+    if is_too_early.any():
+        first = rows[is_too_early].iloc[0]
+        raise InputError(
+            f"{int(is_too_early.sum()):,} of the interactions are earlier than the history of their user: user "
+            f"{first['user_id']} has one at {first['timestamp']:.10g}, and the last of the history is at "
+            f"{last[first['user_id']]:.10g}; give only newer interactions."
+        )
+
+
+def _k_core(items: pd.DataFrame, rows: pd.DataFrame, min_interactions: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The largest part in which every user and every item has `min_interactions` clicks.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    clicked = rows["item_id"] != ""
+    clicks = rows[clicked]
+    while True:
+        per_user = clicks.groupby("user_id")["item_id"].transform("size")
+        per_item = clicks.groupby("item_id")["user_id"].transform("size")
+        enough = (per_user >= min_interactions) & (per_item >= min_interactions)
+        if enough.all():
+            break
+        clicks = clicks[enough]
+    if clicks.empty:
+        raise InputError(
+            f"No users and items remain that have {min_interactions} clicks each among one another; lower "
+            "`min_interactions`."
+        )
+    stays = rows.index.isin(clicks.index) | (~clicked & rows["user_id"].isin(clicks["user_id"].unique()))
+    kept_items = items[items["item_id"].isin(clicks["item_id"].unique())]
+    return kept_items.reset_index(drop=True), rows[stays].reset_index(drop=True)

@@ -1,0 +1,400 @@
+"""`GenSARTrainer`: a `transformers.Trainer` for the generator of a pipeline."""
+
+import copy
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import TrainOutput, speed_metrics
+
+from gensar_hf.data import InteractionDataset, training_mask
+from gensar_hf.errors import InputError
+from gensar_hf.evaluation import Evaluation, validation_metrics
+from gensar_hf.files import write_json
+from gensar_hf.generator.adapters import (
+    AdapterBase,
+    add_adapter,
+    grow_to,
+    lora_config,
+    merge_adapter,
+    neighbors_of_marked_items,
+    save_adapter,
+)
+from gensar_hf.generator.examples import (
+    ExampleCollator,
+    ExampleRows,
+    ExampleSampler,
+    TrainingExamples,
+    batches_per_step,
+)
+from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
+from gensar_hf.generator.prompts import Task
+from gensar_hf.identifiers import IdentifierTable
+from gensar_hf.pipeline import GenSARPipeline
+from gensar_hf.training.arguments import GenSARTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+MIN_STEPS = 300  # fewer leave a generator untrained, however small the log
+MAX_TARGET_TOKENS = 120  # response tokens packed into one row of events
+MEASURES = "hr@5", "hr@10", "ndcg@5", "ndcg@10"
+DEFAULT_LORA_RANK = 16  # of a causal language model
+
+
+class ProgressBar(ProgressCallback):
+    """The progress bar of the steps, with the latest loss, and one line an evaluation."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show the loss behind the bar."""
+        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.2f}", refresh=False)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Write the step's NDCG@10."""
+        if state.is_world_process_zero and self.training_bar is not None and metrics:
+            shown = {name: value for name, value in metrics.items() if name.endswith("ndcg@10")}
+            text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+            self.training_bar.write(f"step {state.global_step}: {text}")
+
+
+class GenSARTrainer(Trainer):
+    """Trains the generator of a pipeline on all tasks; evaluates with HR@k and NDCG@k on held-out clicks.
+
+    Args:
+        pipe: as `GenSARPipeline.from_pretrained` or `train` return it; its model is trained in place.
+        args: a `lora_rank` above 0 trains LoRA, the code tokens and the vectors of items that were added, and leaves
+            all other weights as they are; `save_model` then writes an adapter.
+        train_dataset: matched to the pipeline's catalogue by item id. What its split holds out is not read.
+        eval_dataset: evaluation uses its validation requests; a mapping of names to datasets prefixes the metrics
+            with the names. Default: `train_dataset`.
+        teacher: see `ExampleSampler`.
+        callbacks, optimizers, …: as for `Trainer`.
+
+    Raises:
+        InputError: the dataset has an item that the catalogue lacks, no training events, or, with `eval_strategy`, no
+            validation requests.
+    """
+
+    def __init__(
+        self,
+        pipe: GenSARPipeline,
+        args: GenSARTrainingArguments,
+        train_dataset: InteractionDataset | None = None,
+        eval_dataset: InteractionDataset | Mapping[str, InteractionDataset] | None = None,
+        *,
+        teacher: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        set_seed(args.seed)
+        self.pipe, self.dataset, self._teacher = pipe, train_dataset, teacher
+        self._evaluations: dict[int, tuple[InteractionDataset, Evaluation]] = {}
+        args = copy.copy(args)
+        self._steps_follow_epochs = args.max_steps <= 0
+        if train_dataset is not None:
+            pipe.tokenizer.catalogue.item_rows(train_dataset.item_ids)  # all are known, or the pipeline stays as it is
+        self._base: AdapterBase | None = None  # with LoRA, the model that the adapter is for
+        model: Any = self._prepare_model(args)
+        if train_dataset is not None:
+            split = train_dataset.split
+            self._examples = TrainingExamples(
+                pipe.tokenizer, train_dataset.events, split.train_ends, split.target_starts
+            )
+            self._sampler(args)  # complains if there is nothing to train on
+        self._batch_sizes = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        tune_for_cpu(args, pipe.model, pipe.tokenizer.history_encoding)
+        if self._steps_follow_epochs and train_dataset is not None:
+            args.max_steps = self._num_steps(args)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=ExampleCollator(pipe.tokenizer),
+            train_dataset=None,
+            eval_dataset=eval_dataset if eval_dataset is not None else train_dataset,
+            processing_class=pipe.tokenizer,
+            callbacks=callbacks,
+            **kwargs,
+        )
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        if not args.disable_tqdm:
+            self.add_callback(ProgressBar())
+        if args.eval_strategy != "no":  # complains now, and not after the first steps
+            datasets: Any = self.eval_dataset
+            for dataset in datasets.values() if isinstance(datasets, Mapping) else [datasets]:
+                pipe.tokenizer.catalogue.item_rows(dataset.item_ids)
+                self._evaluation(dataset)
+
+    def _prepare_model(self, args: GenSARTrainingArguments) -> Any:
+        """The pipeline's model with room for items that are trained for the first time, and with LoRA if wanted."""
+        pipe = self.pipe
+        if pipe.adapter is not None:  # of an earlier training
+            pipe.model, pipe.adapter, pipe.name_or_path = merge_adapter(pipe.adapter), None, None
+        rank = args.lora_rank
+        if rank is None:
+            rank = DEFAULT_LORA_RANK if pipe.tokenizer.decoder_only else 0
+        table, marked = pipe.tokenizer.identifiers, self._with_new_items_marked()
+        num_vectors = getattr(pipe.model.config, "num_items", 0)
+        neighbors = neighbors_of_marked_items(table, marked) if marked is not table and num_vectors else None
+        if neighbors is not None or rank:
+            base = AdapterBase.of(pipe.model, pipe.name_or_path or "", neighbors=neighbors)
+            grow_to(pipe.model, base)
+            self._base = base if rank else None
+        if marked is not table:
+            pipe.tokenizer.attach_identifiers(marked)
+        if rank == 0:
+            return pipe.model
+        config = lora_config(
+            pipe.model,
+            pipe.tokenizer.code_token_ids.tolist(),
+            rank,
+            alpha=2 * rank,
+            target_modules=args.lora_target_modules,
+            item_rows=range(num_vectors, getattr(pipe.model.config, "num_items", 0)),
+        )
+        pipe.adapter = add_adapter(pipe.model, config)
+        return pipe.adapter
+
+    def _with_new_items_marked(self) -> IdentifierTable:
+        """The catalogue, its added items marked that the training clicks for the first time."""
+        table = self.pipe.tokenizer.identifiers
+        if self.dataset is None:
+            return table
+        events, split = self.dataset.events, self.dataset.split
+        is_target = training_mask(split) & (np.arange(events.num_events) >= split.target_starts[events.event_users()])
+        clicked = {events.item_ids[row] for row in np.unique(events.items[is_target & (events.items >= 0)])}
+        new_items = [
+            item_id for item_id in table.item_ids[table.num_trained + table.num_marked :] if item_id in clicked
+        ]
+        return table.mark_trained(new_items) if new_items else table
+
+    # ---- data
+
+    def _num_steps(self, args: Any) -> int:
+        """Steps of `num_train_epochs` passes over the training events, `MIN_STEPS` at least."""
+        tokenizer = self.pipe.tokenizer
+        is_packed = tokenizer.history_encoding == "events"
+        targets_per_row = MAX_TARGET_TOKENS / (1 + tokenizer.identifiers.num_levels) if is_packed else 1
+        num_targets = args.num_train_epochs * self._examples.is_target.sum()
+        return max(MIN_STEPS, round(num_targets / (targets_per_row * rows_per_step(args))))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Rows of examples for all steps, drawn as they are read."""
+        if self.dataset is None:
+            raise InputError("`GenSARTrainer` has no `train_dataset`; give an InteractionDataset to train on.")
+        args: Any = self.args
+        tokenizer = self.pipe.tokenizer
+        is_packed = tokenizer.history_encoding == "events"
+        step_size = rows_per_step(args)
+        # Only one process sorts: several would each have to draw all rows of a step.
+        is_sorted = args.gradient_accumulation_steps > 1 and args.world_size == 1
+        num_rows = args.max_steps * step_size
+        # Room for a whole history and its instruction, or for many small examples side by side.
+        max_positions = 1 + tokenizer.max_history_events if is_packed else 0
+        self.train_dataset = ExampleRows(self._sampler(args), num_rows, max_positions, step_size if is_sorted else 1)
+        return super().get_train_dataloader()
+
+    def _sampler(self, args: Any) -> ExampleSampler:
+        tokenizer = self.pipe.tokenizer
+        weights = None if args.task_weights is None else {Task(name): w for name, w in args.task_weights.items()}
+        return ExampleSampler(
+            self._examples,
+            weights,
+            window=tokenizer.max_history_events,
+            max_target_tokens=MAX_TARGET_TOKENS if tokenizer.history_encoding == "events" else 0,
+            seed=args.seed,
+            teacher=self._teacher,
+            teacher_share=args.teacher_share,
+            item_vectors=getattr(self.pipe.model.config, "num_items", 0) > 0,
+        )
+
+    # ---- training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; the pipeline answers with the trained model afterwards. Arguments as for `Trainer.train`."""
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._answer_with_trained()
+        return output
+
+    def _answer_with_trained(self) -> None:
+        """Let the pipeline answer with the trainer's model."""
+        self.pipe.model = self._plain_model().eval()
+        if self._base is None:
+            self.pipe.name_or_path = None  # that folder holds the model as it was before
+        else:
+            self.pipe.adapter = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """As `Trainer` sets a trial up, whose batch sizes and epochs are those before `tune_for_cpu`."""
+        args: Any = self.args
+        args.per_device_train_batch_size, args.gradient_accumulation_steps = self._batch_sizes
+        super()._hp_search_setup(trial)
+        self._batch_sizes = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        tune_for_cpu(args, self.pipe.model, self.pipe.tokenizer.history_encoding)
+        if trial is not None:
+            self._train_batch_size = args.train_batch_size
+            self.create_accelerator_and_postprocess()
+        if self._steps_follow_epochs and self.dataset is not None:
+            args.max_steps = self._num_steps(args)
+
+    def _plain_model(self) -> PreTrainedModel:
+        """The generator, out of what wraps it; LoRA layers stay in it."""
+        model: Any = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.hyperparameter_search`; each trial starts from the present model, and so does a later `train`.
+
+        The sum of the metrics is maximized unless `compute_objective` and `direction` say otherwise.
+        """
+        name = self.pipe.name_or_path
+        start: Any = copy.deepcopy(self.model)
+        self.model_init = lambda: copy.deepcopy(start)
+        kwargs.setdefault("direction", "maximize")
+        try:
+            return super().hyperparameter_search(*args, **kwargs)
+        finally:
+            self.model = self.model_wrapped = self.call_model_init()
+            self._answer_with_trained()
+            self.pipe.name_or_path = name
+
+    # ---- evaluation
+
+    def evaluate(  # type: ignore[override]
+        self,
+        eval_dataset: InteractionDataset | Mapping[str, InteractionDataset] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """HR@k and NDCG@k on the validation requests of a dataset, against sampled candidates.
+
+        Args:
+            eval_dataset: default: the trainer's.
+            ignore_keys: of no effect.
+            metric_key_prefix: of the metrics' names.
+
+        Returns:
+            `eval_recommendation_ndcg@10`, `eval_search_hr@5`, …, and `eval_ndcg@10`, the mean over the tasks. Of
+            several datasets also the mean over the datasets.
+
+        Raises:
+            InputError: the dataset has no validation requests.
+        """
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]  # type: ignore[index]
+        if isinstance(dataset, Mapping):
+            metrics: dict[str, float] = {}
+            for name, part in dataset.items():
+                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            for measure in MEASURES:
+                per_dataset = [metrics[f"{metric_key_prefix}_{name}_{measure}"] for name in dataset]
+                metrics[f"{metric_key_prefix}_{measure}"] = float(np.mean(per_dataset))
+            return metrics
+        if dataset is None:
+            raise InputError("There is nothing to evaluate on; give an InteractionDataset as `eval_dataset`.")
+        start = time.time()
+        evaluation = self._evaluation(dataset)
+        pipe = copy.copy(self.pipe)
+        pipe.model = self._plain_model()
+        values = validation_metrics(pipe, evaluation)
+        for measure in MEASURES:
+            values[measure] = float(np.mean([value for name, value in values.items() if name.endswith(f"_{measure}")]))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        num_requests = sum(len(sets) for sets in evaluation.candidates.values())
+        metrics |= speed_metrics(metric_key_prefix, start, num_samples=num_requests)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluation(self, dataset: InteractionDataset) -> Evaluation:
+        """The validation requests of a dataset and their candidates, drawn at the first call."""
+        if id(dataset) not in self._evaluations:
+            args: Any = self.args
+            evaluation = Evaluation(
+                dataset,
+                part="validation",
+                num_negatives=args.num_negatives,
+                max_users=args.eval_max_users,
+                skip_clicked=args.exclude_seen,
+                seed=args.seed,
+            )
+            if not evaluation.candidates:
+                raise InputError(
+                    "The dataset has no validation requests to evaluate on: no user has three clicks of one kind; give "
+                    "another `eval_dataset`, or train with eval_strategy='no'."
+                )
+            self._evaluations[id(dataset)] = dataset, evaluation
+        return self._evaluations[id(dataset)][1]
+
+    # ---- saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a folder that `GenSARPipeline.from_pretrained` loads: a model, or with LoRA an adapter.
+
+        Raises:
+            InputError: an adapter for a model that is in no folder, because it has been trained since it was loaded.
+        """
+        folder = output_dir or self.args.output_dir or "."
+        if self._base is not None and not self._base.name and not _internal_call:
+            raise InputError(
+                "An adapter needs the folder of the model that it is for, and this one was trained after it was "
+                "loaded. Write the whole model with `pipe.save_pretrained`, or save it before a training with LoRA."
+            )
+        super().save_model(folder, _internal_call)
+        if self.args.should_save and not _internal_call:
+            self.pipe.save_extras(folder)
+            if self._base is None:
+                self.pipe.name_or_path = folder
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As `Trainer` saves; the settings as JSON, not as a pickled file."""
+        folder = Path(output_dir or self.args.output_dir or ".")
+        base = self._base
+        if base is None:
+            super()._save(str(folder), state_dict)
+        elif self.args.should_save:
+            if base.name and Path(base.name).is_dir():  # as seen from the adapter, so that both may be moved together
+                base = dataclasses.replace(base, name=os.path.relpath(base.name, folder))
+            save_adapter(self.accelerator.unwrap_model(self.model), folder, base)
+            self.pipe.tokenizer.save_pretrained(folder)
+        if self.args.should_save:
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            write_json(folder / "training_args.json", self.args.to_dict())
+
+    def push_to_hub(self, repo_id: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Upload model, tokenizer, identifiers and card in one commit.
+
+        Args:
+            repo_id: such as `"me/films"`; default: `args.hub_model_id`.
+            **kwargs: as for `GenSARPipeline.push_to_hub`.
+        """
+        name = repo_id or self.args.hub_model_id
+        if not name:
+            raise InputError("Name the repository: `trainer.push_to_hub('me/films')`, or set `hub_model_id`.")
+        return self.pipe.push_to_hub(name, **kwargs)
+
+
+def rows_per_step(args: Any) -> int:
+    """Rows of one optimizer step, over all devices, processes and accumulated batches."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def tune_for_cpu(args: Any, model: Any, history_encoding: str) -> None:
+    """Compute the same steps in the way that takes least time without a GPU; changes `args` in place."""
+    if args.device.type != "cpu":
+        return
+    if isinstance(model, GenSARForConditionalGeneration):
+        # Attention with a learned bias has no fused kernel on CPUs; what SDPA falls back to is slower than eager.
+        model.set_attn_implementation("eager")
+    num_batches = batches_per_step(args.train_batch_size, history_encoding)
+    args.per_device_train_batch_size //= num_batches
+    args.gradient_accumulation_steps *= num_batches

@@ -1,0 +1,142 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from gensar_hf import GenSARPipeline
+from gensar_hf.data import Behavior, Split, UserEvents
+from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.errors import InputError
+from gensar_hf.evaluation import CandidateSets, ndcg, rank_of_target
+from gensar_hf.evaluation.scorer import GeneratorScorer, choose_item_weight, request_history
+
+R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
+
+
+def test_a_request_s_history_is_written_as_the_pipeline_reads_it(tiny_split: Split) -> None:
+    """ann's test: her first ten events before the last click; her last search, whose own query is left out."""
+    comedy, space, crime = "comedy 1990s", "space adventure", "crime drama"
+    first_eight = [
+        {"item_id": "film-0"},
+        {"query": comedy},
+        {"item_id": "film-1", "query": comedy},
+        {"item_id": "film-2", "query": comedy},
+        {"item_id": "film-3"},
+        {"query": space},
+        {"item_id": "film-4", "query": space},
+        {"item_id": "film-5"},
+    ]
+    assert request_history(tiny_split.test[SEARCH], 0) == first_eight
+    assert request_history(tiny_split.test[RECOMMENDATION], 0) == [
+        *first_eight,
+        {"query": crime},
+        {"item_id": "film-6", "query": crime},
+    ]
+
+
+@pytest.mark.parametrize("task", [RECOMMENDATION, SEARCH])
+def test_scores_are_the_log_probabilities_of_the_identifiers(
+    task: str, tiny_split: Split, pipelines: dict[str, GenSARPipeline], encoding: str
+) -> None:
+    pipe, requests = pipelines[encoding], tiny_split.test[task]
+    rng = np.random.default_rng(0)
+    candidates = np.stack([rng.permutation(12)[:6] for _ in range(len(requests))])
+    scores = GeneratorScorer(pipe).score(requests, candidates)
+    behavior = S if task == SEARCH else R
+    for row in range(len(requests)):
+        query = requests.query_texts[row] if task == SEARCH else None
+        inputs = pipe.tokenizer.encode_request(request_history(requests, row), query, behavior.token)
+        for column, item in enumerate(candidates[row]):
+            codes = pipe.tokenizer.item_token_ids[behavior][item]
+            inputs["decoder_input_ids"] = torch.tensor([[pipe.tokenizer.pad_token_id, *codes[:-1]]])
+            with torch.no_grad():
+                log_probabilities = pipe.model(**inputs).logits[0].log_softmax(dim=-1)
+            expected = sum(log_probabilities[position, codes[position]].item() for position in range(1, 5))
+            assert scores[row, column] == pytest.approx(expected, abs=1e-4)
+
+
+def test_items_are_found_by_their_ids_not_by_their_order(
+    tiny_split: Split, tiny_events: UserEvents, pipelines: dict[str, GenSARPipeline], make_events: Callable
+) -> None:
+    """An event log that lists the catalogue in another order gives the same scores for the same items."""
+    pipe, requests = pipelines["events"], tiny_split.test[RECOMMENDATION]
+    order = np.random.default_rng(1).permutation(12)
+    place = np.argsort(order)
+    shuffled = UserEvents(
+        **{
+            **vars(tiny_events),
+            "item_ids": [tiny_events.item_ids[item] for item in order],
+            "items": np.where(tiny_events.items >= 0, place[tiny_events.items], -1),
+        }
+    )
+    candidates = np.tile(np.arange(12), (len(requests), 1))
+    scorer = GeneratorScorer(pipe)
+    expected = scorer.score(requests, candidates)
+    scores = scorer.score(Requests(RECOMMENDATION, shuffled, requests.targets), place[candidates])
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_scores_agree_with_the_ranking_that_the_pipeline_answers(
+    tiny_split: Split, pipelines: dict[str, GenSARPipeline], encoding: str
+) -> None:
+    pipe, requests = pipelines[encoding], tiny_split.test[SEARCH]
+    scores = GeneratorScorer(pipe).score(requests, np.tile(np.arange(12), (len(requests), 1)))
+    histories = [request_history(requests, row) for row in range(len(requests))]
+    answers = pipe.search(requests.query_texts, histories, top_k=12)
+    for row, answer in enumerate(answers):
+        ranked = [pipe.tokenizer.identifiers.item_ids[item] for item in np.argsort(-scores[row])]
+        assert [found["item_id"] for found in answer] == ranked
+
+
+def test_no_request_is_no_error(tiny_split: Split, pipelines: dict[str, GenSARPipeline]) -> None:
+    for task, nothing in tiny_split.validation.items():
+        scores = GeneratorScorer(pipelines["events"]).score(nothing, np.zeros((0, 100), dtype=int))
+        assert scores.shape == (0, 100), task
+
+
+def test_the_scorer_names_its_row_and_its_tasks(pipelines: dict[str, GenSARPipeline]) -> None:
+    scorer = GeneratorScorer(pipelines["events"])
+    assert scorer.name == "GenSAR"
+    assert scorer.tasks == {RECOMMENDATION, SEARCH}
+
+
+def test_items_that_the_model_does_not_know_are_refused(pipelines: dict[str, GenSARPipeline]) -> None:
+    message = "1 of the dataset's 2 items are not in the model's catalogue, the first is 'film-99'; add them"
+    with pytest.raises(InputError, match=message):
+        GeneratorScorer(pipelines["events"]).table_rows(["film-3", "film-99"])
+
+
+def every_item(requests) -> CandidateSets:
+    candidates = np.tile(np.arange(12), (len(requests), 1))
+    return CandidateSets(candidates, requests.target_items, "all", 0)
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.25, 1.0, 30.0), (30.0, 0.25)])
+def test_the_item_weight_is_the_best_of_separate_evaluations(
+    weights: tuple[float, ...], tiny_split: Split, pipelines: dict[str, GenSARPipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, requests = pipelines["vectors"], tiny_split.test
+    candidates = {task: every_item(requests[task]) for task in (RECOMMENDATION, SEARCH)}
+    configured = pipe.model.config.item_weight
+    chosen = choose_item_weight(pipe, requests, candidates, weights)
+    assert pipe.model.config.item_weight == configured
+    quality = {}
+    for weight in weights:
+        monkeypatch.setattr(pipe.model.config, "item_weight", weight)
+        scores = {task: GeneratorScorer(pipe).score(requests[task], candidates[task].candidates) for task in candidates}
+        ranks = {task: rank_of_target(scores[task], candidates[task].target_columns) for task in candidates}
+        quality[weight] = np.mean([ndcg(ranks[task], 5) for task in candidates])
+    assert len(set(quality.values())) > 1
+    assert quality[chosen] == pytest.approx(max(quality.values()), abs=1e-12)
+
+
+def test_an_item_weight_needs_item_vectors_and_requests(
+    tiny_split: Split, pipelines: dict[str, GenSARPipeline]
+) -> None:
+    requests = tiny_split.test
+    candidates = {SEARCH: every_item(requests[SEARCH])}
+    with pytest.raises(ValueError, match="for a model with item vectors"):
+        choose_item_weight(pipelines["events"], requests, candidates)
+    with pytest.raises(ValueError, match="at least one request"):
+        choose_item_weight(pipelines["vectors"], requests, {})

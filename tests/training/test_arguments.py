@@ -1,0 +1,74 @@
+"""The settings of a run: names, defaults, presets, and one sentence for each mistake."""
+
+import inspect
+
+import pytest
+
+from gensar_hf import GenSARTrainingArguments, InteractionDataset
+from gensar_hf.training.arguments import PRESETS
+
+
+def test_a_run_has_at_most_45_settings_of_our_own():
+    dataset = [name for name in inspect.signature(InteractionDataset).parameters if name not in ("items", "history")]
+    assert len(GenSARTrainingArguments.own_settings()) + len(dataset) <= 45
+
+
+def test_defaults_are_those_of_the_published_model():
+    args = GenSARTrainingArguments("films")
+    assert (args.text_encoder, args.rqvae_epochs, args.sinkhorn_epsilon) == (
+        "sentence-transformers/all-MiniLM-L6-v2", 30, 0.0,
+    )  # fmt: skip
+    assert (args.history_encoding, args.max_history_events, args.text_vocab_size) == ("events", 100, 1000)
+    assert (args.learning_rate, args.per_device_train_batch_size, args.seed) == (2.5e-3, 16, 42)
+    assert args.rqvae(384, 64, num_items=1682).codebook_size == 64
+    assert args.rqvae(384, 64, num_items=12101).codebook_size == 256
+    assert args.sasrec(1682).hidden_size == 64
+    assert args.item_vectors
+
+
+def test_the_paper_preset_is_gensar_as_published():
+    args = GenSARTrainingArguments("films", preset="paper")
+    assert args.rqvae(768, 64, num_items=100).codebook_size == 256
+    assert (args.history_encoding, args.item_vectors, args.sinkhorn_epsilon) == ("tokens", False, 0.003)
+    for name, value in PRESETS["paper"].items():
+        assert getattr(args, name) == value
+
+
+def test_a_setting_wins_over_the_preset():
+    args = GenSARTrainingArguments("films", preset="paper", learning_rate=1e-3, text_encoder=None, sinkhorn_epsilon=0)
+    assert (args.learning_rate, args.text_encoder) == (1e-3, None)
+    assert args.rqvae(8, 8, num_items=10).sinkhorn_epsilon == 0
+    assert args.max_history_events == 20  # of the preset
+
+
+MISTAKES = {
+    "preset": ({"preset": "small"}, "`preset` must be one of default, paper; got 'small'"),
+    "no folder": ({"output_dir": None}, "`output_dir` names the folder of the run"),
+    "unknown generator setting": ({"generator_config": {"d_modle": 3}}, "does not have; did you mean 'd_model'?"),
+    "unknown SASRec setting": ({"sasrec_config": {"heads": 3}}, "`sasrec_config` names 'heads'"),
+    "unknown RQ-VAE setting": ({"rqvae_config": {"code_book": 3}}, "`rqvae_config` names 'code_book'"),
+    "not a setting": ({"rqvae_config": {"semantic_dim": 3}}, "`rqvae_config` names 'semantic_dim', which follows from"),
+    "type inside": ({"generator_config": {"d_model": "big"}}, "`generator_config`: Field 'd_model' expected int"),
+    "range inside": ({"generator_config": {"dropout_rate": 2}}, "`dropout_rate` must be at least 0 and below 1; got 2"),
+    "heads": ({"sasrec_config": {"num_heads": 3}}, "`num_heads` must divide `hidden_size`"),
+    "codebook": ({"codebook_size": 1}, "`codebook_size` must be at least 2"),
+    "quantizer": ({"rqvae_config": {"quantizer": "vq"}}, "'quantizer' expected one of"),
+    "unknown task": ({"task_weights": {"swim": 1}}, "`task_weights` names the unknown task 'swim'; tasks are next_"),
+    "no task": ({"task_weights": {"next_query": 0}}, "`task_weights` must not be negative, and one must be positive"),
+    "rate": ({"learning_rate": -1}, "`learning_rate` must not be negative; got -1"),
+    "rank": ({"lora_rank": -1}, "`lora_rank` must not be negative; got -1"),
+    "encoding": ({"history_encoding": "words"}, "`history_encoding` must be one of events, tokens; got 'words'"),
+    "vectors": ({"preset": "paper", "item_vectors": True}, "`item_vectors` needs history_encoding='events'"),
+    "negatives": ({"num_negatives": 0}, "`num_negatives` must be at least 1; got 0"),
+    "columns": ({"remove_unused_columns": True}, "`remove_unused_columns` must stay False"),
+    "transformers' own": ({"save_strategy": "never"}, "never is not a valid SaveStrategy"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(mistake):
+    changes, words = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=r"\S") as error:
+        GenSARTrainingArguments(**{"output_dir": "films", **changes})
+    assert words in str(error.value)
+    assert len(str(error.value)) < 500

@@ -1,0 +1,336 @@
+"""`train`: from two tables to a pipeline, in stages that are skipped, continued and never mistaken for finished."""
+
+import json
+import logging
+import shutil
+
+import pandas as pd
+import pytest
+import tiny_runs
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from gensar_hf import GenSARPipeline, InputError, InteractionDataset, train
+from gensar_hf.training.stages import STAGES, run_stage
+
+
+def stages_run(data, folder, **changes):
+    """The stages that a call of `train` did not skip."""
+    reports = []
+    options = {name: changes.pop(name) for name in ("callbacks", "reuse") if name in changes}
+    train(data, tiny_runs.arguments(folder, **changes), on_stage=reports.append, **options)
+    assert [report.stage for report in reports] == list(STAGES)
+    return [report.stage for report in reports if not report.skipped]
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A copy of the finished run."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+# ---- the result
+
+
+def test_the_pipeline_recommends_searches_suggests_and_ranks(tiny_pipe):
+    recommended = tiny_pipe.recommend(tiny_runs.HISTORY, top_k=5)
+    found = tiny_pipe.search("red", top_k=5)
+    assert len({answer["item_id"] for answer in recommended}) == len({answer["item_id"] for answer in found}) == 5
+    assert all(answer["title"] for answer in recommended + found)
+    assert 0 < len(tiny_pipe.suggest_queries(tiny_runs.HISTORY, top_k=2)) <= 2
+    ranked = tiny_pipe.rank(tiny_runs.HISTORY, ["B01", "B02"], query="red")
+    assert {answer["item_id"] for answer in ranked} == {"B01", "B02"}
+
+
+def test_a_run_holds_its_stages_and_no_pickle(tiny_run):
+    assert {path.name for path in tiny_run.iterdir()} == set(STAGES)
+    assert not [path for path in tiny_run.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".pkl")]
+    record = json.loads((tiny_run / "model" / "stage.json").read_text())
+    assert record["details"]["steps"] == 4
+
+
+def test_the_model_folder_answers_elsewhere(tiny_run, tiny_pipe, tmp_path):
+    shutil.copytree(tiny_run / "model", tmp_path / "moved")
+    tiny_runs.assert_same_answers(GenSARPipeline.from_pretrained(tmp_path / "moved", device="cpu"), tiny_pipe)
+
+
+# ---- calling it again
+
+
+def test_a_finished_run_is_skipped(tiny_data, run):
+    written = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert stages_run(tiny_data, run) == []
+    assert stages_run(tiny_data, run, save_steps=3, logging_steps=1, save_total_limit=2, dataloader_num_workers=1) == []
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [({"learning_rate": 1e-3}, ["model"]), ({"rqvae_epochs": 2}, ["rqvae", "model"])],
+)
+def test_a_changed_setting_repeats_its_stage_and_later_ones(tiny_data, run, changes, again):
+    assert stages_run(tiny_data, run, **changes) == again
+    assert stages_run(tiny_data, run, **changes) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({"sasrec_config": {"hidden_size": 16}}, ["collaborative", "rqvae", "model"]),
+        ({"codebook_size": 9}, ["rqvae", "model"]),
+        ({"item_weight": None}, ["model"]),
+        ({"seed": 1}, ["semantic", "collaborative", "rqvae", "model"]),
+    ],
+)
+def test_further_settings_repeat_their_stage_and_later_ones(tiny_data, run, changes, again):
+    assert stages_run(tiny_data, run, **changes) == again
+
+
+@pytest.mark.slow
+def test_other_data_repeat_everything(run):
+    items, interactions = tiny_runs.make_tables()
+    items.loc[0, "title"] = "another title"
+    again = stages_run(InteractionDataset(items, interactions), run)
+    assert again[0] == "data"
+    assert "semantic" in again
+    assert again[-1] == "model"
+
+
+@pytest.mark.slow
+def test_a_deleted_or_damaged_file_repeats_its_stage(tiny_data, run):
+    (run / "model" / "generation_config.json").unlink()
+    assert stages_run(tiny_data, run) == ["model"]
+    (run / "data" / "stage.json").write_text('{"stage": "da')
+    assert stages_run(tiny_data, run) == ["data"]
+
+
+def test_a_truncated_file_of_a_finished_stage_is_one_sentence(tiny_data, run):
+    path = run / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="damaged"):
+        stages_run(tiny_data, run)
+
+
+@pytest.mark.parametrize("name", ["item_embeddings.safetensors"])
+def test_a_truncated_file_of_an_earlier_stage_is_one_sentence(tiny_data, run, name):
+    path = run / "semantic" / name
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"item_embeddings\.safetensors is damaged"):
+        stages_run(tiny_data, run)
+
+
+class Killed(TrainerCallback):
+    """Raises after some steps, as a killed process ends."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("step", [3])
+def test_a_killed_training_ends_with_the_same_bytes(tiny_data, tiny_run, run, step, caplog):
+    shutil.rmtree(run / "model")
+    with pytest.raises(KeyboardInterrupt):
+        stages_run(tiny_data, run, callbacks=[Killed(step)])
+    assert not (run / "model").exists()
+    assert list((run / "checkpoints").glob("model-*/checkpoint-2"))
+    with caplog.at_level(logging.INFO, "gensar_hf"):
+        assert stages_run(tiny_data, run) == ["model"]
+    assert "checkpoint-2" in caplog.text
+    for name in ("model.safetensors", "identifiers.parquet", "tokenizer.json"):
+        assert (run / "model" / name).read_bytes() == (tiny_run / "model" / name).read_bytes()
+    assert {path.name for path in run.iterdir()} == set(STAGES)
+
+
+@pytest.mark.slow
+def test_checkpoints_of_other_settings_are_not_continued(tiny_data, run):
+    with pytest.raises(KeyboardInterrupt):
+        stages_run(tiny_data, run, callbacks=[Killed(3)], learning_rate=1e-3)
+    fresh = run.with_name("fresh")
+    shutil.copytree(run, fresh, ignore=shutil.ignore_patterns("checkpoints"))
+    for folder in (run, fresh):
+        assert stages_run(tiny_data, folder, learning_rate=2e-3) == ["model"]
+    assert (run / "model/model.safetensors").read_bytes() == (fresh / "model/model.safetensors").read_bytes()
+
+
+def test_stages_of_other_runs_are_linked(tiny_data, tiny_run, tmp_path):
+    folder = tmp_path / "new"
+    assert stages_run(tiny_data, folder, reuse=tiny_run.parent) == []
+    assert all((folder / stage).is_symlink() for stage in STAGES)
+    before = (tiny_run / "model" / "model.safetensors").read_bytes()
+    assert stages_run(tiny_data, folder, reuse=tiny_run.parent, learning_rate=1e-3) == ["model"]
+    assert not (folder / "model").is_symlink()  # the link was replaced, not its target
+    assert (tiny_run / "model" / "model.safetensors").read_bytes() == before
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("stage", ["data", "model"])
+def test_foreign_files_are_refused_and_stay(tiny_data, run, stage):
+    shutil.rmtree(run / stage)
+    (run / stage).mkdir()
+    (run / stage / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds files that no earlier run of this package wrote"):
+        stages_run(tiny_data, run, learning_rate=1e-3)
+    assert (run / stage / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_output_dir_that_is_a_file_is_refused(tiny_data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"`output_dir` .*file is a file; name a folder"):
+        train(tiny_data, tiny_runs.arguments(tmp_path / "file"))
+
+
+def test_a_training_that_diverged_is_refused(tiny_data, run):
+    before = (run / "model" / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match=r"Stage model diverged: its loss is (nan|inf); lower the learning rate"):
+        stages_run(tiny_data, run, learning_rate=1e12, warmup_steps=0, optim="sgd", max_grad_norm=0.0)
+    assert (run / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_a_missing_text_encoder_is_one_sentence(tiny_data, tmp_path):
+    with pytest.raises(InputError) as error:
+        train(tiny_data, tiny_runs.arguments(tmp_path / "run", text_encoder=str(tmp_path / "nothing")))
+    assert "nothing" in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_users_without_two_training_clicks_are_one_sentence(tmp_path):
+    items, interactions = tiny_runs.make_tables(num_users=3, num_clicks=1)
+    with pytest.raises(InputError, match="none of the 3 users has two training clicks"):
+        train(InteractionDataset(items, interactions), tiny_runs.arguments(tmp_path / "run"))
+
+
+# ---- data of other kinds
+
+
+@pytest.mark.slow
+def test_without_queries_recommendation_works(tmp_path, caplog):
+    items, interactions = tiny_runs.make_tables(query_share=0)
+    pipe = train(InteractionDataset(items, interactions), tiny_runs.arguments(tmp_path / "run"))
+    assert len(pipe.recommend(tiny_runs.HISTORY[:1], top_k=5)) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"history_encoding": "tokens", "item_vectors": False},
+        {"item_vectors": False},
+        {"behavior_tokens": False},
+        {"item_weight": None},
+        {"lora_rank": 2},
+    ],
+)
+def test_other_models_are_trained_saved_and_loaded(tiny_data, tiny_run, tmp_path, changes):
+    pipe = train(tiny_data, tiny_runs.arguments(tmp_path / "run", **changes), reuse=tiny_run.parent)
+    pipe.save_pretrained(tmp_path / "copy")
+    tiny_runs.assert_same_answers(GenSARPipeline.from_pretrained(tmp_path / "copy", device="cpu"), pipe)
+
+
+@pytest.mark.slow
+def test_a_user_who_clicked_every_item_leaves_the_weight_as_it_is(tiny_run, tmp_path, caplog):
+    items, interactions = tiny_runs.make_tables(num_items=4, num_users=6)
+    args = tiny_runs.arguments(tmp_path / "run", item_weight=None, codebook_size=4, num_negatives=3)
+    pipe = train(InteractionDataset(items, interactions), args)
+    assert pipe.model.config.item_weight == 2.0
+    assert "The weight of the item vectors stays 2.0" in caplog.text
+
+
+@pytest.mark.slow
+def test_nothing_held_out_is_read_by_any_stage(tiny_data, tmp_path):
+    """Two logs that differ only in their held-out events give the same bytes."""
+    items, interactions = tiny_runs.make_tables()
+    items = pd.concat([items, pd.DataFrame({"item_id": ["MARK"], "title": ["red soap balm"]})], ignore_index=True)
+    data = InteractionDataset(items, interactions)
+    events, split = data.events, data.split
+    first_held_out = {user: events.timestamps[end] for user, end in zip(events.user_ids, split.train_ends, strict=True)}
+    is_held_out = interactions["timestamp"] >= interactions["user_id"].map(first_held_out)
+    marked = interactions.copy()
+    marked.loc[is_held_out, "item_id"] = "MARK"
+    marked.loc[is_held_out & (interactions["query"] != ""), "query"] = "zzmarker"
+    assert 0 < is_held_out.sum() < len(marked)
+    folders = {"plain": interactions, "marked": marked}
+    for name, rows in folders.items():
+        train(InteractionDataset(items, rows), tiny_runs.arguments(tmp_path / name))
+    compared = 0
+    for stage in ("collaborative", "rqvae", "model"):
+        for path in sorted((tmp_path / "plain" / stage).rglob("*")):
+            if path.suffix in (".safetensors", ".parquet") or path.name == "tokenizer.json":
+                other = tmp_path / "marked" / path.relative_to(tmp_path / "plain")
+                assert path.read_bytes() == other.read_bytes(), path
+                compared += 1
+    assert compared >= 8
+
+
+# ---- a stage by itself
+
+
+def test_a_failing_stage_leaves_what_was_finished(tmp_path):
+    def fails(folder, checkpoints):
+        (folder / "answer.txt").write_text("half")
+        raise InputError("It cannot be done.")
+
+    run_stage(tmp_path, "data", [0], lambda folder, _: {"size": (folder / "answer.txt").write_text("42")})
+    before = {path: path.read_bytes() for path in (tmp_path / "data").iterdir()}
+    with pytest.raises(InputError):
+        run_stage(tmp_path, "data", [1], fails)
+    with pytest.raises(InputError):
+        run_stage(tmp_path, "model", [1], fails)
+    assert {path: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+# ---- decoder-only models
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory):
+    """A checkpoint with its own text tokenizer, without a padding token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, TokenizersBackend
+
+    folder = tmp_path_factory.mktemp("llama")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=270, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(["soap lotion"], trainer)
+    TokenizersBackend(tokenizer_object=backend, eos_token="<|end|>").save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(backend.get_vocab()), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, eos_token_id=0, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [None, 0])
+def test_a_causal_language_model_is_trained_and_merged(tiny_data, tiny_run, llama, tmp_path, rank):
+    args = tiny_runs.arguments(
+        tmp_path / "run", model_name_or_path=str(llama), lora_rank=rank, max_history_events=4, generator_config=None
+    )
+    pipe = train(tiny_data, args, reuse=tiny_run.parent)
+    folder = tmp_path / "run" / "model"
+    assert not list(folder.glob("adapter*"))
+    details = json.loads((folder / "stage.json").read_text())["details"]
+    old = load_file(llama / "model.safetensors")["model.embed_tokens.weight"]
+    new = pipe.model.get_input_embeddings().weight.detach()[: len(old)]
+    if rank is None:  # LoRA by default: the words stay
+        assert details["trained parameters"] < details["parameters"] / 2
+        torch.testing.assert_close(new, old, rtol=0, atol=0)
+    else:
+        assert details["trained parameters"] == details["parameters"]
+        assert not torch.equal(new, old)
+    assert len(pipe.recommend(tiny_runs.HISTORY, top_k=30)) == len(pipe.search("red", top_k=30)) == 30

@@ -1,0 +1,75 @@
+"""Train on MovieLens-100k, evaluate on the held-out clicks, and answer one user: `make demo`.
+
+    python training_scripts/demo.py
+    python training_scripts/demo.py --output_dir runs/short --max_steps 100
+
+The settings are in configs/ml-100k.yaml; any setting can follow the command. A repeated call skips what is finished.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from movielens_wheel import TABLES, write_tables
+from rich.console import Console
+
+from gensar_hf import train
+from gensar_hf.cli import dataset_and_arguments, exit_status, read_settings, set_up_logging, training_parser
+from gensar_hf.data import SEARCH
+from gensar_hf.evaluation import evaluate_pipeline
+from gensar_hf.evaluation.report import example_tables, metrics_tables, stage_table, terminal
+from gensar_hf.files import read_json
+from gensar_hf.model_card import write_model_card
+from gensar_hf.training.stages import COLLABORATIVE, DATA, MODEL, RQVAE, SEMANTIC, StageReport, run_stage, run_systems
+
+CONFIG = Path(__file__).parent / "configs" / "ml-100k.yaml"
+RESULTS = "results"
+
+
+def main() -> None:
+    """Run what is not finished; print stages, metrics and answers."""
+    set_up_logging()
+    console, reports = Console(width=120), list[StageReport]()
+
+    def show(report: StageReport) -> None:
+        state = "already finished" if report.skipped else f"{report.seconds:.1f} s"
+        console.print(f"[bold]{len(reports) + 1}/6 {report.stage}[/bold]  {state}")
+        reports.append(report)
+
+    if not (TABLES / "interactions.parquet").is_file():
+        write_tables()
+    parser = training_parser("demo.py", "Train and evaluate on MovieLens-100k.")
+    dataset, args = dataset_and_arguments(read_settings(parser, ["--config", str(CONFIG), *sys.argv[1:]]).as_dict())
+    run_dir = Path(args.output_dir)
+    pipe = train(dataset, args, on_stage=show)
+
+    def evaluate(folder: Path, _: Path) -> dict[str, Any]:
+        result = evaluate_pipeline(
+            pipe, dataset, systems=run_systems(run_dir, dataset), num_negatives=args.num_negatives
+        )
+        result.save(folder)
+        return {"systems": len(result.systems), "failures": len(result.failures)}
+
+    trained = [run_dir / stage for stage in (DATA, SEMANTIC, COLLABORATIVE, MODEL)]
+    show(run_stage(run_dir, RESULTS, [args.num_negatives, *trained], evaluate))
+    metrics = read_json(run_dir / RESULTS / "metrics.json")
+    if not all(report.skipped for report in reports):  # a card that somebody has edited stays
+        facts = {"data": "ml-100k", "dataset": dataset, "split": dataset.split_method, "command": "make demo"}
+        facts |= {"stages": {report.stage: report.seconds for report in reports}, "identifiers": reports[3].details}
+        for stage in (COLLABORATIVE, RQVAE, MODEL):
+            write_model_card(run_dir / stage, metrics, **facts)
+
+    stages = {report.stage: (report.seconds, report.skipped, report.details) for report in reports}
+    requests = dataset.split.test[SEARCH]
+    console.print(terminal([stage_table(stages), *metrics_tables(metrics), *example_tables(pipe, requests)]))
+    console.print(
+        f"The model is in {run_dir / MODEL}, metrics, tables and a plot in {run_dir / RESULTS}. Next:\n"
+        f'    gensar search {run_dir / MODEL} "{requests.query_texts[0]}"\n'
+        f"    gensar recommend {run_dir / MODEL} {' '.join(dataset.item_ids[:2])}\n"
+        "    gensar train --items items.csv --interactions clicks.csv --output_dir runs/mine",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
