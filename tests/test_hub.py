@@ -42,6 +42,7 @@ def client(hub: Hub, tmp_path: Path) -> Callable:
     return run
 
 
+@pytest.mark.slow
 def test_a_pushed_model_answers_as_the_local_one(hub, client, pipelines, tmp_path):
     pipe = pipelines["vectors"]
     pipe.save_pretrained(tmp_path / "generator")

@@ -50,6 +50,7 @@ def train(
     return trainer
 
 
+@pytest.mark.parametrize("kind", ["vectors", "causal"])
 def test_accumulated_steps_equal_one_large_step(
     rows: ExampleRows, model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer, tmp_path: Path
 ) -> None:
