@@ -5,7 +5,7 @@ from gensar_hf.evaluation.candidates import CandidateSets, bm25_candidates, rand
 from gensar_hf.evaluation.metrics import METRICS, hit_rate, ndcg
 from gensar_hf.evaluation.protocol import Evaluation, EvaluationResult, evaluate, evaluate_pipeline, validation_metrics
 from gensar_hf.evaluation.ranks import rank_of_target
-from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer, choose_item_weight
+from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer, choose_weights
 
 __all__ = [
     "METRICS",
@@ -16,7 +16,7 @@ __all__ = [
     "GeneratorScorer",
     "Scorer",
     "bm25_candidates",
-    "choose_item_weight",
+    "choose_weights",
     "evaluate",
     "evaluate_pipeline",
     "hit_rate",

@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 _FROM_PRESET = "the preset decides"
 # Fields of the sub-models' configurations that are not settings.
-_FROM_DATA = {"num_items", "vocab_size", "history_encoding", "semantic_dim", "collaborative_dim"}
+_FROM_DATA = {"num_items", "text_dim", "vocab_size", "history_encoding", "semantic_dim", "collaborative_dim"}
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -115,8 +115,16 @@ class GenSARTrainingArguments(TrainingArguments):
     behavior_tokens: bool = _setting(True, "false: one token before both kinds of identifiers, an ablation.")
     text_vocab_size: int = _setting(1000, "word pieces of a tokenizer that is trained from scratch.")
     item_vectors: bool | None = _setting(None, f"a vector for each item next to its identifiers; {_FROM_PRESET}.")
+    text_matching: bool = _setting(
+        True, "compare queries with the items' texts; needs item vectors. Exact words, typing errors, and meaning."
+    )
+    text_query_share: float = _setting(
+        0.7, "share of the ad-hoc searches in training whose query is made from an item's text; 1 without queries."
+    )
     item_weight: float | None = _setting(
-        None, "of the item vectors' log-probability in a score; default: chosen on validation clicks."
+        None,
+        "of the item vectors' log-probability in a score; default: the identifier's weight and this one are chosen for "
+        "each task on validation clicks.",
     )
     item_features: bool = _setting(
         False, "train item vectors as a map of the items' embeddings plus a rest: for catalogues of few clicks an item."
@@ -161,6 +169,8 @@ class GenSARTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`history_encoding` must be one of {', '.join(HISTORY_ENCODINGS)}; got {self.history_encoding!r}."
             )
+        if not 0 <= self.text_query_share <= 1:
+            raise ValueError(f"`text_query_share` is a share, from 0 to 1; got {self.text_query_share}.")
         self._check_task_weights()
         installed = ["none", "all", *get_available_reporting_integrations()]
         for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to or []:

@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from gensar_hf.data import InteractionDataset, training_mask
+from gensar_hf.data.text_queries import TextQueries
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import Evaluation, validation_metrics
 from gensar_hf.files import write_json
@@ -105,8 +106,9 @@ class GenSARTrainer(Trainer):
         model: Any = self._prepare_model(args)
         if train_dataset is not None:
             split = train_dataset.split
+            text_queries = TextQueries.of_dataset(train_dataset) if args.text_query_share else None
             self._examples = TrainingExamples(
-                pipe.tokenizer, train_dataset.events, split.train_ends, split.target_starts
+                pipe.tokenizer, train_dataset.events, split.train_ends, split.target_starts, text_queries
             )
             self._sampler(args)  # complains if there is nothing to train on
         self._batch_sizes = args.per_device_train_batch_size, args.gradient_accumulation_steps
@@ -214,6 +216,7 @@ class GenSARTrainer(Trainer):
             teacher=self._teacher,
             teacher_share=args.teacher_share,
             item_vectors=getattr(self.pipe.model.config, "num_items", 0) > 0,
+            text_query_share=args.text_query_share,
         )
 
     # ---- training

@@ -181,7 +181,7 @@ def test_histories_may_all_end_at_the_last_target(make_log: Callable, max_target
     log = make_log({"ann": [(R, item) for item in range(12)]}, 12)
     sampler = ExampleSampler(log, window=4, max_target_tokens=max_target_tokens, recent_share=1)
     for example in draws(sampler, Task.NEXT_RECOMMENDED_ITEM, 50):
-        assert example.targets[-1].response.tolist() == log.event_tokens(np.array([11]))[0].tolist()
+        assert example.targets[-1].response.tolist() == log.event_tokens(log.event_arrays(np.array([11])))[0].tolist()
         assert example.targets[-1].end == 4
 
 
@@ -331,7 +331,7 @@ def test_added_items_are_read_as_their_neighbor_and_are_no_targets(
     tokenizer.attach_identifiers(replace(identifiers, neighbors=np.array([[10, 3], [5, 1]])))  # 10 is marked as trained
     examples = TrainingExamples(tokenizer, log.events, log.train_ends)
     assert examples.is_target.tolist() == [True, False, True, True]
-    assert examples.event_items.tolist() == [0, 5, 10, 1]
+    assert examples.read_items(examples.event_arrays(slice(0, 4))).tolist() == [0, 5, 10, 1]
     assert all_of(ExampleSampler(examples), Task.NEXT_RECOMMENDED_ITEM) == {
         ("R0",), ("R0", "R11", "R10"), ("R0", "R11", "R10", "R1"),
     }  # fmt: skip
