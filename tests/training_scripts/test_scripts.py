@@ -192,7 +192,7 @@ def test_the_demo_trains_evaluates_and_skips_what_is_finished(script, tmp_path, 
     results = tmp_path / "short" / "results"
     assert {path.name for path in results.iterdir()} >= {"metrics.json", "ranks.parquet", "tables.md", "stage.json"}
     metrics = json.loads((results / "metrics.json").read_text())
-    assert metrics["systems"] == ["GenSAR", "SASRec", "Popularity", "BM25", "Dense retrieval"]
+    assert metrics["systems"] == ["GenSAR", "SASRec", "Popularity", "BM25", "Dense retrieval", "Hybrid (RRF)"]
     assert "MovieLens-100k" in (tmp_path / "short" / "model" / "README.md").read_text()
     assert "gensar search short/model" in printed
     status, again = script("demo.py", **sizes)
