@@ -211,7 +211,7 @@ def test_ranks_by_hand(make_requests, make_scorer):
     requests = make_requests(CLICKS, num_items=6)
     assert full_ranks(scorer, requests).tolist() == [2, 4, 3, 5]
     # Request 1 loses item 5 before its target 2; request 2 has its own target in the history, where it stays.
-    assert full_ranks(scorer, requests, exclude_history=True).tolist() == [2, 3, 3, 5]
+    assert full_ranks(scorer, requests, excluded=history_items).tolist() == [2, 3, 3, 5]
 
 
 def test_history_holds_what_came_before_the_target(make_requests):
@@ -226,12 +226,16 @@ def test_queries_in_a_history_are_no_items(make_requests):
 
 
 @settings(max_examples=20)
-@given(table=st.lists(st.integers(0, 3), min_size=6, max_size=6), chunk_size=st.integers(1, 5), exclude=st.booleans())
-def test_ranks_do_not_depend_on_the_chunk_size(make_requests, make_scorer, table, chunk_size, exclude):
+@given(
+    table=st.lists(st.integers(0, 3), min_size=6, max_size=6),
+    chunk_size=st.integers(1, 5),
+    excluded=st.sampled_from([None, history_items]),
+)
+def test_ranks_do_not_depend_on_the_chunk_size(make_requests, make_scorer, table, chunk_size, excluded):
     requests = make_requests(CLICKS, num_items=6)
     scorer = make_scorer("table", table)
-    at_once = full_ranks(scorer, requests, exclude, seed=2)
-    np.testing.assert_array_equal(full_ranks(scorer, requests, exclude, seed=2, chunk_size=chunk_size), at_once)
+    at_once = full_ranks(scorer, requests, excluded, seed=2)
+    np.testing.assert_array_equal(full_ranks(scorer, requests, excluded, seed=2, chunk_size=chunk_size), at_once)
     assert scorer.calls[0] == ("recommendation", 4)
     assert sum(length for _, length in scorer.calls[1:]) == 4
     assert max(length for _, length in scorer.calls[1:]) <= chunk_size
