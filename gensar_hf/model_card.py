@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from gensar_hf.evaluation.comparison import summarize_identifiers
 from gensar_hf.evaluation.metrics import METRICS
-from gensar_hf.evaluation.report import Table, identifier_table, markdown, metrics_tables
+from gensar_hf.evaluation.report import Table, identifier_table, markdown, metrics_tables, query_kinds_table
 from gensar_hf.files import CARD_FILE, atomic_path, read_json
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline
@@ -98,7 +98,8 @@ def model_card(
 
     Args:
         pipe_or_folder: a pipeline; or the folder of a generator, a joint RQ-VAE or a SASRec.
-        metrics: `EvaluationResult.metrics()` or `metrics.json`: the results, and `model-index` in the metadata.
+        metrics: `EvaluationResult.metrics()` or `metrics.json`: the results, and `model-index` in the metadata. Its
+            entry `query_kinds` (`QueryKindsResult.metrics()` or `query_kinds.json`), if there is one, is a table.
         data: a name in `DATA_SETS`, or facts about other data.
         dataset: the `InteractionDataset` of the training, for its counts.
         split: `"leave_one_out"` or `"chronological"`.
@@ -140,6 +141,7 @@ def model_card(
         "split": split,
         "part": part,
         "results": markdown(metrics_tables(metrics)).rstrip() if metrics else "",
+        "query_kinds": query_kinds_table(metrics["query_kinds"]).markdown() if "query_kinds" in (metrics or {}) else "",
         "identifiers": _identifier_section(identifiers or (table.report() if table else {})),
         "stages": Table(["Stage", "Seconds"], rows).markdown() if rows else "",
         "command": command,

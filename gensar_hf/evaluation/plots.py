@@ -74,6 +74,7 @@ def plot_comparison(comparison: Mapping[str, Any], folder: Path, metric: str = "
 
     `ndcg.png`: the metric of all tasks (cf. the paper's fig. 6 and 7). `collisions.png`: raw collision rates, if
     several systems have identifiers (cf. fig. 5). `trade_off.png`: search against recommendation (cf. fig. 1).
+    `query_kinds.png`: the plot of `plot_query_kinds`, if the comparison has query kinds.
     """
     variants, tasks = variants_in_order(comparison), comparison["tasks"]
     height = 1.2 + 0.55 * len(variants)
@@ -95,7 +96,10 @@ def plot_comparison(comparison: Mapping[str, Any], folder: Path, metric: str = "
         plots["collisions.png"] = (partial(_draw_bars, list(identified), rates, "raw collision rate, %"), (8, height))
     if len(variants) > 1 and {RECOMMENDATION, SEARCH} <= set(tasks):
         plots["trade_off.png"] = (partial(_draw_trade_off, variants, metric), (7, 5))
-    return [folder / name for name, (panel, size) in plots.items() if _save(folder / name, [panel], size)]
+    drawn = [folder / name for name, (panel, size) in plots.items() if _save(folder / name, [panel], size)]
+    kinds_path = folder / "query_kinds.png"
+    has_kinds = "query_kinds" in comparison and plot_query_kinds(comparison["query_kinds"], kinds_path)
+    return [*drawn, kinds_path] if has_kinds else drawn
 
 
 def _save(path: Path, panels: Sequence[Panel], size: tuple[float, float]) -> bool:

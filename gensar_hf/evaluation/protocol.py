@@ -147,6 +147,9 @@ class Evaluation:
         max_users: size of a seeded sample of users. Default: all users.
         skip_clicked: rank items of the user's history behind all others, for every system. This is fair where nobody
             takes an item twice, as in logs of ratings and reviews.
+        bm25_columns: columns of the items that BM25 reads to find the hard candidates of search. Default: all text
+            columns. Where queries are made of what a text column says, such as genres, all its hits are alike in text,
+            and a search by text is at chance; hits by `title` alone are not.
         seed: of the sample, the candidates and the bootstrap.
 
     Raises:
@@ -162,6 +165,7 @@ class Evaluation:
         num_negatives: int = 99,
         max_users: int | None = None,
         skip_clicked: bool = False,
+        bm25_columns: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         if part not in ("test", "validation"):
@@ -175,9 +179,9 @@ class Evaluation:
         self.skip_clicked, self.seed = skip_clicked, seed
         requests = sample_users(getattr(dataset.split, part), max_users, seed)
         self.requests: dict[str, Requests] = {task: requests[task] for task in TASKS if task in tasks}
-        item_texts = dataset.item_texts()
+        item_texts = dataset.item_texts() if bm25_columns is None else dataset.item_texts(bm25_columns)
         self.candidates: dict[str, CandidateSets] = {
-            task: draw_candidates(task_requests, item_texts, num_negatives, seed)
+            task: draw_candidates(task_requests, item_texts, num_negatives, seed, bm25_columns)
             for task, task_requests in self.requests.items()
             if len(task_requests)
         }
@@ -206,6 +210,7 @@ def evaluate_pipeline(
     num_negatives: int = 99,
     max_users: int | None = None,
     skip_clicked: bool = False,
+    bm25_columns: Sequence[str] | None = None,
     full_ranking: bool = False,
     seed: int = 0,
 ) -> EvaluationResult:
@@ -222,6 +227,7 @@ def evaluate_pipeline(
         num_negatives: as in `Evaluation`.
         max_users: as in `Evaluation`.
         skip_clicked: as in `Evaluation`.
+        bm25_columns: as in `Evaluation`.
         full_ranking: rank the targets among all items as well. This takes longer.
         seed: as in `Evaluation`.
 
@@ -233,8 +239,8 @@ def evaluate_pipeline(
     """
     generator = GeneratorScorer(pipe)
     generator.table_rows(dataset.item_ids)
-    options: dict[str, Any] = {"tasks": tasks, "num_negatives": num_negatives, "max_users": max_users}
-    evaluation = Evaluation(dataset, part, **options, skip_clicked=skip_clicked, seed=seed)
+    options: dict[str, Any] = {"tasks": tasks, "num_negatives": num_negatives, "max_users": max_users, "seed": seed}
+    evaluation = Evaluation(dataset, part, **options, skip_clicked=skip_clicked, bm25_columns=bm25_columns)
     return evaluation.run([generator, *systems], full_ranking)
 
 

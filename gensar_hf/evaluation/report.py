@@ -133,8 +133,10 @@ def describe_protocol(protocol: str) -> str:
     kind, _, num_negatives = protocol.rpartition("-")
     if kind == "random":
         return f"the target against {num_negatives} random items its user has not interacted with"
-    if kind == "bm25-hard":
-        return f"the target against the {num_negatives} best BM25 hits for the query that are not the target"
+    if kind.startswith("bm25-hard"):
+        columns = kind.removeprefix("bm25-hard").strip("()")
+        hits = f"best BM25 hits for the query{columns and ' in the columns '}{columns} that are not the target"
+        return f"the target against the {num_negatives} {hits}"
     return f"protocol {protocol}"
 
 
@@ -241,7 +243,9 @@ def _query_kind_notes(metrics: Mapping[str, Any], kinds: Mapping[str, Any]) -> l
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
-    """A comparison as tables: identifiers if there are any, then one table per task; the last note explains ± and Δ.
+    """A comparison as tables: query kinds and identifiers, if there are any, then one table per task.
+
+    The last note explains ± and Δ.
 
     Args:
         comparison: `evaluation.comparison.compare(…)`, or `comparison.json`.
@@ -249,7 +253,9 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
     *tables, last = [task_table(comparison, task) for task in comparison["tasks"]]
     failures = [f"{run} failed: {reason}" for run, reason in comparison["failures"].items()]
     tables.append(replace(last, note="\n\n".join([comparison_note(comparison), *failures])))
-    return [identifier_table(comparison), *tables] if with_identifiers(comparison) else tables
+    identifiers = [identifier_table(comparison)] if with_identifiers(comparison) else []
+    kinds = [query_kinds_table(comparison["query_kinds"])] if "query_kinds" in comparison else []
+    return [*kinds, *identifiers, *tables]
 
 
 def comparison_note(comparison: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from gensar_hf.data import Split, UserEvents
+from gensar_hf.data import InteractionDataset, Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import METRICS, bm25_candidates, evaluate, random_candidates
@@ -283,6 +283,27 @@ def test_an_evaluation_draws_candidates_once_for_all_systems(dataset, make_score
     assert Evaluation(dataset, tasks=[SEARCH]).requests.keys() == {SEARCH}
     sampled = Evaluation(dataset, max_users=1).requests
     assert len({int(user) for requests in sampled.values() for user in requests.users}) == 1
+
+
+def test_hard_candidates_by_other_columns():
+    """The query is made of the genre; by title, the hits are the films with "war" in their title."""
+    items = pd.DataFrame({"item_id": list("abcdef"), "title": ["War", "War Horse", "Love", "Hate", "Life", "Sun"]})
+    items["genres"] = ["Drama", "Drama", "War", "War", "War", "Drama"]
+    clicks = [("u", "f", ""), ("u", "c", "love"), ("u", "e", "war")]
+    rows = pd.DataFrame(clicks, columns=["user_id", "item_id", "query"]).assign(timestamp=range(3))
+    dataset = InteractionDataset(items, rows)
+    cases = [
+        (None, "bm25-hard", "abcd"),
+        (["title"], "bm25-hard(title)", "ab"),
+        (["genres"], "bm25-hard(genres)", "cd"),
+    ]
+    for columns, protocol, negatives in cases:
+        evaluation = Evaluation(dataset, tasks=[SEARCH], num_negatives=len(negatives), bm25_columns=columns)
+        assert evaluation.candidates[SEARCH].protocol == f"{protocol}-{len(negatives)}"
+        ids = {dataset.item_ids[item] for item in evaluation.candidates[SEARCH].candidates[0]}
+        assert ids == {"e", *negatives}
+    with pytest.raises(InputError, match="no column tags"):
+        Evaluation(dataset, bm25_columns=["tags"])
 
 
 @pytest.mark.parametrize(
