@@ -128,6 +128,7 @@ def model_card(
     if results := _eval_results(metrics or {"tasks": {}}, name, facts):
         metadata |= {"model_name": title, "eval_results": results}
     num_items = table.num_items if table else config.get("num_items", 0)
+    kinds = (metrics or {}).get("query_kinds")
     rows = [[stage, f"{seconds:.0f}"] for stage, seconds in (stages or {}).items()]
     values = {
         "title": title,
@@ -141,7 +142,7 @@ def model_card(
         "split": split,
         "part": part,
         "results": markdown(metrics_tables(metrics)).rstrip() if metrics else "",
-        "query_kinds": query_kinds_table(metrics["query_kinds"]).markdown() if "query_kinds" in (metrics or {}) else "",
+        "query_kinds": query_kinds_table(kinds).markdown() if kinds else "",
         "identifiers": _identifier_section(identifiers or (table.report() if table else {})),
         "stages": Table(["Stage", "Seconds"], rows).markdown() if rows else "",
         "command": command,
