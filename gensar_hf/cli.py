@@ -412,18 +412,25 @@ def _print_answers(answers: list[dict[str, Any]]) -> None:
 
 
 def evaluate_command(argv: Sequence[str]) -> int:
-    """`gensar evaluate`: the run's model and other systems on held-out clicks; writes `results/`."""
+    """`gensar evaluate`: the run's model and other systems by kind of query and on held-out clicks."""
     from rich.console import Console
 
     from gensar_hf.data import InteractionDataset
-    from gensar_hf.evaluation import Evaluation, evaluate_pipeline
+    from gensar_hf.evaluation import Evaluation, evaluate_pipeline, evaluate_query_kinds, gensar_rows
     from gensar_hf.pipeline import GenSARPipeline
     from gensar_hf.training.stages import DATA, MODEL, run_systems
 
-    parser = SettingsParser("gensar evaluate", "Rank held-out clicks among sampled candidates; write RUN/results.")
+    about = (
+        "Search all items for titles, parts of them, errors and attributes, and rank held-out clicks among sampled "
+        "candidates; write RUN/results."
+    )
+    parser = SettingsParser("gensar evaluate", about)
     parser.add_argument("run", type=str, help="output_dir of gensar train.")
     add_settings(parser, evaluate_pipeline, skip=("systems", "tasks"), help_of=Evaluation)
-    parser.add_argument("--baselines", type=bool, default=True, help="SASRec, popularity, BM25 and dense retrieval.")
+    parser.add_argument(
+        "--baselines", type=bool, default=True, help="SASRec, popularity, BM25, dense and hybrid search."
+    )
+    parser.add_argument("--queries_per_kind", type=int, default=200, help="searched among all items; 0: none.")
     settings = read_settings(parser, argv).as_dict()
     run_dir = Path(settings.pop("run"))
     if not (run_dir / MODEL).is_dir() or not (run_dir / DATA).is_dir():
@@ -431,12 +438,19 @@ def evaluate_command(argv: Sequence[str]) -> int:
     set_up_logging()
     dataset, pipe = InteractionDataset.load(run_dir / DATA), GenSARPipeline.from_pretrained(run_dir / MODEL)
     systems = run_systems(run_dir, dataset) if settings.pop("baselines") else []
+    folder, queries_per_kind = run_dir / "results", settings.pop("queries_per_kind")
     result = evaluate_pipeline(pipe, dataset, systems=systems, **settings)
-    folder = run_dir / "results"
     result.save(folder)
-    Console().print(result.terminal_table())
-    print(f"\nRanks, tables and a picture are in {folder}.")
-    return 1 if result.failures else 0
+    failures, console = dict(result.failures), Console()
+    if queries_per_kind:
+        rows, options = [*gensar_rows(pipe), *systems], {name: settings[name] for name in ("part", "seed")}
+        kinds = evaluate_query_kinds(rows, dataset, max_requests=queries_per_kind, **options)
+        kinds.save(folder)
+        failures |= kinds.failures
+        console.print(kinds.terminal_table())
+    console.print(result.terminal_table())
+    print(f"\nRanks, tables and pictures are in {folder}.")
+    return 1 if failures else 0
 
 
 # ---- ask

@@ -534,6 +534,23 @@ class GenSARPipeline:
                         answer["parts"] = {name: float(values[row, column]) for name, values in parts.items()}
         return answers
 
+    def found_items(
+        self, histories: Sequence[EventArrays], queries: Sequence[str] | None, parts: Sequence[str] = ()
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What a search or recommendation proposes and how it scores, for evaluation; arguments as in `score_items`.
+
+        Returns:
+            for each request rows of the identifier table and their scores, best first, about `num_beams` to three
+            times as many.
+        """
+        found = []
+        for rows in chunks(range(len(histories)), self.batch_size):
+            chunk: list[Any] = [histories[row] for row in rows]
+            chunk_queries = None if queries is None else [queries[row] for row in rows]
+            encoded = self._encode(chunk, chunk_queries, self.tokenizer.catalogue, "raise")
+            found += best_items(encoded, self.tokenizer.catalogue, self.num_beams, only=parts)
+        return found
+
     def _encode(
         self,
         histories: Sequence[History],

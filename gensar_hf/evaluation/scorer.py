@@ -57,14 +57,17 @@ class GeneratorScorer:
         pipeline: a trained model. Items are matched to its identifier table by item id.
         name: row name in tables.
         parts: of the scores that count, see `score_parts`; default: all.
+        as_answered: score the items that a search or recommendation answers with, and no others: much faster where all
+            items are candidates.
     """
 
     tasks = frozenset({RECOMMENDATION, SEARCH})
 
-    def __init__(self, pipeline: GenSARPipeline, name: str = "GenSAR", parts: Sequence[str] = ()) -> None:
-        self.pipeline = pipeline
-        self.name = name
-        self.parts = parts
+    def __init__(
+        self, pipeline: GenSARPipeline, name: str = "GenSAR", parts: Sequence[str] = (), as_answered: bool = False
+    ) -> None:
+        self.pipeline, self.name = pipeline, name
+        self.parts, self.as_answered = parts, as_answered
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """`(num_requests, num_candidates)` natural logarithms.
@@ -79,7 +82,14 @@ class GeneratorScorer:
             EventArrays.of_user_events(requests.events, requests.history(row), rows) for row in range(len(requests))
         ]
         queries = requests.query_texts if requests.task == SEARCH else None
-        return self.pipeline.score_items(histories, rows[candidates], queries, parts=self.parts)
+        if not self.as_answered:
+            return self.pipeline.score_items(histories, rows[candidates], queries, parts=self.parts)
+        by_row = np.full((len(requests), self.pipeline.tokenizer.identifiers.num_items), -np.inf, dtype=np.float32)
+        for scores, (found, values) in zip(
+            by_row, self.pipeline.found_items(histories, queries, self.parts), strict=True
+        ):
+            scores[found] = values
+        return np.take_along_axis(by_row, rows[candidates], axis=1)
 
     def table_rows(self, item_ids: Sequence[str]) -> np.ndarray:
         """Rows of items in the pipeline's identifier table, `(num_items,)` int64.

@@ -167,6 +167,7 @@ def best_items(
     catalogue: Catalogue,
     num_beams: int,
     excluded: Sequence[Collection[int]] | None = None,
+    only: Collection[str] = (),
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The best items for each request: rows of the identifier table and their scores, best first.
 
@@ -178,9 +179,10 @@ def best_items(
         catalogue: the items.
         num_beams: beams, and items proposed by vector.
         excluded: for each request rows that must not be returned.
+        only: parts of the scores that count, see `score_parts`; default: all.
     """
     excluded = excluded or [()] * len(requests.context)
-    identifier_weight, item_weight = _weights(requests)
+    identifier_weight, item_weight = _weights(requests, only)
     by_item = item_scores(requests, catalogue) if item_weight else None
     results = [np.zeros(0, dtype=np.int64)] * len(requests.context)
     if identifier_weight:
@@ -197,10 +199,10 @@ def best_items(
         results = [rows for rows, _ in found]
     assert by_item is not None
     proposals = [
-        np.union1d(rows, by_item.best(request, num_beams, catalogue, excluded_rows))
+        np.union1d(rows, by_item.best(request, num_beams, catalogue, excluded_rows, only))
         for request, (rows, excluded_rows) in enumerate(zip(results, excluded, strict=True))
     ]
-    scores = exact_scores(requests, proposals, catalogue, by_item)
+    scores = exact_scores(requests, proposals, catalogue, by_item, only)
     ranked = []
     for rows, request_scores in zip(proposals, scores, strict=True):
         order = np.argsort(-request_scores[: len(rows)], kind="stable")
@@ -224,12 +226,17 @@ class ItemScores(NamedTuple):
         texts = {} if self.text is None else {name: self.text[:, place] for place, name in enumerate(CHANNELS)}
         return {"vector": self.vector, **texts}
 
-    def best(self, request: int, number: int, catalogue: Catalogue, excluded: Collection[int]) -> np.ndarray:
-        """The best available items of a request by vector and text together, and by either alone, `number` each."""
-        rankings = [self.vector[request]]
-        if self.text is not None:
-            text = self.text[request].sum(axis=0)
-            rankings += [text, rankings[0] + text]
+    def best(
+        self, request: int, number: int, catalogue: Catalogue, excluded: Collection[int], only: Collection[str] = ()
+    ) -> np.ndarray:
+        """The best available items of a request by vector and text together, and by either alone, `number` each.
+
+        `only` as in `score_parts`.
+        """
+        parts = {name: values[request] for name, values in self.parts().items() if not only or name in only}
+        rankings = [np.sum(list(parts.values()), axis=0)]
+        if "vector" in parts and len(parts) > 1:
+            rankings += [parts["vector"], rankings[0] - parts["vector"]]
         is_open = catalogue.identifiers.available.copy()
         is_open[list(excluded)] = False
         rows = np.flatnonzero(is_open)

@@ -23,7 +23,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
-from gensar_hf.baselines import BM25, DenseRetrieval, NextItemScorer, Popularity
+from gensar_hf.baselines import BM25, DenseRetrieval, HybridSearch, NextItemScorer, Popularity
 from gensar_hf.data import SEARCH, TASKS, InteractionDataset, training_events, training_mask
 from gensar_hf.embeddings.cold_start import CollaborativeMap
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
@@ -382,17 +382,14 @@ def generator_settings(args: GenSARTrainingArguments) -> dict[str, Any]:
 
 
 def run_systems(run_dir: Path, dataset: InteractionDataset) -> list[Any]:
-    """What a run's model is compared with: its SASRec, popularity, BM25, and dense retrieval by its text encoder."""
+    """What a run's model is compared with: its SASRec, popularity, BM25, dense retrieval by its encoder, hybrid."""
     with damage_reported(run_dir / COLLABORATIVE):
         sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
     semantic = load_item_embeddings(run_dir / SEMANTIC / EMBEDDINGS_FILE, dataset.item_ids)
     encoder = TextEncoder.load(run_dir / SEMANTIC / "text_encoder")
-    return [
-        NextItemScorer(sasrec),
-        Popularity(training_events(dataset.split)),
-        BM25(dataset.item_texts()),
-        DenseRetrieval(semantic, encoder.encode),
-    ]
+    bm25, dense = BM25(dataset.item_texts()), DenseRetrieval(semantic, encoder.encode)
+    popularity = Popularity(training_events(dataset.split))
+    return [NextItemScorer(sasrec), popularity, bm25, dense, HybridSearch([bm25, dense])]
 
 
 # ---- running a stage
