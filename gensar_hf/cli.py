@@ -406,6 +406,8 @@ def show_answers(pipe: Any, dataset: Any, top_k: int = 3) -> None:
 def _print_answers(answers: list[dict[str, Any]]) -> None:
     for place, answer in enumerate(answers, start=1):
         print(f"    {place:>2}  {answer['score']:8.2f}  {answer['title'] or ''}  [{answer['item_id']}]")
+        if parts := answer.get("parts"):
+            print("                  " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
 
 
 # ---- evaluate
@@ -463,9 +465,10 @@ def search_command(argv: Sequence[str]) -> None:
     parser.add_argument("query", type=str, help="what was typed.")
     parser.add_argument("--history", type=list[str], default=[], help="item ids clicked before, oldest first: [a,b].")
     parser.add_argument("--top_k", type=int, default=10, help="number of answers.")
+    parser.add_argument("--explain", type=bool, default=False, help="show the parts of each score.")
     settings = read_settings(parser, argv)
     pipe, history = ready_to_answer(settings)
-    _print_answers(pipe.search(settings.query, history, top_k=settings.top_k))
+    _print_answers(pipe.search(settings.query, history, top_k=settings.top_k, explain=settings.explain))
 
 
 def recommend_command(argv: Sequence[str]) -> None:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # tables of finished evaluations are rendered without torch
 logger = logging.getLogger(__name__)
 
 CHANNELS = ("words", "characters", "meaning")  # of text matching
-# Weights of the log-probabilities of identifier and item vector.
-SCORE_WEIGHTS = ((1.0, 0.0), *((1.0, weight) for weight in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)), (0.0, 1.0))
+# Weights of the log-probabilities of identifier and item vector. Without identifiers the decoder has nothing to do.
+SCORE_WEIGHTS = ((0.0, 1.0), *((1.0, weight) for weight in (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)))
+_WORTH = 0.002  # NDCG@5 that identifiers must add to be worth the time of the decoder
 
 
 class Scorer(Protocol):
@@ -130,7 +131,8 @@ def choose_weights(
         candidates: candidates by task; tasks without candidates are left out.
 
     Returns:
-        task → one of `SCORE_WEIGHTS`, the first one if several are equally good.
+        task → one of `SCORE_WEIGHTS`, the first one if several are equally good. Identifiers weigh nothing where they
+        add less than .002.
 
     Raises:
         ValueError: the model has no item vectors.
@@ -146,7 +148,8 @@ def choose_weights(
             by_item = GeneratorScorer(pipe, parts=["vector", *CHANNELS]).score(requests[task], sets.candidates)
             scores = {pair: pair[0] * identifiers + pair[1] * by_item for pair in SCORE_WEIGHTS}
             quality = {pair: ndcg(rank_of_target(values, sets.target_columns), 5) for pair, values in scores.items()}
-            best[task] = max(quality, key=lambda pair: quality[pair])
+            least = {pair: quality[pair] - (_WORTH if pair[0] else 0.0) for pair in SCORE_WEIGHTS}
+            best[task] = max(least, key=lambda pair: least[pair])
             logger.info("NDCG@5 in %s by weight: %s", task, {pair: round(value, 4) for pair, value in quality.items()})
     finally:
         config.identifier_weight, config.item_weight = configured

@@ -28,7 +28,7 @@ class GenSARConfig(T5Config):
             recommendation and one for search. 0: items are found and ranked by identifiers only.
         identifier_weight: the same for the log-probability of the identifier. 0: the decoder is not asked.
         text_dim: width of the sentence embeddings that queries are read with (`TextMatching`); 0: no text matching.
-            Requires item vectors.
+            Requires `"events"`.
 
     All other arguments are those of `T5Config`.
     """

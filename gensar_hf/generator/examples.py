@@ -12,9 +12,10 @@ batches of rows of similar length (`ExampleRows.rows_per_step`, `batches_per_ste
 rows, in any order and grouping.
 """
 
+import math
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
 
@@ -31,6 +32,7 @@ from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.modeling_gensar import IGNORED_LABEL
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, Task
 from gensar_hf.generator.teacher import TeacherItems
+from gensar_hf.generator.text_matching import TextIndex
 from gensar_hf.generator.tokenization_gensar import (
     NO_EVENT,
     GenSARTokenizer,
@@ -41,12 +43,12 @@ from gensar_hf.generator.tokenization_gensar import (
 )
 
 DEFAULT_TASK_WEIGHTS: dict[Task, float] = {
-    Task.NEXT_RECOMMENDED_ITEM: 0.45,
-    Task.NEXT_QUERY: 0.06,
-    Task.NEXT_SEARCHED_ITEM: 0.34,
+    Task.NEXT_RECOMMENDED_ITEM: 0.36,
+    Task.NEXT_QUERY: 0.05,
+    Task.NEXT_SEARCHED_ITEM: 0.27,
     Task.DESCRIPTION_TO_IDENTIFIER: 0.03,
     Task.IDENTIFIER_TO_DESCRIPTION: 0.02,
-    Task.AD_HOC_SEARCH: 0.10,
+    Task.AD_HOC_SEARCH: 0.27,
 }
 _CONVERTED_SHARE = (
     0.25  # of the recommended clicks of a history that become searches, where all ad-hoc ones are made up
@@ -166,17 +168,40 @@ class TrainingExamples:
         self.described = np.flatnonzero([len(tokens) > 0 for tokens in self.item_text_tokens[:num_trained]])
         is_typed = [bool(text_queries and text_queries.title(item)) for item in range(events.num_items)]
         self.typed = np.flatnonzero(np.array(is_typed, dtype=bool) & (self.item_rows < num_trained))
-        self.encoded_queries = self._draw_encoded_queries()
+        self.encoded_queries: dict[int, list[str]] = {}
         if self._catalogue.texts is not None:
+            if self.text_queries is not None:
+                self.encoded_queries = self._draw_encoded_queries()
             self._catalogue.texts.remember([*texts, *chain.from_iterable(self.encoded_queries.values())])
+            if self.text_queries is not None:
+                self._add_vague_queries(self._catalogue.texts)
 
     def _draw_encoded_queries(self) -> dict[int, list[str]]:
         """A text encoder takes milliseconds for a query, so that it reads a part of them only, before the training."""
-        if self.text_queries is None or self._catalogue.texts is None:
-            return {}
         rng = np.random.default_rng(0)
         num_queries = max(1, min(_ENCODED_QUERIES, _MOST_ENCODED_QUERIES // max(1, len(self.typed))))
         return {item: [self.text_queries.draw(item, rng) for _ in range(num_queries)] for item in self.typed.tolist()}
+
+    def _add_vague_queries(self, texts: TextIndex) -> None:
+        """To each item a query that means it, in words that are not in its text, as in "sled dogs in the snow".
+
+        Nobody has written such queries for this catalogue. Their words are those of other items, which mislead; their
+        meaning is the item's, blurred until it is as near as that of real ones (a cosine of .4 to .8). So the model
+        learns to go by the meaning where the words fit nothing well.
+        """
+        rng = np.random.default_rng(1)
+        vague: dict[str, np.ndarray] = {}
+        for item, queries in self.encoded_queries.items():
+            others = [self.text_queries.title_words(other) for other in rng.choice(self.typed, 1 + rng.integers(4))]
+            words = [words[rng.integers(len(words))] for words in others]
+            # Half of the words are in no text at all.
+            words = ["".join(rng.permutation(list(word))) if rng.random() < 0.5 else word for word in words]
+            blur, cosine = rng.normal(size=texts.dim), rng.uniform(0.4, 0.8)
+            meaning = texts.vectors[self.item_rows[item]].astype(np.float32)
+            query = " ".join(words)
+            vague[query] = cosine * meaning + math.sqrt(1 - cosine**2) * blur / np.linalg.norm(blur)
+            queries.append(query)
+        texts.remember_as(vague)
 
     def text_query(self, item: int, rng: np.random.Generator) -> str:
         """A query made from the text of an item of the events; half of them are `encoded_queries`."""
@@ -462,8 +487,8 @@ class ExampleRows(Dataset):
     Row `i` is a pure function of the sampler's seed, `rows_per_step` and `i`.
 
     Args:
-        sampler: draws the examples. Its `max_target_tokens` bounds the responses of a row: a row of item texts would
-            otherwise be three times as long as one of identifiers.
+        sampler: draws the examples. Its `max_target_tokens` bounds the responses of a row; further examples of the row
+            have item targets alone.
         num_rows: steps × rows per step.
         max_positions: bound on the encoder positions of a row, beyond its first example; 0: one example per row.
             Default: room for one whole history, or 0 with `history_encoding="tokens"`.
@@ -506,9 +531,14 @@ class ExampleRows(Dataset):
             # All examples of a row are of one task, so that the task weights are shares of the rows.
             example = self.sampler.draw(task, rng)
             num_positions += example.num_positions
-            num_tokens += example.num_target_tokens
-            if num_positions > self.max_positions or num_tokens > self.sampler.max_target_tokens:
+            if num_positions > self.max_positions:
                 break
+            num_tokens += example.num_target_tokens
+            if num_tokens > self.sampler.max_target_tokens:
+                # The decoder has enough to do. Item targets cost little, so that the row goes on with these.
+                if not example.item_targets:
+                    break
+                example = replace(example, targets=[])
             row.append(example)
         return row
 
@@ -599,7 +629,7 @@ class ExampleCollator:
         answered = [[query for example in row for query in _answered_queries(example)] for row in rows]
         distinct = list(dict.fromkeys(query for row in queries for query in row if query))
         reading, scores = catalogue.texts.match(distinct, encode=False)
-        inputs = query_inputs(queries, lambda _: reading, catalogue.texts.dim, catalogue.trained_rows)
+        inputs = query_inputs(queries, lambda _: reading, catalogue)
         place_of = {query: place for place, query in enumerate(distinct)}
         columns = [list(dict.fromkeys(query for query in row if query)) for row in answered]
         num_columns = max(map(len, columns))

@@ -14,7 +14,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.item_vectors import FEATURE_MAP, ITEM_VECTOR_STD, ItemVectors, plain_weights
-from gensar_hf.generator.text_matching import FIRST_SHARPNESS, FIRST_WEIGHT_BIAS, TextMatching
+from gensar_hf.generator.text_matching import FIRST_SHARPNESS, FIRST_WEIGHT_BIAS, QueryInputs, TextMatching
 
 IGNORED_LABEL = -100
 
@@ -115,7 +115,8 @@ class GenSAREncoder(T5Initialization, T5Stack):
                 init.uniform_(parameter, -(self.config.d_model**-0.5), self.config.d_model**-0.5)  # torch's default
         elif isinstance(module, TextMatching):
             init.normal_(module.query.weight, mean=0.0, std=1.0)  # sentence embeddings have length 1
-            init.normal_(module.matched.weight, mean=0.0, std=self.config.d_model**-0.5)
+            if module.matched is not None:
+                init.normal_(module.matched.weight, mean=0.0, std=self.config.d_model**-0.5)
             init.constant_(module.sharpness, FIRST_SHARPNESS)
             init.zeros_(module.channel_weights.weight)
             init.constant_(module.channel_weights.bias, FIRST_WEIGHT_BIAS)
@@ -131,6 +132,7 @@ class GenSAREncoder(T5Initialization, T5Stack):
         query_vectors: torch.Tensor | None = None,
         query_matches: torch.Tensor | None = None,
         query_match_scores: torch.Tensor | None = None,
+        query_match_codes: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Encode, with the arguments of `GenSARForConditionalGeneration.forward`.
@@ -152,9 +154,10 @@ class GenSAREncoder(T5Initialization, T5Stack):
             pooled = self.event_projection(pooled)
         if self.items is not None and event_items is not None:
             pooled = pooled + self.items.event_vectors(event_items)
-        if self.text is not None and self.items is not None and query_vectors is not None:
-            item_vectors = self.items.table.weight / ITEM_VECTOR_STD
-            pooled = pooled + self.text.query_states(query_vectors, query_matches, query_match_scores, item_vectors)
+        if self.text is not None and query_vectors is not None:
+            reading = QueryInputs(query_vectors, query_matches, query_match_scores, query_match_codes)  # type: ignore[arg-type]
+            item_vectors = None if self.items is None else self.items.table.weight / ITEM_VECTOR_STD
+            pooled = pooled + self.text.query_states(reading, item_vectors, self.embed_tokens)
         allowed = is_event[:, None, :] & _causal(pooled.shape[1], pooled.device)
         if encoder_starts is not None:
             positions = torch.arange(pooled.shape[1], device=pooled.device)
@@ -196,6 +199,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
         query_vectors: torch.Tensor | None = None,
         query_matches: torch.Tensor | None = None,
         query_match_scores: torch.Tensor | None = None,
+        query_match_codes: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_target_ids: torch.Tensor | None = None,
@@ -229,6 +233,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             query_matches: `(batch_size, num_positions, NUM_MATCHES)` long, the items whose texts fit a query best, -1
                 for none.
             query_match_scores: `(batch_size, num_positions, NUM_MATCHES, 3)`, how well they fit.
+            query_match_codes: `(batch_size, num_positions, NUM_MATCHES, num_levels)` long, their code tokens.
             decoder_input_ids: `(batch_size, num_decoder_tokens)`.
             decoder_attention_mask: `(batch_size, num_decoder_tokens)`.
             decoder_target_ids: `(batch_size, num_decoder_tokens)` long, the target that each token belongs to, -1 for
@@ -258,7 +263,7 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             tokens, `(num_labels, vocab_size)`.
         """
         if encoder_outputs is None:
-            queries = query_vectors, query_matches, query_match_scores
+            queries = query_vectors, query_matches, query_match_scores, query_match_codes
             encoder_outputs = self.encoder(
                 input_ids, attention_mask, event_ids, event_items, encoder_starts, inputs_embeds, *queries, **kwargs
             )

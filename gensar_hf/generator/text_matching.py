@@ -8,7 +8,7 @@ shows the encoder what a query means and which items it fits.
 
 import os
 from collections import ChainMap, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +51,23 @@ class QueryReading(NamedTuple):
     vectors: np.ndarray
     items: np.ndarray
     scores: np.ndarray
+
+
+class QueryInputs(NamedTuple):
+    """`QueryReading` as inputs of the encoder, at the positions of queries.
+
+    Attributes:
+        vectors: `(batch_size, num_positions, dim)`; zeros where there is no query.
+        items: `(batch_size, num_positions, NUM_MATCHES)` long, rows of item vectors, -1 for none.
+        scores: `(batch_size, num_positions, NUM_MATCHES, 3)`.
+        codes: `(batch_size, num_positions, NUM_MATCHES, num_levels)` long, code tokens of the items' semantic
+            identifiers; of padding any tokens.
+    """
+
+    vectors: torch.Tensor
+    items: torch.Tensor
+    scores: torch.Tensor
+    codes: torch.Tensor
 
 
 class TextIndex:
@@ -97,6 +114,10 @@ class TextIndex:
         """Encode the queries of a training, which are read again and again."""
         distinct = list(dict.fromkeys(queries))
         self._remembered = dict(zip(distinct, unit_rows(self.encoder.encode(distinct)), strict=True))
+
+    def remember_as(self, embeddings: Mapping[str, np.ndarray]) -> None:
+        """Add queries with embeddings `(dim,)` that no encoder made; those that are remembered already stay."""
+        self._remembered = {**embeddings, **self._remembered}
 
     def scores(self, queries: Sequence[str], encode: bool = True) -> np.ndarray:
         """How well every item's text fits every query.
@@ -264,29 +285,41 @@ class TextMatching(nn.Module):
         num_channels = len(CHANNELS)
         self.query = nn.Linear(config.text_dim, config.d_model, bias=False)
         self.sharpness = nn.Parameter(torch.full((num_channels,), FIRST_SHARPNESS))
-        self.matched = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.matched = nn.Linear(config.d_model, config.d_model, bias=False) if config.num_items else None
         self.channel_weights = nn.Linear(config.d_model + 2 * num_channels, num_channels)
         self.dropout = nn.Dropout(config.item_dropout)
 
     def query_states(
-        self, vectors: torch.Tensor, items: torch.Tensor, scores: torch.Tensor, item_vectors: torch.Tensor
+        self,
+        reading: QueryInputs,
+        item_vectors: torch.Tensor | None,
+        embed_tokens: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """What is added at the positions of queries.
 
+        The identifiers of the matches are added as those of clicked items are read, so that the decoder finds their
+        codes in one place whether an item was clicked or is looked for.
+
         Args:
-            vectors: `(…, dim)` embeddings of the queries, zeros where there is none.
-            items: `(…, NUM_MATCHES)` long, the items that fit best, -1 for none.
-            scores: `(…, NUM_MATCHES, 3)` how well they fit.
-            item_vectors: `(num_items, d_model)`, of variance 1.
+            reading: the inputs of the encoder.
+            item_vectors: `(num_items, d_model)`, of variance 1; None: the model has none.
+            embed_tokens: token ids → `(…, d_model)`.
 
         Returns:
-            `(…, d_model)`, zeros where there is no query.
+            `(batch_size, num_positions, d_model)`, zeros where there is no query.
         """
-        is_match = items >= 0
-        fit = (scores @ self.sharpness).masked_fill(~is_match, -torch.inf)
+        is_match = reading.items >= 0
+        is_query = is_match.any(dim=-1) | reading.vectors.any(dim=-1)
+        vectors, items, is_match = reading.vectors[is_query], reading.items[is_query], is_match[is_query]
+        fit = (reading.scores[is_query] @ self.sharpness).masked_fill(~is_match, -torch.inf)
         share = torch.where(is_match.any(dim=-1, keepdim=True), fit, 0.0).softmax(dim=-1) * is_match
-        matched = (share[..., None] * F.embedding(items.clamp(min=0), item_vectors)).sum(dim=-2)
-        return self.query(vectors) + self.matched(self.dropout(matched))
+        codes = embed_tokens(reading.codes[is_query]).sum(dim=-2) / reading.codes.shape[-1] ** 0.5
+        added = self.query(vectors) + (share[..., None] * codes).sum(dim=-2)
+        if self.matched is not None and item_vectors is not None:
+            matched = (share[..., None] * F.embedding(items.clamp(min=0), item_vectors)).sum(dim=-2)
+            added = added + self.matched(self.dropout(matched))
+        states = added.new_zeros(*is_query.shape, added.shape[-1])
+        return states.index_put((is_query,), added)
 
     def weights(self, states: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """How much each channel counts for each request: the weighted scores are added to the items' logits.

@@ -336,8 +336,7 @@ class GenSARTokenizer(TokenizersBackend):
             encoding["event_items"] = pad_right([event_items for _, _, event_items, _ in rows], NO_ITEM)
             queries = [own_queries for *_, own_queries in rows]
             if catalogue.texts is not None:
-                read = catalogue.texts.read
-                encoding |= query_inputs(queries, read, catalogue.texts.dim, catalogue.trained_rows)
+                encoding |= query_inputs(queries, catalogue.texts.read, catalogue)
         encoding["decoder_input_ids"] = np.array([[self.pad_token_id, start] for start in starts])
         return BatchEncoding(encoding, tensor_type=return_tensors)
 
@@ -475,35 +474,38 @@ def queries_of(events: EventArrays) -> list[str]:
 
 
 def query_inputs(
-    rows: Sequence[Sequence[str]],
-    read: Callable[[Sequence[str]], QueryReading],
-    dim: int,
-    trained_rows: Callable[[np.ndarray], np.ndarray],
+    rows: Sequence[Sequence[str]], read: Callable[[Sequence[str]], QueryReading], catalogue: Catalogue
 ) -> dict[str, np.ndarray]:
     """The inputs of the encoder at the positions of queries.
 
     Args:
         rows: for each row of the batch the query at each position, "" for none.
         read: distinct queries → what the encoder reads of them.
-        dim: width of the sentence embeddings.
-        trained_rows: see `Catalogue.trained_rows`.
+        catalogue: with texts.
 
     Returns:
-        `query_vectors`, `query_matches` and `query_match_scores` of `GenSARForConditionalGeneration.forward`.
+        `query_vectors`, `query_matches`, `query_match_scores` and `query_match_codes` of
+        `GenSARForConditionalGeneration.forward`.
     """
-    shape = len(rows), max(map(len, rows), default=0)
-    vectors = np.zeros((*shape, dim), dtype=np.float32)
+    shape, texts = (len(rows), max(map(len, rows), default=0)), catalogue.texts
+    vectors = np.zeros((*shape, 0 if texts is None else texts.dim), dtype=np.float32)
     matches = np.full((*shape, NUM_MATCHES), NO_ITEM)
     scores = np.zeros((*shape, NUM_MATCHES, len(CHANNELS)), dtype=np.float32)
-    places = [(row, column) for row, texts in enumerate(rows) for column, text in enumerate(texts) if text]
+    identifiers = catalogue.item_token_ids[Behavior.SEARCHED_ITEM][:, 1:]
+    codes = np.zeros((*shape, NUM_MATCHES, identifiers.shape[1]), dtype=np.int64)
+    places = [(row, column) for row, queries in enumerate(rows) for column, query in enumerate(queries) if query]
     if places:
-        texts = [rows[row][column] for row, column in places]
-        distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        reading, which = read(list(distinct)), [distinct[text] for text in texts]
+        queries = [rows[row][column] for row, column in places]
+        distinct = {query: number for number, query in enumerate(dict.fromkeys(queries))}
+        reading, which = read(list(distinct)), [distinct[query] for query in queries]
         at = tuple(np.array(places).T)
         vectors[at], scores[at] = reading.vectors[which], reading.scores[which]
-        matches[at] = np.where(reading.items < 0, NO_ITEM, trained_rows(reading.items))[which]
-    return {"query_vectors": vectors, "query_matches": matches, "query_match_scores": scores}
+        # An item that was added after training has its own codes, and the vector of its nearest trained item.
+        matches[at] = np.where(reading.items < 0, NO_ITEM, catalogue.trained_rows(reading.items))[which]
+        codes[at] = identifiers[reading.items][which]
+    return {
+        "query_vectors": vectors, "query_matches": matches, "query_match_scores": scores, "query_match_codes": codes,
+    }  # fmt: skip
 
 
 def titles_and_texts(table: IdentifierTable) -> tuple[list[str], list[str]]:

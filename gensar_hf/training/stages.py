@@ -360,7 +360,7 @@ def new_generator(
     config = {"num_items": table.num_trained if has_vectors else 0, **(args.generator_config or {})}
     if args.item_weight is not None:
         config["item_weight"] = args.item_weight
-    if has_vectors and args.text_matching:
+    if args.text_matching and history_encoding == "events":
         texts = TextIndex(*titles_and_texts(table), text_vectors, text_encoder)
         tokenizer.attach_identifiers(table, texts)
         config["text_dim"] = texts.dim

@@ -45,7 +45,6 @@ from gensar_hf.training.arguments import GenSARTrainingArguments
 logger = logging.getLogger(__name__)
 
 MIN_STEPS = 300  # fewer leave a generator untrained, however small the log
-MAX_TARGET_TOKENS = 120  # response tokens packed into one row of events
 MEASURES = "hr@5", "hr@10", "ndcg@5", "ndcg@10"
 DEFAULT_LORA_RANK = 16  # of a causal language model
 
@@ -184,7 +183,7 @@ class GenSARTrainer(Trainer):
         """Steps of `num_train_epochs` passes over the training events, `MIN_STEPS` at least."""
         tokenizer = self.pipe.tokenizer
         is_packed = tokenizer.history_encoding == "events"
-        targets_per_row = MAX_TARGET_TOKENS / (1 + tokenizer.identifiers.num_levels) if is_packed else 1
+        targets_per_row = args.max_target_tokens / (1 + tokenizer.identifiers.num_levels) if is_packed else 1
         num_targets = args.num_train_epochs * self._examples.is_target.sum()
         return max(MIN_STEPS, round(num_targets / (targets_per_row * rows_per_step(args))))
 
@@ -211,12 +210,12 @@ class GenSARTrainer(Trainer):
             self._examples,
             weights,
             window=tokenizer.max_history_events,
-            max_target_tokens=MAX_TARGET_TOKENS if tokenizer.history_encoding == "events" else 0,
+            max_target_tokens=args.max_target_tokens if tokenizer.history_encoding == "events" else 0,
             seed=args.seed,
             teacher=self._teacher,
             teacher_share=args.teacher_share,
             item_vectors=getattr(self.pipe.model.config, "num_items", 0) > 0,
-            text_query_share=args.text_query_share,
+            text_query_share=args.text_query_share or 0.0,
         )
 
     # ---- training

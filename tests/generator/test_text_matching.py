@@ -13,7 +13,7 @@ from gensar_hf.data import Behavior
 from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.text_matching import NUM_MATCHES, TextIndex, TextMatching
+from gensar_hf.generator.text_matching import NUM_MATCHES, QueryInputs, TextIndex, TextMatching
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
 TITLES = ["Star Wars", "Star Trek", "Toy Story"]
@@ -137,24 +137,32 @@ def matching() -> TextMatching:
     return TextMatching(GenSARConfig(num_items=3, text_dim=2, d_model=4)).eval()
 
 
+def no_reading(num_positions: int) -> QueryInputs:
+    shape = 1, num_positions, NUM_MATCHES
+    codes = torch.zeros(*shape, 2, dtype=torch.long)
+    return QueryInputs(torch.zeros(1, num_positions, 2), torch.full(shape, -1), torch.zeros(*shape, 3), codes)
+
+
 def test_a_position_without_a_query_gets_nothing(matching: TextMatching) -> None:
-    items = torch.full((1, 2, NUM_MATCHES), -1)
-    states = matching.query_states(torch.zeros(1, 2, 2), items, torch.zeros(1, 2, NUM_MATCHES, 3), torch.ones(3, 4))
+    states = matching.query_states(no_reading(2), torch.ones(3, 4), torch.nn.Embedding(5, 4))
+    assert states.shape == (1, 2, 4)
     assert (states == 0).all()
 
 
 def test_matches_are_averaged_by_a_softmax_of_their_fit(matching: TextMatching) -> None:
-    items = torch.full((1, NUM_MATCHES), -1)
-    items[0, :2] = torch.tensor([2, 0])
-    scores = torch.zeros(1, NUM_MATCHES, 3)
-    scores[0, :2] = torch.tensor([[0.5, 0.2, 0.1], [0.1, 0.0, 0.3]])
-    vectors = torch.randn(3, 4)
+    """Vectors by way of a layer, codes as they are embedded."""
+    reading, vectors, embed = no_reading(3), torch.randn(3, 4), torch.nn.Embedding(5, 4)
+    reading.items[0, 1, :2] = torch.tensor([2, 0])
+    reading.codes[0, 1, :2] = torch.tensor([[1, 3], [1, 4]])
+    reading.scores[0, 1, :2] = torch.tensor([[0.5, 0.2, 0.1], [0.1, 0.0, 0.3]])
     with torch.no_grad():
         matching.sharpness.copy_(torch.tensor([3.0, 2.0, 1.0]))
-    shares = torch.tensor([1.5 + 0.4 + 0.1, 0.3 + 0.3]).softmax(dim=0)
-    expected = matching.matched(shares[0] * vectors[2] + shares[1] * vectors[0])
-    states = matching.query_states(torch.zeros(1, 2), items, scores, vectors)
-    torch.testing.assert_close(states[0], expected)
+    first, second = torch.tensor([1.5 + 0.4 + 0.1, 0.3 + 0.3]).softmax(dim=0)
+    codes = (embed.weight[1] + first * embed.weight[3] + second * embed.weight[4]) / 2**0.5
+    expected = matching.matched(first * vectors[2] + second * vectors[0]) + codes
+    states = matching.query_states(reading, vectors, embed)
+    torch.testing.assert_close(states[0, 1], expected)
+    assert (states[0, [0, 2]] == 0).all()
 
 
 def test_weights_are_positive_and_follow_the_request(matching: TextMatching) -> None:
