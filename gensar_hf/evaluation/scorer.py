@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 CHANNELS = ("words", "characters", "meaning")  # of text matching
 # Weights of the log-probabilities of identifier and item vector. Without identifiers the decoder has nothing to do.
 SCORE_WEIGHTS = ((0.0, 1.0), *((1.0, weight) for weight in (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)))
-_WORTH = 0.002  # NDCG@5 that identifiers must add to be worth the time of the decoder
+_WORTH = 0.005  # NDCG@5 that identifiers must add to be worth the time of the decoder, which takes most of a request
 
 
 class Scorer(Protocol):
@@ -132,7 +132,7 @@ def choose_weights(
 
     Returns:
         task → one of `SCORE_WEIGHTS`, the first one if several are equally good. Identifiers weigh nothing where they
-        add less than .002.
+        add less than .005.
 
     Raises:
         ValueError: the model has no item vectors.
