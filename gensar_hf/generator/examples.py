@@ -53,7 +53,7 @@ DEFAULT_TASK_WEIGHTS: dict[Task, float] = {
 _CONVERTED_SHARE = (
     0.25  # of the recommended clicks of a history that become searches, where all ad-hoc ones are made up
 )
-_ENCODED_QUERIES, _MOST_ENCODED_QUERIES = 4, 50_000  # made from the texts, an item and in all
+_ENCODED_QUERIES, _MOST_ENCODED_QUERIES = 4, 16_000  # made from the texts, an item and in all
 _BEHAVIOR_OF_TASK = {task: behavior for behavior, task in HISTORY_TASKS.items()}
 
 
