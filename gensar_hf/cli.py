@@ -534,6 +534,8 @@ def add_items_command(argv: Sequence[str]) -> None:
         pipe.save_pretrained(settings.output_dir)
         folder = Path(settings.output_dir)
     else:
+        if pipe.tokenizer.catalogue.texts is not None:
+            pipe.tokenizer.catalogue.texts.save(folder)  # first: a folder may hold more vectors than items
         pipe.tokenizer.identifiers.save(folder)
     print(f"{folder} now finds {pipe.tokenizer.identifiers.num_available:,} items.")
 

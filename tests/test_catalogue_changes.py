@@ -153,12 +153,12 @@ def test_an_added_item_borrows_vectors_as_well_and_is_read_as_its_nearest(
     trained = first_items(table, 10)
     tokenizer = GenSARTokenizer.train_from_texts(TEXTS, trained, vocab_size=100, history_encoding="events")
     pipe = GenSARPipeline(make_generator(tokenizer, num_items=10), tokenizer)
-    before = parts_of_scores(pipe, 10)
+    own = np.exp(pipe.score_items([HISTORY], np.arange(10)[None], ["horror"]))[0]
     nearest = pipe.model.encoder(**encoder_inputs(tokenizer, [{"item_id": "film-5"}]))[0]
     pipe.set_catalogue(replace(table, neighbors=np.array([[0, 3], [5, 1]])))
-    for own, part in zip(before, parts_of_scores(pipe, 12), strict=True):
-        assert part[:10] == pytest.approx(own, rel=1e-4)
-        assert part[10:] == pytest.approx([own[[0, 3]].mean(), own[[5, 1]].mean()], rel=1e-4)
+    scores = np.exp(pipe.score_items([HISTORY], np.arange(12)[None], ["horror"]))[0]
+    assert scores[:10] == pytest.approx(own, rel=1e-4)
+    assert scores[10:] == pytest.approx([own[[0, 3]].mean(), own[[5, 1]].mean()], rel=1e-4)
     found = pipe.search("horror", HISTORY, top_k=12)
     assert sorted(item_ids(found)) == sorted(table.item_ids)
     inputs = encoder_inputs(tokenizer, [{"item_id": "film-11"}])
@@ -172,11 +172,11 @@ def test_an_added_item_that_was_marked_as_trained_is_one_of_its_own_neighbors(
     table = replace(make_identifiers(12), titles=None, texts=None)
     tokenizer = GenSARTokenizer.train_from_texts(TEXTS, first_items(table, 11), vocab_size=100)
     pipe = GenSARPipeline(make_generator(tokenizer, num_items=11), tokenizer)
-    before = parts_of_scores(pipe, 11)
+    own = np.exp(pipe.score_items([HISTORY], np.arange(11)[None], ["horror"]))[0]
     pipe.set_catalogue(replace(table, neighbors=np.array([[10, 3], [5, 1]])))
-    for own, part in zip(before, parts_of_scores(pipe, 12), strict=True):
-        assert part == pytest.approx([*own[:10], own[[10, 3]].mean(), own[[5, 1]].mean()], rel=1e-4)
-    scores = pipe.score_items([HISTORY], np.arange(12)[None], ["horror"])[0]
+    scores = np.exp(pipe.score_items([HISTORY], np.arange(12)[None], ["horror"]))[0]
+    expected = [*own[:10], own[[10, 3]].mean(), own[[5, 1]].mean()]
+    assert scores == pytest.approx(expected, rel=1e-4)
     found = pipe.search("horror", HISTORY, top_k=12)
     assert item_ids(found) == [table.item_ids[row] for row in np.argsort(-scores, kind="stable")]
     inputs = encoder_inputs(tokenizer, [{"item_id": "film-10"}, {"item_id": "film-11"}])
@@ -193,15 +193,6 @@ def test_vectors_of_another_number_of_items_are_refused(
     with pytest.raises(InputError, match="vectors of 12 items"):
         vectors_pipe.set_catalogue(make_identifiers(11))
     assert vectors_pipe.tokenizer.catalogue is before
-
-
-def parts_of_scores(pipe: GenSARPipeline, num_items: int) -> list[np.ndarray]:
-    """The probabilities of the items' identifiers, and of the items by their vectors."""
-    weights = pipe.model.config.score_weights(is_search=True)
-    return [
-        np.exp(pipe.score_items([HISTORY], np.arange(num_items)[None], ["horror"], parts=[part])[0] / weight)
-        for part, weight in zip(("identifier", "vector"), weights, strict=True)
-    ]
 
 
 def first_items(table: IdentifierTable, number: int) -> IdentifierTable:

@@ -167,7 +167,8 @@ class TrainingExamples:
         self.item_text_tokens = [tokenizer.text_ids(text) for text in item_texts]
         self.described = np.flatnonzero([len(tokens) > 0 for tokens in self.item_text_tokens[:num_trained]])
         is_typed = [bool(text_queries and text_queries.title(item)) for item in range(events.num_items)]
-        self.typed = np.flatnonzero(np.array(is_typed, dtype=bool) & (self.item_rows < num_trained))
+        typed = np.flatnonzero(np.array(is_typed, dtype=bool) & (self.item_rows < num_trained))
+        self.typed = typed[np.argsort(self.item_rows[typed])]  # draws do not depend on the order of the items
         self.encoded_queries: dict[int, list[str]] = {}
         if self._catalogue.texts is not None:
             if self.text_queries is not None:

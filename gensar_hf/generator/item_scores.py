@@ -92,16 +92,49 @@ def score_parts(
     identifier_weight, item_weight = _weights(requests, only)
     if by_item is None and item_weight:
         by_item = item_scores(requests, catalogue)
+    scored, counts = zip(*[_with_neighbors(items, catalogue) for items in rows], strict=True)
     parts: dict[str, np.ndarray] = {}
+    borrowed = np.zeros((len(rows), max(map(len, scored), default=0)), dtype=np.float32)
     if identifier_weight:
-        parts["identifier"] = identifier_weight * _identifier_scores(requests, rows, catalogue)
-    for name, values in (by_item.parts() if by_item is not None else {}).items():
-        if only and name not in only:
-            continue
-        part = parts[name] = np.full((len(rows), max(map(len, rows), default=0)), -np.inf, dtype=np.float32)
+        sequences = [catalogue.item_token_ids[requests.behavior][items] for items in scored]
+        borrowed = identifier_weight * score_candidates(requests.context, sequences).cpu().numpy()
+        parts["identifier"] = _merged(borrowed, counts)
+    if by_item is None:
+        return parts
+    if not only or "vector" in only:
+        # An added item has the mean probability of its neighbors, of which the identifier has its share already.
+        joint = borrowed + item_weight * _of_rows(by_item.trained, scored)
+        parts["vector"] = _merged(joint, counts) - parts.get("identifier", 0.0)
+    for name, values in by_item.text.items():
+        if not only or name in only:
+            parts[name] = item_weight * _of_rows(values, rows)
+    for part in parts.values():
         for request, items in enumerate(rows):
-            part[request, : len(items)] = item_weight * values[request, items]
+            part[request, len(items) :] = -np.inf
     return parts
+
+
+def _of_rows(values: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """`(batch_size, most rows)` of `(batch_size, num_items)`, padded with 0."""
+    chosen = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.float32)
+    for request, items in enumerate(rows):
+        chosen[request, : len(items)] = values[request, items]
+    return chosen
+
+
+def _merged(scores: np.ndarray, counts: Sequence[np.ndarray]) -> np.ndarray:
+    """Of each item the mean probability of the columns that stand for it: `(batch_size, most items)`.
+
+    `counts`: for each request the numbers of columns of its items, see `_with_neighbors`.
+    """
+    if all((own == 1).all() for own in counts):
+        return scores.copy()
+    merged = np.zeros((len(counts), max(map(len, counts), default=0)), dtype=np.float32)
+    for request, own in enumerate(counts):
+        ends = np.cumsum(own)
+        for column, (start, end) in enumerate(zip(ends - own, ends, strict=True)):
+            merged[request, column] = mean_probability(scores[request, start:end])
+    return merged
 
 
 def exact_scores(
@@ -129,21 +162,6 @@ def _weights(requests: EncodedRequests, only: Collection[str] = ()) -> tuple[flo
         return identifier, item
     wants_item = has_vectors and any(name != "identifier" for name in only)
     return (identifier or 1.0) * ("identifier" in only), (item or 1.0) * wants_item
-
-
-def _identifier_scores(requests: EncodedRequests, rows: Sequence[np.ndarray], catalogue: Catalogue) -> np.ndarray:
-    """Log-probabilities of the items' identifiers `(batch_size, most rows)`, borrowed ones for added items."""
-    scored, counts = zip(*[_with_neighbors(items, catalogue) for items in rows], strict=True)
-    sequences = [catalogue.item_token_ids[requests.behavior][items] for items in scored]
-    scores = score_candidates(requests.context, sequences).cpu().numpy()
-    if len(catalogue.identifiers.neighbors) == 0:
-        return scores
-    merged = np.full((len(rows), max(map(len, rows), default=0)), -np.inf, dtype=np.float32)
-    for request, request_counts in enumerate(counts):
-        ends = np.cumsum(request_counts)
-        for column, (start, end) in enumerate(zip(ends - request_counts, ends, strict=True)):
-            merged[request, column] = mean_probability(scores[request, start:end])
-    return merged
 
 
 def beam_scores(
@@ -214,17 +232,14 @@ class ItemScores(NamedTuple):
     """Scores of all items for some requests, by their vectors and texts; their sum is a log-probability.
 
     Attributes:
-        vector: `(batch_size, num_items)`, for an added item the mean probability of its neighbors.
-        text: `(batch_size, 3, num_items)`, what the channels of text matching add; None: no text matching.
+        trained: `(batch_size, num_vectors)`.
+        all: `(batch_size, num_items)`; an added item has the mean probability of its neighbors.
+        text: channel → `(batch_size, num_items)`; without text matching there is none.
     """
 
-    vector: np.ndarray
-    text: np.ndarray | None
-
-    def parts(self) -> dict[str, np.ndarray]:
-        """Part → `(batch_size, num_items)`."""
-        texts = {} if self.text is None else {name: self.text[:, place] for place, name in enumerate(CHANNELS)}
-        return {"vector": self.vector, **texts}
+    trained: np.ndarray
+    all: np.ndarray
+    text: dict[str, np.ndarray]
 
     def best(
         self, request: int, number: int, catalogue: Catalogue, excluded: Collection[int], only: Collection[str] = ()
@@ -233,10 +248,10 @@ class ItemScores(NamedTuple):
 
         `only` as in `score_parts`.
         """
-        parts = {name: values[request] for name, values in self.parts().items() if not only or name in only}
-        rankings = [np.sum(list(parts.values()), axis=0)]
-        if "vector" in parts and len(parts) > 1:
-            rankings += [parts["vector"], rankings[0] - parts["vector"]]
+        texts = [values[request] for name, values in self.text.items() if not only or name in only]
+        rankings = [self.all[request]] if not only or "vector" in only else []
+        rankings += [np.sum(texts, axis=0)] if texts else []
+        rankings += [rankings[0] + rankings[1]] if len(rankings) > 1 else []
         is_open = catalogue.identifiers.available.copy()
         is_open[list(excluded)] = False
         rows = np.flatnonzero(is_open)
@@ -254,17 +269,20 @@ def item_scores(requests: EncodedRequests, catalogue: Catalogue) -> ItemScores:
     states = context.states[torch.arange(len(last), device=last.device), last]
     is_searched = torch.full_like(last, requests.behavior is Behavior.SEARCHED_ITEM)
     logits = encoder.items.logits(states, is_searched).float()
-    text, table, num_vectors = None, catalogue.identifiers, logits.shape[1]
+    texts, table, total = dict[str, np.ndarray](), catalogue.identifiers, logits
     if encoder.text is not None and requests.text_scores is not None:
         # The weights are made from the items that training knew, as in training.
-        known = torch.from_numpy(requests.text_scores[:, :, :num_vectors]).to(states)
+        known = torch.from_numpy(requests.text_scores[:, :, : logits.shape[1]]).to(states)
         weights = encoder.text.weights(states, known).float()
-        text = weights.cpu().numpy()[:, :, None] * requests.text_scores
         total = logits + torch.bmm(weights[:, None], known.float())[:, 0]
-    vector = (logits - (logits if text is None else total).logsumexp(dim=1, keepdim=True)).cpu().numpy()
+        by_channel = weights.cpu().numpy()[:, :, None] * requests.text_scores
+        texts = {name: by_channel[:, place] for place, name in enumerate(CHANNELS)}
+    trained = (logits - total.logsumexp(dim=1, keepdim=True)).cpu().numpy()
+    every = trained
     if len(table.neighbors):
-        vector = np.concatenate([vector[:, : table.num_trained], mean_probability(vector[:, table.neighbors])], axis=1)
-    return ItemScores(vector, text)
+        borrowed = mean_probability(trained[:, table.neighbors])
+        every = np.concatenate([trained[:, : table.num_trained], borrowed], axis=1)
+    return ItemScores(trained, every, texts)
 
 
 # ---- items added after training

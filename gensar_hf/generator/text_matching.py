@@ -201,18 +201,18 @@ class TextIndex:
     def load(
         cls, vectors: str | os.PathLike[str], encoder: TextEncoder, titles: Sequence[str], texts: Sequence[str]
     ) -> "TextIndex":
-        """Read what `save` wrote.
+        """Read what `save` wrote; vectors of items that the catalogue does not have yet are left out.
 
         Raises:
             InputError: the file is damaged, or is of another catalogue.
         """
         loaded = load_arrays(Path(vectors)).get("vectors")
-        if loaded is None or loaded.ndim != 2 or len(loaded) != len(texts):
+        if loaded is None or loaded.ndim != 2 or len(loaded) < len(texts):
             raise InputError(
                 f"{vectors} does not hold one vector for each of the {len(texts)} items; copy all files of the model "
                 "from one folder."
             )
-        return cls(titles, texts, loaded, encoder)
+        return cls(titles, texts, loaded[: len(texts)], encoder)
 
 
 def _counts(texts: Sequence[str], **options: Any) -> sparse.csr_matrix:

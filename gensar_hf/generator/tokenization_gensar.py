@@ -202,9 +202,9 @@ class GenSARTokenizer(TokenizersBackend):
         self.init_kwargs[_TEXT_MATCHING] = catalogue.texts is not None
         files = super().save_pretrained(save_directory, **kwargs)
         identifiers_path = Path(save_directory) / IDENTIFIERS_FILE
-        catalogue.identifiers.save(identifiers_path)
         if catalogue.texts is not None:
             catalogue.texts.save(save_directory)
+        catalogue.identifiers.save(identifiers_path)
         return (*files, str(identifiers_path))
 
     def attach_identifiers(self, identifiers: IdentifierTable, texts: TextIndex | None = None) -> None:

@@ -114,23 +114,17 @@ class GenSARTrainingArguments(TrainingArguments):
         None, f"an encoder position is an event, or as in the paper a token; {_FROM_PRESET}."
     )
     max_history_events: int | None = _setting(None, f"latest events of a history that are read; {_FROM_PRESET}.")
-    max_target_tokens: int = _setting(
-        120, "response tokens that the decoder learns in a row of events; fewer make a step cheaper."
-    )
+    max_target_tokens: int = _setting(120, "response tokens that the decoder learns in a row of events.")
     behavior_tokens: bool = _setting(True, "false: one token before both kinds of identifiers, an ablation.")
     text_vocab_size: int = _setting(1000, "word pieces of a tokenizer that is trained from scratch.")
     item_vectors: bool | None = _setting(None, f"a vector for each item next to its identifiers; {_FROM_PRESET}.")
-    text_matching: bool = _setting(
-        True, "compare queries with the items' texts by words, characters and meaning; with history_encoding='events'."
-    )
+    text_matching: bool = _setting(True, "compare queries with the items' texts; needs history_encoding='events'.")
     text_query_share: float | None = _setting(
         None,
-        f"share of the ad-hoc searches whose query is made from an item's text; 1 without queries; {_FROM_PRESET}.",
+        f"share of the ad-hoc searches that are made from texts; {_FROM_PRESET}.",
     )
     item_weight: float | None = _setting(
-        None,
-        "of the item vectors' log-probability in a score; default: the identifier's weight and this one are chosen for "
-        "each task on validation clicks.",
+        None, "of the item vectors' part of a score; default: chosen for each task on validation clicks."
     )
     item_features: bool = _setting(
         False, "train item vectors as a map of the items' embeddings plus a rest: for catalogues of few clicks an item."

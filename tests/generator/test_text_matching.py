@@ -124,8 +124,10 @@ def test_vectors_of_another_catalogue_are_refused(index: TextIndex, tmp_path: Pa
     index.save(tmp_path)
     loaded = TextIndex.load(tmp_path / "text_vectors.safetensors", index.encoder, TITLES, TEXTS)
     np.testing.assert_array_equal(loaded.vectors, index.vectors)
-    with pytest.raises(InputError, match="does not hold one vector for each of the 2 items"):
-        TextIndex.load(tmp_path / "text_vectors.safetensors", index.encoder, TITLES[:2], TEXTS[:2])
+    with pytest.raises(InputError, match="does not hold one vector for each of the 6 items"):
+        TextIndex.load(tmp_path / "text_vectors.safetensors", index.encoder, 2 * TITLES, 2 * TEXTS)
+    # New items are written before the catalogue that names them.
+    assert len(TextIndex.load(tmp_path / "text_vectors.safetensors", index.encoder, TITLES[:2], TEXTS[:2])) == 2
 
 
 # ---- the part of the model

@@ -85,7 +85,7 @@ def test_a_configuration_is_what_gensar_train_reads(name, tables, tmp_path):
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_comparison_names_settings_and_baselines_that_exist(name, tables):
     _, calls = read_comparison(CONFIGS[name], tables)
-    known = {"full_ranking", *inspect.signature(Evaluation).parameters}
+    known = {"full_ranking", "query_kinds", *inspect.signature(Evaluation).parameters}
     for call in calls.values():
         settings = next(value for value in call.args if isinstance(value, dict))
         assert set(settings.pop("evaluation")) <= known
