@@ -171,19 +171,19 @@ class TrainingExamples:
         self.typed = typed[np.argsort(self.item_rows[typed])]  # draws do not depend on the order of the items
         self.encoded_queries: dict[int, list[str]] = {}
         if self._catalogue.texts is not None:
-            if self.text_queries is not None:
-                self.encoded_queries = self._draw_encoded_queries()
+            if text_queries is not None:
+                self.encoded_queries = self._draw_encoded_queries(text_queries)
             self._catalogue.texts.remember([*texts, *chain.from_iterable(self.encoded_queries.values())])
-            if self.text_queries is not None:
-                self._add_vague_queries(self._catalogue.texts)
+            if text_queries is not None:
+                self._add_vague_queries(self._catalogue.texts, text_queries)
 
-    def _draw_encoded_queries(self) -> dict[int, list[str]]:
+    def _draw_encoded_queries(self, text_queries: TextQueries) -> dict[int, list[str]]:
         """A text encoder takes milliseconds for a query, so that it reads a part of them only, before the training."""
         rng = np.random.default_rng(0)
         num_queries = max(1, min(_ENCODED_QUERIES, _MOST_ENCODED_QUERIES // max(1, len(self.typed))))
-        return {item: [self.text_queries.draw(item, rng) for _ in range(num_queries)] for item in self.typed.tolist()}
+        return {item: [text_queries.draw(item, rng) for _ in range(num_queries)] for item in self.typed.tolist()}
 
-    def _add_vague_queries(self, texts: TextIndex) -> None:
+    def _add_vague_queries(self, texts: TextIndex, text_queries: TextQueries) -> None:
         """To each item a query that means it, in words that are not in its text, as in "sled dogs in the snow".
 
         Nobody has written such queries for this catalogue. Their words are those of other items, which mislead; their
@@ -193,7 +193,7 @@ class TrainingExamples:
         rng = np.random.default_rng(1)
         vague: dict[str, np.ndarray] = {}
         for item, queries in self.encoded_queries.items():
-            others = [self.text_queries.title_words(other) for other in rng.choice(self.typed, 1 + rng.integers(4))]
+            others = [text_queries.title_words(other) for other in rng.choice(self.typed, 1 + rng.integers(4))]
             words = [words[rng.integers(len(words))] for words in others]
             # Half of the words are in no text at all.
             words = ["".join(rng.permutation(list(word))) if rng.random() < 0.5 else word for word in words]
@@ -684,7 +684,11 @@ def _queries_of(example: Example) -> list[str]:
 
 def _answered_queries(example: Example) -> list[str]:
     """The query that each item target answers, "" for a recommendation, or where the history begins after the query."""
-    latest = list(accumulate(_queries_of(example), lambda before, query: query or before))
+    latest: list[str] = list(accumulate(_queries_of(example), _later_query))
     return [
         latest[target.end - 1] if target.behavior is Behavior.SEARCHED_ITEM else "" for target in example.item_targets
     ]
+
+
+def _later_query(before: str, query: str) -> str:
+    return query or before

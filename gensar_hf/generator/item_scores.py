@@ -94,7 +94,7 @@ def score_parts(
         by_item = item_scores(requests, catalogue)
     scored, counts = zip(*[_with_neighbors(items, catalogue) for items in rows], strict=True)
     parts: dict[str, np.ndarray] = {}
-    borrowed = np.zeros((len(rows), max(map(len, scored), default=0)), dtype=np.float32)
+    borrowed: np.ndarray = np.zeros((len(rows), max(map(len, scored), default=0)), dtype=np.float32)
     if identifier_weight:
         sequences = [catalogue.item_token_ids[requests.behavior][items] for items in scored]
         borrowed = identifier_weight * score_candidates(requests.context, sequences).cpu().numpy()

@@ -32,6 +32,7 @@ NUM_MATCHES = 10  # best items of a query that the encoder reads
 _NUM_FEATURES = 2**18  # hashed words and n-grams
 _BM25_K1, _BM25_B = 1.5, 0.75  # the defaults of `bm25s`, which the BM25 baseline has
 _CACHED_QUERIES = 20_000
+_CACHED_SCORES = 64 * 1024**2  # of remembered queries, 256 MiB
 _CHUNK_QUERIES = 64
 _FLOAT_ITEMS = 262_144  # items whose embeddings are held in float32
 FIRST_SHARPNESS = 10.0  # of the softmax over matches
@@ -89,6 +90,7 @@ class TextIndex:
         self.titles, self.texts, self.encoder = list(titles), list(texts), encoder
         self.vectors = np.asarray(vectors, dtype=np.float16)
         self._remembered: dict[str, np.ndarray] = {}  # query → embedding
+        self._scored: dict[str, np.ndarray] = {}  # scores of some of these
         self._known: OrderedDict[str, np.ndarray] = OrderedDict()  # the same, the latest ones
         self._read: OrderedDict[str, QueryReading] = OrderedDict()
 
@@ -114,6 +116,7 @@ class TextIndex:
         """Encode the queries of a training, which are read again and again."""
         distinct = list(dict.fromkeys(queries))
         self._remembered = dict(zip(distinct, unit_rows(self.encoder.encode(distinct)), strict=True))
+        self._scored.clear()
 
     def remember_as(self, embeddings: Mapping[str, np.ndarray]) -> None:
         """Add queries with embeddings `(dim,)` that no encoder made; those that are remembered already stay."""
@@ -131,13 +134,27 @@ class TextIndex:
             `(num_queries, 3, num_items)` float32 in the order of `CHANNELS`: the share of the query's BM25 weight that
             the item reaches (0 to 1), and two cosines.
         """
+        if encode:
+            return self._computed_scores(queries, self.encode(queries))
+        result = np.empty((len(queries), len(CHANNELS), len(self)), dtype=np.float32)
+        new = [place for place, query in enumerate(queries) if query not in self._scored]
+        new_queries = [queries[place] for place in new]
+        result[new] = self._computed_scores(new_queries, self._vectors_of(new_queries, encode=False))
+        for place, query in enumerate(queries):
+            if query in self._scored:
+                result[place] = self._scored[query]
+            elif query in self._remembered and len(self._scored) * result[0].size < _CACHED_SCORES:
+                self._scored[query] = result[place].copy()
+        return result
+
+    def _computed_scores(self, queries: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+        """`scores` of queries with these embeddings."""
         result = np.zeros((len(queries), len(CHANNELS), len(self)), dtype=np.float32)
         if not len(queries):
             return result
         words, characters = self._lexical
         result[:, 0] = words(queries)
         result[:, 1] = characters(queries)
-        vectors = self._vectors_of(queries, encode)
         if self._float_vectors is not None:
             np.matmul(vectors, self._float_vectors.T, out=result[:, 2])
             return result
@@ -167,8 +184,7 @@ class TextIndex:
         """What the encoder reads of some queries; remembered, since the queries of a history come again and again."""
         new = [query for query in dict.fromkeys(queries) if query not in self._read]
         for part in row_chunks(len(new), _CHUNK_QUERIES):
-            readings = map(QueryReading, *self.match(new[part])[0])
-            self._read.update(zip(new[part], readings, strict=True))
+            self._read.update(zip(new[part], map(QueryReading, *self.match(new[part])[0]), strict=True))
         readings = [self._read[query] for query in queries]
         while len(self._read) > _CACHED_QUERIES:
             self._read.popitem(last=False)

@@ -361,9 +361,9 @@ def new_generator(
     if args.item_weight is not None:
         config["item_weight"] = args.item_weight
     if args.text_matching and history_encoding == "events":
-        texts = TextIndex(*titles_and_texts(table), text_vectors, text_encoder)
-        tokenizer.attach_identifiers(table, texts)
-        config["text_dim"] = texts.dim
+        text_index = TextIndex(*titles_and_texts(table), text_vectors, text_encoder)
+        tokenizer.attach_identifiers(table, text_index)
+        config["text_dim"] = text_index.dim
     if backbone is not None:
         return tokenizer, generator_from_t5(backbone.path, tokenizer, **config)
     return tokenizer, generator_from_scratch(GenSARConfig(**config), tokenizer)
