@@ -406,24 +406,33 @@ def show_answers(pipe: Any, dataset: Any, top_k: int = 3) -> None:
 def _print_answers(answers: list[dict[str, Any]]) -> None:
     for place, answer in enumerate(answers, start=1):
         print(f"    {place:>2}  {answer['score']:8.2f}  {answer['title'] or ''}  [{answer['item_id']}]")
+        if parts := answer.get("parts"):
+            print("                  " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
 
 
 # ---- evaluate
 
 
 def evaluate_command(argv: Sequence[str]) -> int:
-    """`gensar evaluate`: the run's model and other systems on held-out clicks; writes `results/`."""
+    """`gensar evaluate`: the run's model and other systems by kind of query and on held-out clicks."""
     from rich.console import Console
 
     from gensar_hf.data import InteractionDataset
-    from gensar_hf.evaluation import Evaluation, evaluate_pipeline
+    from gensar_hf.evaluation import Evaluation, evaluate_pipeline, evaluate_query_kinds, gensar_rows
     from gensar_hf.pipeline import GenSARPipeline
     from gensar_hf.training.stages import DATA, MODEL, run_systems
 
-    parser = SettingsParser("gensar evaluate", "Rank held-out clicks among sampled candidates; write RUN/results.")
+    about = (
+        "Search all items for titles, parts of them, errors and attributes, and rank held-out clicks among sampled "
+        "candidates; write RUN/results."
+    )
+    parser = SettingsParser("gensar evaluate", about)
     parser.add_argument("run", type=str, help="output_dir of gensar train.")
     add_settings(parser, evaluate_pipeline, skip=("systems", "tasks"), help_of=Evaluation)
-    parser.add_argument("--baselines", type=bool, default=True, help="SASRec, popularity, BM25 and dense retrieval.")
+    parser.add_argument(
+        "--baselines", type=bool, default=True, help="SASRec, popularity, BM25, dense and hybrid search."
+    )
+    parser.add_argument("--queries_per_kind", type=int, default=200, help="searched among all items; 0: none.")
     settings = read_settings(parser, argv).as_dict()
     run_dir = Path(settings.pop("run"))
     if not (run_dir / MODEL).is_dir() or not (run_dir / DATA).is_dir():
@@ -431,12 +440,19 @@ def evaluate_command(argv: Sequence[str]) -> int:
     set_up_logging()
     dataset, pipe = InteractionDataset.load(run_dir / DATA), GenSARPipeline.from_pretrained(run_dir / MODEL)
     systems = run_systems(run_dir, dataset) if settings.pop("baselines") else []
+    folder, queries_per_kind = run_dir / "results", settings.pop("queries_per_kind")
     result = evaluate_pipeline(pipe, dataset, systems=systems, **settings)
-    folder = run_dir / "results"
     result.save(folder)
-    Console().print(result.terminal_table())
-    print(f"\nRanks, tables and a picture are in {folder}.")
-    return 1 if result.failures else 0
+    failures, console = dict(result.failures), Console()
+    if queries_per_kind:
+        rows, options = [*gensar_rows(pipe), *systems], {name: settings[name] for name in ("part", "seed")}
+        kinds = evaluate_query_kinds(rows, dataset, max_requests=queries_per_kind, **options)
+        kinds.save(folder)
+        failures |= kinds.failures
+        console.print(kinds.terminal_table())
+    console.print(result.terminal_table())
+    print(f"\nRanks, tables and pictures are in {folder}.")
+    return 1 if failures else 0
 
 
 # ---- ask
@@ -449,9 +465,10 @@ def search_command(argv: Sequence[str]) -> None:
     parser.add_argument("query", type=str, help="what was typed.")
     parser.add_argument("--history", type=list[str], default=[], help="item ids clicked before, oldest first: [a,b].")
     parser.add_argument("--top_k", type=int, default=10, help="number of answers.")
+    parser.add_argument("--explain", type=bool, default=False, help="show the parts of each score.")
     settings = read_settings(parser, argv)
     pipe, history = ready_to_answer(settings)
-    _print_answers(pipe.search(settings.query, history, top_k=settings.top_k))
+    _print_answers(pipe.search(settings.query, history, top_k=settings.top_k, explain=settings.explain))
 
 
 def recommend_command(argv: Sequence[str]) -> None:
@@ -517,6 +534,8 @@ def add_items_command(argv: Sequence[str]) -> None:
         pipe.save_pretrained(settings.output_dir)
         folder = Path(settings.output_dir)
     else:
+        if pipe.tokenizer.catalogue.texts is not None:
+            pipe.tokenizer.catalogue.texts.save(folder)  # first: a folder may hold more vectors than items
         pipe.tokenizer.identifiers.save(folder)
     print(f"{folder} now finds {pipe.tokenizer.identifiers.num_available:,} items.")
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from gensar_hf.evaluation.comparison import summarize_identifiers
 from gensar_hf.evaluation.metrics import METRICS
-from gensar_hf.evaluation.report import Table, identifier_table, markdown, metrics_tables
+from gensar_hf.evaluation.report import Table, identifier_table, markdown, metrics_tables, query_kinds_table
 from gensar_hf.files import CARD_FILE, atomic_path, read_json
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline
@@ -98,7 +98,8 @@ def model_card(
 
     Args:
         pipe_or_folder: a pipeline; or the folder of a generator, a joint RQ-VAE or a SASRec.
-        metrics: `EvaluationResult.metrics()` or `metrics.json`: the results, and `model-index` in the metadata.
+        metrics: `EvaluationResult.metrics()` or `metrics.json`: the results, and `model-index` in the metadata. Its
+            entry `query_kinds` (`QueryKindsResult.metrics()` or `query_kinds.json`), if there is one, is a table.
         data: a name in `DATA_SETS`, or facts about other data.
         dataset: the `InteractionDataset` of the training, for its counts.
         split: `"leave_one_out"` or `"chronological"`.
@@ -127,6 +128,7 @@ def model_card(
     if results := _eval_results(metrics or {"tasks": {}}, name, facts):
         metadata |= {"model_name": title, "eval_results": results}
     num_items = table.num_items if table else config.get("num_items", 0)
+    kinds = (metrics or {}).get("query_kinds")
     rows = [[stage, f"{seconds:.0f}"] for stage, seconds in (stages or {}).items()]
     values = {
         "title": title,
@@ -140,6 +142,7 @@ def model_card(
         "split": split,
         "part": part,
         "results": markdown(metrics_tables(metrics)).rstrip() if metrics else "",
+        "query_kinds": query_kinds_table(kinds).markdown() if kinds else "",
         "identifiers": _identifier_section(identifiers or (table.report() if table else {})),
         "stages": Table(["Stage", "Seconds"], rows).markdown() if rows else "",
         "command": command,

@@ -14,19 +14,19 @@ from gensar_hf.embeddings.cold_start import CollaborativeMap
 from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
 from gensar_hf.files import atomic_path, read_json, write_json
+from gensar_hf.generator.text_matching import TEXT_ENCODER_DIR
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
 ITEM_ENCODER_DIR = "item_encoder"
-_CONFIG_FILE, _MAP_FILE, _RQVAE_DIR, _TEXT_ENCODER_DIR = (
-    "item_encoder.json", "collaborative_map.safetensors", "rqvae", "text_encoder",
-)  # fmt: skip
+_CONFIG_FILE, _MAP_FILE, _RQVAE_DIR = "item_encoder.json", "collaborative_map.safetensors", "rqvae"
 
 
 class ItemEncoder:
     """What a model needs to take up new items: text encoder, map to collaborative embeddings, joint RQ-VAE.
 
-    It lies in the model's folder, so that `GenSARPipeline.add_items` needs nothing else.
+    It lies in the model's folder, so that `GenSARPipeline.add_items` needs nothing else; the text encoder lies next to
+    it, because it reads queries as well.
 
     Args:
         text_encoder: the one that read the items in training.
@@ -63,12 +63,12 @@ class ItemEncoder:
         return table.add_items(embeddings, items["item_id"].tolist(), self.rqvae, titles, texts)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the folder, aside and renamed."""
+        """Write the folder, aside and renamed, and the text encoder next to it."""
+        self.text_encoder.save(Path(folder).parent / TEXT_ENCODER_DIR)
         with atomic_path(folder) as aside:
             aside.mkdir()
             self.rqvae.save_pretrained(aside / _RQVAE_DIR)
             self.collaborative_map.save(aside / _MAP_FILE)
-            self.text_encoder.save(aside / _TEXT_ENCODER_DIR)
             write_json(aside / _CONFIG_FILE, {"format_version": 1, "text_columns": list(self.text_columns)})
 
     @classmethod
@@ -88,7 +88,7 @@ class ItemEncoder:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{folder / _RQVAE_DIR} cannot be loaded ({reason}); train the model again.") from error
         return cls(
-            TextEncoder.load(folder / _TEXT_ENCODER_DIR),
+            TextEncoder.load(folder.parent / TEXT_ENCODER_DIR),
             tuple(map(str, record["text_columns"])),
             CollaborativeMap.load(folder / _MAP_FILE),
             rqvae,

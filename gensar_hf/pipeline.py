@@ -22,9 +22,17 @@ from gensar_hf.errors import InputError
 from gensar_hf.files import CARD_FILE, atomic_path
 from gensar_hf.generator.adapters import adapter_base, load_adapter, merge_adapter
 from gensar_hf.generator.catalogue import Catalogue
-from gensar_hf.generator.history import EventArrays, History, as_events
-from gensar_hf.generator.item_scores import EncodedRequests, beam_scores, best_items, encode_requests, exact_scores
+from gensar_hf.generator.history import EventArrays, History, as_events, cut_query
+from gensar_hf.generator.item_scores import (
+    EncodedRequests,
+    beam_scores,
+    best_items,
+    encode_requests,
+    exact_scores,
+    score_parts,
+)
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
+from gensar_hf.generator.text_matching import TEXT_ENCODER_DIR
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.hub import explain_hub_error, folder_of, optional_file, push_folder
 from gensar_hf.identifiers import IdentifierTable
@@ -230,6 +238,7 @@ class GenSARPipeline:
         top_k: int = 10,
         exclude_seen: bool = False,
         on_unknown: str = "raise",
+        explain: bool = False,
     ) -> list[Answer] | list[list[Answer]]:
         """Recommend items: the likeliest next clicks.
 
@@ -239,17 +248,19 @@ class GenSARPipeline:
             top_k: number of items; fewer if the catalogue has fewer.
             exclude_seen: leave out the items of the history.
             on_unknown: `"raise"`, or `"skip"`: events with an unknown item are left out, with a warning.
+            explain: add the parts of each score, which sum up to it: `{…, "parts": {"identifier", "vector", "words",
+                "characters", "meaning"}}`, the last three in a search. See `score_parts`.
 
         Returns:
             answers, best first: `{"item_id", "score", "title"}`. The score is the natural logarithm of the identifier's
-            probability plus, if the model has item vectors, `config.item_weight` times the logarithm of the item's
-            probability by its vector. For a batch, a list of such lists.
+            probability, times `config.identifier_weight`, plus, if the model has item vectors, `config.item_weight`
+            times the logarithm of the item's probability by its vector and text. For a batch, a list of such lists.
 
         Raises:
             ValueError: an item of the history is unknown, or `top_k` is not positive.
         """
         histories, is_batch = as_batch(history)
-        return unbatch(self._items(histories, None, top_k, exclude_seen, on_unknown), is_batch)
+        return unbatch(self._items(histories, None, top_k, exclude_seen, on_unknown, explain), is_batch)
 
     def search(
         self,
@@ -258,6 +269,7 @@ class GenSARPipeline:
         top_k: int = 10,
         exclude_seen: bool = False,
         on_unknown: str = "raise",
+        explain: bool = False,
     ) -> list[Answer] | list[list[Answer]]:
         """Find items for a query; answers as in `recommend`.
 
@@ -267,6 +279,7 @@ class GenSARPipeline:
             top_k: number of items.
             exclude_seen: leave out the items of the history.
             on_unknown: as in `recommend`.
+            explain: as in `recommend`.
 
         Raises:
             ValueError: an empty query, an unknown item in the history, or lists of different lengths.
@@ -276,7 +289,7 @@ class GenSARPipeline:
         histories = as_batch(history)[0] if len(history) else [[] for _ in queries]
         if len(histories) != len(queries):
             raise ValueError(f"A batch needs one history for each query; got {len(histories)} and {len(queries)}.")
-        return unbatch(self._items(histories, queries, top_k, exclude_seen, on_unknown), is_batch)
+        return unbatch(self._items(histories, queries, top_k, exclude_seen, on_unknown, explain), is_batch)
 
     def suggest_queries(
         self, history: History | Sequence[History], top_k: int = 3, on_unknown: str = "raise"
@@ -368,6 +381,7 @@ class GenSARPipeline:
         queries: Sequence[str] | None = None,
         on_unknown: str = "raise",
         catalogue: Catalogue | None = None,
+        parts: Sequence[str] = (),
     ) -> np.ndarray:
         """Exact scores of given items, without a search: for ranking and for evaluation.
 
@@ -377,11 +391,13 @@ class GenSARPipeline:
             queries: one per request: score as search results; None: as recommendations.
             on_unknown: as for `recommend`.
             catalogue: that the rows belong to; default: the current one.
+            parts: of the scores, see `score_parts`; default: all.
 
         Returns:
             `(num_requests, num_candidates)` scores as in `recommend`, padded with -inf.
         """
-        return self._scores(exact_scores, histories, candidates, queries, on_unknown, catalogue)
+        score = partial(exact_scores, only=parts)
+        return self._scores(score, histories, candidates, queries, on_unknown, catalogue)
 
     def _beam_scores(self, *request: Any) -> np.ndarray:
         """As `score_items`, by a beam search that only the candidates are open to."""
@@ -486,6 +502,7 @@ class GenSARPipeline:
                     f"gensar-hf, or copy the folder `{ITEM_ENCODER_DIR}` from where it was trained."
                 )
             path, options = self._source
+            folder_of(path, TEXT_ENCODER_DIR, **options)  # downloaded next to it
             self.item_encoder = ItemEncoder.load(folder_of(path, ITEM_ENCODER_DIR, **options))
         return self.item_encoder
 
@@ -498,6 +515,7 @@ class GenSARPipeline:
         top_k: int,
         exclude_seen: bool,
         on_unknown: str,
+        explain: bool,
     ) -> list[list[Answer]]:
         """Search results, or recommendations where `queries` is None."""
         catalogue, top_k = self.tokenizer.catalogue, checked_top_k(top_k)
@@ -509,7 +527,29 @@ class GenSARPipeline:
             excluded = [catalogue.rows_in(history) for history in chunk] if exclude_seen else None
             found = best_items(encoded, catalogue, max(self.num_beams, top_k), excluded)
             answers += [answers_of(items[:top_k], scores[:top_k], catalogue) for items, scores in found]
+            if explain:
+                parts = score_parts(encoded, [items[:top_k] for items, _ in found], catalogue)
+                for row, own in enumerate(answers[-len(found) :]):
+                    for column, answer in enumerate(own):
+                        answer["parts"] = {name: float(values[row, column]) for name, values in parts.items()}
         return answers
+
+    def found_items(
+        self, histories: Sequence[EventArrays], queries: Sequence[str] | None, parts: Sequence[str] = ()
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What a search or recommendation proposes and how it scores, for evaluation; arguments as in `score_items`.
+
+        Returns:
+            for each request rows of the identifier table and their scores, best first, about `num_beams` to three
+            times as many.
+        """
+        found = []
+        for rows in chunks(range(len(histories)), self.batch_size):
+            chunk: list[Any] = [histories[row] for row in rows]
+            chunk_queries = None if queries is None else [queries[row] for row in rows]
+            encoded = self._encode(chunk, chunk_queries, self.tokenizer.catalogue, "raise")
+            found += best_items(encoded, self.tokenizer.catalogue, self.num_beams, only=parts)
+        return found
 
     def _encode(
         self,
@@ -522,7 +562,10 @@ class GenSARPipeline:
         self.model.eval()  # a training may have left dropout on
         behavior = Behavior.RECOMMENDED_ITEM if queries is None else Behavior.SEARCHED_ITEM
         inputs = self._inputs(histories, queries, behavior, catalogue, on_unknown)
-        return encode_requests(self.model, inputs, behavior)
+        text_scores = None
+        if queries is not None and catalogue.texts is not None:
+            text_scores = catalogue.texts.scores([cut_query(query) for query in queries])
+        return encode_requests(self.model, inputs, behavior, text_scores)
 
     def _inputs(
         self,

@@ -14,11 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, TokenizersBackend
 
 from gensar_hf.data import Behavior, Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.initialization import generator_from_causal_lm, generator_from_scratch
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
-from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.generator.text_matching import TextIndex
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer, titles_and_texts
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline
 
@@ -174,15 +176,32 @@ def pipelines(
     generators: dict[str, GenSARForConditionalGeneration],
     tokenizers: dict[str, GenSARTokenizer],
     causal_pipeline: GenSARPipeline,
+    identifiers: IdentifierTable,
 ) -> dict[str, GenSARPipeline]:
-    """One for each history encoding, one whose model has item vectors, and a decoder-only model."""
+    """One for each history encoding, one with item vectors, one that also matches texts, and a decoder-only model."""
     pipelines = {encoding: GenSARPipeline(generators[encoding], tokenizers[encoding]) for encoding in generators}
     with_vectors = build_generator(tokenizers["events"], num_items=12)
     with torch.no_grad():
         for parameter in with_vectors.encoder.items.parameters():
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
     with_vectors = GenSARPipeline(with_vectors, tokenizers["events"])
-    return {**pipelines, "vectors": with_vectors, "causal": causal_pipeline}
+    return {**pipelines, "vectors": with_vectors, "texts": texts_pipeline(identifiers), "causal": causal_pipeline}
+
+
+def texts_pipeline(identifiers: IdentifierTable) -> GenSARPipeline:
+    """A model with item vectors that matches texts, by an encoder that was fitted on them."""
+    titles, texts = titles_and_texts(identifiers)
+    encoder = TextEncoder.load(None, texts, dim=6)
+    tokenizer = GenSARTokenizer.train_from_texts(
+        [*texts, *QUERIES], identifiers, vocab_size=120, history_encoding="events", max_history_events=8
+    )
+    tokenizer.attach_identifiers(identifiers, TextIndex(titles, texts, encoder.encode(texts), encoder))
+    model = build_generator(tokenizer, num_items=12, text_dim=6)
+    with torch.no_grad():
+        for part in (model.encoder.items, model.encoder.text.channel_weights):
+            for parameter in part.parameters():
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    return GenSARPipeline(model, tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -202,9 +221,9 @@ def encoding(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["tokens", "vectors", "causal"])
+@pytest.fixture(params=["tokens", "vectors", "texts", "causal"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """Runs a test for histories as tokens, for events with item vectors, and for a decoder-only model."""
+    """Runs a test for histories as tokens, events with item vectors and with texts, and a decoder-only model."""
     return request.param
 
 

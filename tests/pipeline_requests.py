@@ -25,7 +25,7 @@ def assert_same_answers(batch: list[list[dict]], singles: list[list[dict]], key:
 
 
 def weighted_by_vector(pipe: GenSARPipeline, history: list, query: str | None) -> np.ndarray:
-    """What a model's item vectors add to the score of each item; zeros of a model without."""
+    """What a model's item vectors and texts add to the score of each item; zeros of a model without."""
     items, tokenizer = getattr(getattr(pipe.model, "encoder", None), "items", None), pipe.tokenizer
     if items is None:
         return np.zeros(12)
@@ -35,6 +35,9 @@ def weighted_by_vector(pipe: GenSARPipeline, history: list, query: str | None) -
     with torch.no_grad():
         last = pipe.model.encoder(**inputs).last_hidden_state[:, -1]
         logits = items.logits(last, torch.tensor([1 if query else 0]))[0]
+        if query and tokenizer.catalogue.texts is not None:
+            scores = torch.from_numpy(tokenizer.catalogue.texts.scores([query]))
+            logits = logits + (pipe.model.encoder.text.weights(last, scores)[0, :, None] * scores[0]).sum(dim=0)
     return pipe.model.config.item_weight * logits.log_softmax(dim=-1).numpy()
 
 

@@ -99,8 +99,15 @@ def test_train_evaluate_and_ask(gensar, tables, config, tmp_path):
 
     status, printed, complaint = gensar("evaluate", tmp_path / "run", "--num_negatives", "9", "--baselines", "false")
     assert status == 0, complaint
-    assert "GenSAR" in printed
-    assert (tmp_path / "run" / "results" / "ranks.parquet").is_file()
+    assert printed.index("by kind of query") < printed.index("random-9, 10 candidates")
+    assert "alone" in printed  # parts of the scores
+    written = {path.name for path in (tmp_path / "run" / "results").iterdir()}
+    assert written >= {"ranks.parquet", "query_kinds.json", "query_kinds.md"}
+    options = ["--baselines=false", "--queries_per_kind=0", "--bm25_columns=[title]", "--num_negatives=9"]
+    status, printed, complaint = gensar("evaluate", tmp_path / "run", *options)
+    assert status == 0, complaint
+    assert "by kind of query" not in printed
+    assert "bm25-hard(title)-9" in printed
 
 
 @pytest.mark.slow
@@ -130,7 +137,7 @@ def test_items_are_added_removed_and_restored(gensar, run, tmp_path):
     assert "N1  red soap oil" in printed
     assert "now finds 31 items" in printed
     changed = {path.name for path, content in before.items() if path.read_bytes() != content}
-    assert changed == {"identifiers.parquet"}
+    assert changed == {"identifiers.parquet", "text_vectors.safetensors"}
     pipe = GenSARPipeline.from_pretrained(run / "model", device="cpu")
     found = {answer["item_id"] for answer in pipe.recommend([], top_k=32)}
     assert {"N1", "N2"} <= found

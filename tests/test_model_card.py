@@ -48,6 +48,24 @@ def test_the_card_of_a_pipeline_is_saved_with_it(pipelines, kind, tmp_path):
         assert part in card.text
 
 
+def test_a_card_shows_query_kinds_if_the_metrics_hold_them(events_pipe):
+    values = {metric: {"value": 0.25, "low": 0.2, "high": 0.3} for metric in ("HR@1", "HR@10")}
+    facts = {
+        "num_requests": 5,
+        "num_candidates": 12,
+        "num_with_history": 1,
+        "example": {"query": "alien", "title": "Alien"},
+    }
+    kinds = {"title": {**facts, "systems": {"GenSAR": values}}}
+    shown = {"confidence": 0.95, "systems": ["GenSAR"], "failures": {}, "kinds": kinds}
+    card = model_card(events_pipe, {**METRICS, "query_kinds": shown})
+    table = "| GenSAR | **.250** / **.250** |"
+    assert table in card
+    assert card.index(table) < card.index("(random-99, 100 candidates, 943 requests)")
+    assert len(ModelCard(card).data.eval_results) == 10
+    assert "What a search finds" not in model_card(events_pipe, METRICS)
+
+
 def test_a_folder_gets_its_card_without_metrics(model_dirs, tmp_path):
     folder = tmp_path / "model"
     folder.symlink_to(model_dirs["events"])

@@ -16,14 +16,14 @@ from rich.console import Console
 from gensar_hf import train
 from gensar_hf.cli import dataset_and_arguments, exit_status, read_settings, set_up_logging, training_parser
 from gensar_hf.data import SEARCH
-from gensar_hf.evaluation import evaluate_pipeline
-from gensar_hf.evaluation.report import example_tables, metrics_tables, stage_table, terminal
+from gensar_hf.evaluation import evaluate_pipeline, evaluate_query_kinds, gensar_rows
+from gensar_hf.evaluation.report import example_tables, metrics_tables, query_kinds_table, stage_table, terminal
 from gensar_hf.files import read_json
 from gensar_hf.model_card import write_model_card
 from gensar_hf.training.stages import COLLABORATIVE, DATA, MODEL, RQVAE, SEMANTIC, StageReport, run_stage, run_systems
 
 CONFIG = Path(__file__).parent / "configs" / "ml-100k.yaml"
-RESULTS = "results"
+RESULTS, QUERIES_PER_KIND = "results", 100
 
 
 def main() -> None:
@@ -44,24 +44,26 @@ def main() -> None:
     pipe = train(dataset, args, on_stage=show)
 
     def evaluate(folder: Path, _: Path) -> dict[str, Any]:
-        result = evaluate_pipeline(
-            pipe, dataset, systems=run_systems(run_dir, dataset), num_negatives=args.num_negatives
-        )
-        result.save(folder)
-        return {"systems": len(result.systems), "failures": len(result.failures)}
+        systems = run_systems(run_dir, dataset)
+        kinds = evaluate_query_kinds([*gensar_rows(pipe), *systems], dataset, max_requests=QUERIES_PER_KIND)
+        result = evaluate_pipeline(pipe, dataset, systems=systems, num_negatives=args.num_negatives)
+        for each in (kinds, result):
+            each.save(folder)
+        return {"systems": len(result.systems), "failures": len({*kinds.failures, *result.failures})}
 
     trained = [run_dir / stage for stage in (DATA, SEMANTIC, COLLABORATIVE, MODEL)]
-    show(run_stage(run_dir, RESULTS, [args.num_negatives, *trained], evaluate))
-    metrics = read_json(run_dir / RESULTS / "metrics.json")
+    show(run_stage(run_dir, RESULTS, [args.num_negatives, QUERIES_PER_KIND, *trained], evaluate))
+    metrics, kinds = (read_json(run_dir / RESULTS / f"{name}.json") for name in ("metrics", "query_kinds"))
     if not all(report.skipped for report in reports):  # a card that somebody has edited stays
         facts = {"data": "ml-100k", "dataset": dataset, "split": dataset.split_method, "command": "make demo"}
         facts |= {"stages": {report.stage: report.seconds for report in reports}, "identifiers": reports[3].details}
         for stage in (COLLABORATIVE, RQVAE, MODEL):
-            write_model_card(run_dir / stage, metrics, **facts)
+            write_model_card(run_dir / stage, {**metrics, "query_kinds": kinds}, **facts)
 
     stages = {report.stage: (report.seconds, report.skipped, report.details) for report in reports}
     requests = dataset.split.test[SEARCH]
-    console.print(terminal([stage_table(stages), *metrics_tables(metrics), *example_tables(pipe, requests)]))
+    tables = [stage_table(stages), query_kinds_table(kinds), *metrics_tables(metrics)]
+    console.print(terminal([*tables, *example_tables(pipe, requests)]))
     console.print(
         f"The model is in {run_dir / MODEL}, metrics, tables and a plot in {run_dir / RESULTS}. Next:\n"
         f'    gensar search {run_dir / MODEL} "{requests.query_texts[0]}"\n'

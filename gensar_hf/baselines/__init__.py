@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gensar_hf.baselines import dense_retrieval
+from gensar_hf.baselines import dense_retrieval, hybrid
 from gensar_hf.baselines.bm25 import BM25, BM25Config
 from gensar_hf.baselines.dense_retrieval import DenseRetrieval, DenseRetrievalConfig
 from gensar_hf.baselines.gru4rec import GRU4RecConfig, GRU4RecModel
+from gensar_hf.baselines.hybrid import HybridSearch, HybridSearchConfig
 from gensar_hf.baselines.markov import MarkovChain, MarkovConfig
 from gensar_hf.baselines.matching import JSRConfig, JSRModel, MatchingScorer, QEMConfig, QEMModel, fit_jsr, fit_qem
 from gensar_hf.baselines.popularity import Popularity, PopularityConfig
@@ -39,6 +40,7 @@ BASELINES: dict[str, Baseline] = {
     "markov": Baseline(MarkovConfig, lambda events, texts, config, _: MarkovChain(events, config)),
     "bm25": Baseline(BM25Config, lambda events, texts, config, _: BM25(BM25Index(texts, config.k1, config.b))),
     "dense_retrieval": Baseline(DenseRetrievalConfig, dense_retrieval.fit),
+    "hybrid": Baseline(HybridSearchConfig, hybrid.fit),
     "sasrec": Baseline(SASRecConfig, partial(fit_next_item_model, SASRecModel, "SASRec")),
     "gru4rec": Baseline(GRU4RecConfig, partial(fit_next_item_model, GRU4RecModel, "GRU4Rec")),
     "qem": Baseline(QEMConfig, fit_qem),
@@ -51,6 +53,7 @@ __all__ = [
     "BM25",
     "DenseRetrieval",
     "GRU4RecModel",
+    "HybridSearch",
     "JSRConfig",
     "JSRModel",
     "MarkovConfig",

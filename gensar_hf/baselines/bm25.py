@@ -53,7 +53,11 @@ class BM25:
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """BM25 of each candidate, `(num_requests, num_candidates)` float32; 0 if query and text share no word."""
-        return gather_query_scores(requests, candidates, self.index.scores)
+        return gather_query_scores(requests, candidates, self.score_items)
+
+    def score_items(self, queries: list[str]) -> np.ndarray:
+        """BM25 of every item for each query, `(num_queries, num_items)` float32."""
+        return self.index.scores(queries)
 
 
 def gather_query_scores(

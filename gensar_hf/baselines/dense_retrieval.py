@@ -75,9 +75,10 @@ class DenseRetrieval:
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """Cosine of each candidate with the request's query, `(num_requests, num_candidates)` float32."""
-        return gather_query_scores(requests, candidates, self._score_items)
+        return gather_query_scores(requests, candidates, self.score_items)
 
-    def _score_items(self, queries: list[str]) -> np.ndarray:
+    def score_items(self, queries: list[str]) -> np.ndarray:
+        """Cosine of every item with each query, `(num_queries, num_items)` float32."""
         # Encoding costs far more than the products, so each query is encoded once, over all calls.
         if new := [query for query in queries if query not in self._query_embeddings]:
             embeddings = np.asarray(self.query_encoder([self.query_prefix + query for query in new]))

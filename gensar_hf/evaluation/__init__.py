@@ -4,8 +4,9 @@ from gensar_hf.evaluation.bm25_index import BM25Index
 from gensar_hf.evaluation.candidates import CandidateSets, bm25_candidates, random_candidates
 from gensar_hf.evaluation.metrics import METRICS, hit_rate, ndcg
 from gensar_hf.evaluation.protocol import Evaluation, EvaluationResult, evaluate, evaluate_pipeline, validation_metrics
+from gensar_hf.evaluation.query_kinds import QueryKindsResult, WithoutHistory, evaluate_query_kinds, gensar_rows
 from gensar_hf.evaluation.ranks import rank_of_target
-from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer, choose_item_weight
+from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer, choose_weights
 
 __all__ = [
     "METRICS",
@@ -14,11 +15,15 @@ __all__ = [
     "Evaluation",
     "EvaluationResult",
     "GeneratorScorer",
+    "QueryKindsResult",
     "Scorer",
+    "WithoutHistory",
     "bm25_candidates",
-    "choose_item_weight",
+    "choose_weights",
     "evaluate",
     "evaluate_pipeline",
+    "evaluate_query_kinds",
+    "gensar_rows",
     "hit_rate",
     "ndcg",
     "random_candidates",

@@ -64,11 +64,15 @@ class CandidateSets:
 
 
 def draw_candidates(
-    requests: Requests, item_texts: Sequence[str], num_negatives: int = 99, seed: int = 0
+    requests: Requests,
+    item_texts: Sequence[str],
+    num_negatives: int = 99,
+    seed: int = 0,
+    columns: Sequence[str] | None = None,
 ) -> CandidateSets:
     """`bm25_candidates` for search requests, `random_candidates` for recommendation requests."""
     if requests.task == SEARCH:
-        return bm25_candidates(requests, item_texts, num_negatives, seed)
+        return bm25_candidates(requests, item_texts, num_negatives, seed, columns)
     return random_candidates(requests, num_negatives, seed)
 
 
@@ -105,7 +109,11 @@ def random_candidates(requests: Requests, num_negatives: int = 99, seed: int = 0
 
 
 def bm25_candidates(
-    requests: Requests, item_texts: Sequence[str], num_negatives: int = 99, seed: int = 0
+    requests: Requests,
+    item_texts: Sequence[str],
+    num_negatives: int = 99,
+    seed: int = 0,
+    columns: Sequence[str] | None = None,
 ) -> CandidateSets:
     """Take the best BM25 hits for the query, without the target.
 
@@ -119,9 +127,10 @@ def bm25_candidates(
         item_texts: one text per item, in catalogue order.
         num_negatives: negatives per request, at most the number of other items.
         seed: of the random items and the order.
+        columns: what `item_texts` were made from, if not from all text columns: named in the protocol.
 
     Returns:
-        candidate sets with protocol `bm25-hard-NUM`.
+        candidate sets with protocol `bm25-hard-NUM`, or `bm25-hard(COLUMN, COLUMN)-NUM`.
     """
     num_items = len(item_texts)
     if num_items - 1 < num_negatives:
@@ -131,6 +140,7 @@ def bm25_candidates(
     tie_order = np.random.default_rng(seed).permutation(num_items)
     hits = BM25Index(item_texts).retrieve(list(queries), min(used_negatives + 1, num_items), tie_order)
     num_filled, targets = 0, requests.target_items
+    kind = "bm25-hard" if columns is None else f"bm25-hard({', '.join(columns)})"
 
     def negatives(row: int, generator: np.random.Generator) -> np.ndarray:
         nonlocal num_filled
@@ -142,7 +152,7 @@ def bm25_candidates(
         others = np.setdiff1d(np.arange(num_items), [*best, target])
         return np.append(best, generator.choice(others, used_negatives - len(best), replace=False))
 
-    sets = _shuffled(requests, negatives, "bm25-hard", used_negatives, seed)
+    sets = _shuffled(requests, negatives, kind, used_negatives, seed)
     if num_filled:
         logger.info("%d of %d queries have too few BM25 hits and get random items as well.", num_filled, len(requests))
     return sets

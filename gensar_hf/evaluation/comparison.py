@@ -14,6 +14,7 @@ import pandas as pd
 from gensar_hf.evaluation.metrics import METRICS, metrics_per_request
 from gensar_hf.evaluation.plots import plot_comparison
 from gensar_hf.evaluation.protocol import FULL_RANKING_DIR, METRICS_FILE, RANKS_FILE
+from gensar_hf.evaluation.query_kinds import QUERY_KINDS_FILE
 from gensar_hf.evaluation.report import KINDS, comparison_tables, markdown
 from gensar_hf.evaluation.significance import metric_intervals
 from gensar_hf.files import atomic_path, read_json, write_json
@@ -57,7 +58,8 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
         → `seeds`, `seconds`, `parameters`, `settings`, `identifiers`, and per task each metric's `mean`, `sd` and
         `values` over the seeds, with the `difference` from the first system: `mean`, `low` and `high` of the 95 %
         bootstrap interval over users, and `p_value` of the paired t-test over requests), and `tests`: that test for any
-        two systems. Differences and tests use each request's mean over the seeds.
+        two systems. Differences and tests use each request's mean over the seeds. `query_kinds`, as `mean_query_kinds`,
+        if the runs have them.
     """
     by_system: dict[str, list[RunResult]] = {}
     for run in runs:
@@ -82,8 +84,37 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
             for name, group in by_system.items()
         },
         "tests": _tests(per_request),
+        **({"query_kinds": kinds} if (kinds := mean_query_kinds(runs))["systems"] and not full_ranking else {}),
         "failures": dict(failures),
     }
+
+
+def mean_query_kinds(runs: Sequence[RunResult]) -> dict[str, Any]:
+    """Query kinds of several systems in one table: means over the seeds.
+
+    Args:
+        runs: runs whose `results` hold no `query_kinds.json` are left out; the others have it of the same requests.
+
+    Returns:
+        plain values for `report.query_kinds_table`, as `QueryKindsResult.metrics()` without intervals. A row whose name
+        begins with that of the run's own row (such as "GenSAR, no history") gets the name of the system there.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    kinds: dict[str, Any] = {}
+    for run in runs:
+        path = run.results / QUERY_KINDS_FILE
+        report = read_json(path) if path.is_file() else {"systems": [], "kinds": {}}
+        for kind, facts in report["kinds"].items():
+            kinds.setdefault(kind, {**facts, "systems": {}})
+        for row in report["systems"]:
+            values = {kind: facts["systems"][row] for kind, facts in report["kinds"].items() if row in facts["systems"]}
+            found.setdefault(row.replace(run.row, run.system, 1), []).append(values)
+    for system, by_seed in found.items():
+        for kind in by_seed[0]:
+            metrics = {name: float(np.mean([each[kind][name]["value"] for each in by_seed])) for name in METRICS}
+            kinds[kind]["systems"][system] = {name: {"value": value} for name, value in metrics.items()}
+    num_seeds = max(map(len, found.values()), default=0)
+    return {"format_version": 1, "num_seeds": num_seeds, "systems": list(found), "kinds": kinds, "failures": {}}
 
 
 def save_comparison(comparison: Mapping[str, Any], folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH
-from gensar_hf.evaluation.report import KINDS, variants_in_order, with_identifiers
+from gensar_hf.evaluation.report import KINDS, QUERY_KINDS, variants_in_order, with_identifiers
 from gensar_hf.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 Series = Mapping[str, tuple[Any, Any]]
 """Label → values, and their errors: `(num_values,)` or `(2, num_values)` below and above."""
 Panel = Callable[[Any], None]
+_COLORS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#eeca3b", "#9d755d", "#bab0ac", "#d67195")
 
 
 def plot_metrics(metrics: Mapping[str, Any], path: str | Path, metric: str = "NDCG@10") -> bool:
@@ -46,11 +47,34 @@ def plot_metrics(metrics: Mapping[str, Any], path: str | Path, metric: str = "ND
     return _save(Path(path), panels, (5.5 * max(1, len(panels)), 1.6 + 0.4 * len(metrics["systems"])))
 
 
+def plot_query_kinds(metrics: Mapping[str, Any], path: str | Path, metric: str = "HR@10") -> bool:
+    """Draw the bars of one metric, a group of systems per kind of query.
+
+    Args:
+        metrics: `QueryKindsResult.metrics()`, or `query_kinds.json`.
+        path: the PNG file.
+        metric: one of `METRICS`.
+
+    Returns:
+        whether the plot was drawn; without matplotlib a warning is logged, without results nothing is drawn.
+    """
+    kinds = [kind for kind in QUERY_KINDS if kind in metrics["kinds"]]
+    series = {}
+    for system in metrics["systems"]:
+        by_kind = [metrics["kinds"][kind]["systems"].get(system, {}) for kind in kinds]
+        series[system] = ([each[metric]["value"] if each else np.nan for each in by_kind], None)
+    if not series or not kinds:
+        return False
+    panel = partial(_draw_bars, kinds, series, f"{metric} among all items")
+    return _save(Path(path), [panel], (8, 1.6 + 0.17 * len(kinds) * (len(series) + 1)))
+
+
 def plot_comparison(comparison: Mapping[str, Any], folder: Path, metric: str = "NDCG@10") -> list[Path]:
     """Draw the plots that a comparison has the data for, and return their files (none without matplotlib).
 
     `ndcg.png`: the metric of all tasks (cf. the paper's fig. 6 and 7). `collisions.png`: raw collision rates, if
     several systems have identifiers (cf. fig. 5). `trade_off.png`: search against recommendation (cf. fig. 1).
+    `query_kinds.png`: the plot of `plot_query_kinds`, if the comparison has query kinds.
     """
     variants, tasks = variants_in_order(comparison), comparison["tasks"]
     height = 1.2 + 0.55 * len(variants)
@@ -72,7 +96,10 @@ def plot_comparison(comparison: Mapping[str, Any], folder: Path, metric: str = "
         plots["collisions.png"] = (partial(_draw_bars, list(identified), rates, "raw collision rate, %"), (8, height))
     if len(variants) > 1 and {RECOMMENDATION, SEARCH} <= set(tasks):
         plots["trade_off.png"] = (partial(_draw_trade_off, variants, metric), (7, 5))
-    return [folder / name for name, (panel, size) in plots.items() if _save(folder / name, [panel], size)]
+    drawn = [folder / name for name, (panel, size) in plots.items() if _save(folder / name, [panel], size)]
+    kinds_path = folder / "query_kinds.png"
+    has_kinds = "query_kinds" in comparison and plot_query_kinds(comparison["query_kinds"], kinds_path)
+    return [*drawn, kinds_path] if has_kinds else drawn
 
 
 def _save(path: Path, panels: Sequence[Panel], size: tuple[float, float]) -> bool:
@@ -97,7 +124,7 @@ def _draw_bars(names: Sequence[str], series: Series, label: str, axes: Any) -> N
     highest = max((value for values, _ in series.values() for value in values if not np.isnan(value)), default=0.0)
     for index, (title, (values, errors)) in enumerate(series.items()):
         positions = np.arange(len(names)) + (index - (len(series) - 1) / 2) * height
-        color = ("#4c78a8", "#f58518")[index % 2]
+        color = _COLORS[index % len(_COLORS)]
         bars = axes.barh(positions, values, height, xerr=errors, label=title, color=color)
         form = "{:.2f}" if highest > 1 else "{:.3f}"
         axes.bar_label(bars, ["" if np.isnan(value) else form.format(value) for value in values], fontsize=7, padding=3)
@@ -105,7 +132,7 @@ def _draw_bars(names: Sequence[str], series: Series, label: str, axes: Any) -> N
     axes.invert_yaxis()  # the first system on top, as in the tables
     axes.set_xlabel(label)
     axes.set_xlim(0, 1.15 * highest or 1.0)  # room for the values
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series), frameon=False)
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(series)), frameon=False)
 
 
 def _draw_trade_off(variants: Mapping[str, Any], metric: str, axes: Any) -> None:

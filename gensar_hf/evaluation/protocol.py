@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,7 @@ class EvaluationResult:
 
     def _task_metrics(self, task: str) -> dict[str, Any]:
         users = self.requests[task].users
+        users = np.where(users < 0, -1 - np.arange(len(users)), users)  # each request without a user is another one
         bootstrap = (CONFIDENCE, NUM_RESAMPLES, self.seed, users)
         ranks = {system: by_task[task] for system, by_task in self.ranks.items() if task in by_task}
         return {
@@ -146,6 +147,9 @@ class Evaluation:
         max_users: size of a seeded sample of users. Default: all users.
         skip_clicked: rank items of the user's history behind all others, for every system. This is fair where nobody
             takes an item twice, as in logs of ratings and reviews.
+        bm25_columns: columns of the items that BM25 reads to find the hard candidates of search. Default: all text
+            columns. Where queries are made of what a text column says, such as genres, all its hits are alike in text,
+            and a search by text is at chance; hits by `title` alone are not.
         seed: of the sample, the candidates and the bootstrap.
 
     Raises:
@@ -161,6 +165,7 @@ class Evaluation:
         num_negatives: int = 99,
         max_users: int | None = None,
         skip_clicked: bool = False,
+        bm25_columns: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         if part not in ("test", "validation"):
@@ -174,9 +179,9 @@ class Evaluation:
         self.skip_clicked, self.seed = skip_clicked, seed
         requests = sample_users(getattr(dataset.split, part), max_users, seed)
         self.requests: dict[str, Requests] = {task: requests[task] for task in TASKS if task in tasks}
-        item_texts = dataset.item_texts()
+        item_texts = dataset.item_texts() if bm25_columns is None else dataset.item_texts(bm25_columns)
         self.candidates: dict[str, CandidateSets] = {
-            task: draw_candidates(task_requests, item_texts, num_negatives, seed)
+            task: draw_candidates(task_requests, item_texts, num_negatives, seed, bm25_columns)
             for task, task_requests in self.requests.items()
             if len(task_requests)
         }
@@ -205,6 +210,7 @@ def evaluate_pipeline(
     num_negatives: int = 99,
     max_users: int | None = None,
     skip_clicked: bool = False,
+    bm25_columns: Sequence[str] | None = None,
     full_ranking: bool = False,
     seed: int = 0,
 ) -> EvaluationResult:
@@ -221,6 +227,7 @@ def evaluate_pipeline(
         num_negatives: as in `Evaluation`.
         max_users: as in `Evaluation`.
         skip_clicked: as in `Evaluation`.
+        bm25_columns: as in `Evaluation`.
         full_ranking: rank the targets among all items as well. This takes longer.
         seed: as in `Evaluation`.
 
@@ -232,8 +239,8 @@ def evaluate_pipeline(
     """
     generator = GeneratorScorer(pipe)
     generator.table_rows(dataset.item_ids)
-    options: dict[str, Any] = {"tasks": tasks, "num_negatives": num_negatives, "max_users": max_users}
-    evaluation = Evaluation(dataset, part, **options, skip_clicked=skip_clicked, seed=seed)
+    options: dict[str, Any] = {"tasks": tasks, "num_negatives": num_negatives, "max_users": max_users, "seed": seed}
+    evaluation = Evaluation(dataset, part, **options, skip_clicked=skip_clicked, bm25_columns=bm25_columns)
     return evaluation.run([generator, *systems], full_ranking)
 
 
@@ -285,6 +292,7 @@ def evaluate(
     candidate_sets_by_task: Mapping[str, CandidateSets] | None = None,
     *,
     skip_clicked: bool = False,
+    excluded: Callable[[Requests], np.ndarray] | None = None,
     seed: int = 0,
 ) -> EvaluationResult:
     """Rank each request's target among its candidates, or among all items, with every scorer that supports the task.
@@ -294,9 +302,11 @@ def evaluate(
 
     Args:
         scorers: systems with distinct names.
-        requests_by_task: requests of each task. A task without requests is skipped.
+        requests_by_task: requests of each task. A task without requests is skipped. The names may be others than those
+            of the tasks (see `query_kinds`), as each `Requests` has its task.
         candidate_sets_by_task: candidates of the same requests. Default: full ranking.
         skip_clicked: as in `Evaluation`. A full ranking leaves these items out.
+        excluded: of a full ranking, as in `full_ranks`; in place of `skip_clicked`.
         seed: of the bootstrap, and of the ties in a full ranking.
 
     Returns:
@@ -322,11 +332,11 @@ def evaluate(
         result.protocols[task] = f"{protocol}-unseen" if skip_clicked else protocol
     for scorer in scorers:
         for task, requests in result.requests.items():
-            if task not in scorer.tasks:
+            if requests.task not in scorer.tasks:
                 continue
             try:
                 if candidate_sets_by_task is None:
-                    ranks = full_ranks(scorer, requests, skip_clicked, seed)
+                    ranks = full_ranks(scorer, requests, excluded or (history_items if skip_clicked else None), seed)
                 else:
                     ranks = candidate_ranks(scorer, requests, candidate_sets_by_task[task], skip_clicked)
                 result.ranks.setdefault(scorer.name, {})[task] = ranks
@@ -372,7 +382,7 @@ def candidate_ranks(scorer: Scorer, requests: Requests, sets: CandidateSets, ski
 def full_ranks(
     scorer: Scorer,
     requests: Requests,
-    exclude_history: bool = False,
+    excluded: Callable[[Requests], np.ndarray] | None = None,
     seed: int = 0,
     chunk_size: int = _CHUNK_SIZE,
 ) -> np.ndarray:
@@ -381,7 +391,8 @@ def full_ranks(
     Args:
         scorer: the system. It scores all items for a chunk of requests at a time.
         requests: the requests.
-        exclude_history: leave the items of the user's history out of the ranking, except the target.
+        excluded: function of requests to `(num_requests, num_items)` bool: items left out of the ranking, such as
+            `history_items`. A target is never left out.
         seed: of the ties.
         chunk_size: requests per call; memory is `chunk_size * num_items` scores.
 
@@ -394,8 +405,7 @@ def full_ranks(
     for rows in _chunks(len(requests), chunk_size, f"{scorer.name}, all items"):
         chunk = requests.subset(rows)
         scores = scorer.score(chunk, np.broadcast_to(np.arange(num_items), (len(rows), num_items)))
-        excluded = history_items(chunk) if exclude_history else None
-        ranks.append(rank_in_catalogue(scores, chunk.target_items, tie_draws[rows], excluded))
+        ranks.append(rank_in_catalogue(scores, chunk.target_items, tie_draws[rows], excluded and excluded(chunk)))
     return np.concatenate(ranks)
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 KINDS = ("semantic", "collaborative")
 TESTED_METRIC = "NDCG@5"  # the metric of the p-values in the tables; the JSON has those of all metrics
 SHOWN_METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@10")  # of the tables of new items
+QUERY_KINDS = ("title", "part", "misspelled", "attributes", "description", "log")
+QUERY_KIND_METRICS = ("HR@1", "HR@10")
 NUM_SHOWN_EVENTS = 8
 
 
@@ -131,8 +133,10 @@ def describe_protocol(protocol: str) -> str:
     kind, _, num_negatives = protocol.rpartition("-")
     if kind == "random":
         return f"the target against {num_negatives} random items its user has not interacted with"
-    if kind == "bm25-hard":
-        return f"the target against the {num_negatives} best BM25 hits for the query that are not the target"
+    if kind.startswith("bm25-hard"):
+        columns = kind.removeprefix("bm25-hard").strip("()")
+        hits = f"best BM25 hits for the query{columns and ' in the columns '}{columns} that are not the target"
+        return f"the target against the {num_negatives} {hits}"
     return f"protocol {protocol}"
 
 
@@ -176,11 +180,72 @@ def metrics_tables(metrics: Mapping[str, Any]) -> list[Table]:
     return [*tables, replace(last, note="\n\n".join(notes))]
 
 
+# ---- kinds of queries
+
+
+def query_kinds_table(metrics: Mapping[str, Any]) -> Table:
+    """HR@1 and HR@10 of every system for every kind of query, the best values of a column bold.
+
+    Args:
+        metrics: `QueryKindsResult.metrics()`, `query_kinds.json`, or means over seeds, which have no intervals.
+    """
+    kinds = {kind: metrics["kinds"][kind] for kind in QUERY_KINDS if kind in metrics["kinds"]}
+    values = {
+        system: {kind: facts["systems"][system] for kind, facts in kinds.items() if system in facts["systems"]}
+        for system in metrics["systems"]
+    }
+    halves = []
+    for metric in QUERY_KIND_METRICS:
+        best = {
+            kind: max((measured[metric]["value"] for measured in facts["systems"].values()), default=0.0)
+            for kind, facts in kinds.items()
+        }
+        cells = {
+            system: {kind: short_number(each[kind][metric]["value"]) if kind in each else "–" for kind in kinds}
+            for system, each in values.items()
+        }
+        halves.append(_bold_best(cells, best, 3, with_spread=False))
+    rows = [
+        [left[0], *(" / ".join(pair) if pair[0] != "–" else "–" for pair in zip(left[1:], right[1:], strict=True))]
+        for left, right in zip(*halves, strict=True)
+    ]
+    num_items = max((facts["num_candidates"] for facts in kinds.values()), default=0)
+    num_requests = {facts["num_requests"] for facts in kinds.values()}
+    counts = f"{max(num_requests, default=0):,} requests each" if len(num_requests) < 2 else "requests: " + ", ".join(
+        f"{kind} {facts['num_requests']:,}" for kind, facts in kinds.items()
+    )  # fmt: skip
+    caption = f"Search among all {num_items:,} items by kind of query: {' / '.join(QUERY_KIND_METRICS)} ({counts})"
+    return Table(["System", *kinds], rows, caption, "\n\n".join(_query_kind_notes(metrics, kinds)))
+
+
+def _query_kind_notes(metrics: Mapping[str, Any], kinds: Mapping[str, Any]) -> list[str]:
+    """What the kinds are, how sure the values are, and failures."""
+    measured = [
+        values[metric]
+        for facts in kinds.values()
+        for values in facts["systems"].values()
+        for metric in QUERY_KIND_METRICS
+    ]
+    widths = [(value["high"] - value["low"]) / 2 for value in measured if "low" in value]
+    notes = []
+    if examples := [f"{kind} “{facts['example']['query']}”" for kind, facts in kinds.items()]:
+        notes.append(f"Such as: {', '.join(examples)}.")
+    if widths:
+        notes.append(f"± at most {short_number(max(widths))} (half a {metrics['confidence']:.0%} bootstrap interval).")
+    elif num_seeds := metrics.get("num_seeds"):
+        notes.append(f"Means over {num_seeds} seeds." if num_seeds > 1 else "One seed.")
+    for system, by_kind in metrics["failures"].items():
+        notes += [f"{system} failed in {kind}: {message}" for kind, message in by_kind.items()]
+    return notes
+
+
 # ---- comparisons of runs
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
-    """A comparison as tables: identifiers if there are any, then one table per task; the last note explains ± and Δ.
+    """A comparison as tables: query kinds and identifiers, if there are any, then one table per task.
+
+    The last note explains ± and Δ.
 
     Args:
         comparison: `evaluation.comparison.compare(…)`, or `comparison.json`.
@@ -188,7 +253,9 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
     *tables, last = [task_table(comparison, task) for task in comparison["tasks"]]
     failures = [f"{run} failed: {reason}" for run, reason in comparison["failures"].items()]
     tables.append(replace(last, note="\n\n".join([comparison_note(comparison), *failures])))
-    return [identifier_table(comparison), *tables] if with_identifiers(comparison) else tables
+    identifiers = [identifier_table(comparison)] if with_identifiers(comparison) else []
+    kinds = [query_kinds_table(comparison["query_kinds"])] if "query_kinds" in comparison else []
+    return [*kinds, *identifiers, *tables]
 
 
 def comparison_note(comparison: Mapping[str, Any]) -> str:

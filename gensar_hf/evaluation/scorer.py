@@ -19,7 +19,10 @@ if TYPE_CHECKING:  # tables of finished evaluations are rendered without torch
 
 logger = logging.getLogger(__name__)
 
-ITEM_WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+CHANNELS = ("words", "characters", "meaning")  # of text matching
+# Weights of the log-probabilities of identifier and item vector. Without identifiers the decoder has nothing to do.
+SCORE_WEIGHTS = ((0.0, 1.0), *((1.0, weight) for weight in (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)))
+_WORTH = 0.005  # NDCG@5 that identifiers must add to be worth the time of the decoder, which takes most of a request
 
 
 class Scorer(Protocol):
@@ -54,13 +57,18 @@ class GeneratorScorer:
     Args:
         pipeline: a trained model. Items are matched to its identifier table by item id.
         name: row name in tables.
+        parts: of the scores that count, see `score_parts`; default: all.
+        as_answered: score the items that a search or recommendation answers with, and no others: much faster where all
+            items are candidates.
     """
 
     tasks = frozenset({RECOMMENDATION, SEARCH})
 
-    def __init__(self, pipeline: GenSARPipeline, name: str = "GenSAR") -> None:
-        self.pipeline = pipeline
-        self.name = name
+    def __init__(
+        self, pipeline: GenSARPipeline, name: str = "GenSAR", parts: Sequence[str] = (), as_answered: bool = False
+    ) -> None:
+        self.pipeline, self.name = pipeline, name
+        self.parts, self.as_answered = parts, as_answered
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """`(num_requests, num_candidates)` natural logarithms.
@@ -75,7 +83,14 @@ class GeneratorScorer:
             EventArrays.of_user_events(requests.events, requests.history(row), rows) for row in range(len(requests))
         ]
         queries = requests.query_texts if requests.task == SEARCH else None
-        return self.pipeline.score_items(histories, rows[candidates], queries)
+        if not self.as_answered:
+            return self.pipeline.score_items(histories, rows[candidates], queries, parts=self.parts)
+        by_row = np.full((len(requests), self.pipeline.tokenizer.identifiers.num_items), -np.inf, dtype=np.float32)
+        for scores, (found, values) in zip(
+            by_row, self.pipeline.found_items(histories, queries, self.parts), strict=True
+        ):
+            scores[found] = values
+        return np.take_along_axis(by_row, rows[candidates], axis=1)
 
     def table_rows(self, item_ids: Sequence[str]) -> np.ndarray:
         """Rows of items in the pipeline's identifier table, `(num_items,)` int64.
@@ -103,41 +118,39 @@ def request_history(requests: Requests, row: int) -> list[dict[str, Any]]:
     return history
 
 
-def choose_item_weight(
-    pipe: GenSARPipeline,
-    requests: Mapping[str, Requests],
-    candidates: Mapping[str, CandidateSets],
-    weights: Sequence[float] = ITEM_WEIGHTS,
-) -> float:
-    """The value of `config.item_weight` with the highest NDCG@5 on validation requests, mean over the tasks.
+def choose_weights(
+    pipe: GenSARPipeline, requests: Mapping[str, Requests], candidates: Mapping[str, CandidateSets]
+) -> dict[str, tuple[float, float]]:
+    """For each task the weights of identifier and item vector with the highest NDCG@5 on validation requests.
 
-    The score is linear in the weight (for catalogues without added items), so two scoring passes cover all weights.
+    The score is linear in the weights, so that two scoring passes cover all of them.
 
     Args:
-        pipe: its model has item vectors. Its `item_weight` is not changed.
+        pipe: its model has item vectors. Its weights are not changed.
         requests: validation requests by task.
-        candidates: candidates by task; tasks without candidates are ignored.
-        weights: values to compare.
+        candidates: candidates by task; tasks without candidates are left out.
 
     Returns:
-        the best weight, the first one if several are equally good.
+        task → one of `SCORE_WEIGHTS`, the first one if several are equally good. Identifiers weigh nothing where they
+        add less than .005.
 
     Raises:
-        ValueError: the model has no item vectors, or there is no task.
+        ValueError: the model has no item vectors.
     """
     config = pipe.model.config
-    if not getattr(config, "num_items", 0) or not candidates:
-        raise ValueError("`item_weight` is chosen for a model with item vectors, on at least one request.")
-    scorer, configured, quality = GeneratorScorer(pipe), config.item_weight, np.zeros(len(weights))
+    if not getattr(config, "num_items", 0):
+        raise ValueError("Weights are chosen for a model with item vectors.")
+    configured, best = (config.identifier_weight, config.item_weight), dict[str, tuple[float, float]]()
+    config.identifier_weight = config.item_weight = 1.0
     try:
         for task, sets in candidates.items():
-            config.item_weight = 0.0
-            identifiers = scorer.score(requests[task], sets.candidates)
-            config.item_weight = 1.0
-            vectors = scorer.score(requests[task], sets.candidates) - identifiers
-            ranks = [rank_of_target(identifiers + weight * vectors, sets.target_columns) for weight in weights]
-            quality += np.array([ndcg(target_ranks, 5) for target_ranks in ranks]) / len(candidates)
+            identifiers = GeneratorScorer(pipe, parts=["identifier"]).score(requests[task], sets.candidates)
+            by_item = GeneratorScorer(pipe, parts=["vector", *CHANNELS]).score(requests[task], sets.candidates)
+            scores = {pair: pair[0] * identifiers + pair[1] * by_item for pair in SCORE_WEIGHTS}
+            quality = {pair: ndcg(rank_of_target(values, sets.target_columns), 5) for pair, values in scores.items()}
+            least = {pair: quality[pair] - (_WORTH if pair[0] else 0.0) for pair in SCORE_WEIGHTS}
+            best[task] = max(least, key=lambda pair: least[pair])
+            logger.info("NDCG@5 in %s by weight: %s", task, {pair: round(value, 4) for pair, value in quality.items()})
     finally:
-        config.item_weight = configured
-    logger.info("NDCG@5 by item weight: %s", dict(zip(weights, quality.round(4).tolist(), strict=True)))
-    return weights[int(quality.argmax())]
+        config.identifier_weight, config.item_weight = configured
+    return best

@@ -13,6 +13,7 @@ from gensar_hf.decoding import Trie
 from gensar_hf.errors import InputError
 from gensar_hf.files import fingerprint
 from gensar_hf.generator.history import History
+from gensar_hf.generator.text_matching import TextIndex
 from gensar_hf.identifiers import IdentifierTable
 
 logger = logging.getLogger(__name__)
@@ -30,16 +31,23 @@ class Catalogue:
         item_token_ids: per kind of click, `(num_items, 1 + num_levels)` token ids of each item's behavior-aware
             identifier, int32.
         row_format: layout of the trie's sequences in the rows of `generate`, see `Trie`.
+        texts: the items' texts, to be compared with queries; None: the model does not match texts.
     """
 
     identifiers: IdentifierTable
     behavior_ids: Mapping[Behavior, int]
     item_token_ids: Mapping[Behavior, np.ndarray]
     row_format: Mapping[str, Any] = field(default_factory=dict)
+    texts: TextIndex | None = None
 
     @classmethod
     def of_table(
-        cls, table: IdentifierTable, vocabulary: Mapping[str, int], behavior_tokens: bool = True, **row_format: Any
+        cls,
+        table: IdentifierTable,
+        vocabulary: Mapping[str, int],
+        behavior_tokens: bool = True,
+        texts: TextIndex | None = None,
+        **row_format: Any,
     ) -> "Catalogue":
         """Look up the tokens of an identifier table.
 
@@ -48,6 +56,7 @@ class Catalogue:
             vocabulary: token → id, of the tokenizer.
             behavior_tokens: False is an ablation (GenSAR, table 5): both kinds of identifiers begin with the same
                 token, so that only the instruction tells them apart.
+            texts: see the class.
             **row_format: see the class.
 
         Raises:
@@ -74,7 +83,7 @@ class Catalogue:
             behavior: np.insert(level_ids[levels, codes], 0, behavior_ids[behavior], axis=1)
             for behavior, (codes, level_ids) in kinds.items()
         }
-        return cls(table, behavior_ids, item_token_ids, row_format)
+        return cls(table, behavior_ids, item_token_ids, row_format, texts)
 
     @cached_property
     def trie(self) -> Trie:

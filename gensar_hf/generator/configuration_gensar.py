@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers import T5Config
 
@@ -23,8 +24,11 @@ class GenSARConfig(T5Config):
             the paper. Requires `"events"`.
         item_dropout: on item vectors and on the states that are compared with them.
         item_recurrence: add a recurrent layer over the vectors of clicked items to the encoder's attention.
-        item_weight: weight of the item vectors' log-probability in an item's score, added to the identifier's; 0:
-            items are found and ranked by identifiers only.
+        item_weight: weight of the item vectors' log-probability in an item's score; one number, or one for
+            recommendation and one for search. 0: items are found and ranked by identifiers only.
+        identifier_weight: the same for the log-probability of the identifier. 0: the decoder is not asked.
+        text_dim: width of the sentence embeddings that queries are read with (`TextMatching`); 0: no text matching.
+            Requires `"events"`.
 
     All other arguments are those of `T5Config`.
     """
@@ -41,7 +45,9 @@ class GenSARConfig(T5Config):
     num_items: int = 0
     item_dropout: float = 0.35
     item_recurrence: bool = True
-    item_weight: float = 2.0
+    item_weight: float | int | list = 2.0
+    identifier_weight: float | int | list = 1.0
+    text_dim: int = 0
     decoder_start_token_id: int | None = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -71,5 +77,20 @@ class GenSARConfig(T5Config):
             )
         if not 0 <= self.item_dropout < 1:
             raise ValueError(f"`item_dropout` must be at least 0 and below 1; got {self.item_dropout}.")
-        if not self.item_weight >= 0:
-            raise ValueError(f"`item_weight` must not be negative; got {self.item_weight}.")
+        if self.text_dim < 0 or (self.text_dim and not self.num_items):
+            raise ValueError(
+                f"`text_dim` must not be negative, and must be 0 without item vectors; got {self.text_dim}."
+            )
+        for name in ("item_weight", "identifier_weight"):
+            weights = np.atleast_1d(getattr(self, name))
+            if weights.shape not in ((1,), (2,)) or not (weights >= 0).all():
+                raise ValueError(
+                    f"`{name}` must be a number that is not negative, or one for recommendation and one for search; "
+                    f"got {getattr(self, name)}."
+                )
+
+    def score_weights(self, is_search: bool) -> tuple[float, float]:
+        """The weights of the identifier's and of the item vector's log-probability in an item's score."""
+        pairs = (np.broadcast_to(weights, 2) for weights in (self.identifier_weight, self.item_weight))
+        identifier, item = (float(pair[int(is_search)]) for pair in pairs)
+        return identifier, item

@@ -12,8 +12,11 @@ batches of rows of similar length (`ExampleRows.rows_per_step`, `batches_per_ste
 rows, in any order and grouping.
 """
 
+import math
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -22,22 +25,35 @@ import torch
 from torch.utils.data import Dataset
 
 from gensar_hf.data import Behavior, UserEvents
+from gensar_hf.data.text_queries import TextQueries
 from gensar_hf.errors import InputError
 from gensar_hf.generator.history import EventArrays
 from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.modeling_gensar import IGNORED_LABEL
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, Task
 from gensar_hf.generator.teacher import TeacherItems
-from gensar_hf.generator.tokenization_gensar import NO_EVENT, GenSARTokenizer, pad_left, pad_right
+from gensar_hf.generator.text_matching import TextIndex
+from gensar_hf.generator.tokenization_gensar import (
+    NO_EVENT,
+    GenSARTokenizer,
+    pad_left,
+    pad_right,
+    queries_of,
+    query_inputs,
+)
 
 DEFAULT_TASK_WEIGHTS: dict[Task, float] = {
-    Task.NEXT_RECOMMENDED_ITEM: 0.45,
-    Task.NEXT_QUERY: 0.06,
-    Task.NEXT_SEARCHED_ITEM: 0.34,
+    Task.NEXT_RECOMMENDED_ITEM: 0.36,
+    Task.NEXT_QUERY: 0.05,
+    Task.NEXT_SEARCHED_ITEM: 0.27,
     Task.DESCRIPTION_TO_IDENTIFIER: 0.03,
     Task.IDENTIFIER_TO_DESCRIPTION: 0.02,
-    Task.AD_HOC_SEARCH: 0.10,
+    Task.AD_HOC_SEARCH: 0.27,
 }
+_CONVERTED_SHARE = (
+    0.25  # of the recommended clicks of a history that become searches, where all ad-hoc ones are made up
+)
+_ENCODED_QUERIES, _MOST_ENCODED_QUERIES = 4, 16_000  # made from the texts, an item and in all
 _BEHAVIOR_OF_TASK = {task: behavior for behavior, task in HISTORY_TASKS.items()}
 
 
@@ -69,6 +85,7 @@ class Example:
         event_items: `(num_events,)` item clicked in each event, -1 for none; None: no clicks.
         item_targets: answered by the item vectors. Each costs one product only, so all clicks of the window are
             targets, whatever the task.
+        queries: the query in each event, "" for none.
     """
 
     task: Task
@@ -76,6 +93,7 @@ class Example:
     targets: list[Target]
     event_items: np.ndarray | None = None
     item_targets: Sequence[ItemTarget] = ()
+    queries: Sequence[str] = ()
 
     @property
     def num_positions(self) -> int:
@@ -102,15 +120,17 @@ class TrainingExamples:
         events: training reads only `events.offsets[u]:train_ends[u]` of each user.
         train_ends: `(num_users,)`, see `Split`.
         target_starts: `(num_users,)` event index; earlier events are history only. None: all events may be targets.
+        text_queries: makes queries from the items' texts; None: only the log's own queries are trained on.
 
     Attributes:
         item_rows: `(events.num_items,)` row of each item in the identifier table.
         items: `(num_events,)` the same for each event, -1 for a query.
-        event_items: `(num_events,)` row whose item vector represents the event, -1 for a query.
         query_tokens: tokens of the queries in training events, by query.
         item_text_tokens: words of each row's text (its title if the table has no texts).
         is_target: `(num_events,)` bool, events that may be targets.
         described: `(num_described,)` rows that have a text.
+        typed: `(num_typed,)` items of the events that text queries are made for, those that may be targets.
+        encoded_queries: item of the events → queries made from its text whose meaning training knows.
         searched: `(num_searched,)` search clicks that may be targets.
 
     Raises:
@@ -123,13 +143,14 @@ class TrainingExamples:
         events: UserEvents,
         train_ends: np.ndarray,
         target_starts: np.ndarray | None = None,
+        text_queries: TextQueries | None = None,
     ) -> None:
+        self.text_queries = text_queries
         self.tokenizer, self.events, self.train_ends = tokenizer, events, train_ends
         self._catalogue = tokenizer.catalogue
         table = self._catalogue.identifiers
         self.item_rows = self._catalogue.item_rows(events.item_ids)
         self.items = np.where(events.items < 0, NO_ITEM, self.item_rows[events.items])
-        self.event_items = self._catalogue.trained_rows(self.items)
 
         users, positions = events.event_users(), np.arange(events.num_events)
         is_train = positions < train_ends[users]
@@ -145,11 +166,66 @@ class TrainingExamples:
         item_texts = table.texts or table.titles or [""] * table.num_items
         self.item_text_tokens = [tokenizer.text_ids(text) for text in item_texts]
         self.described = np.flatnonzero([len(tokens) > 0 for tokens in self.item_text_tokens[:num_trained]])
+        is_typed = [bool(text_queries and text_queries.title(item)) for item in range(events.num_items)]
+        typed = np.flatnonzero(np.array(is_typed, dtype=bool) & (self.item_rows < num_trained))
+        self.typed = typed[np.argsort(self.item_rows[typed])]  # draws do not depend on the order of the items
+        self.encoded_queries: dict[int, list[str]] = {}
+        if self._catalogue.texts is not None:
+            if text_queries is not None:
+                self.encoded_queries = self._draw_encoded_queries(text_queries)
+            self._catalogue.texts.remember([*texts, *chain.from_iterable(self.encoded_queries.values())])
+            if text_queries is not None:
+                self._add_vague_queries(self._catalogue.texts, text_queries)
 
-    def event_tokens(self, window: np.ndarray | slice) -> list[np.ndarray]:
+    def _draw_encoded_queries(self, text_queries: TextQueries) -> dict[int, list[str]]:
+        """A text encoder takes milliseconds for a query, so that it reads a part of them only, before the training."""
+        rng = np.random.default_rng(0)
+        num_queries = max(1, min(_ENCODED_QUERIES, _MOST_ENCODED_QUERIES // max(1, len(self.typed))))
+        return {item: [text_queries.draw(item, rng) for _ in range(num_queries)] for item in self.typed.tolist()}
+
+    def _add_vague_queries(self, texts: TextIndex, text_queries: TextQueries) -> None:
+        """To each item a query that means it, in words that are not in its text, as in "sled dogs in the snow".
+
+        Nobody has written such queries for this catalogue. Their words are those of other items, which mislead; their
+        meaning is the item's, blurred until it is as near as that of real ones (a cosine of .4 to .8). So the model
+        learns to go by the meaning where the words fit nothing well.
+        """
+        rng = np.random.default_rng(1)
+        vague: dict[str, np.ndarray] = {}
+        for item, queries in self.encoded_queries.items():
+            others = [text_queries.title_words(other) for other in rng.choice(self.typed, 1 + rng.integers(4))]
+            words = [words[rng.integers(len(words))] for words in others]
+            # Half of the words are in no text at all.
+            words = ["".join(rng.permutation(list(word))) if rng.random() < 0.5 else word for word in words]
+            blur, cosine = rng.normal(size=texts.dim), rng.uniform(0.4, 0.8)
+            meaning = texts.vectors[self.item_rows[item]].astype(np.float32)
+            query = " ".join(words)
+            vague[query] = cosine * meaning + math.sqrt(1 - cosine**2) * blur / np.linalg.norm(blur)
+            queries.append(query)
+        texts.remember_as(vague)
+
+    def text_query(self, item: int, rng: np.random.Generator) -> str:
+        """A query made from the text of an item of the events; half of them are `encoded_queries`."""
+        if self.text_queries is None:
+            return ""
+        encoded = self.encoded_queries.get(item)
+        if encoded and rng.random() < 0.5:
+            return encoded[rng.integers(len(encoded))]
+        return self.text_queries.draw(item, rng)
+
+    def read_items(self, events: EventArrays) -> np.ndarray:
+        """The rows whose item vectors represent the events, -1 for a query."""
+        return self._catalogue.trained_rows(np.array(events.items, dtype=np.int64))
+
+    def event_arrays(self, window: np.ndarray | slice) -> EventArrays:
+        """Some events, their items as rows of the identifier table."""
+        return EventArrays.of_user_events(self.events, window, self.item_rows)
+
+    def event_tokens(self, events: EventArrays) -> list[np.ndarray]:
         """Token ids of some events, each `(num_tokens,)`, the behavior token first."""
-        arrays = EventArrays.of_user_events(self.events, window, self.item_rows)
-        return self.tokenizer.event_tokens(arrays, self.query_tokens, self._catalogue)
+        new = {query for query in events.queries if query and query not in self.query_tokens}
+        made_up = {query: self.tokenizer.query_tokens(query, self._catalogue) for query in new}
+        return self.tokenizer.event_tokens(events, ChainMap(made_up, self.query_tokens), self._catalogue)
 
     def num_clicks(self) -> np.ndarray:
         """`(num_table_items,)` target clicks on each row of the identifier table."""
@@ -192,6 +268,8 @@ class ExampleSampler:
         teacher_share: share of the next recommended items that are drawn from the teacher.
         item_vectors: whether the model has item vectors (`config.num_items > 0`) and so needs item targets; ignored
             with `history_encoding="tokens"`.
+        text_query_share: share of the ad-hoc searches whose query is made from the item's text, and of a searching
+            user's recommended clicks that become searches for such a query. 1 if the log has no queries.
 
     Raises:
         InputError: no task has an example.
@@ -208,6 +286,7 @@ class ExampleSampler:
         teacher: TeacherItems | None = None,
         teacher_share: float = 0.5,
         item_vectors: bool = True,
+        text_query_share: float = 0.7,
     ) -> None:
         tokenizer = examples.tokenizer
         self.examples, self.seed, self.recent_share = examples, seed, recent_share
@@ -224,10 +303,17 @@ class ExampleSampler:
             for task in weights
             if task in _BEHAVIOR_OF_TASK
         }
+        self.text_query_share = text_query_share if len(examples.typed) else 0.0
+        if self.text_query_share and not len(examples.searched):
+            self.text_query_share = 1.0
+        if self.text_query_share and Task.NEXT_SEARCHED_ITEM in weights and not len(examples.searched):
+            # Users who never searched search for what they clicked.
+            clicked = examples.events.behaviors == Behavior.RECOMMENDED_ITEM
+            self._targets[Task.NEXT_SEARCHED_ITEM] = np.flatnonzero(examples.is_target & clicked)
         users = examples.events.event_users()
         self.users = {task: np.unique(users[targets]) for task, targets in self._targets.items()}
         sources = {
-            Task.AD_HOC_SEARCH: examples.searched,
+            Task.AD_HOC_SEARCH: examples.typed if self.text_query_share else examples.searched,
             Task.DESCRIPTION_TO_IDENTIFIER: examples.described,
             Task.IDENTIFIER_TO_DESCRIPTION: examples.described,
             **self._targets,
@@ -271,29 +357,72 @@ class ExampleSampler:
         start = int(max(first, stop - self.window))
         in_window = candidates[slice(*candidates.searchsorted((start, stop)))]
         chosen = [int(last)] if self.max_target_tokens == 0 else in_window.tolist()
-        tokens = examples.event_tokens(slice(start, stop))
-        item_targets = self._item_targets(start, stop, rng) if self.item_vectors else []
+        events, places = examples.event_arrays(slice(start, stop)), np.arange(stop - start)
+        if task is Task.NEXT_SEARCHED_ITEM and self.text_query_share:
+            events, places, made = self._with_text_queries(events, start, last, rng)
+            chosen = sorted({*chosen, *made}) if self.max_target_tokens else chosen
+        tokens = examples.event_tokens(events)
+        item_targets = self._item_targets(events, places, start, rng) if self.item_vectors else []
         targets = []
         for event in chosen:
-            response = examples.response(event, tokens[event - start])
+            place = int(places[event - start])
+            response = examples.response(event, tokens[place])
             if task is Task.NEXT_RECOMMENDED_ITEM:
                 response = examples.identifier(self._recommended_item(event, rng), Behavior.RECOMMENDED_ITEM)
-            targets.append(Target(event - start + 1, response))
+            targets.append(Target(place + 1, response))
         targets = self._within_budget(targets, rng)
         num_read = max([target.end for target in targets] + [target.end for target in item_targets]) - 1
-        event_items = np.append(NO_ITEM, examples.event_items[start : start + num_read])
+        event_items = np.append(NO_ITEM, examples.read_items(events)[:num_read])
+        queries = ["", *queries_of(events)[:num_read]]
         instruction = self._instruction(task, template)
-        return Example(task, [instruction, *tokens[:num_read]], targets, event_items, item_targets)
+        return Example(task, [instruction, *tokens[:num_read]], targets, event_items, item_targets, queries)
 
-    def _item_targets(self, start: int, stop: int, rng: np.random.Generator) -> list[ItemTarget]:
-        """All clicks of a window."""
+    def _with_text_queries(
+        self, events: EventArrays, start: int, last: int, rng: np.random.Generator
+    ) -> tuple[EventArrays, np.ndarray, list[int]]:
+        """Let a user search for some of the items that were recommended, with queries made from their texts.
+
+        So the model learns what a typed title means behind a history, and not by itself alone.
+
+        Args:
+            events: of a window.
+            start: index of its first event.
+            last: index of the window's target; always a search afterwards.
+            rng: draws the events and the queries.
+
+        Returns:
+            the events, each search after its new query event; the place of each of the window's events among them; the
+            indices of the events that became searches.
+        """
+        examples = self.examples
+        rows, places, made = list[tuple[int, int, str]](), [], []
+        converted = rng.random(len(events.items)) < self.text_query_share * _CONVERTED_SHARE
+        for offset, (behavior, item, query) in enumerate(zip(*events, strict=True)):
+            event = start + offset
+            is_made = converted[offset] or event == last
+            if is_made and behavior == Behavior.RECOMMENDED_ITEM and examples.is_target[event]:
+                text_query = examples.text_query(int(examples.events.items[event]), rng)
+                if text_query:
+                    behavior, query = Behavior.SEARCHED_ITEM, text_query
+                    rows.append((Behavior.SEARCH_QUERY, NO_ITEM, query))
+                    made.append(event)
+            places.append(len(rows))
+            rows.append((behavior, item, query))
+        return EventArrays(*map(list, zip(*rows, strict=True))), np.array(places), made
+
+    def _item_targets(
+        self, events: EventArrays, places: np.ndarray, start: int, rng: np.random.Generator
+    ) -> list[ItemTarget]:
+        """All clicks of a window, whose first event is `start`; `places` as in `_with_text_queries`."""
         examples, targets = self.examples, []
-        is_click = examples.is_target[start:stop] & (examples.items[start:stop] >= 0)
+        window = slice(start, start + len(places))
+        is_click = examples.is_target[window] & (examples.items[window] >= 0)
         for event in (np.flatnonzero(is_click) + start).tolist():
-            behavior = Behavior(int(examples.events.behaviors[event]))
+            place = int(places[event - start])
+            behavior = Behavior(int(events.behaviors[place]))
             is_searched = behavior is Behavior.SEARCHED_ITEM
             item = int(examples.items[event]) if is_searched else self._recommended_item(event, rng)
-            targets.append(ItemTarget(event - start + 1, item, behavior))
+            targets.append(ItemTarget(place + 1, item, behavior))
         return targets
 
     def _recommended_item(self, event: int, rng: np.random.Generator) -> int:
@@ -314,15 +443,21 @@ class ExampleSampler:
         return [targets[index] for index in np.sort(order[:num_kept])]
 
     def _ad_hoc_example(self, template: int, rng: np.random.Generator) -> Example:
-        """A training query without a history, and an item clicked for it."""
+        """A query without a history, and an item: a click of the log, or a query made from an item's text."""
         examples = self.examples
-        click = int(examples.searched[rng.integers(len(examples.searched))])
-        item = int(examples.items[click])
-        query = examples.query_tokens[examples.events.query_texts[examples.events.queries[click]]]
+        if rng.random() < self.text_query_share:
+            typed = int(examples.typed[rng.integers(len(examples.typed))])
+            item, query = int(examples.item_rows[typed]), examples.text_query(typed, rng)
+        else:
+            click = int(examples.searched[rng.integers(len(examples.searched))])
+            item, query = int(examples.items[click]), examples.events.query_texts[examples.events.queries[click]]
+        (tokens,) = examples.event_tokens(EventArrays([Behavior.SEARCH_QUERY], [NO_ITEM], [query]))
         target = Target(2, examples.identifier(item, Behavior.SEARCHED_ITEM))
         item_targets = [ItemTarget(2, item, Behavior.SEARCHED_ITEM)] if self.item_vectors else []
         instruction = self._instruction(Task.AD_HOC_SEARCH, template)
-        return Example(Task.AD_HOC_SEARCH, [instruction, query], [target], item_targets=item_targets)
+        return Example(
+            Task.AD_HOC_SEARCH, [instruction, tokens], [target], queries=["", query], item_targets=item_targets
+        )
 
     def _description_example(self, task: Task, template: int, rng: np.random.Generator) -> Example:
         """An item's text and one of its identifiers, in either direction."""
@@ -353,8 +488,8 @@ class ExampleRows(Dataset):
     Row `i` is a pure function of the sampler's seed, `rows_per_step` and `i`.
 
     Args:
-        sampler: draws the examples. Its `max_target_tokens` bounds the responses of a row: a row of item texts would
-            otherwise be three times as long as one of identifiers.
+        sampler: draws the examples. Its `max_target_tokens` bounds the responses of a row; further examples of the row
+            have item targets alone.
         num_rows: steps × rows per step.
         max_positions: bound on the encoder positions of a row, beyond its first example; 0: one example per row.
             Default: room for one whole history, or 0 with `history_encoding="tokens"`.
@@ -397,9 +532,14 @@ class ExampleRows(Dataset):
             # All examples of a row are of one task, so that the task weights are shares of the rows.
             example = self.sampler.draw(task, rng)
             num_positions += example.num_positions
-            num_tokens += example.num_target_tokens
-            if num_positions > self.max_positions or num_tokens > self.sampler.max_target_tokens:
+            if num_positions > self.max_positions:
                 break
+            num_tokens += example.num_target_tokens
+            if num_tokens > self.sampler.max_target_tokens:
+                # The decoder has enough to do. Item targets cost little, so that the row goes on with these.
+                if not example.item_targets:
+                    break
+                example = replace(example, targets=[])
             row.append(example)
         return row
 
@@ -479,7 +619,32 @@ class ExampleCollator:
             "decoder_starts": 0, "decoder_ends": 1, "labels": IGNORED_LABEL,
         }  # fmt: skip
         columns = {name: pad_right([row[name] for row in packed], value) for name, value in padding.items()}
-        return {**encoding, **columns}
+        return {**encoding, **columns, **self._text_inputs(rows)}
+
+    def _text_inputs(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+        """What the queries of the rows mean, and how well the texts of all items fit those that a click answers."""
+        catalogue = self.tokenizer.catalogue
+        if catalogue.texts is None:
+            return {}
+        queries = [[query for example in row for query in _queries_of(example)] for row in rows]
+        answered = [[query for example in row for query in _answered_queries(example)] for row in rows]
+        distinct = list(dict.fromkeys(query for row in queries for query in row if query))
+        reading, scores = catalogue.texts.match(distinct, encode=False)
+        inputs = query_inputs(queries, lambda _: reading, catalogue)
+        place_of = {query: place for place, query in enumerate(distinct)}
+        columns = [list(dict.fromkeys(query for query in row if query)) for row in answered]
+        num_columns = max(map(len, columns))
+        if num_columns == 0:
+            return inputs
+        num_vectors = catalogue.identifiers.num_trained + catalogue.identifiers.num_marked
+        text_scores = np.zeros((len(rows), num_columns, scores.shape[1], num_vectors), dtype=np.float32)
+        for place, row in enumerate(columns):
+            text_scores[place, : len(row)] = scores[[place_of[query] for query in row], :, :num_vectors]
+        column_of = [{"": NO_ITEM, **{query: column for column, query in enumerate(row)}} for row in columns]
+        item_queries = [
+            np.array([column_of[place][query] for query in row], dtype=np.int64) for place, row in enumerate(answered)
+        ]
+        return {**inputs, "text_scores": text_scores, "item_queries": pad_right(item_queries, NO_ITEM)}
 
     def _pack(self, row: Row) -> dict[str, np.ndarray]:
         """One row: its examples one after another, and their targets one after another."""
@@ -510,3 +675,20 @@ class ExampleCollator:
             "decoder_ends": np.repeat([first + target.end for first, target in targets], lengths),
             "labels": labels,
         }
+
+
+def _queries_of(example: Example) -> list[str]:
+    """The query at each position of an example, "" for none."""
+    return [*example.queries, *[""] * (len(example.events) - len(example.queries))]
+
+
+def _answered_queries(example: Example) -> list[str]:
+    """The query that each item target answers, "" for a recommendation, or where the history begins after the query."""
+    latest: list[str] = list(accumulate(_queries_of(example), _later_query))
+    return [
+        latest[target.end - 1] if target.behavior is Behavior.SEARCHED_ITEM else "" for target in example.item_targets
+    ]
+
+
+def _later_query(before: str, query: str) -> str:
+    return query or before

@@ -7,7 +7,7 @@ found. Such an item borrows its score: its probability is the mean of those of t
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,24 +19,40 @@ from gensar_hf.decoding.candidate_scoring import score_candidates
 from gensar_hf.decoding.tree_decoder import DecodingContext, EncoderContext, PromptContext
 from gensar_hf.generator.catalogue import Catalogue
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration, event_positions
+from gensar_hf.generator.text_matching import CHANNELS
 
 
 class EncodedRequests(NamedTuple):
-    """A batch of requests that the model has read."""
+    """A batch of requests that the model has read.
+
+    Attributes:
+        context: of the decoder.
+        behavior_tokens: `(batch_size, 1)`.
+        behavior: the kind of click to predict.
+        text_scores: `(batch_size, 3, num_items)` of `TextIndex.scores` for the current queries; None: no queries, or a
+            model that does not match texts.
+    """
 
     context: DecodingContext
-    behavior_tokens: torch.Tensor  # (batch_size, 1)
-    behavior: Behavior  # the kind of click to predict
+    behavior_tokens: torch.Tensor
+    behavior: Behavior
+    text_scores: np.ndarray | None = None
 
 
 @torch.inference_mode()
-def encode_requests(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], behavior: Behavior) -> EncodedRequests:
+def encode_requests(
+    model: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    behavior: Behavior,
+    text_scores: np.ndarray | None = None,
+) -> EncodedRequests:
     """Run the model over requests: a T5's encoder over the histories, or a decoder-only model over the prompts.
 
     Args:
         model: the generator.
         inputs: of `GenSARTokenizer.encode_request`, on the model's device.
         behavior: the kind of click to predict.
+        text_scores: see `EncodedRequests`.
     """
     if not isinstance(model, GenSARForConditionalGeneration):
         tokens, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -45,47 +61,107 @@ def encode_requests(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], 
     starts, event_ids = encoder_inputs.pop("decoder_input_ids"), inputs.get("event_ids")
     mask = inputs["attention_mask"].bool() if event_ids is None else event_positions(event_ids)
     states = model.encoder(**encoder_inputs).last_hidden_state
-    return EncodedRequests(EncoderContext(model, states, mask, starts[:, 0]), starts[:, 1:], behavior)
+    return EncodedRequests(EncoderContext(model, states, mask, starts[:, 0]), starts[:, 1:], behavior, text_scores)
 
 
 # ---- scores of candidates
+
+
+def score_parts(
+    requests: EncodedRequests,
+    rows: Sequence[np.ndarray],
+    catalogue: Catalogue,
+    by_item: "ItemScores | None" = None,
+    only: Collection[str] = (),
+) -> dict[str, np.ndarray]:
+    """The parts of the items' scores, each weighted; a score is their sum.
+
+    Args:
+        requests: of `encode_requests`.
+        rows: for each request an array of rows of the identifier table.
+        catalogue: the items.
+        by_item: `item_scores` of the requests, if they are known already.
+        only: the parts that are wanted, also those that weigh nothing in the model's scores; default: all that do.
+
+    Returns:
+        part → `(batch_size, most rows)`, padded with -inf. `"identifier"`: log-probability of the item's identifier,
+        for items that were added after training the mean probability of their neighbors' identifiers. `"vector"`: that
+        of the item by its vector, without what its text adds: `"words"`, `"characters"` and `"meaning"` (`CHANNELS`).
+        Parts that the model does not have are left out.
+    """
+    identifier_weight, item_weight = _weights(requests, only)
+    if by_item is None and item_weight:
+        by_item = item_scores(requests, catalogue)
+    scored, counts = zip(*[_with_neighbors(items, catalogue) for items in rows], strict=True)
+    parts: dict[str, np.ndarray] = {}
+    borrowed: np.ndarray = np.zeros((len(rows), max(map(len, scored), default=0)), dtype=np.float32)
+    if identifier_weight:
+        sequences = [catalogue.item_token_ids[requests.behavior][items] for items in scored]
+        borrowed = identifier_weight * score_candidates(requests.context, sequences).cpu().numpy()
+        parts["identifier"] = _merged(borrowed, counts)
+    if by_item is None:
+        return parts
+    if not only or "vector" in only:
+        # An added item has the mean probability of its neighbors, of which the identifier has its share already.
+        joint = borrowed + item_weight * _of_rows(by_item.trained, scored)
+        parts["vector"] = _merged(joint, counts) - parts.get("identifier", 0.0)
+    for name, values in by_item.text.items():
+        if not only or name in only:
+            parts[name] = item_weight * _of_rows(values, rows)
+    for part in parts.values():
+        for request, items in enumerate(rows):
+            part[request, len(items) :] = -np.inf
+    return parts
+
+
+def _of_rows(values: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """`(batch_size, most rows)` of `(batch_size, num_items)`, padded with 0."""
+    chosen = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.float32)
+    for request, items in enumerate(rows):
+        chosen[request, : len(items)] = values[request, items]
+    return chosen
+
+
+def _merged(scores: np.ndarray, counts: Sequence[np.ndarray]) -> np.ndarray:
+    """Of each item the mean probability of the columns that stand for it: `(batch_size, most items)`.
+
+    `counts`: for each request the numbers of columns of its items, see `_with_neighbors`.
+    """
+    if all((own == 1).all() for own in counts):
+        return scores.copy()
+    merged = np.zeros((len(counts), max(map(len, counts), default=0)), dtype=np.float32)
+    for request, own in enumerate(counts):
+        ends = np.cumsum(own)
+        for column, (start, end) in enumerate(zip(ends - own, ends, strict=True)):
+            merged[request, column] = mean_probability(scores[request, start:end])
+    return merged
 
 
 def exact_scores(
     requests: EncodedRequests,
     rows: Sequence[np.ndarray],
     catalogue: Catalogue,
-    vector_scores: "VectorScores | None" = None,
+    by_item: "ItemScores | None" = None,
+    only: Collection[str] = (),
 ) -> np.ndarray:
-    """Log-probabilities of the items' identifiers; borrowed ones for items that were added after training.
+    """`(batch_size, most rows)` scores of items, padded with -inf: the sum of `score_parts`, or of some of them."""
+    values = score_parts(requests, rows, catalogue, by_item, only)
+    if not values:
+        raise ValueError(f"The model's scores have none of the parts {', '.join(only)}.")
+    return np.sum(list(values.values()), axis=0)
 
-    A model with item vectors adds `config.item_weight` times the item's log-probability by its vector.
 
-    Args:
-        requests: of `encode_requests`.
-        rows: for each request an array of rows of the identifier table.
-        catalogue: the items.
-        vector_scores: the items' log-probabilities by their vectors, if they are known already.
-
-    Returns:
-        `(batch_size, most rows)`, padded with -inf.
-    """
-    vector_scores = vector_scores or _vector_scores(requests, catalogue)
-    scored, counts = zip(*[_with_neighbors(items, catalogue) for items in rows], strict=True)
-    sequences = [catalogue.item_token_ids[requests.behavior][items] for items in scored]
-    scores = score_candidates(requests.context, sequences).cpu().numpy()
-    if vector_scores is not None:
-        item_weight = requests.context.model.config.item_weight
-        for request_scores, by_vector, items in zip(scores, vector_scores.trained, scored, strict=True):
-            request_scores[: len(items)] += item_weight * by_vector[items]
-    if len(catalogue.identifiers.neighbors) == 0:
-        return scores
-    merged = np.full((len(rows), max(map(len, rows), default=0)), -np.inf, dtype=np.float32)
-    for request, request_counts in enumerate(counts):
-        ends = np.cumsum(request_counts)
-        for column, (start, end) in enumerate(zip(ends - request_counts, ends, strict=True)):
-            merged[request, column] = mean_probability(scores[request, start:end])
-    return merged
+def _weights(requests: EncodedRequests, only: Collection[str] = ()) -> tuple[float, float]:
+    """Of the identifier and of the item by vector and text; `only` as in `score_parts`."""
+    model = requests.context.model
+    has_vectors = isinstance(model, GenSARForConditionalGeneration) and model.encoder.items is not None
+    identifier, item = (
+        model.config.score_weights(requests.behavior is Behavior.SEARCHED_ITEM) if has_vectors else (1.0, 0.0)
+    )
+    if not only:
+        return identifier, item
+    wants_item = has_vectors and any(name != "identifier" for name in only)
+    return (identifier or 1.0) * ("identifier" in only), (item or 1.0) * wants_item
 
 
 def beam_scores(
@@ -109,35 +185,42 @@ def best_items(
     catalogue: Catalogue,
     num_beams: int,
     excluded: Sequence[Collection[int]] | None = None,
+    only: Collection[str] = (),
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The best items for each request: rows of the identifier table and their scores, best first.
 
-    Identifiers are found by beam search. A model with item vectors also proposes the `num_beams` best items by vector,
-    and all proposals are scored exactly.
+    Identifiers are found by beam search. A model with item vectors also proposes the best items by vector and text, and
+    those by vector alone and by text alone, `num_beams` each; all proposals are scored exactly.
 
     Args:
         requests: of `encode_requests`.
         catalogue: the items.
         num_beams: beams, and items proposed by vector.
         excluded: for each request rows that must not be returned.
+        only: parts of the scores that count, see `score_parts`; default: all.
     """
     excluded = excluded or [()] * len(requests.context)
-    search = TrieBeamSearch(catalogue.trie, excluded=excluded if any(excluded) else None)
-    beams = search.search(requests.context, requests.behavior_tokens, num_beams)
-    results = [
-        _with_added_items(values[values >= 0], scores[values >= 0], catalogue, rows)
-        for values, scores, rows in zip(beams.values.cpu().numpy(), beams.scores.cpu().numpy(), excluded, strict=True)
+    identifier_weight, item_weight = _weights(requests, only)
+    by_item = item_scores(requests, catalogue) if item_weight else None
+    results = [np.zeros(0, dtype=np.int64)] * len(requests.context)
+    if identifier_weight:
+        search = TrieBeamSearch(catalogue.trie, excluded=excluded if any(excluded) else None)
+        beams = search.search(requests.context, requests.behavior_tokens, num_beams)
+        found = [
+            _with_added_items(values[values >= 0], scores[values >= 0], catalogue, rows)
+            for values, scores, rows in zip(
+                beams.values.cpu().numpy(), beams.scores.cpu().numpy(), excluded, strict=True
+            )
+        ]
+        if by_item is None:
+            return found
+        results = [rows for rows, _ in found]
+    assert by_item is not None
+    proposals = [
+        np.union1d(rows, by_item.best(request, num_beams, catalogue, excluded_rows, only))
+        for request, (rows, excluded_rows) in enumerate(zip(results, excluded, strict=True))
     ]
-    vector_scores = _vector_scores(requests, catalogue)
-    if vector_scores is None:
-        return results
-    proposals = []
-    for (rows, _), by_vector, excluded_rows in zip(results, vector_scores.all.copy(), excluded, strict=True):
-        by_vector[~catalogue.identifiers.available] = -np.inf
-        by_vector[list(excluded_rows)] = -np.inf
-        best = np.argsort(-by_vector, kind="stable")[:num_beams]
-        proposals.append(np.union1d(rows, best[np.isfinite(by_vector[best])]))
-    scores = exact_scores(requests, proposals, catalogue, vector_scores)
+    scores = exact_scores(requests, proposals, catalogue, by_item, only)
     ranked = []
     for rows, request_scores in zip(proposals, scores, strict=True):
         order = np.argsort(-request_scores[: len(rows)], kind="stable")
@@ -145,31 +228,61 @@ def best_items(
     return ranked
 
 
-class VectorScores(NamedTuple):
-    """Log-probabilities of items by their vectors."""
+class ItemScores(NamedTuple):
+    """Scores of all items for some requests, by their vectors and texts; their sum is a log-probability.
 
-    trained: np.ndarray  # (batch_size, num_vectors)
-    all: np.ndarray  # (batch_size, num_items), for an added item the mean probability of its neighbors
+    Attributes:
+        trained: `(batch_size, num_vectors)`.
+        all: `(batch_size, num_items)`; an added item has the mean probability of its neighbors.
+        text: channel → `(batch_size, num_items)`; without text matching there is none.
+    """
+
+    trained: np.ndarray
+    all: np.ndarray
+    text: dict[str, np.ndarray]
+
+    def best(
+        self, request: int, number: int, catalogue: Catalogue, excluded: Collection[int], only: Collection[str] = ()
+    ) -> np.ndarray:
+        """The best available items of a request by vector and text together, and by either alone, `number` each.
+
+        `only` as in `score_parts`.
+        """
+        texts = [values[request] for name, values in self.text.items() if not only or name in only]
+        rankings = [self.all[request]] if not only or "vector" in only else []
+        rankings += [np.sum(texts, axis=0)] if texts else []
+        rankings += [rankings[0] + rankings[1]] if len(rankings) > 1 else []
+        is_open = catalogue.identifiers.available.copy()
+        is_open[list(excluded)] = False
+        rows = np.flatnonzero(is_open)
+        number = min(number, len(rows))
+        best = [rows[np.argpartition(-ranking[rows], number - 1)[:number]] for ranking in rankings]
+        return np.unique(np.concatenate(best))
 
 
 @torch.inference_mode()
-def _vector_scores(requests: EncodedRequests, catalogue: Catalogue) -> VectorScores | None:
-    """Item-vector log-probabilities; None if the model has no item vectors or `item_weight` is 0."""
-    context = requests.context
-    if not isinstance(context, EncoderContext) or not isinstance(context.model, GenSARForConditionalGeneration):
-        return None
-    items = context.model.encoder.items
-    if items is None or context.model.config.item_weight == 0:
-        return None
+def item_scores(requests: EncodedRequests, catalogue: Catalogue) -> ItemScores:
+    """Scores of all items by their vectors and texts, of a model with item vectors."""
+    context: Any = requests.context
+    encoder = context.model.encoder
     last = context.mask.sum(dim=1) - 1  # positions are filled from the left
     states = context.states[torch.arange(len(last), device=last.device), last]
     is_searched = torch.full_like(last, requests.behavior is Behavior.SEARCHED_ITEM)
-    scores = items.logits(states, is_searched).float().log_softmax(dim=-1).cpu().numpy()
-    table = catalogue.identifiers
-    if len(table.neighbors) == 0:
-        return VectorScores(scores, scores)
-    borrowed = mean_probability(scores[:, table.neighbors])
-    return VectorScores(scores, np.concatenate([scores[:, : table.num_trained], borrowed], axis=1))
+    logits = encoder.items.logits(states, is_searched).float()
+    texts, table, total = dict[str, np.ndarray](), catalogue.identifiers, logits
+    if encoder.text is not None and requests.text_scores is not None:
+        # The weights are made from the items that training knew, as in training.
+        known = torch.from_numpy(requests.text_scores[:, :, : logits.shape[1]]).to(states)
+        weights = encoder.text.weights(states, known).float()
+        total = logits + torch.bmm(weights[:, None], known.float())[:, 0]
+        by_channel = weights.cpu().numpy()[:, :, None] * requests.text_scores
+        texts = {name: by_channel[:, place] for place, name in enumerate(CHANNELS)}
+    trained = (logits - total.logsumexp(dim=1, keepdim=True)).cpu().numpy()
+    every = trained
+    if len(table.neighbors):
+        borrowed = mean_probability(trained[:, table.neighbors])
+        every = np.concatenate([trained[:, : table.num_trained], borrowed], axis=1)
+    return ItemScores(trained, every, texts)
 
 
 # ---- items added after training

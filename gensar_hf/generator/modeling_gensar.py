@@ -14,6 +14,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.item_vectors import FEATURE_MAP, ITEM_VECTOR_STD, ItemVectors, plain_weights
+from gensar_hf.generator.text_matching import FIRST_SHARPNESS, FIRST_WEIGHT_BIAS, QueryInputs, TextMatching
 
 IGNORED_LABEL = -100
 
@@ -89,11 +90,13 @@ class GenSAREncoder(T5Initialization, T5Stack):
     """T5's encoder; with `event_ids`, the tokens of one event share a position and positions look back only."""
 
     items: ItemVectors | None
+    text: TextMatching | None
 
     def __init__(self, config: GenSARConfig) -> None:
         super().__init__(config)
         self.event_projection = EventProjection(config) if config.history_encoding == "events" else None
         self.items = ItemVectors(config) if config.num_items and not config.is_decoder else None
+        self.text = TextMatching(config) if config.text_dim and not config.is_decoder else None
         self.post_init()
 
     @torch.no_grad()
@@ -110,6 +113,13 @@ class GenSAREncoder(T5Initialization, T5Stack):
                     init.normal_(projection.weight, mean=0.0, std=self.config.d_model**-0.5)
             for parameter in module.gru.parameters() if module.gru is not None else ():
                 init.uniform_(parameter, -(self.config.d_model**-0.5), self.config.d_model**-0.5)  # torch's default
+        elif isinstance(module, TextMatching):
+            init.normal_(module.query.weight, mean=0.0, std=1.0)  # sentence embeddings have length 1
+            if module.matched is not None:
+                init.normal_(module.matched.weight, mean=0.0, std=self.config.d_model**-0.5)
+            init.constant_(module.sharpness, FIRST_SHARPNESS)
+            init.zeros_(module.channel_weights.weight)
+            init.constant_(module.channel_weights.bias, FIRST_WEIGHT_BIAS)
 
     def forward(
         self,
@@ -119,6 +129,10 @@ class GenSAREncoder(T5Initialization, T5Stack):
         event_items: torch.Tensor | None = None,
         encoder_starts: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        query_vectors: torch.Tensor | None = None,
+        query_matches: torch.Tensor | None = None,
+        query_match_scores: torch.Tensor | None = None,
+        query_match_codes: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Encode, with the arguments of `GenSARForConditionalGeneration.forward`.
@@ -140,6 +154,10 @@ class GenSAREncoder(T5Initialization, T5Stack):
             pooled = self.event_projection(pooled)
         if self.items is not None and event_items is not None:
             pooled = pooled + self.items.event_vectors(event_items)
+        if self.text is not None and query_vectors is not None:
+            reading = QueryInputs(query_vectors, query_matches, query_match_scores, query_match_codes)  # type: ignore[arg-type]
+            item_vectors = None if self.items is None else self.items.table.weight / ITEM_VECTOR_STD
+            pooled = pooled + self.text.query_states(reading, item_vectors, self.embed_tokens)
         allowed = is_event[:, None, :] & _causal(pooled.shape[1], pooled.device)
         if encoder_starts is not None:
             positions = torch.arange(pooled.shape[1], device=pooled.device)
@@ -178,6 +196,10 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
         event_ids: torch.Tensor | None = None,
         event_items: torch.Tensor | None = None,
         encoder_starts: torch.Tensor | None = None,
+        query_vectors: torch.Tensor | None = None,
+        query_matches: torch.Tensor | None = None,
+        query_match_scores: torch.Tensor | None = None,
+        query_match_codes: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_target_ids: torch.Tensor | None = None,
@@ -191,6 +213,8 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
         item_positions: torch.Tensor | None = None,
         item_is_searched: torch.Tensor | None = None,
         item_labels: torch.Tensor | None = None,
+        item_queries: torch.Tensor | None = None,
+        text_scores: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -205,6 +229,11 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
                 position, -1 for none.
             encoder_starts: `(batch_size, num_positions)` long, the first position that each position may see, if
                 several examples are packed into one row; default 0.
+            query_vectors: `(batch_size, num_positions, text_dim)` sentence embeddings of the queries, zeros elsewhere.
+            query_matches: `(batch_size, num_positions, NUM_MATCHES)` long, the items whose texts fit a query best, -1
+                for none.
+            query_match_scores: `(batch_size, num_positions, NUM_MATCHES, 3)`, how well they fit.
+            query_match_codes: `(batch_size, num_positions, NUM_MATCHES, num_levels)` long, their code tokens.
             decoder_input_ids: `(batch_size, num_decoder_tokens)`.
             decoder_attention_mask: `(batch_size, num_decoder_tokens)`.
             decoder_target_ids: `(batch_size, num_decoder_tokens)` long, the target that each token belongs to, -1 for
@@ -220,6 +249,9 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             item_is_searched: 1 where the click answers a query, 0 where it is a recommendation.
             item_labels: the clicked items, -100 is ignored. The cross entropy over all items by their vectors is added
                 to the loss; an item weighs as much as one token.
+            item_queries: where a click answers a query that is compared with all texts, its column in `text_scores`;
+                -1 elsewhere.
+            text_scores: `(batch_size, num_queries, 3, num_items)` of `TextIndex.scores`.
             num_items_in_batch: number of labels in the whole batch over all accumulation steps and processes, by which
                 the summed loss is divided. Default: the number of labels in this call.
             use_cache: keep the decoder's keys and values.
@@ -231,8 +263,9 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             tokens, `(num_labels, vocab_size)`.
         """
         if encoder_outputs is None:
+            queries = query_vectors, query_matches, query_match_scores, query_match_codes
             encoder_outputs = self.encoder(
-                input_ids, attention_mask, event_ids, event_items, encoder_starts, inputs_embeds, **kwargs
+                input_ids, attention_mask, event_ids, event_items, encoder_starts, inputs_embeds, *queries, **kwargs
             )
         hidden_states = encoder_outputs[0]
         encoder_mask = attention_mask if event_ids is None else event_positions(event_ids)
@@ -272,8 +305,10 @@ class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneratio
             if item_labels is not None and self.encoder.items is not None:
                 if item_positions is None or item_is_searched is None:
                     raise ValueError("`item_labels` needs `item_positions` and `item_is_searched`.")
-                item_targets = item_positions, item_is_searched, item_labels
-                loss = loss + item_loss(self.encoder.items, hidden_states, *item_targets, num_items_in_batch)
+                loss = loss + item_loss(
+                    self.encoder.items, self.encoder.text, hidden_states, item_positions, item_is_searched, item_labels,
+                    num_items_in_batch, item_queries, text_scores,
+                )  # fmt: skip
         return Seq2SeqLMOutput(
             loss=loss, logits=logits, cache=decoder_outputs.cache, encoder_last_hidden_state=hidden_states
         )
@@ -310,19 +345,30 @@ def summed_cross_entropy(
 
 def item_loss(
     items: ItemVectors,
+    text: TextMatching | None,
     states: torch.Tensor,
     positions: torch.Tensor,
     is_searched: torch.Tensor,
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int,
+    queries: torch.Tensor | None = None,
+    text_scores: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cross entropy of the clicked items over all items, by their vectors, divided like that of the tokens.
+    """Cross entropy of the clicked items over all items, by their vectors and texts, divided like that of the tokens.
 
     `states` `(batch_size, num_positions, d_model)` are those of the encoder; the targets are `item_positions`,
-    `item_is_searched` and `item_labels` of `GenSARForConditionalGeneration.forward`.
+    `item_is_searched`, `item_labels`, `item_queries` and `text_scores` of `GenSARForConditionalGeneration.forward`.
     """
     rows, columns = torch.nonzero(labels != IGNORED_LABEL, as_tuple=True)
-    logits = items.logits(states[rows, positions[rows, columns]], is_searched[rows, columns])
+    request_states = states[rows, positions[rows, columns]]
+    logits = items.logits(request_states, is_searched[rows, columns])
+    if text is not None and queries is not None and text_scores is not None:
+        own_queries = queries[rows, columns]
+        answers_query = own_queries >= 0
+        scores = text_scores[rows[answers_query], own_queries[answers_query]].to(logits.dtype)
+        weights = text.weights(request_states[answers_query], scores)
+        by_text = torch.bmm(weights[:, None], scores)[:, 0]
+        logits = logits.index_put((answers_query.nonzero(as_tuple=True)[0],), by_text, accumulate=True)
     return summed_cross_entropy(logits, labels[rows, columns], num_items_in_batch)
 
 

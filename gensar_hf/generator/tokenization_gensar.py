@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,28 @@ from transformers import AutoTokenizer, BatchEncoding, TokenizersBackend
 
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import Trie
+from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
 from gensar_hf.generator.catalogue import BEHAVIOR_TOKENS, Catalogue, check_fingerprint, table_fingerprint
 from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS, GenSARConfig
 from gensar_hf.generator.history import EventArrays, History, cut_query, parse_history
 from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, all_instructions
-from gensar_hf.hub import explain_hub_error, optional_file
+from gensar_hf.generator.text_matching import (
+    CHANNELS,
+    NUM_MATCHES,
+    TEXT_ENCODER_DIR,
+    TEXT_VECTORS_FILE,
+    QueryReading,
+    TextIndex,
+)
+from gensar_hf.hub import explain_hub_error, folder_of, optional_file
 from gensar_hf.identifiers import IdentifierTable
 
 logger = logging.getLogger(__name__)
 
 IDENTIFIERS_FILE = "identifiers.parquet"
-_FINGERPRINT = "identifiers_fingerprint"
+_FINGERPRINT, _TEXT_MATCHING = "identifiers_fingerprint", "text_matching"  # in tokenizer_config.json
 NO_EVENT = -1
 SPECIAL_TOKENS = PAD, EOS, UNK = ("<pad>", "</s>", "<unk>")
 
@@ -180,7 +189,9 @@ class GenSARTokenizer(TokenizersBackend):
             )
         tokenizer = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         identifiers = IdentifierTable.load(path)
-        tokenizer.attach_identifiers(identifiers)
+        has_texts = tokenizer.init_kwargs.get(_TEXT_MATCHING, False)
+        texts = _load_text_index(pretrained_model_name_or_path, identifiers, **kwargs) if has_texts else None
+        tokenizer.attach_identifiers(identifiers, texts)
         check_fingerprint(identifiers, tokenizer.init_kwargs.get(_FINGERPRINT), str(pretrained_model_name_or_path))
         return tokenizer
 
@@ -188,26 +199,37 @@ class GenSARTokenizer(TokenizersBackend):
         """Save the vocabulary, `identifiers.parquet` and, in tokenizer_config.json, a fingerprint of that table."""
         catalogue = self.catalogue
         self.init_kwargs[_FINGERPRINT] = table_fingerprint(catalogue.identifiers)
+        self.init_kwargs[_TEXT_MATCHING] = catalogue.texts is not None
         files = super().save_pretrained(save_directory, **kwargs)
         identifiers_path = Path(save_directory) / IDENTIFIERS_FILE
+        if catalogue.texts is not None:
+            catalogue.texts.save(save_directory)
         catalogue.identifiers.save(identifiers_path)
         return (*files, str(identifiers_path))
 
-    def attach_identifiers(self, identifiers: IdentifierTable) -> None:
+    def attach_identifiers(self, identifiers: IdentifierTable, texts: TextIndex | None = None) -> None:
         """Swap the catalogue atomically; running requests keep the old one.
+
+        Args:
+            identifiers: the new table.
+            texts: its texts, if the model matches texts; default: those of the present catalogue, continued.
 
         Raises:
             InputError: the vocabulary lacks one of the code tokens.
         """
-        self.catalogue = self.catalogue_of(identifiers)
+        self.catalogue = self.catalogue_of(identifiers, texts)
 
-    def catalogue_of(self, identifiers: IdentifierTable) -> Catalogue:
+    def catalogue_of(self, identifiers: IdentifierTable, texts: TextIndex | None = None) -> Catalogue:
         """The catalogue of an identifier table, without using it yet. Errors as in `attach_identifiers`."""
+        present: Catalogue | None = getattr(self, "catalogue", None)
+        if texts is None and present is not None and present.texts is not None:
+            texts = present.texts.with_items(*titles_and_texts(identifiers))
         behavior_tokens = self.init_kwargs.get("behavior_tokens", True)  # models saved by earlier versions have them
         return Catalogue.of_table(
             identifiers,
             self.get_vocab(),
             behavior_tokens,
+            texts,
             start_length=None if self.decoder_only else 1,
             end_token_id=self.eos_token_id,
             pad_token_id=self.pad_token_id,
@@ -279,7 +301,8 @@ class GenSARTokenizer(TokenizersBackend):
         Returns:
             `input_ids`, `attention_mask` `(batch_size, num_tokens)`, `decoder_input_ids` `(batch_size, 2)`. With
             `history_encoding="events"` also `event_ids` `(batch_size, num_tokens)`, -1 for padding, and `event_items`
-            `(batch_size, num_positions)`, -1 for no item. For a decoder-only model `input_ids` and `attention_mask`
+            `(batch_size, num_positions)`, -1 for no item; if the model matches texts, the `query_…` inputs of
+            `GenSARForConditionalGeneration.forward`. For a decoder-only model `input_ids` and `attention_mask`
             only, padded on the left; the last token is the behavior token.
 
         Raises:
@@ -306,18 +329,21 @@ class GenSARTokenizer(TokenizersBackend):
         rows = [self._encode_one(*request, catalogue, query_tokens) for request in requests]
         starts = [catalogue.behavior_ids[_as_behavior(token)] for _, _, token in requests]
         if self.decoder_only:
-            prompts = [np.append(tokens, start) for (tokens, _, _), start in zip(rows, starts, strict=True)]
+            prompts = [np.append(tokens, start) for (tokens, *_), start in zip(rows, starts, strict=True)]
             return BatchEncoding(self.pad_rows(prompts, []), tensor_type=return_tensors)
-        encoding = self.pad_rows([tokens for tokens, _, _ in rows], [event_ids for _, event_ids, _ in rows])
+        encoding = self.pad_rows([tokens for tokens, *_ in rows], [event_ids for _, event_ids, *_ in rows])
         if self.history_encoding == "events":
-            encoding["event_items"] = pad_right([event_items for _, _, event_items in rows], NO_ITEM)
+            encoding["event_items"] = pad_right([event_items for _, _, event_items, _ in rows], NO_ITEM)
+            queries = [own_queries for *_, own_queries in rows]
+            if catalogue.texts is not None:
+                encoding |= query_inputs(queries, catalogue.texts.read, catalogue)
         encoding["decoder_input_ids"] = np.array([[self.pad_token_id, start] for start in starts])
         return BatchEncoding(encoding, tensor_type=return_tensors)
 
     def _encode_one(
         self, events: EventArrays, query: str | None, token: str, catalogue: Catalogue, cache: dict[str, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Token ids, event ids, and the item of each position; `cache` holds the tokens of queries."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+        """Token ids, event ids, and item and query of each position; `cache` holds the tokens of queries."""
         behavior = _as_behavior(token)
         if (query is not None) != (behavior is Behavior.SEARCHED_ITEM):
             raise ValueError(
@@ -334,7 +360,8 @@ class GenSARTokenizer(TokenizersBackend):
             cache[text] = self.query_tokens(text, catalogue)
         instruction = self.text_ids(PROMPTS[HISTORY_TASKS[behavior]].instruction())
         items = catalogue.trained_rows(np.array([NO_ITEM, *events.items]))
-        return *self.assemble(instruction, self.event_tokens(events, cache, catalogue)), items
+        queries = ["", *queries_of(events)]
+        return *self.assemble(instruction, self.event_tokens(events, cache, catalogue)), items, queries
 
     def event_tokens(
         self, events: EventArrays, query_tokens: Mapping[str, np.ndarray], catalogue: Catalogue | None = None
@@ -436,6 +463,66 @@ class GenSARTokenizer(TokenizersBackend):
         codes = trie.answers(table.long())
         ended = ((codes == self.eos_token_id) | (codes == self.pad_token_id)).cummax(dim=1).values
         return trie.lookup(codes.masked_fill(ended, -1)).numpy()
+
+
+def queries_of(events: EventArrays) -> list[str]:
+    """The query of each event that is one, "" for a click."""
+    return [
+        query if behavior == Behavior.SEARCH_QUERY else ""
+        for behavior, query in zip(events.behaviors, events.queries, strict=True)
+    ]
+
+
+def query_inputs(
+    rows: Sequence[Sequence[str]], read: Callable[[Sequence[str]], QueryReading], catalogue: Catalogue
+) -> dict[str, np.ndarray]:
+    """The inputs of the encoder at the positions of queries.
+
+    Args:
+        rows: for each row of the batch the query at each position, "" for none.
+        read: distinct queries → what the encoder reads of them.
+        catalogue: with texts.
+
+    Returns:
+        `query_vectors`, `query_matches`, `query_match_scores` and `query_match_codes` of
+        `GenSARForConditionalGeneration.forward`.
+    """
+    shape, texts = (len(rows), max(map(len, rows), default=0)), catalogue.texts
+    vectors = np.zeros((*shape, 0 if texts is None else texts.dim), dtype=np.float32)
+    matches = np.full((*shape, NUM_MATCHES), NO_ITEM)
+    scores = np.zeros((*shape, NUM_MATCHES, len(CHANNELS)), dtype=np.float32)
+    identifiers = catalogue.item_token_ids[Behavior.SEARCHED_ITEM][:, 1:]
+    codes = np.zeros((*shape, NUM_MATCHES, identifiers.shape[1]), dtype=np.int64)
+    places = [(row, column) for row, queries in enumerate(rows) for column, query in enumerate(queries) if query]
+    if places:
+        queries = [rows[row][column] for row, column in places]
+        distinct = {query: number for number, query in enumerate(dict.fromkeys(queries))}
+        reading, which = read(list(distinct)), [distinct[query] for query in queries]
+        at = tuple(np.array(places).T)
+        vectors[at], scores[at] = reading.vectors[which], reading.scores[which]
+        # An item that was added after training has its own codes, and the vector of its nearest trained item.
+        matches[at] = np.where(reading.items < 0, NO_ITEM, catalogue.trained_rows(reading.items))[which]
+        codes[at] = identifiers[reading.items][which]
+    return {
+        "query_vectors": vectors, "query_matches": matches, "query_match_scores": scores, "query_match_codes": codes,
+    }  # fmt: skip
+
+
+def titles_and_texts(table: IdentifierTable) -> tuple[list[str], list[str]]:
+    """A title and a text for each item; either stands in for the other."""
+    titles = table.titles or table.texts or [""] * table.num_items
+    return titles, table.texts or titles
+
+
+def _load_text_index(path: str | os.PathLike, table: IdentifierTable, **kwargs: Any) -> TextIndex:
+    """The texts that `GenSARTokenizer.save_pretrained` wrote."""
+    vectors = optional_file(path, TEXT_VECTORS_FILE, **kwargs)
+    if vectors is None:
+        raise InputError(
+            f"{path} holds no {TEXT_VECTORS_FILE}, which its tokenizer needs; copy all files of the model."
+        )
+    encoder = TextEncoder.load(folder_of(path, TEXT_ENCODER_DIR, **kwargs))
+    return TextIndex.load(vectors, encoder, *titles_and_texts(table))
 
 
 def _in_fixed_order(tokenizer: Tokenizer) -> models.Unigram:

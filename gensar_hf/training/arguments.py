@@ -24,6 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "history_encoding": "events",
         "max_history_events": 100,
         "item_vectors": True,
+        "text_query_share": 0.7,
         "per_device_train_batch_size": 16,
         "learning_rate": 2.5e-3,
         "num_train_epochs": 3.0,
@@ -38,6 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "history_encoding": "tokens",
         "max_history_events": 20,
         "item_vectors": False,
+        "text_query_share": 0.0,
         "per_device_train_batch_size": 128,
         "learning_rate": 5e-4,
         "num_train_epochs": 2.0,
@@ -45,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 _FROM_PRESET = "the preset decides"
 # Fields of the sub-models' configurations that are not settings.
-_FROM_DATA = {"num_items", "vocab_size", "history_encoding", "semantic_dim", "collaborative_dim"}
+_FROM_DATA = {"num_items", "text_dim", "vocab_size", "history_encoding", "semantic_dim", "collaborative_dim"}
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -112,11 +114,17 @@ class GenSARTrainingArguments(TrainingArguments):
         None, f"an encoder position is an event, or as in the paper a token; {_FROM_PRESET}."
     )
     max_history_events: int | None = _setting(None, f"latest events of a history that are read; {_FROM_PRESET}.")
+    max_target_tokens: int = _setting(120, "response tokens that the decoder learns in a row of events.")
     behavior_tokens: bool = _setting(True, "false: one token before both kinds of identifiers, an ablation.")
     text_vocab_size: int = _setting(1000, "word pieces of a tokenizer that is trained from scratch.")
     item_vectors: bool | None = _setting(None, f"a vector for each item next to its identifiers; {_FROM_PRESET}.")
+    text_matching: bool = _setting(True, "compare queries with the items' texts; needs history_encoding='events'.")
+    text_query_share: float | None = _setting(
+        None,
+        f"share of the ad-hoc searches that are made from texts; {_FROM_PRESET}.",
+    )
     item_weight: float | None = _setting(
-        None, "of the item vectors' log-probability in a score; default: chosen on validation clicks."
+        None, "of the item vectors' part of a score; default: chosen for each task on validation clicks."
     )
     item_features: bool = _setting(
         False, "train item vectors as a map of the items' embeddings plus a rest: for catalogues of few clicks an item."
@@ -149,7 +157,14 @@ class GenSARTrainingArguments(TrainingArguments):
         super().__post_init__()
 
     def _check(self) -> None:
-        for name in ("codebook_size", "max_history_events", "num_negatives", "eval_max_users", "text_vocab_size"):
+        for name in (
+            "codebook_size",
+            "max_history_events",
+            "num_negatives",
+            "eval_max_users",
+            "text_vocab_size",
+            "max_target_tokens",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {value}.")
@@ -161,6 +176,8 @@ class GenSARTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`history_encoding` must be one of {', '.join(HISTORY_ENCODINGS)}; got {self.history_encoding!r}."
             )
+        if not 0 <= (self.text_query_share or 0) <= 1:
+            raise ValueError(f"`text_query_share` is a share, from 0 to 1; got {self.text_query_share}.")
         self._check_task_weights()
         installed = ["none", "all", *get_available_reporting_integrations()]
         for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to or []:

@@ -23,14 +23,14 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
-from gensar_hf.baselines import BM25, DenseRetrieval, NextItemScorer, Popularity
-from gensar_hf.data import TASKS, InteractionDataset, training_events, training_mask
+from gensar_hf.baselines import BM25, DenseRetrieval, HybridSearch, NextItemScorer, Popularity
+from gensar_hf.data import SEARCH, TASKS, InteractionDataset, training_events, training_mask
 from gensar_hf.embeddings.cold_start import CollaborativeMap
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_training_arguments, train_sasrec
 from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation import Evaluation, choose_item_weight
+from gensar_hf.evaluation import Evaluation, choose_weights
 from gensar_hf.files import STAGE_FILE, atomic_path, fingerprint, last_checkpoint, read_json, write_json
 from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig
@@ -44,7 +44,8 @@ from gensar_hf.generator.initialization import (
 from gensar_hf.generator.item_vectors import merge_features
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.teacher import teacher_of_sasrec
-from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.generator.text_matching import TextIndex
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer, titles_and_texts
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.identifier_table import build_identifier_table
 from gensar_hf.identifiers.joint_rqvae_training import train_joint_rqvae
@@ -271,7 +272,8 @@ def train_generator(
         table, rqvae = IdentifierTable.load(run_dir / RQVAE), JointRQVAE.from_pretrained(run_dir / RQVAE)
     clicked = dataset.events.items[training_mask(dataset.split) & (dataset.events.items >= 0)]
     num_clicks = np.bincount(clicked, minlength=len(item_ids))
-    tokenizer, model = new_generator(dataset, args, table)
+    text_encoder = TextEncoder.load(run_dir / SEMANTIC / "text_encoder")
+    tokenizer, model = new_generator(dataset, args, table, semantic, text_encoder)
     if isinstance(model, GenSARForConditionalGeneration) and model.config.num_items:
         # Codes made of one kind of embedding alone, an ablation, go with vectors of that kind alone.
         kinds = {"semantic": [semantic], "collaborative": [collaborative], "both": [semantic, collaborative]}
@@ -279,7 +281,7 @@ def train_generator(
         if args.item_features:
             share_item_features(model, kinds[rqvae.config.embeddings], args.seed)
     encoder = ItemEncoder(
-        TextEncoder.load(run_dir / SEMANTIC / "text_encoder"),
+        text_encoder,
         dataset.text_columns,
         CollaborativeMap.fit(semantic, collaborative, args.seed, num_clicks),
         rqvae,
@@ -302,31 +304,40 @@ def train_generator(
         merge_features(pipe.model.encoder.items)
     check_finite(MODEL, {"loss": output.training_loss})
     if args.item_weight is None and getattr(pipe.model.config, "num_items", None):
-        pipe.model.config.item_weight = best_item_weight(pipe, dataset, args)
-        details["item weight"] = pipe.model.config.item_weight
+        details |= set_best_weights(pipe, dataset, args)
     if process_rank() == 0:
         pipe.save_pretrained(folder)
     return {**details, "steps": output.global_step, "loss": output.training_loss}
 
 
-def best_item_weight(pipe: GenSARPipeline, dataset: InteractionDataset, args: GenSARTrainingArguments) -> float:
-    """The weight of the item vectors that ranks validation clicks best; the present one if there are none."""
+def set_best_weights(
+    pipe: GenSARPipeline, dataset: InteractionDataset, args: GenSARTrainingArguments
+) -> dict[str, list[float]]:
+    """Give each task the weights of identifier and item vector that rank validation clicks best, if there are any."""
     try:
         evaluation = Evaluation(
             dataset, "validation", num_negatives=args.num_negatives, max_users=args.eval_max_users, seed=args.seed
         )
     except InputError as error:  # a user has clicked every item
-        logger.warning("The weight of the item vectors stays %s: %s", pipe.model.config.item_weight, error)
-        return pipe.model.config.item_weight
-    if not evaluation.candidates:
-        return pipe.model.config.item_weight
-    return choose_item_weight(pipe, evaluation.requests, evaluation.candidates)
+        logger.warning("The weights of identifiers and item vectors stay as they are: %s", error)
+        return {}
+    best, config = choose_weights(pipe, evaluation.requests, evaluation.candidates), pipe.model.config
+    weights = [best.get(task, config.score_weights(task == SEARCH)) for task in TASKS]
+    config.identifier_weight, config.item_weight = ([pair[place] for pair in weights] for place in (0, 1))
+    return {"identifier weights": config.identifier_weight, "item weights": config.item_weight}
 
 
 def new_generator(
-    dataset: InteractionDataset, args: GenSARTrainingArguments, table: IdentifierTable
+    dataset: InteractionDataset,
+    args: GenSARTrainingArguments,
+    table: IdentifierTable,
+    text_vectors: np.ndarray,
+    text_encoder: TextEncoder,
 ) -> tuple[GenSARTokenizer, PreTrainedModel]:
-    """An untrained generator and its tokenizer: from scratch, or from the weights of `args.model_name_or_path`."""
+    """An untrained generator and its tokenizer: from scratch, or from the weights of `args.model_name_or_path`.
+
+    `text_vectors` `(num_items, dim)` are the items' texts, read by `text_encoder`.
+    """
     backbone = None if args.model_name_or_path is None else Backbone(args.model_name_or_path)
     is_causal = backbone is not None and not backbone.config().is_encoder_decoder
     history_encoding = "tokens" if is_causal else str(args.history_encoding)
@@ -349,6 +360,10 @@ def new_generator(
     config = {"num_items": table.num_trained if has_vectors else 0, **(args.generator_config or {})}
     if args.item_weight is not None:
         config["item_weight"] = args.item_weight
+    if args.text_matching and history_encoding == "events":
+        text_index = TextIndex(*titles_and_texts(table), text_vectors, text_encoder)
+        tokenizer.attach_identifiers(table, text_index)
+        config["text_dim"] = text_index.dim
     if backbone is not None:
         return tokenizer, generator_from_t5(backbone.path, tokenizer, **config)
     return tokenizer, generator_from_scratch(GenSARConfig(**config), tokenizer)
@@ -367,17 +382,14 @@ def generator_settings(args: GenSARTrainingArguments) -> dict[str, Any]:
 
 
 def run_systems(run_dir: Path, dataset: InteractionDataset) -> list[Any]:
-    """What a run's model is compared with: its SASRec, popularity, BM25, and dense retrieval by its text encoder."""
+    """What a run's model is compared with: its SASRec, popularity, BM25, dense retrieval by its encoder, hybrid."""
     with damage_reported(run_dir / COLLABORATIVE):
         sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
     semantic = load_item_embeddings(run_dir / SEMANTIC / EMBEDDINGS_FILE, dataset.item_ids)
     encoder = TextEncoder.load(run_dir / SEMANTIC / "text_encoder")
-    return [
-        NextItemScorer(sasrec),
-        Popularity(training_events(dataset.split)),
-        BM25(dataset.item_texts()),
-        DenseRetrieval(semantic, encoder.encode),
-    ]
+    bm25, dense = BM25(dataset.item_texts()), DenseRetrieval(semantic, encoder.encode)
+    popularity = Popularity(training_events(dataset.split))
+    return [NextItemScorer(sasrec), popularity, bm25, dense, HybridSearch([bm25, dense])]
 
 
 # ---- running a stage

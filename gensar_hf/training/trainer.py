@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from gensar_hf.data import InteractionDataset, training_mask
+from gensar_hf.data.text_queries import TextQueries
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import Evaluation, validation_metrics
 from gensar_hf.files import write_json
@@ -44,7 +45,6 @@ from gensar_hf.training.arguments import GenSARTrainingArguments
 logger = logging.getLogger(__name__)
 
 MIN_STEPS = 300  # fewer leave a generator untrained, however small the log
-MAX_TARGET_TOKENS = 120  # response tokens packed into one row of events
 MEASURES = "hr@5", "hr@10", "ndcg@5", "ndcg@10"
 DEFAULT_LORA_RANK = 16  # of a causal language model
 
@@ -105,8 +105,9 @@ class GenSARTrainer(Trainer):
         model: Any = self._prepare_model(args)
         if train_dataset is not None:
             split = train_dataset.split
+            text_queries = TextQueries.of_dataset(train_dataset) if args.text_query_share else None
             self._examples = TrainingExamples(
-                pipe.tokenizer, train_dataset.events, split.train_ends, split.target_starts
+                pipe.tokenizer, train_dataset.events, split.train_ends, split.target_starts, text_queries
             )
             self._sampler(args)  # complains if there is nothing to train on
         self._batch_sizes = args.per_device_train_batch_size, args.gradient_accumulation_steps
@@ -182,7 +183,7 @@ class GenSARTrainer(Trainer):
         """Steps of `num_train_epochs` passes over the training events, `MIN_STEPS` at least."""
         tokenizer = self.pipe.tokenizer
         is_packed = tokenizer.history_encoding == "events"
-        targets_per_row = MAX_TARGET_TOKENS / (1 + tokenizer.identifiers.num_levels) if is_packed else 1
+        targets_per_row = args.max_target_tokens / (1 + tokenizer.identifiers.num_levels) if is_packed else 1
         num_targets = args.num_train_epochs * self._examples.is_target.sum()
         return max(MIN_STEPS, round(num_targets / (targets_per_row * rows_per_step(args))))
 
@@ -209,11 +210,12 @@ class GenSARTrainer(Trainer):
             self._examples,
             weights,
             window=tokenizer.max_history_events,
-            max_target_tokens=MAX_TARGET_TOKENS if tokenizer.history_encoding == "events" else 0,
+            max_target_tokens=args.max_target_tokens if tokenizer.history_encoding == "events" else 0,
             seed=args.seed,
             teacher=self._teacher,
             teacher_share=args.teacher_share,
             item_vectors=getattr(self.pipe.model.config, "num_items", 0) > 0,
+            text_query_share=args.text_query_share or 0.0,
         )
 
     # ---- training

@@ -17,7 +17,7 @@ from gensar_hf.errors import InputError
 from gensar_hf.evaluation import evaluate, ndcg, random_candidates
 
 CONFIGS = Path(__file__).parents[2] / "training_scripts" / "configs" / "baselines"
-FITTED = [name for name in BASELINES if name != "dense_retrieval"]  # needs an encoder; see test_dense_retrieval
+FITTED = [name for name in BASELINES if name not in ("dense_retrieval", "hybrid")]  # these need an encoder
 
 
 @pytest.fixture
@@ -119,6 +119,9 @@ def test_unusable_searches_are_refused_before_anything_is_fitted(dataset, monkey
         ("markov", {"max_skip": -1}, "`max_skip` must be a whole number of clicks, at least 0; got -1"),
         ("markov", {"skip_weight": 0.0}, "`skip_weight` must be above 0 and at most 1; got 0.0"),
         ("dense_retrieval", {"model": " "}, "`model` is empty"),
+        ("hybrid", {"model": " "}, "`model` is empty"),
+        ("hybrid", {"b": 1.1}, "`b` must lie between 0 and 1; got 1.1"),
+        ("hybrid", {"k": -1}, "`k` must not be negative; got -1"),
         ("sasrec", {"dropout": 1.5}, r"^Baseline 'sasrec': `dropout` must be at least 0 and below 1; got 1\.5\.$"),
         ("sasrec", {"hidden_size": "wide"}, "hidden_size.* expected int"),
         ("gru4rec", {"num_train_epochs": 0}, "`num_train_epochs` must be above 0; got 0"),

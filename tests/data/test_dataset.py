@@ -56,6 +56,15 @@ def test_item_texts_join_the_text_columns_that_are_not_empty():
     assert data.item_texts() == ["Lip Balm. Acme", "Best", "Soap"]
     assert list(data.items.columns) == ["item_id", "title", "brand", "price"]
     assert InteractionDataset(ITEMS, INTERACTIONS, text_columns=["brand", "title"]).item_texts()[0] == "Acme. Lip Balm"
+    assert data.item_texts(["brand"]) == ["Acme", "Best", ""]
+    assert data.item_texts(["item_id", "title"])[0] == f"{data.item_ids[0]}. Lip Balm"
+    numbers = InteractionDataset(ITEMS.assign(price=[3, None, 5.5]), INTERACTIONS)
+    assert numbers.item_texts(["price"]) == ["3", "", ""]
+    with pytest.raises(InputError, match="The items have no column genre, only item_id, title"):
+        data.item_texts(["title", "genre"])
+    for columns in ([], ["price"]):
+        with pytest.raises(InputError, match="hold no text of any item"):
+            InteractionDataset(ITEMS.assign(price=5.5), INTERACTIONS).item_texts(columns)
 
 
 def test_lists_and_whole_numbers_become_text():

@@ -128,6 +128,13 @@ def test_bm25_candidates_are_the_best_hits_but_the_target(make_requests, query, 
     assert sets.protocol == f"bm25-hard-{num_negatives}"
 
 
+def test_the_columns_that_bm25_reads_are_part_of_the_protocol(make_requests):
+    requests = make_requests([[0, 3]], num_items=len(TEXTS), task=SEARCH, queries=["space"])
+    assert (
+        bm25_candidates(requests, TEXTS, 3, columns=["title", "year-made"]).protocol == "bm25-hard(title, year-made)-3"
+    )
+
+
 def test_equal_bm25_scores_are_in_a_seeded_order(make_requests):
     texts = ["space"] * 40
     requests = make_requests([[0, 3]], num_items=40, task=SEARCH, queries=["space"])

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gensar_hf.evaluation.comparison import compare, paired_t_test
-from gensar_hf.evaluation.metrics import ndcg_per_request
+from gensar_hf.evaluation.comparison import compare, paired_t_test, save_comparison
+from gensar_hf.evaluation.metrics import METRICS, ndcg_per_request
 from gensar_hf.evaluation.report import comparison_tables, markdown
 from gensar_hf.files import read_json, write_json
 
@@ -86,6 +86,46 @@ def test_full_ranking_compares_the_folder_inside_the_results(run_result):
     comparison = compare([run, without], {}, full_ranking=True)
     assert comparison["order"] == ["first"]
     assert comparison["variants"]["first"]["tasks"]["search"]["HR@1"]["mean"] == 0.25
+
+
+def write_query_kinds(run, title, log, row="GenSAR"):
+    """A `query_kinds.json` with HR@10 of two kinds; the row without history has half of it."""
+    kinds = {}
+    for kind, value in (("title", title), ("log", log)):
+        systems = {
+            name: {metric: {"value": part * value, "low": 0.0, "high": 1.0} for metric in METRICS}
+            for name, part in ((row, 1.0), (f"{row}, no history", 0.5))
+        }
+        counts = {"num_requests": 7, "num_with_history": 3, "num_candidates": 9}
+        kinds[kind] = {**counts, "example": {"query": f"{kind} words", "title": "x"}, "systems": systems}
+    write_json(run.results / "query_kinds.json", {"systems": [row, f"{row}, no history"], "kinds": kinds})
+
+
+def test_query_kinds_are_means_over_the_seeds(run_result, tmp_path):
+    runs = [run_result(name, seed, [1, 2, 3, 4], 0.5) for name in ("big", "small") for seed in (0, 1)]
+    baseline = run_result("BM25", 0, [1, 2, 3, 4], 0.5, row="BM25")
+    without = run_result("plain", 0, [1, 2, 3, 4], 0.5)
+    for run, values in zip(runs, [(0.5, 0.25), (1.0, 0.75), (0.25, 0.0), (0.25, 0.5)], strict=True):
+        write_query_kinds(run, *values)
+    write_query_kinds(baseline, 1.0, 0.25, row="BM25")
+    comparison = compare([*runs, baseline, without], {})
+    kinds = comparison["query_kinds"]
+    assert kinds["systems"] == [
+        "big", "big, no history", "small", "small, no history", "BM25", "BM25, no history",
+    ]  # fmt: skip
+    value = {system: each["HR@10"]["value"] for system, each in kinds["kinds"]["title"]["systems"].items()}
+    assert (value["big"], value["big, no history"], value["small"], value["BM25"]) == (0.75, 0.375, 0.25, 1.0)
+    assert kinds["kinds"]["log"]["systems"]["big"]["HR@1"] == {"value": 0.5}
+
+    save_comparison(comparison, tmp_path / "out")
+    table, *others = comparison_tables(read_json(tmp_path / "out" / "comparison.json"))
+    assert table.header == ["System", "title", "log"]
+    assert table.rows[0] == ["big", ".750 / .750", "**.500** / **.500**"]
+    assert table.rows[4] == ["BM25", "**1.000** / **1.000**", ".250 / .250"]
+    assert table.note.endswith("Means over 2 seeds.")
+    assert len(others) == 2
+    assert "| big, no history |" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert "query_kinds" not in compare([without], {})
 
 
 def test_paired_t_test_by_hand():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from gensar_hf.data import Split, UserEvents
+from gensar_hf.data import InteractionDataset, Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import METRICS, bm25_candidates, evaluate, random_candidates
@@ -211,7 +211,7 @@ def test_ranks_by_hand(make_requests, make_scorer):
     requests = make_requests(CLICKS, num_items=6)
     assert full_ranks(scorer, requests).tolist() == [2, 4, 3, 5]
     # Request 1 loses item 5 before its target 2; request 2 has its own target in the history, where it stays.
-    assert full_ranks(scorer, requests, exclude_history=True).tolist() == [2, 3, 3, 5]
+    assert full_ranks(scorer, requests, excluded=history_items).tolist() == [2, 3, 3, 5]
 
 
 def test_history_holds_what_came_before_the_target(make_requests):
@@ -226,12 +226,16 @@ def test_queries_in_a_history_are_no_items(make_requests):
 
 
 @settings(max_examples=20)
-@given(table=st.lists(st.integers(0, 3), min_size=6, max_size=6), chunk_size=st.integers(1, 5), exclude=st.booleans())
-def test_ranks_do_not_depend_on_the_chunk_size(make_requests, make_scorer, table, chunk_size, exclude):
+@given(
+    table=st.lists(st.integers(0, 3), min_size=6, max_size=6),
+    chunk_size=st.integers(1, 5),
+    excluded=st.sampled_from([None, history_items]),
+)
+def test_ranks_do_not_depend_on_the_chunk_size(make_requests, make_scorer, table, chunk_size, excluded):
     requests = make_requests(CLICKS, num_items=6)
     scorer = make_scorer("table", table)
-    at_once = full_ranks(scorer, requests, exclude, seed=2)
-    np.testing.assert_array_equal(full_ranks(scorer, requests, exclude, seed=2, chunk_size=chunk_size), at_once)
+    at_once = full_ranks(scorer, requests, excluded, seed=2)
+    np.testing.assert_array_equal(full_ranks(scorer, requests, excluded, seed=2, chunk_size=chunk_size), at_once)
     assert scorer.calls[0] == ("recommendation", 4)
     assert sum(length for _, length in scorer.calls[1:]) == 4
     assert max(length for _, length in scorer.calls[1:]) <= chunk_size
@@ -279,6 +283,27 @@ def test_an_evaluation_draws_candidates_once_for_all_systems(dataset, make_score
     assert Evaluation(dataset, tasks=[SEARCH]).requests.keys() == {SEARCH}
     sampled = Evaluation(dataset, max_users=1).requests
     assert len({int(user) for requests in sampled.values() for user in requests.users}) == 1
+
+
+def test_hard_candidates_by_other_columns():
+    """The query is made of the genre; by title, the hits are the films with "war" in their title."""
+    items = pd.DataFrame({"item_id": list("abcdef"), "title": ["War", "War Horse", "Love", "Hate", "Life", "Sun"]})
+    items["genres"] = ["Drama", "Drama", "War", "War", "War", "Drama"]
+    clicks = [("u", "f", ""), ("u", "c", "love"), ("u", "e", "war")]
+    rows = pd.DataFrame(clicks, columns=["user_id", "item_id", "query"]).assign(timestamp=range(3))
+    dataset = InteractionDataset(items, rows)
+    cases = [
+        (None, "bm25-hard", "abcd"),
+        (["title"], "bm25-hard(title)", "ab"),
+        (["genres"], "bm25-hard(genres)", "cd"),
+    ]
+    for columns, protocol, negatives in cases:
+        evaluation = Evaluation(dataset, tasks=[SEARCH], num_negatives=len(negatives), bm25_columns=columns)
+        assert evaluation.candidates[SEARCH].protocol == f"{protocol}-{len(negatives)}"
+        ids = {dataset.item_ids[item] for item in evaluation.candidates[SEARCH].candidates[0]}
+        assert ids == {"e", *negatives}
+    with pytest.raises(InputError, match="no column tags"):
+        Evaluation(dataset, bm25_columns=["tags"])
 
 
 @pytest.mark.parametrize(

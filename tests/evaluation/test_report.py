@@ -115,6 +115,11 @@ def test_only_the_best_values_are_bold(metrics):
 @pytest.mark.parametrize(
     ("protocol", "words"),
     [
+        (
+            "bm25-hard(title, year-made)-9",
+            "the target against the 9 best BM25 hits for the query in the columns title, year-made that are not the "
+            "target",
+        ),
         ("random-37", "the target against 37 random items its user has not interacted with"),
         ("full-ranking", "the target among all items"),
         ("full-ranking-unseen", "the target among all items that its user's history does not hold"),

@@ -9,7 +9,7 @@ from gensar_hf.data import Behavior, Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import CandidateSets, ndcg, rank_of_target
-from gensar_hf.evaluation.scorer import GeneratorScorer, choose_item_weight, request_history
+from gensar_hf.evaluation.scorer import SCORE_WEIGHTS, GeneratorScorer, choose_weights, request_history
 
 R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
 
@@ -112,31 +112,32 @@ def every_item(requests) -> CandidateSets:
     return CandidateSets(candidates, requests.target_items, "all", 0)
 
 
-@pytest.mark.parametrize("weights", [(0.0, 0.25, 1.0, 30.0), (30.0, 0.25)])
-def test_the_item_weight_is_the_best_of_separate_evaluations(
-    weights: tuple[float, ...], tiny_split: Split, pipelines: dict[str, GenSARPipeline], monkeypatch: pytest.MonkeyPatch
+def test_each_task_gets_the_weights_that_are_best_in_separate_evaluations(
+    tiny_split: Split, pipelines: dict[str, GenSARPipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe, requests = pipelines["vectors"], tiny_split.test
     candidates = {task: every_item(requests[task]) for task in (RECOMMENDATION, SEARCH)}
-    configured = pipe.model.config.item_weight
-    chosen = choose_item_weight(pipe, requests, candidates, weights)
-    assert pipe.model.config.item_weight == configured
-    quality = {}
-    for weight in weights:
-        monkeypatch.setattr(pipe.model.config, "item_weight", weight)
-        scores = {task: GeneratorScorer(pipe).score(requests[task], candidates[task].candidates) for task in candidates}
-        ranks = {task: rank_of_target(scores[task], candidates[task].target_columns) for task in candidates}
-        quality[weight] = np.mean([ndcg(ranks[task], 5) for task in candidates])
-    assert len(set(quality.values())) > 1
-    assert quality[chosen] == pytest.approx(max(quality.values()), abs=1e-12)
+    config, qualities = pipe.model.config, set()
+    configured = config.identifier_weight, config.item_weight
+    chosen = choose_weights(pipe, requests, candidates)
+    assert (config.identifier_weight, config.item_weight) == configured
+    for task in candidates:
+        quality = {}
+        for pair in SCORE_WEIGHTS:
+            monkeypatch.setattr(config, "identifier_weight", pair[0])
+            monkeypatch.setattr(config, "item_weight", pair[1])
+            scores = GeneratorScorer(pipe).score(requests[task], candidates[task].candidates)
+            quality[pair] = ndcg(rank_of_target(scores, candidates[task].target_columns), 5)
+        worth = {pair: value - 0.005 * (pair[0] > 0) for pair, value in quality.items()}
+        assert worth[chosen[task]] == pytest.approx(max(worth.values()), abs=1e-12)
+        qualities |= set(quality.values())
+    assert len(qualities) > 2
 
 
-def test_an_item_weight_needs_item_vectors_and_requests(
+def test_weights_are_chosen_for_a_model_with_item_vectors(
     tiny_split: Split, pipelines: dict[str, GenSARPipeline]
 ) -> None:
-    requests = tiny_split.test
-    candidates = {SEARCH: every_item(requests[SEARCH])}
+    candidates = {SEARCH: every_item(tiny_split.test[SEARCH])}
     with pytest.raises(ValueError, match="for a model with item vectors"):
-        choose_item_weight(pipelines["events"], requests, candidates)
-    with pytest.raises(ValueError, match="at least one request"):
-        choose_item_weight(pipelines["vectors"], requests, {})
+        choose_weights(pipelines["events"], tiny_split.test, candidates)
+    assert choose_weights(pipelines["vectors"], tiny_split.test, {}) == {}

@@ -10,8 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gensar_hf.data import Behavior, Split, UserEvents
+from gensar_hf.data.text_queries import TextQueries
 from gensar_hf.errors import InputError
-from gensar_hf.generator.examples import DEFAULT_TASK_WEIGHTS, Example, ExampleSampler, TrainingExamples
+from gensar_hf.generator.examples import (
+    DEFAULT_TASK_WEIGHTS,
+    Example,
+    ExampleCollator,
+    ExampleSampler,
+    TrainingExamples,
+)
 from gensar_hf.generator.prompts import PROMPTS, Task
 from gensar_hf.generator.teacher import TeacherItems
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
@@ -181,7 +188,7 @@ def test_histories_may_all_end_at_the_last_target(make_log: Callable, max_target
     log = make_log({"ann": [(R, item) for item in range(12)]}, 12)
     sampler = ExampleSampler(log, window=4, max_target_tokens=max_target_tokens, recent_share=1)
     for example in draws(sampler, Task.NEXT_RECOMMENDED_ITEM, 50):
-        assert example.targets[-1].response.tolist() == log.event_tokens(np.array([11]))[0].tolist()
+        assert example.targets[-1].response.tolist() == log.event_tokens(log.event_arrays(np.array([11])))[0].tolist()
         assert example.targets[-1].end == 4
 
 
@@ -331,10 +338,107 @@ def test_added_items_are_read_as_their_neighbor_and_are_no_targets(
     tokenizer.attach_identifiers(replace(identifiers, neighbors=np.array([[10, 3], [5, 1]])))  # 10 is marked as trained
     examples = TrainingExamples(tokenizer, log.events, log.train_ends)
     assert examples.is_target.tolist() == [True, False, True, True]
-    assert examples.event_items.tolist() == [0, 5, 10, 1]
+    assert examples.read_items(examples.event_arrays(slice(0, 4))).tolist() == [0, 5, 10, 1]
     assert all_of(ExampleSampler(examples), Task.NEXT_RECOMMENDED_ITEM) == {
         ("R0",), ("R0", "R11", "R10"), ("R0", "R11", "R10", "R1"),
     }  # fmt: skip
+
+
+# ---- queries from the items' texts
+
+
+class Titles(TextQueries):
+    """Always asks for the item's title, in lower case."""
+
+    def draw(self, item: int, rng: np.random.Generator) -> str:
+        return self.title(item).lower()
+
+
+@pytest.fixture
+def typed_log(tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable, make_events: Callable) -> Callable:
+    """As `make_log`, with text queries; film-11 has no title."""
+
+    def build(users: dict[str, list[tuple]], length: int) -> TrainingExamples:
+        events = make_events(users, identifiers.item_ids)
+        titles = [*identifiers.titles[:11], ""]
+        return TrainingExamples(tokenizers["events"], events, np.array([length]), text_queries=Titles(titles, {}))
+
+    return build
+
+
+def test_ad_hoc_searches_are_of_the_log_and_for_every_title(
+    typed_log: Callable, tokenizers: dict[str, GenSARTokenizer], identifiers: IdentifierTable
+) -> None:
+    log = typed_log(ONE_USER, TRAIN_LENGTH)
+    made = {
+        (read(log, tokenizers["events"].query_tokens(title.lower())), f"S{item}")
+        for item, title in enumerate(identifiers.titles[:11])
+    }
+    of_log = {(QUERY, "S1"), (QUERY, "S2")}
+    assert all_of(ExampleSampler(log), Task.AD_HOC_SEARCH, 400) == of_log | made
+    assert all_of(ExampleSampler(log, text_query_share=0), Task.AD_HOC_SEARCH) == of_log
+    for example in draws(ExampleSampler(log), Task.AD_HOC_SEARCH, 20):
+        assert [read(log, tokenizers["events"].query_tokens(query)) for query in example.queries[1:]] == [
+            read(log, event) for event in example.events[1:]
+        ]
+
+
+def test_recommended_clicks_become_searches_behind_a_history(typed_log: Callable) -> None:
+    """With the query before the click; the log's own sessions stay as they are."""
+    log = typed_log(ONE_USER, TRAIN_LENGTH)
+    found = all_of(ExampleSampler(log), Task.NEXT_SEARCHED_ITEM, 300)
+    assert {("R0", QUERY, "S1"), ("R0", QUERY, "S1", "S2")} <= found
+    assert ("<S_Q> toy story", "S0") in found
+    assert ("R0", QUERY, "S1", "S2", "<S_Q> the godfather", "S3") in found
+    assert {events[-1] for events in found} <= {"S0", "S1", "S2", "S3"}
+    for example in draws(ExampleSampler(log), Task.NEXT_SEARCHED_ITEM, 100):
+        for place, event in enumerate(example.events):
+            name = read(log, event)
+            assert bool(example.queries[place]) == (place > 0 and name.startswith("<S_Q>"))
+            assert example.event_items[place] == (int(name[1:]) if place > 0 and name[0] in "RS" else -1)
+        targets = {(target.end, target.behavior is S) for target in example.item_targets}
+        assert {(target.end, True) for target in example.targets} <= targets
+    assert item_targets(ExampleSampler(log), Task.NEXT_RECOMMENDED_ITEM) >= {("R0",)}
+
+
+def test_a_log_without_queries_trains_search(typed_log: Callable) -> None:
+    log = typed_log({"ann": [(R, item) for item in range(5)]}, 5)
+    sampler = ExampleSampler(log)
+    assert {Task.AD_HOC_SEARCH, Task.NEXT_SEARCHED_ITEM} <= set(sampler.tasks)
+    assert ("R0", "R1", "<S_Q> alien", "S2") in all_of(sampler, Task.NEXT_SEARCHED_ITEM, 400)
+    assert Task.NEXT_SEARCHED_ITEM not in ExampleSampler(log, text_query_share=0).tasks
+
+
+@pytest.mark.parametrize("task", [Task.AD_HOC_SEARCH, Task.NEXT_SEARCHED_ITEM, Task.NEXT_RECOMMENDED_ITEM])
+def test_batches_hold_the_texts_scores_of_the_answered_queries(
+    pipelines: dict, tiny_events: UserEvents, tiny_split: Split, task: Task
+) -> None:
+    tokenizer = pipelines["texts"].tokenizer
+    texts = TextQueries(tokenizer.identifiers.titles, {})
+    examples = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends, text_queries=texts)
+    assert set(examples.encoded_queries) == set(range(12))
+    sampler, index = ExampleSampler(examples), tokenizer.catalogue.texts
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        rows = [[sampler.draw(task, rng), sampler.draw(task, rng)], [sampler.draw(task, rng)]]
+        batch = ExampleCollator(tokenizer)(rows)
+        for place, row in enumerate(rows):
+            queries = [query for example in row for query in [*example.queries, ""][: len(example.events)]]
+            for position, query in enumerate(queries):
+                expected = index.match([query], encode=False)[0].vectors[0] if query else 0
+                np.testing.assert_allclose(batch["query_vectors"][place, position], expected, atol=1e-6)
+            searched, first = [], 0
+            for example in row:
+                for target in example.item_targets:
+                    before = [query for query in example.queries[: target.end] if query]
+                    searched.append(before[-1] if target.behavior is S and before else "")
+                first += len(example.events)
+            for column, query in enumerate(searched):
+                own = int(batch["item_queries"][place, column]) if "item_queries" in batch else -1
+                assert (own >= 0) == bool(query)
+                if query:
+                    scores = index.scores([query], encode=False)[0]
+                    np.testing.assert_allclose(batch["text_scores"][place, own], scores, atol=1e-5)
 
 
 # ---- items are matched by id

@@ -403,8 +403,8 @@ def test_batches_of_a_step_are_equal_and_not_too_small(num_rows: int, encoding: 
 
 def test_a_real_batch_trains(sampler: ExampleSampler, generators: dict[str, GenSARForConditionalGeneration]) -> None:
     """Whatever the six tasks draw has a finite loss."""
-    rows = ExampleRows(sampler, num_rows=60, max_positions=12)
-    batch = [rows[index] for index in range(60)]
+    rows = ExampleRows(sampler, num_rows=120, max_positions=12)
+    batch = [rows[index] for index in range(120)]
     assert {row[0].task for row in batch} == set(Task)
     with torch.no_grad():
         assert torch.isfinite(generators["events"](**ExampleCollator(sampler.examples.tokenizer)(batch)).loss)

@@ -227,7 +227,7 @@ def test_training_serving_and_evaluation_encode_a_history_alike(
         first = int(tiny_events.offsets[request.users[0]])
         instruction = tokenizer.text_ids(PROMPTS[HISTORY_TASKS[behavior]].instruction())
         window = slice(max(first, target - tokenizer.max_history_events), target)
-        trained, _ = tokenizer.assemble(instruction, examples.event_tokens(window))
+        trained, _ = tokenizer.assemble(instruction, examples.event_tokens(examples.event_arrays(window)))
         arrays = EventArrays.of_user_events(tiny_events, request.history(0), examples.item_rows)
         evaluated = tokenizer.encode_events([arrays], query, behavior.token)
         history = [

@@ -10,10 +10,11 @@ from torch.utils.data import Dataset, Subset
 from transformers import Trainer, TrainingArguments
 
 from gensar_hf.data import Split, UserEvents
+from gensar_hf.data.text_queries import TextQueries
 from gensar_hf.generator.examples import ExampleCollator, ExampleRows, ExampleSampler, Row, TrainingExamples
 from gensar_hf.generator.initialization import share_item_features
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
-from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer, titles_and_texts
 from gensar_hf.pipeline import GenSARPipeline
 
 
@@ -26,15 +27,19 @@ def tokenizer(pipelines: dict[str, GenSARPipeline], kind: str) -> GenSARTokenize
 def model(pipelines: dict[str, GenSARPipeline], kind: str) -> GenSARForConditionalGeneration:
     """A copy without dropout, which would differ between the parts of a batch."""
     model = copy.deepcopy(pipelines[kind].model)
-    if kind == "vectors":
+    if kind in ("vectors", "texts"):
         model.encoder.items.dropout.p = 0.0
+    if kind == "texts":
+        model.encoder.text.dropout.p = 0.0
     return model
 
 
 @pytest.fixture
 def rows(tokenizer: GenSARTokenizer, tiny_events: UserEvents, tiny_split: Split, kind: str) -> ExampleRows:
-    examples = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends)
-    sampler = ExampleSampler(examples, max_target_tokens=20, seed=5, item_vectors=kind == "vectors")
+    titles, _ = titles_and_texts(tokenizer.identifiers)
+    text_queries = TextQueries(titles, {}) if kind == "texts" else None
+    examples = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends, text_queries=text_queries)
+    sampler = ExampleSampler(examples, max_target_tokens=20, seed=5, item_vectors=kind in ("vectors", "texts"))
     return ExampleRows(sampler, num_rows=80)
 
 
@@ -50,7 +55,7 @@ def train(
     return trainer
 
 
-@pytest.mark.parametrize("kind", ["vectors", "causal"])
+@pytest.mark.parametrize("kind", ["vectors", "texts", "causal"])
 def test_accumulated_steps_equal_one_large_step(
     rows: ExampleRows, model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer, tmp_path: Path
 ) -> None:
@@ -77,7 +82,7 @@ def test_accumulated_steps_equal_one_large_step(
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["vectors", "causal"])
+@pytest.mark.parametrize("kind", ["vectors", "texts", "causal"])
 def test_training_lowers_the_loss(
     rows: ExampleRows, model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer, tmp_path: Path
 ) -> None:

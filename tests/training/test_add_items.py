@@ -51,6 +51,13 @@ def test_new_items_are_found_and_nothing_else_changes(pipe, moved, tmp_path):
     assert again.tokenizer.identifiers.item_ids[-3:] == ["N1", "N2", "N3"]
 
 
+def test_a_new_item_is_found_by_its_title_and_by_a_misspelled_one(pipe):
+    pipe.add_items(pd.DataFrame({"item_id": ["N1", "N2"], "title": ["Zebra Xylophone", "blue cream mask"]}))
+    for query in ("zebra xylophone", "zbra", "xylophone zebra", "XYLOFONE"):
+        assert pipe.search(query, top_k=1)[0]["item_id"] == "N1", query
+        assert pipe.search(query, tiny_runs.HISTORY, top_k=1)[0]["item_id"] == "N1", query
+
+
 def test_a_table_in_a_file(pipe, tmp_path):
     NEW.to_csv(tmp_path / "new.csv", index=False)
     assert [entry["title"] for entry in pipe.add_items(tmp_path / "new.csv")] == NEW["title"].tolist()

@@ -211,11 +211,14 @@ def test_users_without_two_training_clicks_are_one_sentence(tmp_path):
 # ---- data of other kinds
 
 
-@pytest.mark.slow
-def test_without_queries_recommendation_works(tmp_path, caplog):
+def test_a_log_without_a_single_query_gives_a_search(tmp_path):
     items, interactions = tiny_runs.make_tables(query_share=0)
-    pipe = train(InteractionDataset(items, interactions), tiny_runs.arguments(tmp_path / "run"))
+    dataset = InteractionDataset(items, interactions.drop(columns="query"))
+    pipe = train(dataset, tiny_runs.arguments(tmp_path / "run"))
     assert len(pipe.recommend(tiny_runs.HISTORY[:1], top_k=5)) == 5
+    title = items["title"][7]
+    for history in ([], tiny_runs.HISTORY[:1]):
+        assert pipe.search(title, history, top_k=1)[0]["title"] == title
 
 
 @pytest.mark.slow
@@ -241,7 +244,7 @@ def test_a_user_who_clicked_every_item_leaves_the_weight_as_it_is(tiny_run, tmp_
     args = tiny_runs.arguments(tmp_path / "run", item_weight=None, codebook_size=4, num_negatives=3)
     pipe = train(InteractionDataset(items, interactions), args)
     assert pipe.model.config.item_weight == 2.0
-    assert "The weight of the item vectors stays 2.0" in caplog.text
+    assert "The weights of identifiers and item vectors stay as they are" in caplog.text
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def test_a_configuration_is_what_gensar_train_reads(name, tables, tmp_path):
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_comparison_names_settings_and_baselines_that_exist(name, tables):
     _, calls = read_comparison(CONFIGS[name], tables)
-    known = {"full_ranking", *inspect.signature(Evaluation).parameters}
+    known = {"full_ranking", "query_kinds", *inspect.signature(Evaluation).parameters}
     for call in calls.values():
         settings = next(value for value in call.args if isinstance(value, dict))
         assert set(settings.pop("evaluation")) <= known
@@ -118,7 +118,7 @@ def test_variants_share_stages_and_what_fails_is_reported(script, tables, tmp_pa
     content = {
         "output_dir": str(tmp_path / "runs"),
         "settings": {**{name: yaml.safe_load(value) for name, value in TINY.items()}, "search_fraction": 0.4},
-        "evaluation": {"num_negatives": 9, "full_ranking": True},
+        "evaluation": {"num_negatives": 9, "full_ranking": True, "query_kinds": 4},
         "seeds": [0, 1],
         "variants": {
             "Both kinds": None,
@@ -139,6 +139,12 @@ def test_variants_share_stages_and_what_fails_is_reported(script, tables, tmp_pa
     ]  # fmt: skip
     assert "60 items" in result["failures"]["Too few, seed 0"]
     assert (folder / "results" / "full_ranking" / "comparison.md").is_file()
+    kinds = result["query_kinds"]
+    assert {*kinds["kinds"]["title"]["systems"]} == {*kinds["systems"]}
+    assert set(kinds["systems"]) == {
+        "Both kinds", "Both kinds, no history", "Semantic alone", "Semantic alone, no history", "Popularity", "BM25",
+    }  # fmt: skip
+    assert kinds["num_seeds"] == 2
     first = folder / "both-kinds-seed-0"
     assert (folder / "semantic-alone-seed-0" / "collaborative").resolve() == (first / "collaborative").resolve()
     assert not (folder / "semantic-alone-seed-0" / "rqvae").is_symlink()
@@ -190,9 +196,13 @@ def test_the_demo_trains_evaluates_and_skips_what_is_finished(script, tmp_path, 
     status, printed = script("demo.py", **sizes)
     assert status == 0, printed
     results = tmp_path / "short" / "results"
-    assert {path.name for path in results.iterdir()} >= {"metrics.json", "ranks.parquet", "tables.md", "stage.json"}
+    assert {path.name for path in results.iterdir()} >= {
+        "metrics.json", "ranks.parquet", "tables.md", "stage.json", "query_kinds.json", "query_kinds.md",
+    }  # fmt: skip
+    assert printed.index("by kind of query") < printed.index("(random-")
+    assert "by kind of query" in (tmp_path / "short" / "model" / "README.md").read_text()
     metrics = json.loads((results / "metrics.json").read_text())
-    assert metrics["systems"] == ["GenSAR", "SASRec", "Popularity", "BM25", "Dense retrieval"]
+    assert metrics["systems"] == ["GenSAR", "SASRec", "Popularity", "BM25", "Dense retrieval", "Hybrid (RRF)"]
     assert "MovieLens-100k" in (tmp_path / "short" / "model" / "README.md").read_text()
     assert "gensar search short/model" in printed
     status, again = script("demo.py", **sizes)

@@ -4,8 +4,8 @@
     python training_scripts/paper/compare.py CONFIG.yaml --items items.parquet --interactions clicks.parquet
 
 CONFIG names `output_dir`, a `base` file of settings, `settings` for all runs, `evaluation` (arguments of `Evaluation`,
-and `full_ranking`), `seeds`, `variants` (name: settings that differ) and `baselines` (name: most trials, null: as in
-configs/baselines). Options override settings. Finished stages are skipped. What fails is reported, and the rest runs.
+`full_ranking`, and `query_kinds`: true or the requests of a kind), `seeds`, `variants` (name: settings that differ) and
+`baselines` (name: most trials, null: as in configs/baselines). Options override settings. What fails is reported.
 """
 
 import sys

@@ -12,12 +12,13 @@ from gensar_hf.baselines.tuning import fit_baseline, tune_baseline
 from gensar_hf.cli import dataset_and_arguments
 from gensar_hf.data import InteractionDataset
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation import Evaluation, GeneratorScorer, Scorer
+from gensar_hf.evaluation import Evaluation, gensar_rows
 from gensar_hf.evaluation.comparison import RunResult
+from gensar_hf.evaluation.query_kinds import MAX_REQUESTS, evaluate_query_kinds
 from gensar_hf.training.stages import DATA, MODEL, RQVAE, StageReport, dataset_inputs, run_stage
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "baselines"
-RESULTS = "results"
+RESULTS, OF_CANDIDATES = "results", ("num_negatives", "skip_clicked", "bm25_columns")
 
 
 def run_variant(name: str, seed: int, settings: dict[str, Any], folder: Path) -> RunResult:
@@ -28,7 +29,7 @@ def run_variant(name: str, seed: int, settings: dict[str, Any], folder: Path) ->
     reports = dict[str, StageReport]()
     pipe = train(dataset, args, reuse=folder, on_stage=lambda report: reports.update({report.stage: report}))
     inputs = [evaluation, *dataset_inputs(dataset), run_dir / MODEL]
-    run_stage(run_dir, RESULTS, inputs, lambda out, _: evaluated(GeneratorScorer(pipe), dataset, evaluation, out))
+    run_stage(run_dir, RESULTS, inputs, lambda out, _: evaluated(gensar_rows(pipe), dataset, evaluation, out))
     seconds = {stage: report.seconds for stage, report in reports.items() if stage != DATA}
     parameters, identifiers = reports[MODEL].details["parameters"], reports[RQVAE].details
     return RunResult(name, seed, run_dir / RESULTS, "GenSAR", seconds, parameters, identifiers)
@@ -44,7 +45,7 @@ def run_baseline(
     search["max_trials"] = max_trials or search["max_trials"]
     chosen = {setting: values[0] for setting, values in search["space"].items()}
     if search["max_trials"] > 1:
-        search |= {key: evaluation[key] for key in ("num_negatives", "skip_clicked") if key in evaluation}
+        search |= {key: evaluation[key] for key in OF_CANDIDATES if key in evaluation}
 
         def tune(*_: Path) -> dict[str, Any]:
             return {"chosen": tune_baseline(name, dataset, seed=first_seed, **search)[1]}
@@ -55,7 +56,7 @@ def run_baseline(
         start = time.perf_counter()
         scorer: Any = fit_baseline(name, dataset, settings=chosen, seed=seed)
         seconds = time.perf_counter() - start
-        evaluated(scorer, dataset, evaluation, out)
+        evaluated([scorer], dataset, evaluation, out)
         return {"row": scorer.name, "parameters": scorer.num_parameters, "training": seconds}
 
     stage = f"seed-{seed}"
@@ -64,12 +65,16 @@ def run_baseline(
     return RunResult(row, seed, folder / stage, row, seconds, details["parameters"], settings=chosen)
 
 
-def evaluated(scorer: Scorer, dataset: InteractionDataset, evaluation: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Save the ranks of one system to `folder`; a system that cannot score a task is an error."""
+def evaluated(rows: list[Any], dataset: InteractionDataset, evaluation: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Save the ranks of a system, the first row, and the query kinds of all its rows; a failure is an error."""
     options = dict(evaluation)
-    is_full = options.pop("full_ranking", False)
-    result = Evaluation(dataset, **options).run([scorer], is_full)
-    for task, message in result.failures.get(scorer.name, {}).items():
-        raise InputError(f"{scorer.name} failed in {task}: {message}")
-    result.save(folder)
+    is_full, count = options.pop("full_ranking", False), options.pop("query_kinds", 0)
+    count = MAX_REQUESTS if count is True else count
+    results: list[Any] = [Evaluation(dataset, **options).run(rows[:1], is_full)]
+    if count:
+        results.append(evaluate_query_kinds(rows, dataset, options.get("part", "test"), count, options.get("seed", 0)))
+    for result in results:
+        for name, failures in result.failures.items():
+            raise InputError(f"{name} failed in {', '.join(failures)}: {next(iter(failures.values()))}")
+        result.save(folder)
     return {}

@@ -1,0 +1,280 @@
+"""Does search find what people type? Each kind of query on its own, the target among all items.
+
+Four kinds are made from an item's text and look for this item: its title, the two rarest words of the title, the same
+with a typing error, and words of its description. Two kinds fit many items, so that the history decides: attributes
+(genre, brand, decade) and the log's own queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from gensar_hf.data.splits import SEARCH, TASKS, Requests
+from gensar_hf.data.text_queries import TextQueries
+from gensar_hf.errors import InputError
+from gensar_hf.evaluation.plots import plot_query_kinds
+from gensar_hf.evaluation.protocol import EvaluationResult, evaluate
+from gensar_hf.evaluation.report import QUERY_KINDS, Table, markdown, query_kinds_table, terminal
+from gensar_hf.evaluation.scorer import CHANNELS, GeneratorScorer, Scorer
+from gensar_hf.files import atomic_path, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from gensar_hf.data.dataset import InteractionDataset
+    from gensar_hf.pipeline import GenSARPipeline
+
+KINDS = QUERY_KINDS
+TITLE_KINDS = ("title", "part", "misspelled")
+"""Kinds made from the title: items with the same title words are equally right, so only the target is ranked."""
+QUERY_KINDS_FILE = "query_kinds.json"
+MAX_REQUESTS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class QueryRequests(Requests):
+    """Requests with a query and a target of their own, and the history of a held-out click.
+
+    Attributes:
+        targets: `(num_requests,)` int64 event indices of the clicks whose users and histories these are. -1: no user
+            and an empty history.
+        queries: the query of each request.
+        items: `(num_requests,)` int64, the item that each query looks for.
+        kind: one of `KINDS`.
+    """
+
+    queries: Sequence[str]
+    items: np.ndarray
+    kind: str = ""
+
+    @property
+    def query_texts(self) -> list[str]:
+        """The query of each request."""
+        return list(self.queries)
+
+    @property
+    def target_items(self) -> np.ndarray:
+        """The item that each query looks for, `(num_requests,)` int64."""
+        return self.items
+
+    def history(self, row: int) -> np.ndarray:
+        """The history of the click of request `row`, as in `Requests`; empty without a click."""
+        return super().history(row) if self.targets[row] >= 0 else np.empty(0, dtype=np.int64)
+
+    def subset(self, rows: np.ndarray | Sequence[int]) -> QueryRequests:
+        """The requests at `rows` (indices or a mask), in that order."""
+        chosen = np.arange(len(self))[rows] if len(rows) else np.empty(0, dtype=np.int64)
+        queries = [self.queries[row] for row in chosen]
+        return replace(self, targets=self.targets[chosen], queries=queries, items=self.items[chosen])
+
+
+class WithoutHistory:
+    """A system that gets the query alone, without the user and the history.
+
+    Args:
+        scorer: the system.
+        name: the row's name in tables.
+    """
+
+    def __init__(self, scorer: Scorer, name: str) -> None:
+        self.scorer, self.name, self.tasks = scorer, name, scorer.tasks
+
+    def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
+        """The system's scores for requests with empty histories, `(num_requests, num_candidates)`."""
+        nobody = np.full(len(requests), -1, dtype=np.int64)
+        empty = QueryRequests(requests.task, requests.events, nobody, requests.query_texts, requests.target_items)
+        return self.scorer.score(empty, candidates)
+
+
+def gensar_rows(pipe: GenSARPipeline) -> list[Scorer]:
+    """The rows of a model in the tables of query kinds: with the history, without, and by parts of its scores alone.
+
+    The ranks are those of the items that a search answers with, as a user sees them.
+    """
+    scorer = GeneratorScorer(pipe, as_answered=True)
+    rows: list[Scorer] = [scorer, WithoutHistory(scorer, f"{scorer.name}, no history")]
+    if getattr(pipe.model.config, "num_items", 0):
+        parts = {"identifiers alone": ["identifier"], "vectors alone": ["vector"]}
+        if pipe.tokenizer.catalogue.texts is not None:
+            parts["texts alone"] = list(CHANNELS)
+        rows += [GeneratorScorer(pipe, name, names, as_answered=True) for name, names in parts.items()]
+    return rows
+
+
+def query_kind_requests(
+    dataset: InteractionDataset, part: str = "test", max_requests: int = MAX_REQUESTS, seed: int = 0
+) -> dict[str, Requests]:
+    """Requests of each kind.
+
+    Of the kinds `title`, `part`, `misspelled` and `description`, the targets are a sample of the catalogue, each item
+    as likely as any other. An item comes with the history of a user whose held-out click is on it, and with an empty
+    history if there is none. Of the kinds `attributes` and `log`, targets and histories are those of held-out clicks.
+
+    Args:
+        dataset: the items and the held-out clicks.
+        part: whose histories are read, `"test"` or `"validation"`.
+        max_requests: of each kind.
+        seed: of the samples and the queries.
+
+    Returns:
+        kind → requests, in the order of `KINDS`. A kind without requests (no column of descriptions, say) is left out.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+    if part not in ("test", "validation"):
+        raise InputError(f"`part` must be test or validation; got {part!r}.")
+    if max_requests < 1:
+        raise InputError(f"`max_requests` must be at least 1; got {max_requests}.")
+    texts, held_out = TextQueries.of_dataset(dataset), getattr(dataset.split, part)
+    events, generator = dataset.events, np.random.default_rng(seed)
+    items = generator.permutation(len(texts))
+    clicks = generator.permutation(np.concatenate([held_out[task].targets for task in TASKS]))
+    searches = generator.permutation(held_out[SEARCH].targets)
+    click_of_item = np.full(len(texts), -1, dtype=np.int64)
+    click_of_item[events.items[clicks]] = clicks  # of several clicks on an item, the last one stays
+
+    def log_query(click: int) -> str:
+        return events.query_texts[events.queries[click]]
+
+    # Kind → target, click with its history, and query, one after another as they are needed.
+    rng = {kind: np.random.default_rng([seed, number]) for number, kind in enumerate(KINDS)}
+    made: dict[str, tuple[np.ndarray, np.ndarray, Callable[[int, int], str]]] = {
+        "title": (items, click_of_item[items], lambda item, _: texts.title(item)),
+        "part": (items, click_of_item[items], lambda item, _: texts.part(item)),
+        "misspelled": (items, click_of_item[items], lambda item, _: texts.misspelled(item, rng["misspelled"])),
+        "attributes": (events.items[clicks], clicks, lambda item, _: texts.attributes(item, rng["attributes"])),
+        "description": (items, click_of_item[items], lambda item, _: texts.description(item, rng["description"])),
+        "log": (events.items[searches], searches, lambda _, click: log_query(click)),
+    }
+    requests: dict[str, Requests] = {}
+    for kind, (targets, histories, query_of) in made.items():
+        rows = _first_with_query(zip(targets.tolist(), histories.tolist(), strict=True), query_of, max_requests)
+        if rows:
+            chosen, chosen_clicks, queries = zip(*rows, strict=True)
+            requests[kind] = QueryRequests(
+                SEARCH, events, np.array(chosen_clicks), list(queries), np.array(chosen), kind
+            )
+    return requests
+
+
+def _first_with_query(
+    pairs: Iterable[tuple[int, int]], query_of: Callable[[int, int], str], count: int
+) -> list[tuple[int, int, str]]:
+    """The first `count` pairs of item and click that have a query, with it."""
+    rows: list[tuple[int, int, str]] = []
+    for item, click in pairs:
+        if query := query_of(item, click):
+            rows.append((item, click, query))
+            if len(rows) == count:
+                break
+    return rows
+
+
+@dataclass
+class QueryKindsResult:
+    """Ranks of the targets among all items, by every system for every kind of query.
+
+    Attributes:
+        result: the ranks; its tasks are the kinds.
+        examples: kind → a query and the title that it looks for.
+        part: whose clicks gave the histories.
+    """
+
+    result: EvaluationResult
+    examples: Mapping[str, tuple[str, str]]
+    part: str = "test"
+
+    @property
+    def failures(self) -> dict[str, dict[str, str]]:
+        """System → kind → text of the exception."""
+        return self.result.failures
+
+    def metrics(self) -> dict[str, Any]:
+        """All metrics as plain values: the content of `query_kinds.json`.
+
+        Returns:
+            settings of the bootstrap, `part`, `systems` in order (those that search), `failures`, and `kinds`: kind →
+            `num_requests`, `num_with_history`, `num_candidates` (the catalogue), `example` (`query` and `title`), and
+            `systems`: system → metric → `value`, `low`, `high`.
+        """
+        report = self.result.metrics()
+        kinds = {}
+        for kind, facts in report.pop("tasks").items():
+            query, title = self.examples[kind]
+            with_history = int((self.result.requests[kind].users >= 0).sum())
+            counts = {name: facts[name] for name in ("num_requests", "num_candidates")}
+            example = {"query": query, "title": title}
+            kinds[kind] = {**counts, "num_with_history": with_history, "example": example, "systems": facts["systems"]}
+        del report["empty_tasks"]
+        searching = {*self.result.ranks, *self.result.failures}
+        systems = [system for system in report["systems"] if system in searching]
+        return {**report, "part": self.part, "systems": systems, "kinds": kinds}
+
+    def tables(self) -> list[Table]:
+        """HR@1 and HR@10 of every system for every kind."""
+        return [query_kinds_table(self.metrics())]
+
+    def terminal_table(self) -> Group:
+        """The table for `rich.console.Console().print`."""
+        return terminal(self.tables())
+
+    def save(self, folder: str | Path) -> None:
+        """Write `query_kinds.json`, `query_kinds.md` and, with matplotlib, `query_kinds.png`."""
+        save_query_kinds(self.metrics(), folder)
+
+
+def save_query_kinds(metrics: Mapping[str, Any], folder: str | Path) -> None:
+    """Write the three files of `QueryKindsResult.save` from its metrics."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / "query_kinds.md") as aside:
+        aside.write_text(markdown([query_kinds_table(metrics)]), encoding="utf-8")
+    plot_query_kinds(metrics, folder / "query_kinds.png")
+    write_json(folder / QUERY_KINDS_FILE, metrics)
+
+
+def evaluate_query_kinds(
+    systems: Sequence[Scorer],
+    dataset: InteractionDataset,
+    part: str = "test",
+    max_requests: int = MAX_REQUESTS,
+    seed: int = 0,
+) -> QueryKindsResult:
+    """Rank the target of every query among all items by every system that searches.
+
+    For queries made from titles, items whose title has the same words as the target's are left out: nobody can tell
+    which of them is meant. A system that fails is reported in `failures`, and the others are evaluated.
+
+    Args:
+        systems: scorers with distinct names, such as `gensar_rows(pipe)`.
+        dataset: the items and the held-out clicks.
+        part: as in `query_kind_requests`.
+        max_requests: as in `query_kind_requests`.
+        seed: of the requests, the ties and the bootstrap.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+    requests = query_kind_requests(dataset, part, max_requests, seed)
+    texts, titles = TextQueries.of_dataset(dataset), dataset.titles
+    title_codes, _ = pd.factorize(np.array([_title_key(texts, item) for item in range(len(texts))], dtype=object))
+
+    def same_title(chunk: Requests) -> np.ndarray:
+        is_title_kind = isinstance(chunk, QueryRequests) and chunk.kind in TITLE_KINDS
+        return (title_codes == title_codes[chunk.target_items, None]) & is_title_kind
+
+    result = evaluate(systems, requests, excluded=same_title, seed=seed)
+    examples = {kind: (each.query_texts[0], titles[int(each.target_items[0])]) for kind, each in requests.items()}
+    return QueryKindsResult(result, examples, part)
+
+
+def _title_key(texts: TextQueries, item: int) -> str:
+    """The words of the title, without differences of case."""
+    return " ".join(texts.title_words(item)).casefold()
