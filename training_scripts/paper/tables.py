@@ -3,7 +3,7 @@
     python training_scripts/paper/tables.py [--check] [README.md]
 
 A table is between `<!-- table: FILE PART … -->` and `<!-- end of table -->`. FILE is relative to the page: a
-`metrics.json` (part `report`), a `comparison.json` (`identifiers`, `recommendation`, `search`, `note`), a
+`metrics.json` (part `report`), a `query_kinds.json` (`query_kinds`), a `comparison.json` (`identifiers`, `recommendation`, `search`, `note`), a
 `finetune.json` (`groups`), a `new_items.json` (`new_items`), or a Markdown file (`all`). `--check` only compares.
 """
 
@@ -22,6 +22,7 @@ from gensar_hf.files import atomic_path, read_json
 BLOCK = re.compile(r"<!-- table: (\S+) ([^>]+?) -->\n.*?<!-- end of table -->", re.DOTALL)
 PARTS: dict[str, Callable[[Any], str]] = {
     "report": lambda metrics: report.markdown(report.metrics_tables(metrics)),
+    "query_kinds": lambda metrics: report.query_kinds_table(metrics).markdown(),
     "identifiers": lambda comparison: report.identifier_table(comparison).markdown(),
     "note": report.comparison_note,
     "groups": lambda result: report.markdown(report.group_tables(result)),
