@@ -43,12 +43,12 @@ from gensar_hf.generator.tokenization_gensar import (
 )
 
 DEFAULT_TASK_WEIGHTS: dict[Task, float] = {
-    Task.NEXT_RECOMMENDED_ITEM: 0.36,
+    Task.NEXT_RECOMMENDED_ITEM: 0.31,
     Task.NEXT_QUERY: 0.05,
-    Task.NEXT_SEARCHED_ITEM: 0.27,
+    Task.NEXT_SEARCHED_ITEM: 0.24,
     Task.DESCRIPTION_TO_IDENTIFIER: 0.03,
     Task.IDENTIFIER_TO_DESCRIPTION: 0.02,
-    Task.AD_HOC_SEARCH: 0.27,
+    Task.AD_HOC_SEARCH: 0.35,
 }
 _CONVERTED_SHARE = (
     0.25  # of the recommended clicks of a history that become searches, where all ad-hoc ones are made up
