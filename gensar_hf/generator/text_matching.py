@@ -158,13 +158,14 @@ class TextIndex:
         if self._float_vectors is not None:
             np.matmul(vectors, self._float_vectors.T, out=result[:, 2])
             return result
-        for part in row_chunks(len(self), _FLOAT_ITEMS):
-            result[:, 2, part] = vectors @ self.vectors[part].astype(np.float32).T
+        half = torch.from_numpy(self.vectors)
+        for row, vector in zip(result, torch.from_numpy(vectors).half(), strict=True):
+            row[2] = torch.mv(half, vector).numpy()
         return result
 
     @cached_property
     def _float_vectors(self) -> np.ndarray | None:
-        """The embeddings in float32, in which products are made; None: so many that they are converted in chunks."""
+        """The embeddings in float32, for exact products; None: so many that products are made in float16."""
         return self.vectors.astype(np.float32) if len(self) <= _FLOAT_ITEMS else None
 
     def match(self, queries: Sequence[str], encode: bool = True) -> tuple[QueryReading, np.ndarray]:

@@ -12,6 +12,7 @@ from gensar_hf import GenSARPipeline
 from gensar_hf.data import Behavior
 from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
+from gensar_hf.generator import text_matching
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.text_matching import NUM_MATCHES, QueryInputs, TextIndex, TextMatching
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
@@ -72,6 +73,13 @@ def test_meaning_is_the_cosine_of_the_embeddings(index: TextIndex) -> None:
     np.testing.assert_allclose(
         index.scores(["ssso"])[0, 2], index.vectors @ np.array([3, 1]) / math.sqrt(10), atol=1e-3
     )
+
+
+def test_a_large_catalogue_is_compared_in_float16(index: TextIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = index.scores(["ssso", "star"])
+    monkeypatch.setattr(text_matching, "_FLOAT_ITEMS", 2)
+    large = TextIndex(index.titles, index.texts, index.vectors, index.encoder)
+    np.testing.assert_allclose(large.scores(["ssso", "star"]), exact, atol=2e-3)
 
 
 def test_a_query_is_encoded_once(index: TextIndex) -> None:
