@@ -2,9 +2,8 @@
 
     python training_scripts/paper/tables.py [--check] [README.md]
 
-A table is between `<!-- table: FILE PART … -->` and `<!-- end of table -->`. FILE is relative to the page: a
-`metrics.json` (part `report`), a `query_kinds.json` (`query_kinds`), a `comparison.json` (`identifiers`, `recommendation`, `search`, `note`), a
-`finetune.json` (`groups`), a `new_items.json` (`new_items`), or a Markdown file (`all`). `--check` only compares.
+A table is between `<!-- table: FILE PART … -->` and `<!-- end of table -->`. FILE is relative to the page. PART is a
+name in `PARTS`, a task of a `comparison.json`, or `all` of a Markdown file. `--check` only compares.
 """
 
 import argparse
