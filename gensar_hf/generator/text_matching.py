@@ -135,7 +135,9 @@ class TextIndex:
             the item reaches (0 to 1), and two cosines.
         """
         if encode:
-            return self._computed_scores(queries, self.encode(queries))
+            # One by one, so that the last bits of a query's scores do not depend on what else is asked.
+            rows = [self._computed_scores([query], self.encode([query])) for query in queries]
+            return np.concatenate([np.zeros((0, len(CHANNELS), len(self)), dtype=np.float32), *rows])
         result = np.empty((len(queries), len(CHANNELS), len(self)), dtype=np.float32)
         new = [place for place, query in enumerate(queries) if query not in self._scored]
         new_queries = [queries[place] for place in new]
