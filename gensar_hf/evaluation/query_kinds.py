@@ -103,7 +103,9 @@ def gensar_rows(pipe: GenSARPipeline) -> list[Scorer]:
         parts = {"identifiers alone": ["identifier"], "vectors alone": ["vector"]}
         if pipe.tokenizer.catalogue.texts is not None:
             parts["texts alone"] = list(CHANNELS)
-        rows += [GeneratorScorer(pipe, name, names, as_answered=True) for name, names in parts.items()]
+        rows += [
+            GeneratorScorer(pipe, f"{scorer.name}, {name}", names, as_answered=True) for name, names in parts.items()
+        ]
     return rows
 
 

@@ -77,9 +77,10 @@ class GenSARConfig(T5Config):
             )
         if not 0 <= self.item_dropout < 1:
             raise ValueError(f"`item_dropout` must be at least 0 and below 1; got {self.item_dropout}.")
-        if self.text_dim < 0 or (self.text_dim and not self.num_items):
+        if self.text_dim < 0 or (self.text_dim and self.history_encoding != "events"):
             raise ValueError(
-                f"`text_dim` must not be negative, and must be 0 without item vectors; got {self.text_dim}."
+                "`text_dim` must not be negative, and must be 0 without history_encoding='events'; got "
+                f"{self.text_dim} with {self.history_encoding!r}."
             )
         for name in ("item_weight", "identifier_weight"):
             weights = np.atleast_1d(getattr(self, name))
