@@ -434,13 +434,15 @@ def evaluate_command(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--queries_per_kind", type=int, default=200, help="searched among all items; 0: none.")
     settings = read_settings(parser, argv).as_dict()
-    run_dir = Path(settings.pop("run"))
+    run_dir, queries_per_kind = Path(settings.pop("run")), settings.pop("queries_per_kind")
+    if queries_per_kind < 0:
+        raise InputError(f"--queries_per_kind must not be negative; got {queries_per_kind}. 0 leaves the table out.")
     if not (run_dir / MODEL).is_dir() or not (run_dir / DATA).is_dir():
         raise InputError(f"{run_dir} holds no finished run (folders data and model); run gensar train first.")
     set_up_logging()
     dataset, pipe = InteractionDataset.load(run_dir / DATA), GenSARPipeline.from_pretrained(run_dir / MODEL)
     systems = run_systems(run_dir, dataset) if settings.pop("baselines") else []
-    folder, queries_per_kind = run_dir / "results", settings.pop("queries_per_kind")
+    folder = run_dir / "results"
     result = evaluate_pipeline(pipe, dataset, systems=systems, **settings)
     result.save(folder)
     failures, console = dict(result.failures), Console()

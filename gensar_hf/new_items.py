@@ -14,7 +14,6 @@ from gensar_hf.embeddings.cold_start import CollaborativeMap
 from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
 from gensar_hf.files import atomic_path, read_json, write_json
-from gensar_hf.generator.text_matching import TEXT_ENCODER_DIR
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
@@ -63,8 +62,7 @@ class ItemEncoder:
         return table.add_items(embeddings, items["item_id"].tolist(), self.rqvae, titles, texts)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the folder, aside and renamed, and the text encoder next to it."""
-        self.text_encoder.save(Path(folder).parent / TEXT_ENCODER_DIR)
+        """Write the folder, aside and renamed, without the text encoder."""
         with atomic_path(folder) as aside:
             aside.mkdir()
             self.rqvae.save_pretrained(aside / _RQVAE_DIR)
@@ -72,11 +70,11 @@ class ItemEncoder:
             write_json(aside / _CONFIG_FILE, {"format_version": 1, "text_columns": list(self.text_columns)})
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> "ItemEncoder":
-        """Read what `save` wrote.
+    def load(cls, folder: str | os.PathLike[str], text_encoder: TextEncoder) -> "ItemEncoder":
+        """Read what `save` wrote; `text_encoder` is the one that it was made with.
 
         Raises:
-            InputError: a file is missing or damaged, or the text encoder cannot be loaded.
+            InputError: a file is missing or damaged.
         """
         folder = Path(folder)
         record: Any = read_json(folder / _CONFIG_FILE)
@@ -88,7 +86,7 @@ class ItemEncoder:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{folder / _RQVAE_DIR} cannot be loaded ({reason}); train the model again.") from error
         return cls(
-            TextEncoder.load(folder.parent / TEXT_ENCODER_DIR),
+            text_encoder,
             tuple(map(str, record["text_columns"])),
             CollaborativeMap.load(folder / _MAP_FILE),
             rqvae,

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from gensar_hf.data import Behavior
 from gensar_hf.data.tables import TableSource
+from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
 from gensar_hf.files import CARD_FILE, atomic_path
 from gensar_hf.generator.adapters import adapter_base, load_adapter, merge_adapter
@@ -180,10 +181,11 @@ class GenSARPipeline:
     def save_extras(self, folder: str | os.PathLike) -> None:
         """Write what a model folder holds besides model and tokenizer: the item encoder and the card, if there are."""
         encoder_dir = Path(folder) / ITEM_ENCODER_DIR
-        if self.item_encoder is not None:
-            self.item_encoder.save(encoder_dir)
-        elif self._source is not None:
-            self.load_item_encoder().save(encoder_dir)
+        if self.item_encoder is not None or self._source is not None:
+            encoder = self.load_item_encoder()
+            encoder.save(encoder_dir)
+            if self.tokenizer.catalogue.texts is None:  # otherwise the tokenizer writes it
+                encoder.text_encoder.save(Path(folder) / TEXT_ENCODER_DIR)
         if self.card is not None:
             with atomic_path(Path(folder) / CARD_FILE) as aside:
                 aside.write_text(self.card, encoding="utf-8")
@@ -502,8 +504,11 @@ class GenSARPipeline:
                     f"gensar-hf, or copy the folder `{ITEM_ENCODER_DIR}` from where it was trained."
                 )
             path, options = self._source
-            folder_of(path, TEXT_ENCODER_DIR, **options)  # downloaded next to it
-            self.item_encoder = ItemEncoder.load(folder_of(path, ITEM_ENCODER_DIR, **options))
+            texts = self.tokenizer.catalogue.texts  # its encoder may be in memory already
+            text_encoder = (
+                TextEncoder.load(folder_of(path, TEXT_ENCODER_DIR, **options)) if texts is None else texts.encoder
+            )
+            self.item_encoder = ItemEncoder.load(folder_of(path, ITEM_ENCODER_DIR, **options), text_encoder)
         return self.item_encoder
 
     # ---- scoring
@@ -561,10 +566,11 @@ class GenSARPipeline:
         """Encode requests: searches, or recommendations if `queries` is None."""
         self.model.eval()  # a training may have left dropout on
         behavior = Behavior.RECOMMENDED_ITEM if queries is None else Behavior.SEARCHED_ITEM
+        queries = None if queries is None else [cut_query(query) for query in queries]
         inputs = self._inputs(histories, queries, behavior, catalogue, on_unknown)
         text_scores = None
         if queries is not None and catalogue.texts is not None:
-            text_scores = catalogue.texts.scores([cut_query(query) for query in queries])
+            text_scores = catalogue.texts.scores(queries)
         return encode_requests(self.model, inputs, behavior, text_scores)
 
     def _inputs(

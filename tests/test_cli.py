@@ -103,6 +103,9 @@ def test_train_evaluate_and_ask(gensar, tables, config, tmp_path):
     assert "alone" in printed  # parts of the scores
     written = {path.name for path in (tmp_path / "run" / "results").iterdir()}
     assert written >= {"ranks.parquet", "query_kinds.json", "query_kinds.md"}
+    status, _, complaint = gensar("evaluate", tmp_path / "run", "--queries_per_kind=-1")
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "--queries_per_kind must not be negative; got -1" in complaint
     options = ["--baselines=false", "--queries_per_kind=0", "--bm25_columns=[title]", "--num_negatives=9"]
     status, printed, complaint = gensar("evaluate", tmp_path / "run", *options)
     assert status == 0, complaint

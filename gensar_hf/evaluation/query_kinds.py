@@ -21,7 +21,7 @@ from gensar_hf.errors import InputError
 from gensar_hf.evaluation.plots import plot_query_kinds
 from gensar_hf.evaluation.protocol import EvaluationResult, evaluate
 from gensar_hf.evaluation.report import QUERY_KINDS, Table, markdown, query_kinds_table, terminal
-from gensar_hf.evaluation.scorer import CHANNELS, GeneratorScorer, Scorer
+from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer
 from gensar_hf.files import atomic_path, write_json
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ def gensar_rows(pipe: GenSARPipeline) -> list[Scorer]:
 
     The ranks are those of the items that a search answers with, as a user sees them.
     """
+    from gensar_hf.generator.text_matching import CHANNELS  # tables are rendered without torch
+
     scorer = GeneratorScorer(pipe, as_answered=True)
     rows: list[Scorer] = [scorer, WithoutHistory(scorer, f"{scorer.name}, no history")]
     if getattr(pipe.model.config, "num_items", 0):

@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # tables of finished evaluations are rendered without torch
 
 logger = logging.getLogger(__name__)
 
-CHANNELS = ("words", "characters", "meaning")  # of text matching
 # Weights of the log-probabilities of identifier and item vector. Without identifiers the decoder has nothing to do.
 SCORE_WEIGHTS = ((0.0, 1.0), *((1.0, weight) for weight in (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)))
 _WORTH = 0.005  # NDCG@5 that identifiers must add to be worth the time of the decoder, which takes most of a request
@@ -137,6 +136,8 @@ def choose_weights(
     Raises:
         ValueError: the model has no item vectors.
     """
+    from gensar_hf.generator.text_matching import CHANNELS
+
     config = pipe.model.config
     if not getattr(config, "num_items", 0):
         raise ValueError("Weights are chosen for a model with item vectors.")

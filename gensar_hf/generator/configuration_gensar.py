@@ -89,6 +89,11 @@ class GenSARConfig(T5Config):
                     f"`{name}` must be a number that is not negative, or one for recommendation and one for search; "
                     f"got {getattr(self, name)}."
                 )
+        if self.num_items and not all(any(self.score_weights(is_search)) for is_search in (False, True)):
+            raise ValueError(
+                "`identifier_weight` and `item_weight` must not both be 0 for a task, which leaves nothing to rank by; "
+                f"got {self.identifier_weight} and {self.item_weight}."
+            )
 
     def score_weights(self, is_search: bool) -> tuple[float, float]:
         """The weights of the identifier's and of the item vector's log-probability in an item's score."""

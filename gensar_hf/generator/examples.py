@@ -50,9 +50,7 @@ DEFAULT_TASK_WEIGHTS: dict[Task, float] = {
     Task.IDENTIFIER_TO_DESCRIPTION: 0.02,
     Task.AD_HOC_SEARCH: 0.35,
 }
-_CONVERTED_SHARE = (
-    0.25  # of the recommended clicks of a history that become searches, where all ad-hoc ones are made up
-)
+_CONVERTED_SHARE = 0.25  # of the recommended clicks of a history that become searches, times `text_query_share`
 _MOST_EXAMPLES = 24  # packed into a row; as many identifiers of five tokens as a row of 120 holds
 _ENCODED_QUERIES, _MOST_ENCODED_QUERIES = 4, 16_000  # made from the texts, an item and in all
 _BEHAVIOR_OF_TASK = {task: behavior for behavior, task in HISTORY_TASKS.items()}
@@ -188,8 +186,8 @@ class TrainingExamples:
         """To each item a query that means it, in words that are not in its text, as in "sled dogs in the snow".
 
         Nobody has written such queries for this catalogue. Their words are those of other items, which mislead; their
-        meaning is the item's, blurred until it is as near as that of real ones (a cosine of .4 to .8). So the model
-        learns to go by the meaning where the words fit nothing well.
+        meaning is the item's, blurred to a cosine of .4 to .8. So the model learns to go by the meaning where no word
+        fits well.
         """
         rng = np.random.default_rng(1)
         vague: dict[str, np.ndarray] = {}

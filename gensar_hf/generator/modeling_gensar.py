@@ -154,8 +154,14 @@ class GenSAREncoder(T5Initialization, T5Stack):
             pooled = self.event_projection(pooled)
         if self.items is not None and event_items is not None:
             pooled = pooled + self.items.event_vectors(event_items)
-        if self.text is not None and query_vectors is not None:
-            reading = QueryInputs(query_vectors, query_matches, query_match_scores, query_match_codes)  # type: ignore[arg-type]
+        if (
+            self.text is not None
+            and query_vectors is not None
+            and query_matches is not None
+            and query_match_scores is not None
+            and query_match_codes is not None
+        ):
+            reading = QueryInputs(query_vectors, query_matches, query_match_scores, query_match_codes)
             item_vectors = None if self.items is None else self.items.table.weight / ITEM_VECTOR_STD
             pooled = pooled + self.text.query_states(reading, item_vectors, self.embed_tokens)
         allowed = is_event[:, None, :] & _causal(pooled.shape[1], pooled.device)

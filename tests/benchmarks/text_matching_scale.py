@@ -7,6 +7,7 @@ one thread. The text encoder's own time does not depend on the catalogue and is 
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ DIM, NUM_QUERIES, NUM_WORDS = 384, 20, 50_000
 class RandomEncoder(TextEncoder):
     """Embeds anything at random."""
 
-    def encode(self, texts: list[str], batch_size: int = 64) -> np.ndarray:  # type: ignore[override]
+    def encode(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """`(num_texts, DIM)` random numbers."""
         return np.random.default_rng(len(texts)).normal(size=(len(texts), DIM)).astype(np.float32)
 

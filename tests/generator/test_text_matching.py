@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from gensar_hf import GenSARPipeline
 from gensar_hf.data import Behavior
@@ -219,6 +220,15 @@ def test_each_task_has_its_own_weights(texts_pipe: GenSARPipeline, monkeypatch: 
     assert set(recommended["parts"]) == {"identifier"}
     (found,) = texts_pipe.search("star wars", top_k=1, explain=True)
     assert set(found["parts"]) == {"vector", "words", "characters", "meaning"}
+
+
+def test_weights_that_leave_nothing_to_rank_by_are_refused() -> None:
+    for weights in (
+        {"identifier_weight": [1.0, 0.0], "item_weight": [1.0, 0.0]},
+        {"identifier_weight": 0, "item_weight": 0},
+    ):
+        with pytest.raises(StrictDataclassClassValidationError, match="must not both be 0 for a task"):
+            GenSARConfig(num_items=3, **weights)
 
 
 @pytest.mark.parametrize("query", ODD_QUERIES)

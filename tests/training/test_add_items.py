@@ -58,6 +58,10 @@ def test_a_new_item_is_found_by_its_title_and_by_a_misspelled_one(pipe):
         assert pipe.search(query, tiny_runs.HISTORY, top_k=1)[0]["item_id"] == "N1", query
 
 
+def test_queries_and_new_items_share_one_text_encoder(pipe):
+    assert pipe.load_item_encoder().text_encoder is pipe.tokenizer.catalogue.texts.encoder
+
+
 def test_a_table_in_a_file(pipe, tmp_path):
     NEW.to_csv(tmp_path / "new.csv", index=False)
     assert [entry["title"] for entry in pipe.add_items(tmp_path / "new.csv")] == NEW["title"].tolist()
