@@ -470,7 +470,8 @@ def search_command(argv: Sequence[str]) -> None:
     parser.add_argument("--explain", type=bool, default=False, help="show the parts of each score.")
     settings = read_settings(parser, argv)
     pipe, history = ready_to_answer(settings)
-    _print_answers(pipe.search(settings.query, history, top_k=settings.top_k, explain=settings.explain))
+    with settings_checked("gensar_hf"):
+        _print_answers(pipe.search(settings.query, history, top_k=settings.top_k, explain=settings.explain))
 
 
 def recommend_command(argv: Sequence[str]) -> None:

@@ -131,6 +131,21 @@ def test_search_and_recommend(gensar, tiny_run):
     assert "[B01]" not in printed
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["search", "  "], "A query must be text with at least one word"),
+        (["search", "red", "--top_k", "0"], "--top_k must be at least 1; got 0"),
+        (["recommend", "B01", "--top_k", "-3"], "--top_k must be at least 1; got -3"),
+    ],
+)
+def test_requests_that_cannot_be_answered_are_one_sentence(gensar, tiny_run, arguments, sentence):
+    command, *rest = arguments
+    status, printed, complaint = gensar(command, tiny_run, *rest)
+    assert (status, printed, complaint.count("\n")) == (2, "", 1)
+    assert sentence in complaint
+
+
 def test_items_are_added_removed_and_restored(gensar, run, tmp_path):
     new = pd.DataFrame({"item_id": ["N1", "N2"], "title": ["red soap oil", "blue cream mask"]})
     new.to_csv(tmp_path / "new.csv", index=False)
