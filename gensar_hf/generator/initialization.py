@@ -29,6 +29,13 @@ def generator_from_scratch(config: GenSARConfig, tokenizer: GenSARTokenizer) -> 
     config.eos_token_id = tokenizer.eos_token_id
     config.history_encoding = tokenizer.history_encoding
     model = GenSARForConditionalGeneration(config)
+    # Cross-attention starts by passing on what it attends to. The codes of clicked items, and of items whose texts fit
+    # a query, stand in the encoder's states as they are embedded, so the decoder can copy them before it has learned.
+    with torch.no_grad():
+        for block in model.decoder.block:
+            attention: Any = block.layer[1].EncDecAttention
+            torch.nn.init.orthogonal_(attention.v.weight)
+            attention.o.weight.copy_(attention.v.weight.T)
     _set_generation_defaults(model, tokenizer)
     return model
 

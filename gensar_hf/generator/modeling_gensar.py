@@ -118,6 +118,7 @@ class GenSAREncoder(T5Initialization, T5Stack):
             if module.matched is not None:
                 init.normal_(module.matched.weight, mean=0.0, std=self.config.d_model**-0.5)
             init.constant_(module.sharpness, FIRST_SHARPNESS)
+            init.ones_(module.identifier_scale)
             init.zeros_(module.channel_weights.weight)
             init.constant_(module.channel_weights.bias, FIRST_WEIGHT_BIAS)
 
@@ -154,6 +155,7 @@ class GenSAREncoder(T5Initialization, T5Stack):
             pooled = self.event_projection(pooled)
         if self.items is not None and event_items is not None:
             pooled = pooled + self.items.event_vectors(event_items)
+        copied: torch.Tensor | None = None
         if (
             self.text is not None
             and query_vectors is not None
@@ -163,7 +165,8 @@ class GenSAREncoder(T5Initialization, T5Stack):
         ):
             reading = QueryInputs(query_vectors, query_matches, query_match_scores, query_match_codes)
             item_vectors = None if self.items is None else self.items.table.weight / ITEM_VECTOR_STD
-            pooled = pooled + self.text.query_states(reading, item_vectors, self.embed_tokens)
+            read, copied = self.text.query_states(reading, item_vectors, self.embed_tokens)
+            pooled = pooled + read
         allowed = is_event[:, None, :] & _causal(pooled.shape[1], pooled.device)
         if encoder_starts is not None:
             positions = torch.arange(pooled.shape[1], device=pooled.device)
@@ -171,6 +174,8 @@ class GenSAREncoder(T5Initialization, T5Stack):
         output = super().forward(inputs_embeds=pooled, attention_mask=additive_mask(allowed, pooled.dtype), **kwargs)
         if self.items is not None and event_items is not None:
             output.last_hidden_state = output.last_hidden_state + self.items.click_states(event_items, encoder_starts)
+        if copied is not None:
+            output.last_hidden_state = output.last_hidden_state + copied
         return output
 
 

@@ -309,6 +309,7 @@ class TextMatching(nn.Module):
         self.sharpness = nn.Parameter(torch.full((num_channels,), FIRST_SHARPNESS))
         self.matched = nn.Linear(config.d_model, config.d_model, bias=False) if config.num_items else None
         self.channel_weights = nn.Linear(config.d_model + 2 * num_channels, num_channels)
+        self.identifier_scale = nn.Parameter(torch.ones(()))
         self.dropout = nn.Dropout(config.item_dropout)
 
     def query_states(
@@ -316,11 +317,11 @@ class TextMatching(nn.Module):
         reading: QueryInputs,
         item_vectors: torch.Tensor | None,
         embed_tokens: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """What is added at the positions of queries.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is added at the positions of queries, to the encoder's input and to its output.
 
-        The identifiers of the matches are added as those of clicked items are read, so that the decoder finds their
-        codes in one place whether an item was clicked or is looked for.
+        The identifiers of the matches are added to the input as those of clicked items are read, and to the output,
+        where the decoder's attention finds their codes as they are and learns to copy them.
 
         Args:
             reading: the inputs of the encoder.
@@ -328,7 +329,7 @@ class TextMatching(nn.Module):
             embed_tokens: token ids → `(…, d_model)`.
 
         Returns:
-            `(batch_size, num_positions, d_model)`, zeros where there is no query.
+            two of `(batch_size, num_positions, d_model)`, zeros where there is no query.
         """
         is_match = reading.items >= 0
         is_query = is_match.any(dim=-1) | reading.vectors.any(dim=-1)
@@ -336,12 +337,14 @@ class TextMatching(nn.Module):
         fit = (reading.scores[is_query] @ self.sharpness).masked_fill(~is_match, -torch.inf)
         share = torch.where(is_match.any(dim=-1, keepdim=True), fit, 0.0).softmax(dim=-1) * is_match
         codes = embed_tokens(reading.codes[is_query]).sum(dim=-2) / reading.codes.shape[-1] ** 0.5
-        added = self.query(vectors) + (share[..., None] * codes).sum(dim=-2)
+        identifiers = (share[..., None] * codes).sum(dim=-2)
+        added = self.query(vectors) + identifiers
         if self.matched is not None and item_vectors is not None:
             matched = (share[..., None] * F.embedding(items.clamp(min=0), item_vectors)).sum(dim=-2)
             added = added + self.matched(self.dropout(matched))
-        states = added.new_zeros(*is_query.shape, added.shape[-1])
-        return states.index_put((is_query,), added)
+        nothing = added.new_zeros(*is_query.shape, added.shape[-1])
+        copied = self.identifier_scale * identifiers
+        return nothing.index_put((is_query,), added), nothing.index_put((is_query,), copied.to(added.dtype))
 
     def weights(self, states: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """How much each channel counts for each request: the weighted scores are added to the items' logits.

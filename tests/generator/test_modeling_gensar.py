@@ -197,5 +197,5 @@ def test_settings_of_version_0_1_are_ignored_and_saved_values_kept(tmp_path: Pat
 def test_the_defaults_are_the_published_model() -> None:
     config = GenSARConfig(num_items=1682)
     assert (config.d_model, config.d_kv, config.d_ff, config.num_heads) == (128, 32, 256, 4)
-    assert (config.num_layers, config.num_decoder_layers, config.dropout_rate) == (2, 2, 0.0)
+    assert (config.num_layers, config.num_decoder_layers, config.dropout_rate) == (2, 1, 0.0)
     assert (config.item_dropout, config.item_weight, config.history_encoding) == (0.35, 2.0, "events")
