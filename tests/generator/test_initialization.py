@@ -13,6 +13,7 @@ from transformers import (
     T5ForConditionalGeneration,
     TokenizersBackend,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 from gensar_hf.decoding import TrieBeamSearch, TrieLogitsProcessor
 from gensar_hf.errors import InputError
@@ -247,3 +248,15 @@ def test_item_vectors_begin_as_what_is_known_and_biases_as_popularity(tokenizers
             embeddings,
             clicks,
         )
+
+
+def test_an_untrained_generator_copies_the_codes_that_its_encoder_shows(tokenizers: dict[str, GenSARTokenizer]) -> None:
+    tokenizer = tokenizers["events"]
+    model = generator_from_scratch(GenSARConfig(d_model=128, d_kv=32, d_ff=64, num_layers=1), tokenizer).eval()
+    codes = torch.arange(len(tokenizer))
+    shown = BaseModelOutput(last_hidden_state=model.get_input_embeddings()(codes)[:, None])
+    start = torch.full((len(codes), 1), model.config.decoder_start_token_id)
+    with torch.no_grad():
+        logits = model(encoder_outputs=shown, decoder_input_ids=start).logits[:, 0]
+    rank = (logits > logits[codes, codes][:, None]).sum(dim=1)
+    assert rank.float().mean() < 0.05 * len(codes)
