@@ -25,7 +25,7 @@ class RunResult:
     """The result of one system with one seed.
 
     Attributes:
-        system: name of the system or variant, its row in the tables.
+        system: its row in the tables.
         seed: of its training.
         results: folder of its `metrics.json` and `ranks.parquet`.
         row: the system's name in these two files.
@@ -54,12 +54,10 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
         full_ranking: compare the ranks among all items. Systems without them are left out.
 
     Returns:
-        plain values: `reference`, `order` (of the systems), `tasks` (protocol and counts), `failures`, `variants` (name
-        → `seeds`, `seconds`, `parameters`, `settings`, `identifiers`, and per task each metric's `mean`, `sd` and
-        `values` over the seeds, with the `difference` from the first system: `mean`, `low` and `high` of the 95 %
-        bootstrap interval over users, and `p_value` of the paired t-test over requests), and `tests`: that test for any
-        two systems. Differences and tests use each request's mean over the seeds. `query_kinds`, as `mean_query_kinds`,
-        if the runs have them.
+        plain values. `variants`: per system, task and metric the `mean`, `sd` and `values` over the seeds, with the
+        `difference` from the first system: `mean`, its 95 % bootstrap interval over users, and `p_value` of the paired
+        t-test over requests. `tests`: that test for any two systems. Differences and tests use each request's mean over
+        the seeds. `query_kinds`, if the runs have them.
     """
     by_system: dict[str, list[RunResult]] = {}
     for run in runs:
@@ -90,14 +88,9 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
 
 
 def mean_query_kinds(runs: Sequence[RunResult]) -> dict[str, Any]:
-    """Query kinds of several systems in one table: means over the seeds.
+    """Query kinds of the same requests by several systems, as `QueryKindsResult.metrics()`: means over the seeds.
 
-    Args:
-        runs: runs whose `results` hold no `query_kinds.json` are left out; the others have it of the same requests.
-
-    Returns:
-        plain values for `report.query_kinds_table`, as `QueryKindsResult.metrics()` without intervals. A row whose name
-        begins with that of the run's own row (such as "GenSAR, no history") gets the name of the system there.
+    A row whose name begins with that of the run's own row (such as "GenSAR, no history") gets the system's name there.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     kinds: dict[str, Any] = {}
@@ -214,8 +207,7 @@ def summarize_identifiers(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any
     first = reports[0]
 
     def mean(kind: str, name: str) -> float:
-        """The worst level's value where there is one for each level."""
-        return float(np.mean([np.min(report[kind][name]) for report in reports]))
+        return float(np.mean([np.min(report[kind][name]) for report in reports]))  # the worst level's
 
     summary: dict[str, Any] = {
         name: first[name] for name in ("num_items", "codebook_size", "num_levels", "num_shared_levels")

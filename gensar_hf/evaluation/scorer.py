@@ -36,14 +36,9 @@ class Scorer(Protocol):
     tasks: frozenset[str]
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
-        """Score each request's candidates.
+        """Scores of `(num_requests, num_candidates)` item indices, distinct within a row; higher is better.
 
-        Args:
-            requests: at most 256 in an evaluation. A scorer may read histories and queries, never targets.
-            candidates: `(num_requests, num_candidates)` item indices, distinct within a row.
-
-        Returns:
-            `(num_requests, num_candidates)`, higher is better.
+        A scorer may read the histories and queries of the requests (256 at a time), never their targets.
         """
         ...
 
@@ -57,8 +52,8 @@ class GeneratorScorer:
         pipeline: a trained model. Items are matched to its identifier table by item id.
         name: row name in tables.
         parts: of the scores that count, see `score_parts`; default: all.
-        as_answered: score the items that a search or recommendation answers with, and no others: much faster where all
-            items are candidates.
+        as_answered: score only the items that a search or recommendation answers with: much faster where all items are
+            candidates.
     """
 
     tasks = frozenset({RECOMMENDATION, SEARCH})
@@ -85,18 +80,12 @@ class GeneratorScorer:
         if not self.as_answered:
             return self.pipeline.score_items(histories, rows[candidates], queries, parts=self.parts)
         by_row = np.full((len(requests), self.pipeline.tokenizer.identifiers.num_items), -np.inf, dtype=np.float32)
-        for scores, (found, values) in zip(
-            by_row, self.pipeline.found_items(histories, queries, self.parts), strict=True
-        ):
-            scores[found] = values
+        for row, (found, values) in enumerate(self.pipeline.found_items(histories, queries, self.parts)):
+            by_row[row, found] = values
         return np.take_along_axis(by_row, rows[candidates], axis=1)
 
     def table_rows(self, item_ids: Sequence[str]) -> np.ndarray:
-        """Rows of items in the pipeline's identifier table, `(num_items,)` int64.
-
-        Raises:
-            InputError: an item is not in the table.
-        """
+        """Rows of items in the pipeline's identifier table, `(num_items,)` int64; InputError: an item is not there."""
         rows = self.pipeline.tokenizer.identifiers.rows()
         unknown = [item_id for item_id in item_ids if item_id not in rows]
         if unknown:
@@ -130,8 +119,7 @@ def choose_weights(
         candidates: candidates by task; tasks without candidates are left out.
 
     Returns:
-        task → one of `SCORE_WEIGHTS`, the first one if several are equally good. Identifiers weigh nothing where they
-        add less than .005.
+        task → one of `SCORE_WEIGHTS`. Identifiers weigh nothing where they add less than .005.
 
     Raises:
         ValueError: the model has no item vectors.

@@ -88,13 +88,6 @@ def test_the_package_and_ir_measures_agree(ranking, requests, k, is_text):
         assert value == pytest.approx(ir_measures.calc_aggregate([measure @ k], qrels, run)[measure @ k])
 
 
-def test_batches_and_single_requests_add_up(ranking):
-    ranking.add_batch(predictions=[[3, 1], [2, 3]], references=[1, 1])
-    ranking.add(prediction=[1, 2], reference=1)
-    in_parts = ranking.compute(k=2)
-    assert in_parts == ranking.compute(predictions=[[3, 1], [2, 3], [1, 2]], references=[1, 1, 1], k=2)
-
-
 @pytest.mark.parametrize(
     ("rankings", "targets", "k", "message"),
     [
