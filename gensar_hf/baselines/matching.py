@@ -3,7 +3,7 @@
 import re
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -33,7 +33,6 @@ TRAINING_DEFAULTS = {
     "learning_rate": 5e-3,
     "weight_decay": 0.1,
 }
-_WORD = re.compile(r"\w+")
 
 ModelT = TypeVar("ModelT", bound="MatchingModel")
 
@@ -77,9 +76,6 @@ class MatchingModel(PreTrainedModel, ABC):
     """Score of an item = request vector · item vector + item bias; subclasses define the request vector.
 
     User vectors start at zero, so that a user without training clicks keeps a zero vector.
-
-    Attributes:
-        tasks: tasks that the model can do.
     """
 
     config_class = MatchingConfig
@@ -109,10 +105,9 @@ class MatchingModel(PreTrainedModel, ABC):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
-    @property
-    def user_tasks(self) -> frozenset[str]:
-        """Tasks whose requests include the user and the history."""
-        return self.tasks
+    def reads_user(self, task: str) -> bool:
+        """Whether requests of the task include the user and the history."""
+        return True
 
     @abstractmethod
     def request_vectors(
@@ -152,11 +147,7 @@ class MatchingModel(PreTrainedModel, ABC):
         return SequenceClassifierOutput(loss=total / num_labels, logits=logits)
 
     def encode_words(self, texts: Sequence[str]) -> np.ndarray:
-        """Ids of the first `MAX_WORDS` known words of each text; unknown words are skipped.
-
-        Returns:
-            `(num_texts, longest)` int64 word ids, 0 = padding, on the right; at least one column.
-        """
+        """Ids of the first `MAX_WORDS` known words of each text, `(num_texts, longest)` int64, 0 = padding."""
         rows = [
             [self._word_indices[w] for w in split_words(text) if w in self._word_indices][:MAX_WORDS] for text in texts
         ]
@@ -169,25 +160,15 @@ def mean_vectors(table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, lower-cased, in order.
-
-    >>> split_words("Children's film, 1990s")
-    ['children', 's', 'film', '1990s']
-    """
-    return _WORD.findall(text.lower())
-
-
-def vocabulary(texts: Iterable[str]) -> list[str]:
-    """Distinct words in alphabetical order; the order of the log would reveal where held-out queries are."""
-    return sorted({word for text in texts for word in split_words(text)})
+    """The words of a text, lower-cased, in order."""
+    return re.findall(r"\w+", text.lower())
 
 
 @dataclass(frozen=True, eq=False)
 class Examples(torch.utils.data.Dataset):
     """Training examples: the arguments of `MatchingModel.forward`, with `weights` as float32.
 
-    The items of this data set are row numbers. `collate` gathers a whole batch at once, which is much faster than one
-    tensor per example.
+    The items of this data set are row numbers: `collate` gathers a whole batch at once, which is much faster.
     """
 
     user_ids: np.ndarray
@@ -232,16 +213,7 @@ def click_examples(
     with_words: bool = True,
     history_length: int = 0,
 ) -> Examples:
-    """One example per click.
-
-    Args:
-        events: training events.
-        model: model that encodes the words of the queries.
-        behaviors: behaviors of the clicks to use.
-        with_users: include the user.
-        with_words: include the query of a searched item.
-        history_length: number of latest clicks before the click to include, of any behavior.
-    """
+    """One example per click of these behaviors, with the user, the query of a searched item and the latest clicks."""
     clicks = np.flatnonzero(events.items >= 0)
     positions = np.flatnonzero(np.isin(events.behaviors[clicks], behaviors))  # among all clicks
     users, chosen = events.event_users()[clicks], clicks[positions]
@@ -293,15 +265,16 @@ def build_model(
     seed: int,
     num_users: int | None = None,
 ) -> ModelT:
-    """A new model of the data, its sizes and vocabulary set in `config`.
+    """A new model of the data, its sizes and vocabulary set in `config`; texts are read if `text_weight` is positive.
 
-    The words of the item texts are part of the vocabulary if `text_weight` is positive. `num_users` is by default the
-    number of all users. Item biases start at the log of the training clicks: otherwise training would spend its first
-    steps on the popularity.
+    Item biases start at the log of the training clicks: otherwise training would spend its first steps on the
+    popularity.
     """
     config.num_users = events.num_users if num_users is None else num_users
     config.num_items = events.num_items
-    config.words = vocabulary([*events.query_texts, *(item_texts if config.text_weight else ())])
+    texts = [*events.query_texts, *(item_texts if config.text_weight else ())]
+    # In alphabetical order: that of the log would reveal where held-out queries are.
+    config.words = sorted({word for text in texts for word in split_words(text)})
     model = new_model(model_class, config, seed)
     clicked = events.items[events.items >= 0]
     popularity = np.log1p(np.bincount(clicked, minlength=events.num_items))  # (num_items,)
@@ -318,8 +291,6 @@ def fit_matching(
     name: str,
 ) -> "MatchingScorer":
     """Train a new model in place on click examples and, if `text_weight` is positive, on the item texts.
-
-    `training` has the `seed` and other fields of `TrainingArguments`; the defaults are `TRAINING_DEFAULTS`.
 
     Raises:
         InputError: there is no click to learn from.
@@ -349,12 +320,7 @@ def fit_matching(
 
 
 class MatchingScorer:
-    """Score = a matching model's logit of the candidate.
-
-    Args:
-        model: trained model.
-        name: the row's name in tables.
-    """
+    """Score = a matching model's logit of the candidate."""
 
     def __init__(self, model: MatchingModel, name: str) -> None:
         self.model, self.name, self.tasks = model.eval(), name, model.tasks
@@ -362,7 +328,7 @@ class MatchingScorer:
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """Logit of each candidate, `(num_requests, num_candidates)` float32."""
-        with_user, length = requests.task in self.model.user_tasks, getattr(self.model.config, "history_length", 0)
+        with_user, length = self.model.reads_user(requests.task), getattr(self.model.config, "history_length", 0)
         histories = clicked_items(requests) if with_user and length else [np.empty(0)] * len(requests)
         inputs = {
             "user_ids": torch.from_numpy((requests.users + 1) * with_user),
@@ -430,11 +396,7 @@ class QEMModel(MatchingModel):
 def fit_qem(
     events: UserEvents, item_texts: Sequence[str], config: QEMConfig, training: Mapping[str, Any]
 ) -> MatchingScorer:
-    """Train on search clicks and on what the settings add; see `Baseline.fit`.
-
-    Raises:
-        InputError: there is no click to learn from.
-    """
+    """Train on search clicks and on what the settings add; see `Baseline.fit`."""
     num_users = None if config.personalized else 0
     model = build_model(QEMModel, events, item_texts, config, training["seed"], num_users)
     clicks = click_examples(events, model, CLICKS if config.personalized else [Behavior.SEARCHED_ITEM])
@@ -492,10 +454,9 @@ class JSRModel(MatchingModel):
             self.history_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.post_init()
 
-    @property
-    def user_tasks(self) -> frozenset[str]:
-        """Tasks whose requests include the user and the history."""
-        return self.tasks if self.config.personalized_search else frozenset({RECOMMENDATION})
+    def reads_user(self, task: str) -> bool:
+        """Whether requests of the task include the user and the history."""
+        return task == RECOMMENDATION or self.config.personalized_search
 
     def request_vectors(
         self, user_ids: torch.Tensor, word_ids: torch.Tensor, history_ids: torch.Tensor
@@ -519,11 +480,7 @@ class JSRModel(MatchingModel):
 def fit_jsr(
     events: UserEvents, item_texts: Sequence[str], config: JSRConfig, training: Mapping[str, Any]
 ) -> MatchingScorer:
-    """Train on all clicks as clicks of their users, and on search clicks as answers to queries; see `Baseline.fit`.
-
-    Raises:
-        InputError: there is no click to learn from.
-    """
+    """Train on all clicks as clicks of their users, and on search clicks as answers to queries; see `Baseline.fit`."""
     model = build_model(JSRModel, events, item_texts, config, training["seed"])
     length, personalized = config.history_length, config.personalized_search
     user_clicks = click_examples(events, model, with_words=False, history_length=length)

@@ -29,17 +29,17 @@ _NOT_SETTINGS = {"num_items", "num_users", "words"} | {field.name for field in d
 def fit_baseline(
     name: str, dataset: "InteractionDataset", *, settings: Mapping[str, Any] | None = None, seed: int = 0
 ) -> Scorer:
-    """Fit a baseline on the training events of a data set.
+    """Fit a baseline on the training events of a data set; held-out events are not read.
 
     Args:
         name: key of `BASELINES`.
-        dataset: data to learn from; held-out events are not read.
+        dataset: data to learn from.
         settings: fields of the baseline's configuration and, for trained models, of `TRAINING_SETTINGS`, where they
             differ from the defaults.
-        seed: seed of initial weights, batches and dropout.
+        seed: of initial weights, batches and dropout.
 
     Returns:
-        scorer for `evaluation.evaluate`, which also has `num_parameters`, the learned numbers that scoring needs.
+        scorer for `evaluation.evaluate`, which also has `num_parameters`.
 
     Raises:
         InputError: unknown baseline or setting, a value out of range, or no events to learn from.
@@ -49,7 +49,7 @@ def fit_baseline(
     return BASELINES[name].fit(events, dataset.item_texts(), config, {**training, "seed": seed})
 
 
-def tune_baseline(
+def tune_baseline(  # noqa: D417
     name: str,
     dataset: "InteractionDataset",
     *,
@@ -64,18 +64,15 @@ def tune_baseline(
     """Fit a baseline with the settings that are best on the validation requests.
 
     The first trial takes the first value of every setting, the others are drawn at random from the other combinations.
-    A search with one trial fits it without validation.
+    A search with one trial fits it without validation. The arguments that are not listed are those of `Evaluation`.
 
     Args:
         name: key of `BASELINES`.
         dataset: data whose `split.validation` decides; test requests are not read.
         space: setting → values to try; a setting with one value is fixed.
         max_trials: most combinations to try.
-        seed: seed of the trials, the training and the candidates.
+        seed: of the trials, the training and the candidates.
         metric: key of `evaluation.metrics.METRICS` in any case, averaged over the baseline's tasks.
-        num_negatives: as in `evaluation.Evaluation`.
-        skip_clicked: as in `evaluation.Evaluation`.
-        bm25_columns: as in `evaluation.Evaluation`.
 
     Returns:
         scorer of the best trial and its settings.
