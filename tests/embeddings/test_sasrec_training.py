@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
-from gensar_hf.embeddings.modeling_sasrec import SASRecModel, pad_histories
+from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.sasrec_training import (
     HistoryWindows,
     collate_windows,
@@ -98,16 +98,6 @@ def test_nothing_to_learn_from_is_named(tmp_path):
         train_sasrec(build_model(), [np.array([1]), np.array([], dtype=int)], arguments(tmp_path))
     with pytest.raises(ValueError, match=r"history of user 1 holds an item outside 0 … 11: smallest 0, largest 12"):
         train_sasrec(build_model(), [np.array([1, 2]), np.array([0, 12])], arguments(tmp_path))
-
-
-def test_training_learns_what_follows_what(tmp_path):
-    model = build_model()
-
-    result = train_sasrec(model, CIRCLES, arguments(tmp_path, max_steps=60))
-
-    assert result.global_step == 60
-    scores = model.eval().score(pad_histories([np.array([3, 4, 5]), np.array([9, 10, 11])], max_length=8))
-    assert scores.argmax(dim=1).tolist() == [6, 0]
 
 
 def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):
