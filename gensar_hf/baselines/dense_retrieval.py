@@ -42,14 +42,7 @@ class DenseRetrieval(QueryScorer):
 
     Bi-encoder as in Sentence-BERT (Reimers and Gurevych, EMNLP 2019); with other encoders E5 (Wang et al.,
     arXiv:2212.03533) or BGE (Xiao et al., SIGIR 2024). The encoder is not fine-tuned on clicks and the history is not
-    read.
-
-    Args:
-        item_embeddings: `(num_items, dim)` in catalogue order, from the same encoder; zero rows score 0.
-        query_encoder: function from queries to `(num_queries, dim)`, such as `SentenceTransformer.encode`.
-        name: the row's name in tables.
-        query_prefix: text put before every query.
-        num_parameters: parameters of the encoder.
+    read. `item_embeddings` are `(num_items, dim)` in catalogue order, from the same encoder; zero rows score 0.
 
     Raises:
         ValueError: the embeddings are not a finite matrix, or, in `score`, the dimensions differ.

@@ -219,29 +219,18 @@ def click_examples(
     users, chosen = events.event_users()[clicks], clicks[positions]
     query_words = model.encode_words([*events.query_texts, ""])  # query -1, none, is the last text
     items, timestamps = events.items[clicks], events.timestamps[clicks]
+    # The user's clicks before, latest first, without twins of the click, as in `Requests.history`: they are the answer.
+    before = positions[:, None] - np.arange(1, max(history_length, 1) + 1)  # (num_examples, history_length)
+    exists, before = before >= 0, np.maximum(before, 0)
+    is_history = exists & (users[before] == users[positions, None]) & (history_length > 0)
+    is_twin = (items[before] == items[positions, None]) & (timestamps[before] == timestamps[positions, None])
     return Examples(
         user_ids=(users[positions] + 1) * with_users,
         word_ids=query_words[events.queries[chosen]] * with_words,
-        history_ids=_earlier_clicks(items, timestamps, users, positions, history_length),
+        history_ids=np.where(is_history & ~is_twin, items[before] + 1, PADDING),
         labels=events.items[chosen],
         weights=np.ones(len(chosen), dtype=np.float32),
     )
-
-
-def _earlier_clicks(
-    items: np.ndarray, timestamps: np.ndarray, users: np.ndarray, positions: np.ndarray, length: int
-) -> np.ndarray:
-    """Item index + 1 of the user's `length` clicks before each position, latest first, 0 = padding.
-
-    A twin of the click (same item, same timestamp) is left out, as in `Requests.history`: it is the answer.
-    """
-    if length == 0:
-        return np.full((len(positions), 1), PADDING, dtype=np.int64)
-    before = positions[:, None] - np.arange(1, length + 1)  # (num_positions, length)
-    exists, before = before >= 0, np.maximum(before, 0)
-    is_history = exists & (users[before] == users[positions, None])
-    is_twin = (items[before] == items[positions, None]) & (timestamps[before] == timestamps[positions, None])
-    return np.where(is_history & ~is_twin, items[before] + 1, PADDING)
 
 
 def text_examples(item_texts: Sequence[str], model: MatchingModel) -> Examples:

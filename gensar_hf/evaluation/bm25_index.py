@@ -10,8 +10,7 @@ class BM25Index:
     """A `bm25s` index of the catalogue's texts (Lù 2024, "BM25S: Orders of magnitude faster lexical search").
 
     Texts and queries are lower-cased and split into words of two or more letters or digits, without `bm25s`' English
-    stop words and without stemming. Scores are those of Lucene's variant. The default k1 and b are those of `bm25s`;
-    the evaluation's candidates use them.
+    stop words and without stemming. Scores are those of Lucene's variant.
 
     Args:
         item_texts: one text per item, in catalogue order.
@@ -41,16 +40,10 @@ class BM25Index:
         return scores
 
     def retrieve(self, queries: Sequence[str], top_n: int, tie_order: np.ndarray | None = None) -> np.ndarray:
-        """The best items for each query that share at least one word with it, best first.
+        """The best items for each query that share a word with it, `(num_queries, top_n)` int64, padded with -1.
 
-        Args:
-            queries: may repeat.
-            top_n: length of each list.
-            tie_order: `(num_items,)`, the position of each item among items of equal score (`bm25s` does not define
-                it). Default: its index.
-
-        Returns:
-            item indices `(num_queries, top_n)` int64, padded with -1.
+        `tie_order` is the position of each item among items of equal score (`bm25s` does not define it). Default: its
+        index.
         """
         items = np.full((len(queries), top_n), -1, dtype=np.int64)
         for row, query in enumerate(queries):

@@ -17,9 +17,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CandidateSets:
-    """Candidates of all requests of one task: the target and its negatives, in a seeded shuffled order.
-
-    The shuffle matters: `rank_of_target` breaks ties by the order.
+    """Candidates of all requests of one task: targets and negatives, shuffled because ties are broken by column.
 
     Args:
         candidates: `(num_requests, num_candidates)` int64 item indices, distinct within a row.
@@ -107,18 +105,10 @@ def bm25_candidates(
 ) -> CandidateSets:
     """Take the best BM25 hits for the query, without the target; the protocol is `bm25-hard-NUM`.
 
-    Hits share at least one word with the query. Ties are broken in a seeded random order, because the order of a
-    catalogue is correlated with popularity: with ties by index, the negatives of MovieLens-100k are more popular films
-    and the popularity baseline loses .02 NDCG@10. Where a query has too few hits, random other items fill the row.
-    Items of the user's history are not removed, as in the paper.
-
-    Args:
-        requests: search requests.
-        item_texts: one text per item, in catalogue order.
-        num_negatives: negatives per request, at most the number of other items.
-        seed: of the random items and the order.
-        columns: what `item_texts` were made from, if not from all text columns: named in the protocol, as
-            `bm25-hard(COLUMN, COLUMN)-NUM`.
+    Ties are broken in a seeded random order, because the order of a catalogue is correlated with popularity: with ties
+    by index, the popularity baseline loses .02 NDCG@10 on MovieLens-100k. Where a query has too few hits, random other
+    items fill the row. Items of the user's history are not removed, as in the paper. `item_texts` are in catalogue
+    order, made from `columns`, which the protocol names: `bm25-hard(COLUMN, COLUMN)-NUM`. Default: all text columns.
     """
     num_items = len(item_texts)
     if num_items - 1 < num_negatives:

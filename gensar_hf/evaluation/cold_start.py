@@ -25,13 +25,9 @@ DEPTHS = (10, 100)
 
 @dataclass(frozen=True, eq=False)
 class ColdStartRequests(Requests):
-    """Requests whose histories hold only training events at an earlier time than the target.
+    """Requests whose histories hold only training events at an earlier time than the target."""
 
-    Attributes:
-        is_training: `(num_events,)` bool, events that training has read.
-    """
-
-    is_training: np.ndarray
+    is_training: np.ndarray  # (num_events,) bool, events that training has read
 
     def history(self, row: int) -> np.ndarray:
         """As in `Requests`, without events that training has not read and events at the target's time."""

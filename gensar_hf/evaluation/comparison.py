@@ -15,9 +15,9 @@ from gensar_hf.evaluation.metrics import METRICS, metrics_per_request
 from gensar_hf.evaluation.plots import plot_comparison
 from gensar_hf.evaluation.protocol import FULL_RANKING_DIR, METRICS_FILE, RANKS_FILE
 from gensar_hf.evaluation.query_kinds import QUERY_KINDS_FILE
-from gensar_hf.evaluation.report import KINDS, comparison_tables, markdown
+from gensar_hf.evaluation.report import KINDS, comparison_tables, write_markdown
 from gensar_hf.evaluation.significance import metric_intervals
-from gensar_hf.files import atomic_path, read_json, write_json
+from gensar_hf.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class RunResult:
         results: folder of its `metrics.json` and `ranks.parquet`.
         row: the system's name in these two files.
         seconds: stage → duration.
-        parameters: number of parameters used for scoring; None if unknown.
-        identifiers: report of the identifier stage, for systems with identifiers.
+        parameters: used for scoring; None if unknown.
+        identifiers: report of the identifier stage, if there is one.
         settings: chosen for this system.
     """
 
@@ -55,9 +55,8 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
 
     Returns:
         plain values. `variants`: per system, task and metric the `mean`, `sd` and `values` over the seeds, with the
-        `difference` from the first system: `mean`, its 95 % bootstrap interval over users, and `p_value` of the paired
-        t-test over requests. `tests`: that test for any two systems. Differences and tests use each request's mean over
-        the seeds. `query_kinds`, if the runs have them.
+        `difference` from the first system, its 95 % bootstrap interval over users, and the `p_value` of a paired t-test
+        over requests. `tests`: that test for any two systems. Both use each request's mean over the seeds.
     """
     by_system: dict[str, list[RunResult]] = {}
     for run in runs:
@@ -113,8 +112,7 @@ def mean_query_kinds(runs: Sequence[RunResult]) -> dict[str, Any]:
 def save_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
     """Write `comparison.json`, the tables as `comparison.md`, and the plots of `plot_comparison`."""
     write_json(folder / "comparison.json", comparison)
-    with atomic_path(folder / "comparison.md") as aside:
-        aside.write_text(markdown(comparison_tables(comparison)), encoding="utf-8")
+    write_markdown(folder / "comparison.md", comparison_tables(comparison))
     plot_comparison(comparison, folder)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH
-from gensar_hf.evaluation.report import KINDS, QUERY_KINDS, variants_in_order, with_identifiers
+from gensar_hf.evaluation.report import QUERY_KINDS, variants_in_order
 from gensar_hf.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -53,26 +53,17 @@ def plot_query_kinds(metrics: Mapping[str, Any], path: Path) -> None:
 def plot_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
     """Draw the plots that a comparison has the data for.
 
-    `ndcg.png`: NDCG@10 of all tasks (cf. the paper's fig. 6 and 7). `collisions.png`: raw collision rates, if several
-    systems have identifiers (cf. fig. 5). `trade_off.png`: search against recommendation (cf. fig. 1).
+    `ndcg.png`: NDCG@10 of all tasks (cf. the paper's fig. 6 and 7). `trade_off.png`: search against recommendation
+    (cf. fig. 1).
     """
     variants, tasks = variants_in_order(comparison), comparison["tasks"]
-    size = (8, 1.2 + 0.55 * len(variants))
     missing = {"mean": np.nan, "sd": None}  # bars of NaN are not drawn
     series = {}
     for task in tasks:
         values = [variant["tasks"].get(task, {}).get("NDCG@10", missing) for variant in variants.values()]
         series[task] = ([value["mean"] for value in values], [value["sd"] or 0.0 for value in values])
     label = "NDCG@10, whiskers: one standard deviation over the seeds"
-    _save(folder / "ndcg.png", [partial(_draw_bars, list(variants), series, label)], size)
-    identified = with_identifiers(comparison)
-    if len(identified) > 1:
-        rates = {
-            kind: ([100 * each["identifiers"][kind]["collision_rate_before"] for each in identified.values()], None)
-            for kind in KINDS
-        }
-        panel = partial(_draw_bars, list(identified), rates, "raw collision rate, %")
-        _save(folder / "collisions.png", [panel], size)
+    _save(folder / "ndcg.png", [partial(_draw_bars, list(variants), series, label)], (8, 1.2 + 0.55 * len(variants)))
     if len(variants) > 1 and {RECOMMENDATION, SEARCH} <= set(tasks):
         _save(folder / "trade_off.png", [partial(_draw_trade_off, variants)], (7, 5))
     if "query_kinds" in comparison:
@@ -102,8 +93,7 @@ def _draw_bars(names: Sequence[str], series: Series, label: str, axes: Any) -> N
         positions = np.arange(len(names)) + (index - (len(series) - 1) / 2) * height
         color = _COLORS[index % len(_COLORS)]
         bars = axes.barh(positions, values, height, xerr=errors, label=title, color=color)
-        form = "{:.2f}" if highest > 1 else "{:.3f}"
-        axes.bar_label(bars, ["" if np.isnan(value) else form.format(value) for value in values], fontsize=7, padding=3)
+        axes.bar_label(bars, ["" if np.isnan(value) else f"{value:.3f}" for value in values], fontsize=7, padding=3)
     axes.set_yticks(np.arange(len(names)), names)
     axes.invert_yaxis()  # the first system on top, as in the tables
     axes.set_xlabel(label)

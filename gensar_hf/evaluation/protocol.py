@@ -18,7 +18,7 @@ from gensar_hf.evaluation.candidates import CandidateSets, draw_candidates
 from gensar_hf.evaluation.metrics import hit_rate, metrics_per_request, ndcg
 from gensar_hf.evaluation.plots import plot_metrics
 from gensar_hf.evaluation.ranks import rank_in_catalogue, rank_of_target
-from gensar_hf.evaluation.report import markdown, metrics_tables, terminal
+from gensar_hf.evaluation.report import metrics_tables, terminal, write_markdown
 from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer
 from gensar_hf.evaluation.significance import CONFIDENCE, NUM_RESAMPLES, metric_intervals
 from gensar_hf.files import atomic_path, write_json
@@ -42,7 +42,7 @@ class EvaluationResult:
     """Ranks of the targets by every system in every task, under one protocol per task.
 
     Attributes:
-        requests: the requests of each task.
+        requests: of each task.
         protocols: task → protocol (`random-99`, `bm25-hard-99`, `full-ranking`, or one of them with `-unseen`).
         num_candidates: task → number of ranked items, the target included.
         systems: names of the scorers, in the order of the tables.
@@ -106,7 +106,6 @@ class EvaluationResult:
         Without matplotlib (an optional extra) there is no `ndcg.png`, and a warning is logged.
         """
         folder, metrics = Path(folder), self.metrics()
-        folder.mkdir(parents=True, exist_ok=True)
         ranks = [
             (system, task, self.protocols[task], requests.events.user_ids[user], requests.events.item_ids[item], rank)
             for system, by_task in self.ranks.items()
@@ -117,8 +116,7 @@ class EvaluationResult:
         with atomic_path(folder / RANKS_FILE) as aside:
             columns = ["system", "task", "protocol", "user_id", "item_id", "rank"]
             pd.DataFrame(ranks, columns=columns).to_parquet(aside, index=False)
-        with atomic_path(folder / "tables.md") as aside:
-            aside.write_text(markdown(metrics_tables(metrics)), encoding="utf-8")
+        write_markdown(folder / "tables.md", metrics_tables(metrics))
         plot_metrics(metrics, folder / "ndcg.png")
         write_json(folder / METRICS_FILE, metrics)
         if self.full_ranking:
@@ -233,18 +231,9 @@ def validation_metrics(
 ) -> dict[str, float]:
     """HR@k and NDCG@k of a model on validation requests, without intervals: for use during training.
 
-    Args:
-        pipe: the model. Its training mode is restored.
-        data: an `InteractionDataset`, or an `Evaluation` that was prepared once for many calls.
-        k: lengths of the list.
-        max_users: size of the sample of users. An `Evaluation` has its own.
-
-    Returns:
-        such as `{"recommendation_hr@5": …, "recommendation_ndcg@5": …, "search_hr@5": …}`. Tasks without validation
-        requests have no entries.
-
-    Raises:
-        InputError: as in `evaluate_pipeline`.
+    Such as `{"recommendation_hr@5": …, "recommendation_ndcg@5": …, "search_hr@5": …}`. Tasks without validation
+    requests have no entries. `data` is an `InteractionDataset`, of which `max_users` users are drawn, or an
+    `Evaluation` that was prepared once for many calls. The model's training mode is restored.
     """
     evaluation = data if isinstance(data, Evaluation) else Evaluation(data, "validation", max_users=max_users)
     scorer, was_training = GeneratorScorer(pipe), pipe.model.training

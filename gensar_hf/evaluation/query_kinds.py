@@ -21,9 +21,9 @@ from gensar_hf.data.text_queries import TextQueries
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation.plots import plot_query_kinds
 from gensar_hf.evaluation.protocol import EvaluationResult, evaluate
-from gensar_hf.evaluation.report import QUERY_KINDS, markdown, query_kinds_table, terminal
+from gensar_hf.evaluation.report import QUERY_KINDS, query_kinds_table, terminal, write_markdown
 from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer
-from gensar_hf.files import atomic_path, write_json
+from gensar_hf.files import write_json
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -41,17 +41,12 @@ MAX_REQUESTS = 1000
 class QueryRequests(Requests):
     """Requests with a query and a target of their own, and the history of a held-out click.
 
-    Attributes:
-        targets: `(num_requests,)` int64 event indices of the clicks whose users and histories these are. -1: no user
-            and an empty history.
-        queries: the query of each request.
-        items: `(num_requests,)` int64, the item that each query looks for.
-        kind: one of `QUERY_KINDS`.
+    `targets` are the event indices of these clicks, -1 for no user and an empty history.
     """
 
     queries: Sequence[str]
-    items: np.ndarray
-    kind: str = ""
+    items: np.ndarray  # (num_requests,) int64, what each query looks for
+    kind: str = ""  # one of `QUERY_KINDS`
 
     @property
     def query_texts(self) -> list[str]:
@@ -114,12 +109,7 @@ def query_kind_requests(
     Of the kinds `title`, `part`, `misspelled` and `description`, the targets are a sample of the catalogue, each item
     as likely as any other. An item comes with the history of a user whose held-out click is on it, and with an empty
     history if there is none. Of the kinds `attributes` and `log`, targets and histories are those of held-out clicks.
-
-    Args:
-        dataset: the items and the held-out clicks.
-        part: whose histories are read, `"test"` or `"validation"`.
-        max_requests: of each kind.
-        seed: of the samples and the queries.
+    `part` is `"test"` or `"validation"`; `max_requests` is that of each kind.
 
     Raises:
         InputError: an argument is out of range.
@@ -160,16 +150,10 @@ def query_kind_requests(
 
 @dataclass
 class QueryKindsResult:
-    """Ranks of the targets among all items, by every system for every kind of query.
+    """Ranks of the targets among all items, by every system for every kind of query."""
 
-    Attributes:
-        result: the ranks; its tasks are the kinds.
-        examples: kind → a query and the title that it looks for.
-        part: whose clicks gave the histories.
-    """
-
-    result: EvaluationResult
-    examples: Mapping[str, tuple[str, str]]
+    result: EvaluationResult  # its tasks are the kinds
+    examples: Mapping[str, tuple[str, str]]  # kind → a query and the title that it looks for
     part: str = "test"
 
     @property
@@ -203,9 +187,7 @@ class QueryKindsResult:
     def save(self, folder: str | Path) -> None:
         """Write `query_kinds.json`, `query_kinds.md` and, with matplotlib, `query_kinds.png`."""
         folder, metrics = Path(folder), self.metrics()
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder / "query_kinds.md") as aside:
-            aside.write_text(markdown([query_kinds_table(metrics)]), encoding="utf-8")
+        write_markdown(folder / "query_kinds.md", [query_kinds_table(metrics)])
         plot_query_kinds(metrics, folder / "query_kinds.png")
         write_json(folder / QUERY_KINDS_FILE, metrics)
 

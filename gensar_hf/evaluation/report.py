@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -14,6 +16,7 @@ from rich.table import Table as RichTable
 from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.evaluation.metrics import METRICS
 from gensar_hf.evaluation.scorer import request_history
+from gensar_hf.files import atomic_path
 
 if TYPE_CHECKING:
     from gensar_hf.pipeline import GenSARPipeline
@@ -64,6 +67,12 @@ class Table:
 def markdown(tables: Iterable[Table]) -> str:
     """Tables in Markdown, ending with a line feed."""
     return "\n\n".join(table.markdown() for table in tables) + "\n"
+
+
+def write_markdown(path: Path, tables: Iterable[Table]) -> None:
+    """Write tables to a Markdown file, atomically."""
+    with atomic_path(path) as aside:
+        aside.write_text(markdown(tables), encoding="utf-8")
 
 
 def terminal(tables: Iterable[Table]) -> Group:
@@ -258,19 +267,14 @@ def identifier_table(comparison: Mapping[str, Any]) -> Table:
     for name, variant in with_identifiers(comparison).items():
         measured = variant["identifiers"]
         both = [measured[kind] for kind in KINDS]
-        rows.append(
-            [
-                name,
-                f"{measured['num_levels']} ({measured['num_shared_levels']})",
-                " / ".join(f"{each['reconstruction_error']:.3f}" for each in both),
-                " / ".join(f"{each['collision_rate_before']:.2%}" for each in both),
-                f"{max(each['collision_rate_after'] for each in both):.0%}",
-                f"{measured['distortion_added']:.2%}",
-                f"{min(each['codebook_use'] for each in both):.0%}",
-                f"{min(each['perplexity_share'] for each in both):.0%}",
-                f"{variant['seconds']['rqvae']:.1f}" if "rqvae" in variant["seconds"] else "–",
-            ]
-        )
+        row = [name, f"{measured['num_levels']} ({measured['num_shared_levels']})"]
+        row.append(" / ".join(f"{each['reconstruction_error']:.3f}" for each in both))
+        row.append(" / ".join(f"{each['collision_rate_before']:.2%}" for each in both))
+        row.append(f"{max(each['collision_rate_after'] for each in both):.0%}")
+        row.append(f"{measured['distortion_added']:.2%}")
+        row += [f"{min(each[name] for each in both):.0%}" for name in ("codebook_use", "perplexity_share")]
+        row.append(f"{variant['seconds']['rqvae']:.1f}" if "rqvae" in variant["seconds"] else "–")
+        rows.append(row)
     note = "Reconstruction error: share of the variance that is lost. Codes used and perplexity: of the worst level."
     return Table(header, rows, note=note)
 
@@ -288,9 +292,11 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
     for row, each in zip(rows, systems.values(), strict=True):
         row.append(_difference(each["tasks"][task]["NDCG@10"].get("difference"), "mean", digits))
         if has_tests:
-            row.append(_p_value(each["tasks"][task][TESTED_METRIC].get("difference")))
+            p_value = each["tasks"][task][TESTED_METRIC].get("difference", {}).get("p_value", np.nan)
+            row.append("< .001" if p_value < 0.001 else "" if np.isnan(p_value) else short_number(p_value))
         if has_sizes:
-            row += [_size(each["parameters"]), _minutes(each["seconds"])]
+            seconds = sum(each["seconds"].values())
+            row += [_size(each["parameters"]), f"{seconds / 60:.1f}" if seconds >= 3 else "< 0.1"]
     header = ["System", *METRICS, "Δ NDCG@10", *["p"] * has_tests, *["parameters", "minutes"] * has_sizes]
     caption = f"{task.capitalize()}: {describe_protocol(facts['protocol'])} ({facts['num_requests']:,} requests)"
     return Table(header, rows, caption)
@@ -301,21 +307,10 @@ def _mean_cell(value: Mapping[str, float], digits: int) -> str:
     return short_number(value["mean"], digits) + spread
 
 
-def _p_value(difference: Mapping[str, float] | None) -> str:
-    if difference is None or "p_value" not in difference:
-        return ""
-    return "< .001" if difference["p_value"] < 0.001 else short_number(difference["p_value"])
-
-
 def _size(parameters: int | None) -> str:
     if not parameters:
         return "–"
     return f"{parameters / 1e6:.2f} M" if parameters >= 1e5 else f"{parameters / 1e3:.1f} k"
-
-
-def _minutes(seconds: Mapping[str, float]) -> str:
-    total = sum(seconds.values())
-    return f"{total / 60:.1f}" if total >= 3 else "< 0.1"
 
 
 # ---- new items
@@ -337,8 +332,7 @@ def group_tables(result: Mapping[str, Any]) -> list[Table]:
                 rows.append(["difference", *(_difference(measured["difference"][name]) for name in SHOWN_METRICS)])
         if rows:
             protocol = next(iter(by_group.values()))["protocol"]
-            part = ", validation" if result.get("part") == "validation" else ""
-            caption = f"{task.capitalize()}: {describe_protocol(protocol)} ({protocol}{part})"
+            caption = f"{task.capitalize()}: {describe_protocol(protocol)} ({protocol})"
             note = "± half the width of the 95% bootstrap interval over users; of a difference the interval itself."
             tables.append(Table(["", *SHOWN_METRICS], rows, caption, note))
     return tables
@@ -390,10 +384,8 @@ def stage_table(stages: Mapping[str, tuple[float, bool, Mapping[str, Any]]]) -> 
             if isinstance(report := details.get(kind), Mapping):
                 before, after = (report[f"collision_rate_{moment}"] for moment in ("before", "after"))
                 shown[f"{kind} collisions"] = f"{before:.2%} → {after:.2%}"
-        forms = (
-            (value, ".3f" if isinstance(value, float) else "," * isinstance(value, int)) for value in shown.values()
-        )
-        results = ", ".join(f"{name} {value:{form}}" for name, (value, form) in zip(shown, forms, strict=True))
+        forms = {float: ".3f", int: ","}
+        results = ", ".join(f"{name} {value:{forms.get(type(value), '')}}" for name, value in shown.items())
         rows.append([stage, f"{seconds:.1f}" + (" (earlier)" if is_earlier else ""), results])
     total = sum(seconds for seconds, is_earlier, _ in stages.values() if not is_earlier)
     return Table(["Stage", "Seconds", "Result"], [*rows, ["total", f"{total:.1f}", ""]], "Stages")

@@ -25,15 +25,10 @@ _WORTH = 0.005  # NDCG@5 that identifiers must add to be worth the time of the d
 
 
 class Scorer(Protocol):
-    """A system under evaluation. It scores items for requests.
+    """A system under evaluation. It scores items for requests."""
 
-    Attributes:
-        name: row name in tables.
-        tasks: supported tasks, of `RECOMMENDATION` and `SEARCH`.
-    """
-
-    name: str
-    tasks: frozenset[str]
+    name: str  # in tables
+    tasks: frozenset[str]  # of `RECOMMENDATION` and `SEARCH`
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """Scores of `(num_requests, num_candidates)` item indices, distinct within a row; higher is better.
@@ -111,15 +106,9 @@ def choose_weights(
 ) -> dict[str, tuple[float, float]]:
     """For each task the weights of identifier and item vector with the highest NDCG@5 on validation requests.
 
-    The score is linear in the weights, so that two scoring passes cover all of them.
-
-    Args:
-        pipe: its model has item vectors. Its weights are not changed.
-        requests: validation requests by task.
-        candidates: candidates by task; tasks without candidates are left out.
-
-    Returns:
-        task → one of `SCORE_WEIGHTS`. Identifiers weigh nothing where they add less than .005.
+    The score is linear in the weights, so that two scoring passes cover all of `SCORE_WEIGHTS`. Identifiers weigh
+    nothing where they add less than .005. The model's own weights are not changed. Tasks without candidates are left
+    out.
 
     Raises:
         ValueError: the model has no item vectors.
