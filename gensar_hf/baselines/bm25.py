@@ -35,9 +35,6 @@ class BM25Config:
     Args:
         k1: term-frequency saturation; 0 = repetitions of a word do not count.
         b: length normalization, from 0 (none) to 1 (full).
-
-    Raises:
-        ValueError: a value out of range.
     """
 
     k1: float = 1.5

@@ -23,9 +23,6 @@ class DenseRetrievalConfig:
         model: sentence-transformers model, a folder or a name on the Hub; None = the package's default encoder.
         query_prefix: text put before every query, including its trailing space.
         passage_prefix: text put before every item text.
-
-    Raises:
-        ValueError: `model` is an empty string.
     """
 
     model: str | None = None

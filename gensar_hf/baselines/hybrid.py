@@ -18,9 +18,6 @@ class HybridSearchConfig(BM25Config, DenseRetrievalConfig):
 
     Args:
         k: constant of reciprocal rank fusion; the larger it is, the less the first ranks stand out.
-
-    Raises:
-        ValueError: a value out of range.
     """
 
     k: float = 60

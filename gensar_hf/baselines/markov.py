@@ -20,9 +20,6 @@ class MarkovConfig:
         skip_weight: a pair that skips n clicks counts as `skip_weight ** n`.
         smoothing: pseudo-clicks added to each item's transitions, distributed as the popularity. Of 12,000 items each
             gets a 12,000th on average: below some hundreds it changes only the order of unseen transitions.
-
-    Raises:
-        ValueError: a value out of range.
     """
 
     max_skip: int = 0

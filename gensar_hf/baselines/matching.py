@@ -42,11 +42,11 @@ class MatchingConfig(PreTrainedConfig):
     """Sizes, regularization and training data of a matching model.
 
     Args:
-        num_users: number of users with a vector.
+        num_users: with a vector.
         num_items: size of the catalogue.
         words: vocabulary of queries and texts, lower-cased; word n has id n + 1.
         hidden_size: width of all vectors.
-        dropout: dropout of the request vector.
+        dropout: of the request vector.
         initializer_range: standard deviation of the initial item and word vectors.
         text_weight: weight of a training example made from an item's text (its words → the item), relative to a click;
             0 = texts are not read.
@@ -133,9 +133,6 @@ class MatchingModel(PreTrainedModel, ABC):
             labels: `(batch_size,)` indices of the clicked items.
             weights: `(batch_size,)` example weights; default 1.
             num_items_in_batch: labels in the whole batch, as Trainer counts them; default: the labels of this call.
-
-        Returns:
-            `loss`, scalar, with labels; `logits`, `(batch_size, num_items)`, column `i` is item `i`.
         """
         vectors = self.dropout(self.request_vectors(user_ids, word_ids, history_ids))
         logits = F.linear(vectors, self.item_table.weight[1:], self.item_bias)

@@ -83,19 +83,18 @@ class HistoryWindows(torch.utils.data.Dataset):
 
 
 class WindowSampler(torch.utils.data.Sampler[int]):
-    """The order of the windows in an epoch, drawn from `(seed, epoch)` alone.
+    """The windows of an epoch, grouped by length, in an order drawn from `(seed, epoch)` alone.
 
-    Trainer's own sampler for `"group_by_length"` draws from the global generator, which a training that is resumed in
-    the middle of an epoch has in another state.
+    Trainer's own sampler draws from the global generator, which a resumed training has in another state.
     """
 
     def __init__(self, windows: HistoryWindows, training_args: TrainingArguments) -> None:
-        self.windows, self.order = windows, str(training_args.train_sampling_strategy)
+        self.windows = windows
         self.batch_size = training_args.train_batch_size * training_args.gradient_accumulation_steps
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the windows and the order of this epoch; the data loader calls it."""
+        """Draw the windows of this epoch; the data loader calls it."""
         self.epoch = epoch
         self.windows.set_epoch(epoch)
 
@@ -104,11 +103,7 @@ class WindowSampler(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.windows.seed + self.epoch)
-        if "sequential" in self.order:
-            return iter(range(len(self)))
-        if "group_by_length" in self.order:
-            return iter(get_length_grouped_indices(self.windows.lengths.tolist(), self.batch_size, generator=generator))
-        return iter(torch.randperm(len(self), generator=generator).tolist())
+        return iter(get_length_grouped_indices(self.windows.lengths.tolist(), self.batch_size, generator=generator))
 
 
 class WindowTrainer(Trainer):
@@ -138,7 +133,6 @@ def sasrec_training_arguments(output_dir: str, **overrides: Any) -> TrainingArgu
         "warmup_steps": 0.07,
         "weight_decay": 0.01,
         "adam_beta2": 0.98,
-        "train_sampling_strategy": "group_by_length",
         "save_strategy": "no",
         "report_to": "none",
     }

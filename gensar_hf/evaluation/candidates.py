@@ -25,7 +25,7 @@ class CandidateSets:
         protocol: name with the actual number of negatives, such as `"random-99"` or `"bm25-hard-99"`.
 
     Raises:
-        ValueError: shapes disagree, a row has a repeated or negative item, or a target column is out of range.
+        ValueError: a row has a repeated or negative item.
     """
 
     candidates: np.ndarray
@@ -33,21 +33,10 @@ class CandidateSets:
     protocol: str
 
     def __post_init__(self) -> None:
-        candidates, columns = self.candidates, self.target_columns
-        if candidates.ndim != 2 or columns.shape != candidates.shape[:1]:
-            raise ValueError(
-                "`candidates` must be (num_requests, num_candidates) and `target_columns` (num_requests,); "
-                f"got {candidates.shape} and {columns.shape}."
-            )
-        in_order = np.sort(candidates, axis=1)
+        in_order = np.sort(self.candidates, axis=1)
         if len(faulty := np.flatnonzero((in_order < 0).any(axis=1) | (np.diff(in_order, axis=1) == 0).any(axis=1))):
             raise ValueError(
                 f"Candidates must be distinct item indices, at least 0; those of request {faulty[0]} are not."
-            )
-        if len(outside := np.flatnonzero((columns < 0) | (columns >= candidates.shape[1]))):
-            raise ValueError(
-                f"Target columns must lie in the {candidates.shape[1]} columns; that of request {outside[0]} is "
-                f"{columns[outside[0]]}."
             )
 
     def __len__(self) -> int:

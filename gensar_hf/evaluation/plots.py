@@ -16,8 +16,7 @@ from gensar_hf.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
-Series = Mapping[str, tuple[Any, Any]]
-"""Label → values, and their errors: `(num_values,)` or `(2, num_values)` below and above."""
+Series = Mapping[str, tuple[Any, Any]]  # label → values, and their errors
 Panel = Callable[[Any], None]
 _COLORS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#eeca3b", "#9d755d", "#bab0ac", "#d67195")
 

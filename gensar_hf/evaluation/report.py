@@ -95,8 +95,8 @@ def _plus_minus(value: Mapping[str, float], digits: int = 3) -> str:
     return short_number(value["value"], digits) + half_width
 
 
-def _difference(difference: Mapping[str, float] | None, name: str = "value", digits: int = 3) -> str:
-    if difference is None:
+def _difference(difference: Mapping[str, float], name: str = "value", digits: int = 3) -> str:
+    if not difference:
         return ""
     mean, low, high = (f"{difference[key]:+.{digits}f}" for key in (name, "low", "high"))
     return f"{mean} ({low} … {high})"
@@ -290,7 +290,7 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
     has_tests, has_sizes = "tests" in comparison, any(not each["identifiers"] for each in systems.values())
     rows = _bold_best(cells)
     for row, each in zip(rows, systems.values(), strict=True):
-        row.append(_difference(each["tasks"][task]["NDCG@10"].get("difference"), "mean", digits))
+        row.append(_difference(each["tasks"][task]["NDCG@10"].get("difference", {}), "mean", digits))
         if has_tests:
             p_value = each["tasks"][task][TESTED_METRIC].get("difference", {}).get("p_value", np.nan)
             row.append("< .001" if p_value < 0.001 else "" if np.isnan(p_value) else short_number(p_value))

@@ -120,8 +120,8 @@ class JointRQVAE(PreTrainedModel):
         """Encode, quantize, decode.
 
         Args:
-            semantic_embeddings: `(batch_size, semantic_dim)`, as they come from the text encoder.
-            collaborative_embeddings: `(batch_size, collaborative_dim)`, as they come from the recommender.
+            semantic_embeddings: `(batch_size, semantic_dim)`.
+            collaborative_embeddings: `(batch_size, collaborative_dim)`.
             return_loss: tells `Trainer` that a batch without labels has a loss; False leaves the losses out.
 
         Returns:

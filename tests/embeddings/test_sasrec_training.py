@@ -115,7 +115,7 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):
 
 
 def test_gradient_accumulation_is_exact(tmp_path):
-    options = {"max_steps": 6, "train_sampling_strategy": "sequential", "max_grad_norm": 0.0}
+    options = {"max_steps": 6, "max_grad_norm": 0.0}
     histories = [history[: 3 + 2 * i] for i, history in enumerate(CIRCLES)]  # windows of different lengths
     whole, parts = build_model(dropout=0.0), build_model(dropout=0.0)
 
