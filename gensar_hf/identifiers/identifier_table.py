@@ -33,8 +33,7 @@ _SELF = "The identifier table"
 class IdentifierTable:
     """The two identifiers of every item of the catalogue.
 
-    A table never changes: `add_items`, `remove_items`, `restore_items` and `mark_trained` return new ones, so that one
-    table can serve requests while the next is prepared.
+    A table never changes: `add_items`, `remove_items`, `restore_items` and `mark_trained` return new ones.
 
     Attributes:
         item_ids: one per item, distinct; an item's index is its row.
@@ -158,11 +157,7 @@ class IdentifierTable:
         return self.semantic_codes.shape[1]
 
     def index_of(self, item_id: str) -> int:
-        """Row of an item, available or removed.
-
-        Raises:
-            KeyError: the item is not in the catalogue.
-        """
+        """Row of an item, available or removed; KeyError if it is not in the catalogue."""
         return self.rows()[item_id]
 
     def rows(self) -> dict[str, int]:
@@ -172,19 +167,13 @@ class IdentifierTable:
         return self._rows
 
     def items_frame(self) -> pd.DataFrame:
-        """The catalogue as a table with the columns `item_id`, `title`, `text` and `available`, in row order.
-
-        Titles or texts that the table does not have are empty strings.
-        """
+        """`item_id`, `title`, `text` ("" where the table has none) and `available` of every item, in row order."""
         empty = [""] * self.num_items
         columns = {"item_id": self.item_ids, "title": self.titles or empty, "text": self.texts or empty}
         return pd.DataFrame({**columns, "available": self.available.copy()})
 
     def code_tokens(self) -> list[str]:
-        """All code tokens that may occur, `<M1_0>` (shared), `<S1_0>` (semantic), `<R1_0>` (collaborative) and so on.
-
-        Levels are numbered from 1 within their letter, as in the paper; codes from 0.
-        """
+        """All code tokens: `<M1_0>` (shared), `<S1_0>` (semantic), `<R1_0>` (collaborative) and so on."""
         num_specific = self.num_levels - self.num_shared_levels
         letters = [("M", self.num_shared_levels), ("S", num_specific), ("R", num_specific)]
         return [
@@ -217,20 +206,11 @@ class IdentifierTable:
     ) -> "IdentifierTable":
         """A new table with further items, quantized with the model that made the present identifiers.
 
-        All identifiers of this table, those of removed items included, stay the same; the new items get free ones at a
-        small distortion (see `assign_unique_identifiers`).
+        All identifiers of this table, those of removed items included, stay the same; the new items get free ones.
 
-        Args:
-            embeddings: semantic `(num_new, semantic_dim)` and collaborative `(num_new, collaborative_dim)`.
-            item_ids: one per new item, none of them in this table.
-            model: the joint RQ-VAE that made this table, unchanged.
-            titles: one per new item; default: empty strings, if this table has titles.
-            texts: one per new item; default: empty strings, if this table has texts.
-
-        Returns:
-            the rows of this table, then the new items, available; `build_report["added"]` has one more entry with the
-            statistics of `build_identifier_table` for the new items: a collision is one with any item, and distortions
-            and errors are means over the new items.
+        The embeddings are semantic `(num_new, semantic_dim)` and collaborative `(num_new, collaborative_dim)`. Titles
+        and texts are one per new item; default: empty strings, if this table has any. The new items are the last rows,
+        and `build_report["added"]` has one more entry.
 
         Raises:
             InputError: an id that is not a string, occurs twice or is already in the table; unusable embeddings or not
@@ -349,11 +329,9 @@ class IdentifierTable:
         )
 
     def report(self) -> dict:
-        """Counts, and per kind the collision rate and the use and perplexity of every level.
+        """Counts, per kind the collision rate and the use and perplexity of every level, and `build_report`.
 
-        Removed items count in all but `num_available`, as their identifiers are taken. The statistics of
-        `build_identifier_table` and `add_items` (collision rate before, items moved, reconstruction error, …) are
-        merged in.
+        Removed items count in all but `num_available`, as their identifiers are taken.
         """
         names = ("num_items", "num_available", "num_levels", "num_shared_levels", "codebook_size")
         report: dict = {name: getattr(self, name) for name in names}
@@ -428,13 +406,8 @@ def build_identifier_table(
 ) -> IdentifierTable:
     """Quantize the catalogue with a trained model, make the identifiers unique, and report the cost.
 
-    Args:
-        model: trained by `train_joint_rqvae`.
-        semantic: `(num_items, semantic_dim)`, in the order of `item_ids`.
-        collaborative: `(num_items, collaborative_dim)`.
-        item_ids: one per item.
-        titles: one per item, saved with the identifiers.
-        texts: the same.
+    The tables are `(num_items, semantic_dim)` and `(num_items, collaborative_dim)`, in the order of `item_ids`. Titles
+    and texts, one per item, are saved with the identifiers.
 
     Raises:
         InputError: unusable embeddings, more items than identifiers, or a repeated item id.
@@ -458,10 +431,7 @@ def build_identifier_table(
 def _nearest_trained(
     model: "JointRQVAE", semantic_codes: np.ndarray, num_old: int, num_trained: int, k: int
 ) -> np.ndarray:
-    """For each item after the first `num_old` the k trained ones with the nearest semantic identifiers, `(num_new, k)`.
-
-    The distance is that of the quantized semantic latents, ẑ_s = Σ shared[:d] + Σ semantic (GenSAR, sec. 3.1).
-    """
+    """For each item after the first `num_old` the k trained ones with the nearest ẑ_s (GenSAR, sec. 3.1)."""
     from sklearn.neighbors import NearestNeighbors  # here, because it takes a second to import
 
     codebooks = [*model.shared_quantizer.codebooks, *model.semantic_quantizer.codebooks]
@@ -474,12 +444,8 @@ def _nearest_trained(
 def level_usage(codes: np.ndarray, codebook_size: int) -> dict[str, list[float]]:
     """How evenly the codes of each level of `(num_items, num_levels)` codes are used; one number per level each.
 
-    Returns:
-        `codebook_use`, the share of codes with at least one item, and `perplexity`, exp of the entropy of the codes'
-        shares (`codebook_size` if all are used equally, 1 if only one is used).
-
-    >>> level_usage(np.array([[0, 1], [0, 1], [2, 1], [2, 1]]), codebook_size=4)
-    {'codebook_use': [0.5, 0.25], 'perplexity': [2.0, 1.0]}
+    `codebook_use`: the share of codes with at least one item. `perplexity`: exp of the entropy of the codes' shares
+    (`codebook_size` if all are used equally, 1 if only one is used).
     """
     counts = [np.bincount(level_codes, minlength=codebook_size) for level_codes in codes.T]
     use = [float((level > 0).mean()) for level in counts]
