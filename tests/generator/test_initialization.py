@@ -190,7 +190,7 @@ def test_a_decoder_only_model_keeps_its_words_and_gets_distinct_new_rows(
 ) -> None:
     llama = save_llama(tmp_path / "llama", vocab_size, tied)
     tokenizer = GenSARTokenizer.from_text_tokenizer(text_tokenizer, identifiers, decoder_only=True)
-    model = generator_from_causal_lm(Backbone(str(tmp_path / "llama")), tokenizer).eval()
+    model = generator_from_causal_lm(Backbone(str(tmp_path / "llama")).causal_model(), tokenizer).eval()
     model.save_pretrained(tmp_path / "saved")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
     assert type(model) is LlamaForCausalLM
