@@ -20,6 +20,7 @@ from gensar_hf.errors import InputError
 from gensar_hf.files import damage_reported, read_json
 from gensar_hf.hub import explain_hub_error
 
+TEXT_ENCODER_DIR, ITEM_ENCODER_DIR = "text_encoder", "item_encoder"
 WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 MODEL_FILES = ("config.json", "generation_config.json", *WEIGHTS_FILES)
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
@@ -34,6 +35,13 @@ _HARMLESS_VALUES = (None, False, "eager", "sdpa")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _MOST_LAYERS = 256  # that a configuration may name whatever its file of weights holds
 _JSON_BYTES, _JSON_BYTES_PER_TOKEN = 4 * 1024**2, 1000  # tokenizers of 128,000 to 262,000 tokens have 130 a token
+_MOST_TOKENS = 40_000  # that an adapter's limit of bytes is made for, which fits tokenizers of 300,000
+# At the top of a folder; in the folders of the text encoder and the item encoder all JSON files are checked.
+_JSON_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "processor_config.json", "chat_template.json", "adapter_config.json",
+    "adapter_base.json", "model.safetensors.index.json",
+)  # fmt: skip
 
 
 def open_folder(
@@ -89,14 +97,17 @@ def check_folder(folder: Path) -> None:
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             _check_entry(Path(parent, name), root)
+        is_top = Path(parent) == folder
+        if is_top:
+            folders[:] = [name for name in folders if name in (TEXT_ENCODER_DIR, ITEM_ENCODER_DIR)]
         pickles = [name for name in files if name.endswith(_PICKLES)]
-        if pickles and Path(parent) != folder and not any(name.endswith(".safetensors") for name in files):
+        if pickles and not is_top and not any(name.endswith(".safetensors") for name in files):
             raise InputError(
                 f"{Path(parent, pickles[0])} is a pickle, which may hold code and is never read; save the model with "
                 "safetensors."
             )
         for name in files:
-            if name.endswith(".json"):
+            if name in _JSON_FILES or (name.endswith(".json") and not is_top):
                 _check_json(Path(parent, name), folder, num_tokens)
 
 
@@ -120,9 +131,10 @@ def _check_entry(path: Path, root: Path) -> None:
 
 
 def _num_tokens(folder: Path) -> int:
-    """Rows of the largest table of weights, which is at least the vocabulary; 0 if there are no weights."""
-    sizes = [shape[0] for shape, _ in weights_header(folder).values() if len(shape) == 2]
-    return max(sizes, default=0)
+    """Rows of the largest table of weights, which has one for each token; those of an adapter's model are not known."""
+    if (folder / "adapter_config.json").is_file():
+        return _MOST_TOKENS
+    return max((shape[0] for shape, _ in weights_header(folder).values() if len(shape) == 2 and all(shape)), default=0)
 
 
 def _check_json(path: Path, folder: Path, num_tokens: int) -> None:
@@ -132,8 +144,8 @@ def _check_json(path: Path, folder: Path, num_tokens: int) -> None:
             f"{path} has {size:,} bytes, far more than a model with {num_tokens:,} tokens needs ({limit:,} at most); "
             f"{COPY_AGAIN}."
         )
-    if path.name in ("tokenizer.json", "vocab.json", "trainer_state.json", "training_args.json"):
-        return  # read once, by the tokenizer, or not at all
+    if path.name in ("tokenizer.json", "vocab.json"):
+        return  # the tokenizer reads them
     content = read_json(path, COPY_AGAIN)
     if not isinstance(content, dict | list) or (path.name == "config.json" and not isinstance(content, dict)):
         raise InputError(f"{path} holds {type(content).__name__} instead of a JSON object; {COPY_AGAIN}.")
@@ -235,7 +247,7 @@ def load_model(
     with damage_reported(f"The model in {folder}", COPY_AGAIN):
         config = kwargs.pop("config", None)
         if config is None:
-            config = (getattr(model_class, "config_class", None) or AutoConfig).from_pretrained(folder)
+            config = read_config(folder, model_class.config_class or AutoConfig)
         header = weights_header(folder)
         if not header:
             raise InputError(f"The model in {folder} cannot be loaded: it holds no model.safetensors; {COPY_AGAIN}.")
@@ -251,6 +263,12 @@ def load_model(
         refuse_weights(folder, wrong)
         check_finite(folder, model)
     return model, info
+
+
+def read_config(folder: Path, config_class: Any = AutoConfig) -> PreTrainedConfig:
+    """The configuration in a folder. Raises `InputError` if it is damaged or of a class that transformers lacks."""
+    with damage_reported(folder / "config.json", COPY_AGAIN):
+        return config_class.from_pretrained(folder, trust_remote_code=False)
 
 
 def _check_shapes(folder: Path, model_class: Any, config: PreTrainedConfig, header: dict[str, Any]) -> None:

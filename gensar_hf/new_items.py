@@ -15,7 +15,6 @@ from gensar_hf.files import atomic_path, read_json, write_json
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
-ITEM_ENCODER_DIR = "item_encoder"
 _CONFIG_FILE, _MAP_FILE, _RQVAE_DIR = "item_encoder.json", "collaborative_map.safetensors", "rqvae"
 
 

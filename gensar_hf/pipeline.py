@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pandas as pd
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from gensar_hf.data import Behavior
 from gensar_hf.data.tables import TableSource
@@ -40,12 +40,20 @@ from gensar_hf.generator.item_scores import (
     score_parts,
 )
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
-from gensar_hf.generator.text_matching import TEXT_ENCODER_DIR
 from gensar_hf.generator.tokenization_gensar import TOKENIZER_FILES, GenSARTokenizer
 from gensar_hf.hub import push_folder
 from gensar_hf.identifiers import IdentifierTable
-from gensar_hf.model_folder import COPY_AGAIN, MODEL_FILES, load_model, open_folder, read_object
-from gensar_hf.new_items import ITEM_ENCODER_DIR, ItemEncoder, read_new_items
+from gensar_hf.model_folder import (
+    COPY_AGAIN,
+    ITEM_ENCODER_DIR,
+    MODEL_FILES,
+    TEXT_ENCODER_DIR,
+    load_model,
+    open_folder,
+    read_config,
+    read_object,
+)
+from gensar_hf.new_items import ItemEncoder, read_new_items
 
 Answer = dict[str, Any]
 MAX_SUGGESTION_TOKENS = 32
@@ -607,7 +615,7 @@ def _load_model(
     """
     adapter = adapter_base(folder)
     if adapter is None:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = read_config(folder)
         is_ours = isinstance(config, GenSARConfig)
         if not is_ours and (config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING):
             _refuse_kind(folder, config.model_type)

@@ -120,7 +120,7 @@ def lora_config(
     if len(item_rows):
         rows[names[id(item_vectors_of(model).table)]] = [int(row) for row in item_rows]
     targets: Any = target_modules or (["q", "v"] if model.config.model_type == "gensar" else None)
-    if targets is None and model.config.model_type not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+    if not targets and not TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type):
         # PEFT does not know the layers of this kind of model.
         linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
         targets = sorted(linear - {names[id(outputs)].rpartition(".")[2]})

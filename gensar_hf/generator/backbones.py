@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -59,7 +60,7 @@ class Backbone:
         if config.is_encoder_decoder:
             if config.model_type not in _T5_TYPES:
                 reason = f"of encoder-decoders only {' and '.join(_T5_TYPES)} do"
-        elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING:
             reason = "it is no causal language model"
         else:
             with damage_reported(f"The checkpoint '{self.path}'", "name another checkpoint"), torch.device("meta"):

@@ -164,7 +164,9 @@ class GenSAREncoder(T5Initialization, T5Stack):
             and query_match_scores is not None
             and query_match_codes is not None
         ):
-            reading = QueryInputs(query_vectors, query_matches, query_match_scores, query_match_codes)
+            dtype = self.text.query.weight.dtype
+            scores = query_match_scores.to(dtype)
+            reading = QueryInputs(query_vectors.to(dtype), query_matches, scores, query_match_codes)
             item_vectors = None if self.items is None else self.items.table.weight / ITEM_VECTOR_STD
             pooled = pooled + self.text.query_states(reading, item_vectors, self.embed_tokens)
         allowed = is_event[:, None, :] & _causal(pooled.shape[1], pooled.device)

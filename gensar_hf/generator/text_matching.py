@@ -24,10 +24,10 @@ from gensar_hf.errors import InputError
 from gensar_hf.files import load_arrays, save_arrays
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.item_embeddings import row_chunks, unit_rows
+from gensar_hf.model_folder import TEXT_ENCODER_DIR
 
 CHANNELS = ("words", "characters", "meaning")
 TEXT_VECTORS_FILE = "text_vectors.safetensors"
-TEXT_ENCODER_DIR = "text_encoder"
 NUM_MATCHES = 10  # best items of a query that the encoder reads
 _NUM_FEATURES = 2**18  # hashed words and n-grams
 _BM25_K1, _BM25_B = 1.5, 0.75  # the defaults of `bm25s`, which the BM25 baseline has

@@ -26,13 +26,12 @@ from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, all_instructions
 from gensar_hf.generator.text_matching import (
     CHANNELS,
     NUM_MATCHES,
-    TEXT_ENCODER_DIR,
     TEXT_VECTORS_FILE,
     QueryReading,
     TextIndex,
 )
 from gensar_hf.identifiers import IdentifierTable
-from gensar_hf.model_folder import COPY_AGAIN, open_folder
+from gensar_hf.model_folder import COPY_AGAIN, TEXT_ENCODER_DIR, open_folder
 
 logger = logging.getLogger(__name__)
 
