@@ -72,7 +72,9 @@ def score_candidates(
         `(batch_size, num_candidates)` sums of natural logarithms; padded with -inf for requests with fewer candidates.
     """
     device = context.device
-    scores = torch.full((len(sequences), max(map(len, sequences), default=0)), -torch.inf, device=device)
+    scores = torch.full(
+        (len(sequences), max(map(len, sequences), default=0)), -torch.inf, dtype=torch.float32, device=device
+    )
     head = context.output_head()
     for pieces in _forwards(sequences, context.start_tokens.tolist()):
         rows = torch.tensor([piece.row for piece in pieces], device=device)

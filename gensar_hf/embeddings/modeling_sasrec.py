@@ -11,6 +11,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
+from gensar_hf.model_folder import CheckedLoading
 
 PADDING = 0
 IGNORED_LABEL = -100
@@ -58,7 +59,7 @@ class SASRecBlock(nn.Module):
         return self.attention_output(attended.transpose(1, 2).reshape(batch_size, length, hidden_size))
 
 
-class SASRecModel(PreTrainedModel):
+class SASRecModel(CheckedLoading, PreTrainedModel):
     """Predict the next item of a history; the item table is input and output, and the collaborative embedding.
 
     Histories are padded on the RIGHT with 0: then causal attention alone keeps padding out of every real position.

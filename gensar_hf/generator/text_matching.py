@@ -24,10 +24,10 @@ from gensar_hf.errors import InputError
 from gensar_hf.files import load_arrays, save_arrays
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.item_embeddings import row_chunks, unit_rows
+from gensar_hf.model_folder import TEXT_ENCODER_DIR
 
 CHANNELS = ("words", "characters", "meaning")
 TEXT_VECTORS_FILE = "text_vectors.safetensors"
-TEXT_ENCODER_DIR = "text_encoder"
 NUM_MATCHES = 10  # best items of a query that the encoder reads
 _NUM_FEATURES = 2**18  # hashed words and n-grams
 _BM25_K1, _BM25_B = 1.5, 0.75  # the defaults of `bm25s`, which the BM25 baseline has
@@ -108,7 +108,13 @@ class TextIndex:
         # Held here, because another thread may remove what is remembered.
         own = {query: known[query] for query in queries if query in known}
         if new := [query for query in dict.fromkeys(queries) if query not in own]:
-            encoded = dict(zip(new, unit_rows(self.encoder.encode(new)), strict=True))
+            vectors = unit_rows(self.encoder.encode(new))
+            if vectors.shape[1] != self.dim or not np.isfinite(vectors).all():
+                raise InputError(
+                    f"The text encoder does not make the {self.dim} finite numbers of a query that the items' texts "
+                    f"have, but {vectors.shape[1]}; copy all files of the model from one folder."
+                )
+            encoded = dict(zip(new, vectors, strict=True))
             self._known.update(encoded)
             own |= encoded
         vectors = [own[query] for query in queries]
@@ -230,10 +236,15 @@ class TextIndex:
             InputError: the file is damaged, or is of another catalogue.
         """
         loaded = load_arrays(Path(vectors)).get("vectors")
-        if loaded is None or loaded.ndim != 2 or len(loaded) < len(texts):
+        if (
+            loaded is None
+            or (loaded.ndim, loaded.dtype.kind) != (2, "f")
+            or len(loaded) < len(texts)
+            or not np.isfinite(loaded).all()
+        ):
             raise InputError(
-                f"{vectors} does not hold one vector for each of the {len(texts)} items; copy all files of the model "
-                "from one folder."
+                f"{vectors} does not hold one finite vector for each of the {len(texts)} items; copy all files of the "
+                "model from one folder."
             )
         return cls(titles, texts, loaded[: len(texts)], encoder)
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gensar_hf.errors import InputError
-from gensar_hf.files import atomic_path, fingerprint
+from gensar_hf.files import atomic_path, damage_reported, fingerprint
 from gensar_hf.identifiers.assignment import JointCodes, UniqueIdentifiers, assign_unique_identifiers, collision_rate
 
 if TYPE_CHECKING:  # reading a table needs neither torch nor transformers
@@ -27,6 +28,8 @@ _KINDS = ("semantic", "collaborative")
 _FORMAT_VERSION = 1
 _METADATA_KEY = b"gensar_hf.identifiers"
 _SELF = "The identifier table"
+_COLUMNS = ("semantic_codes", "collaborative_codes", "available", "neighbors", "lenders")
+_LEAST_BYTES, _BYTES_PER_BYTE = 64 * 1024**2, 100  # all items differ, so that a file is not much smaller than its table
 
 
 @dataclass
@@ -105,6 +108,11 @@ class IdentifierTable:
                 f"{self.num_items} items, semantic codes of shape {self.semantic_codes.shape} and collaborative codes "
                 f"of shape {self.collaborative_codes.shape}."
             )
+        sizes = {"codebook_size": (1, None), "num_shared_levels": (0, self.num_levels)}
+        for name, (least, most) in sizes.items():
+            value = getattr(self, name)
+            if type(value) is bool or not isinstance(value, int | np.integer) or not least <= value <= (most or value):
+                raise InputError(f"{_SELF}: `{name}` must be a whole number from {least} on; got {value!r}.")
         for name, values in (("titles", self.titles), ("texts", self.texts)):
             if values is not None and len(values) != self.num_items:
                 raise InputError(f"{_SELF} has {self.num_items} items but {len(values)} {name}; give one per item.")
@@ -171,6 +179,11 @@ class IdentifierTable:
         empty = [""] * self.num_items
         columns = {"item_id": self.item_ids, "title": self.titles or empty, "text": self.texts or empty}
         return pd.DataFrame({**columns, "available": self.available.copy()})
+
+    @property
+    def num_code_tokens(self) -> int:
+        """Length of `code_tokens()`."""
+        return (2 * self.num_levels - self.num_shared_levels) * self.codebook_size
 
     def code_tokens(self) -> list[str]:
         """All code tokens: `<M1_0>` (shared), `<S1_0>` (semantic), `<R1_0>` (collaborative) and so on."""
@@ -376,24 +389,34 @@ class IdentifierTable:
                 twice, or a code is out of range; the message names the file and the row (counted from 1).
         """
         source = _table_path(path)
+        if not source.is_file():
+            raise InputError(
+                f"{source} does not exist; it holds the identifiers that the model's tokens stand for, so copy it from "
+                "the folder in which the model was saved, or run the identifier stage again."
+            )
+        try:
+            with damage_reported(source, "delete it and run the identifier stage again", "is damaged"):
+                return cls._of_file(source)
+        except InputError as error:
+            raise InputError(str(error).replace(_SELF, str(source), 1)) from None
+
+    @classmethod
+    def _of_file(cls, source: Path) -> "IdentifierTable":
         table, metadata = _read(source)
         names = {"item_id", "title", "text"}.intersection(table.column_names)
         columns = {name: table[name].to_numpy().tolist() for name in names}  # several times faster than `to_pylist`
-        try:
-            return cls(
-                item_ids=columns["item_id"],
-                semantic_codes=_read_codes(table, "semantic_codes"),
-                collaborative_codes=_read_codes(table, "collaborative_codes"),
-                num_shared_levels=metadata["num_shared_levels"],
-                codebook_size=metadata["codebook_size"],
-                titles=columns.get("title"),
-                texts=columns.get("text"),
-                build_report=metadata.get("build_report", {}),
-                available=_read_available(table),
-                neighbors=_read_neighbors(table),
-            )
-        except InputError as error:
-            raise InputError(str(error).replace(_SELF, str(source), 1)) from None
+        return cls(
+            item_ids=columns["item_id"],
+            semantic_codes=_read_codes(table, "semantic_codes"),
+            collaborative_codes=_read_codes(table, "collaborative_codes"),
+            num_shared_levels=metadata["num_shared_levels"],
+            codebook_size=metadata["codebook_size"],
+            titles=columns.get("title"),
+            texts=columns.get("text"),
+            build_report=metadata.get("build_report", {}),
+            available=_read_available(table),
+            neighbors=_read_neighbors(table),
+        )
 
 
 def build_identifier_table(
@@ -516,27 +539,45 @@ def _table_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _read(source: Path) -> tuple[pa.Table, dict]:
-    if not source.is_file():
-        raise InputError(
-            f"{source} does not exist; it holds the identifiers that the model's tokens stand for, so copy it from the "
-            "folder in which the model was saved, or run the identifier stage again."
-        )
-    try:
-        table = pq.read_table(source)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{source} is damaged ({error}); delete it and run the identifier stage again.") from None
-    missing = {"item_id", "semantic_codes", "collaborative_codes"} - set(table.column_names)
-    raw = (table.schema.metadata or {}).get(_METADATA_KEY)
-    if missing or raw is None:
-        what = f"the column {min(missing)}" if missing else "the metadata that `IdentifierTable.save` writes"
-        raise InputError(f"{source} is not an identifier table: {what} is missing.")
+    texts = ["item_id", "title", "text"]
+    with pq.ParquetFile(source, read_dictionary=texts) as file:
+        schema = file.schema_arrow
+        missing = {"item_id", "semantic_codes", "collaborative_codes"} - set(schema.names)
+        raw = (schema.metadata or {}).get(_METADATA_KEY)
+        if missing or raw is None:
+            what = f"the column {min(missing)}" if missing else "the metadata that `IdentifierTable.save` writes"
+            raise InputError(f"{source} is not an identifier table: {what} is missing.")
+        chunks = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+        num_bytes = sum(8 * group.column(place).num_values for group in chunks for place in range(group.num_columns))
+        _refuse_bloated(source, num_bytes)
+        columns = [name for name in (*texts, *_COLUMNS) if name in schema.names]
+        table = file.read(columns=columns)
+    # Texts that repeat are small in the file, and read once each as long as they are a dictionary.
+    for name in texts:
+        if name in table.column_names:
+            for chunk in table[name].chunks:
+                if isinstance(chunk, pa.DictionaryArray):
+                    lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
+                    num_bytes += pc.sum(lengths, min_count=0).as_py()
+    _refuse_bloated(source, num_bytes)
     metadata = json.loads(raw)
+    if not isinstance(metadata, dict):
+        raise InputError(f"{source} is not an identifier table: its metadata is no JSON object.")
     if metadata.get("format_version") != _FORMAT_VERSION:
         raise InputError(
             f"{source} has format version {metadata.get('format_version')}, but this version of gensar-hf reads "
             f"{_FORMAT_VERSION}; run the identifier stage again."
         )
     return table, metadata
+
+
+def _refuse_bloated(source: Path, num_bytes: int) -> None:
+    """Refuse a file whose content is many times as large as a table of so many bytes could be."""
+    if num_bytes > (limit := max(_LEAST_BYTES, _BYTES_PER_BYTE * source.stat().st_size)):
+        raise InputError(
+            f"{source} holds {num_bytes:,} bytes of values, more than an identifier table of its size can "
+            f"({limit:,}); copy the file again, or run the identifier stage again."
+        )
 
 
 def _read_codes(table: pa.Table, column: str) -> np.ndarray:

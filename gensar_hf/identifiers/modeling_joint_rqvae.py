@@ -21,6 +21,7 @@ from gensar_hf.identifiers.quantization import (
     straight_through,
 )
 from gensar_hf.item_embeddings import checked_pair
+from gensar_hf.model_folder import CheckedLoading
 
 Embeddings = np.ndarray | torch.Tensor
 
@@ -42,7 +43,7 @@ class JointRQVAEOutput(ModelOutput):
     collaborative_codes: torch.Tensor | None = None
 
 
-class JointRQVAE(PreTrainedModel):
+class JointRQVAE(CheckedLoading, PreTrainedModel):
     """Quantizes a semantic and a collaborative embedding of each item into two identifiers with a shared prefix.
 
     `[z_s; z_c]` goes through the shared codebooks; the residual is cut in half, for the semantic and the collaborative
