@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from gensar_hf.data.splits import TASKS, Requests
+from gensar_hf.data.splits import RECOMMENDATION, TASKS, Requests
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation.candidates import CandidateSets, draw_candidates
+from gensar_hf.evaluation.candidates import CandidateSets, draw_candidates, with_negatives
 from gensar_hf.evaluation.metrics import hit_rate, metrics_per_request, ndcg
 from gensar_hf.evaluation.plots import plot_metrics
 from gensar_hf.evaluation.ranks import rank_in_catalogue, rank_of_target
@@ -127,6 +127,7 @@ class Evaluation:
     """The held-out requests of a dataset and their candidates, drawn once and used for every system.
 
     Recommendation targets are ranked among random items, search targets among the best BM25 hits for the query.
+    Recommendations for users who have interacted with every item are left out, with a warning.
 
     Args:
         dataset: an `InteractionDataset`.
@@ -142,7 +143,7 @@ class Evaluation:
         seed: of the sample, the candidates and the bootstrap.
 
     Raises:
-        InputError: an argument is out of range, or a user has interacted with every item.
+        InputError: an argument is out of range.
     """
 
     def __init__(
@@ -175,6 +176,8 @@ class Evaluation:
                 task: requests.subset(np.flatnonzero(np.isin(requests.users, chosen)))
                 for task, requests in self.requests.items()
             }
+        if RECOMMENDATION in self.requests:
+            self.requests[RECOMMENDATION] = with_negatives(self.requests[RECOMMENDATION])
         item_texts = dataset.item_texts() if bm25_columns is None else dataset.item_texts(bm25_columns)
         self.candidates: dict[str, CandidateSets] = {
             task: draw_candidates(task_requests, item_texts, num_negatives, seed, bm25_columns)

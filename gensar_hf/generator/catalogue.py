@@ -1,7 +1,6 @@
 """The catalogue: identifiers of the items as token ids, and the trie of the available ones."""
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,13 +9,11 @@ import numpy as np
 
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import Trie
-from gensar_hf.errors import InputError
+from gensar_hf.errors import InputError, shown
 from gensar_hf.files import fingerprint
-from gensar_hf.generator.history import History
+from gensar_hf.generator.history import History, as_list, warn_of_skipped
 from gensar_hf.generator.text_matching import TextIndex
 from gensar_hf.identifiers import IdentifierTable
-
-logger = logging.getLogger(__name__)
 
 BEHAVIOR_TOKENS = tuple(behavior.token for behavior in Behavior)
 
@@ -142,20 +139,18 @@ class Catalogue:
         Raises:
             ValueError: not a list, or an item that is unknown or removed.
         """
-        if isinstance(item_ids, (str, Mapping)) or not isinstance(item_ids, Iterable):
-            raise ValueError(f"`candidates` must be a list of item ids such as ['242', '302']; got {item_ids!r}.")
-        rows = []
-        for index, item_id in enumerate(item_ids):
-            row = self.identifiers.rows().get(str(item_id), -1)
-            if row >= 0 and self.identifiers.available[row]:
+        rows, skipped = [], []
+        known, available = self.identifiers.rows(), self.identifiers.available
+        for index, item_id in enumerate(as_list(item_ids, "`candidates`", "of item ids such as ['242', '302']")):
+            row = known.get(str(item_id), -1)
+            if row >= 0 and available[row]:
                 rows.append(row)
                 continue
             trouble = "was removed from the catalogue" if row >= 0 else "is not in the model's catalogue"
+            skipped.append(f"candidates[{index}]: item {shown(item_id)} {trouble}")
             if on_unknown != "skip":
-                raise ValueError(
-                    f"candidates[{index}]: item '{item_id}' {trouble}; leave it out, or pass on_unknown='skip'."
-                )
-            logger.warning("candidates[%d]: item '%s' %s and was skipped.", index, item_id, trouble)
+                raise ValueError(f"{skipped[0]}; leave it out, or pass on_unknown='skip'.")
+        warn_of_skipped(skipped)
         return np.array(rows, dtype=np.int64)
 
 

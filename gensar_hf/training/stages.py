@@ -322,13 +322,9 @@ def set_best_weights(
     pipe: GenSARPipeline, dataset: InteractionDataset, args: GenSARTrainingArguments
 ) -> dict[str, list[float]]:
     """Give each task the weights of identifier and item vector that rank validation clicks best, if there are any."""
-    try:
-        evaluation = Evaluation(
-            dataset, "validation", num_negatives=args.num_negatives, max_users=args.eval_max_users, seed=args.seed
-        )
-    except InputError as error:  # a user has clicked every item
-        logger.warning("The weights of identifiers and item vectors stay as they are: %s", error)
-        return {}
+    evaluation = Evaluation(
+        dataset, "validation", num_negatives=args.num_negatives, max_users=args.eval_max_users, seed=args.seed
+    )
     best, config = choose_weights(pipe, evaluation.requests, evaluation.candidates), pipe.model.config
     weights = [best.get(task, config.score_weights(task == SEARCH)) for task in TASKS]
     config.identifier_weight, config.item_weight = ([pair[place] for pair in weights] for place in (0, 1))

@@ -331,8 +331,8 @@ class GenSARTrainer(Trainer):
             )
             if not evaluation.candidates:
                 raise InputError(
-                    "The dataset has no validation requests to evaluate on: no user has three clicks of one kind; give "
-                    "another `eval_dataset`, or train with eval_strategy='no'."
+                    "The dataset has no validation requests to evaluate on: no user has three clicks of one kind and "
+                    "an item left to click; give another `eval_dataset`, or train with eval_strategy='no'."
                 )
             self._evaluations[id(dataset)] = dataset, evaluation
         return self._evaluations[id(dataset)][1]

@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -242,6 +243,18 @@ def test_an_evaluation_draws_candidates_once_for_all_systems(dataset, make_score
     assert Evaluation(dataset, tasks=[SEARCH]).requests.keys() == {SEARCH}
     sampled = Evaluation(dataset, max_users=1).requests
     assert len({int(user) for requests in sampled.values() for user in requests.users}) == 1
+
+
+def test_users_of_every_item_are_left_out(make_requests, identifiers, caplog):
+    full, other = list(range(12)), [0, 5]
+    for clicks, kept in (([full, other], 1), ([full, full], 0)):
+        requests = make_requests(clicks, num_items=12)
+        empty = requests.subset([])
+        split = SimpleNamespace(events=requests.events, test={RECOMMENDATION: requests, SEARCH: empty})
+        evaluation = Evaluation(Dataset(split, identifiers.texts), num_negatives=3)
+        assert len(evaluation.requests[RECOMMENDATION]) == kept
+        assert evaluation.candidates.keys() == ({RECOMMENDATION} if kept else set())
+        assert f"{2 - kept} of 2 recommendation requests are left out: their users, first 'user-0'" in caplog.text
 
 
 def test_hard_candidates_by_other_columns():

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny_runs
@@ -239,12 +240,30 @@ def test_other_models_are_trained_saved_and_loaded(tiny_data, tiny_run, tmp_path
 
 
 @pytest.mark.slow
-def test_a_user_who_clicked_every_item_leaves_the_weight_as_it_is(tiny_run, tmp_path, caplog):
+def test_users_who_clicked_every_item_do_not_stop_a_training(tmp_path, caplog):
     items, interactions = tiny_runs.make_tables(num_items=4, num_users=6)
-    args = tiny_runs.arguments(tmp_path / "run", item_weight=None, codebook_size=4, num_negatives=3)
+    args = tiny_runs.arguments(
+        tmp_path / "run", item_weight=None, codebook_size=4, num_negatives=3, eval_strategy="steps", eval_steps=2
+    )
     pipe = train(InteractionDataset(items, interactions), args)
-    assert pipe.model.config.item_weight == 2.0
-    assert "The weights of identifiers and item vectors stay as they are" in caplog.text
+    assert len(pipe.recommend([], top_k=4)) == 4
+    assert "recommendation requests are left out: their users, first" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_batch_without_a_click_is_trained_on(tiny_data, tiny_run, tmp_path):
+    changes = {"per_device_train_batch_size": 1, "task_weights": {"identifier_to_description": 1.0}}
+    pipe = train(tiny_data, tiny_runs.arguments(tmp_path / "run", **changes), reuse=tiny_run.parent)
+    assert len(pipe.recommend([], top_k=4)) == 4
+
+
+@pytest.mark.slow
+def test_a_catalogue_in_any_script_is_trained_on(tmp_path):
+    items, interactions = tiny_runs.make_tables()
+    rng = np.random.default_rng(0)
+    items["title"] = ["".join(map(chr, rng.integers(0x4E00, 0x9FA5, 12))) + "🧼" for _ in range(len(items))]
+    pipe = train(InteractionDataset(items, interactions), tiny_runs.arguments(tmp_path / "run"))
+    assert len(pipe.search(items["title"][3], top_k=4)) == 4
 
 
 @pytest.mark.slow
