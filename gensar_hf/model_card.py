@@ -129,12 +129,9 @@ def model_card(
     num_items = table.num_items if table else config.get("num_items", 0)
     kinds = (metrics or {}).get("query_kinds")
     rows = [[stage, f"{seconds:.0f}"] for stage, seconds in (stages or {}).items()]
-    values = {
+    values: dict[str, Any] = {
         "title": title,
-        "data_name": facts.name,
-        "data_description": facts.description,
-        "data_license": facts.license,
-        "data_limits": facts.limits,
+        "facts": facts,
         "num_items": f"{num_items:,}",
         "num_parameters": f"{num_parameters:,}",
         "counts": _dataset_table(dataset).markdown() if dataset is not None else "",
@@ -149,12 +146,9 @@ def model_card(
         "versions": ", ".join(f"{package} {version(package)}" for package in PACKAGES),
     }
     if table:  # a history and a query as Python, of the catalogue's first items
-        history, query = (
-            [{"item_id": item_id} for item_id in table.item_ids[:2]],
-            (table.titles or ["a query"])[0].lower(),
-        )
+        history, query = [{"item_id": item_id} for item_id in table.item_ids[:2]], (table.titles or ["a query"])[0]
         values["example_history"] = json.dumps(history, ensure_ascii=False)
-        values["example_query"] = json.dumps(query, ensure_ascii=False)
+        values["example_query"] = json.dumps(query.lower(), ensure_ascii=False)
     card_data = ModelCardData(library_name="gensar-hf", tags=[*TAGS, *tags], **metadata)
     path = str(Path(__file__).parent / "cards" / template)
     return ModelCard.from_template(card_data, template_path=path, **values).content.rstrip() + "\n"

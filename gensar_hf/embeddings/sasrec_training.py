@@ -160,15 +160,8 @@ def next_item_trainer(
 
     Raises:
         InputError: no history has two items.
-        ValueError: an item index outside the catalogue.
     """
     config: Any = model.config
-    for user, history in enumerate(histories):
-        if len(history) and not 0 <= np.min(history) <= np.max(history) < config.num_items:
-            raise ValueError(
-                f"The history of user {user} holds an item outside 0 … {config.num_items - 1}: smallest "
-                f"{np.min(history)}, largest {np.max(history)}; `num_items` must be the size of the catalogue."
-            )
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     windows = HistoryWindows(histories, config.max_length, seed, config.event_dropout)
     return WindowTrainer(model, training_args, collate_windows, windows, callbacks=callbacks)

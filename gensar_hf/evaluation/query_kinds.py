@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from gensar_hf.data.splits import SEARCH, TASKS, Requests
-from gensar_hf.data.text_queries import TextQueries
+from gensar_hf.data.text_queries import TextQueries, misspell
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation.plots import plot_query_kinds
 from gensar_hf.evaluation.protocol import EvaluationResult, evaluate
@@ -131,7 +131,7 @@ def query_kind_requests(
     made: dict[str, tuple[np.ndarray, np.ndarray, Callable[[int, int], str]]] = {
         "title": (items, click_of_item[items], lambda item, _: texts.title(item)),
         "part": (items, click_of_item[items], lambda item, _: texts.part(item)),
-        "misspelled": (items, click_of_item[items], lambda item, _: texts.misspelled(item, rng["misspelled"])),
+        "misspelled": (items, click_of_item[items], lambda item, _: misspell(texts.part(item), rng["misspelled"])),
         "attributes": (events.items[clicks], clicks, lambda item, _: texts.attributes(item, rng["attributes"])),
         "description": (items, click_of_item[items], lambda item, _: texts.description(item, rng["description"])),
         "log": (events.items[searches], searches, lambda _, click: events.query_texts[events.queries[click]]),
