@@ -32,7 +32,6 @@ _REFUSED_SETTINGS = (
     "use_kernels",
 )  # fmt: skip
 _HARMLESS_VALUES = (None, False, "eager", "sdpa")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _MOST_LAYERS = 256  # that a configuration may name whatever its file of weights holds
 _JSON_BYTES, _JSON_BYTES_PER_TOKEN = 4 * 1024**2, 1000  # tokenizers of 128,000 to 262,000 tokens have 130 a token
 _MOST_TOKENS = 40_000  # that an adapter's limit of bytes is made for, which fits tokenizers of 300,000
@@ -93,22 +92,21 @@ def check_folder(folder: Path) -> None:
             or far too large.
     """
     root = _root(folder)
-    num_tokens = _num_tokens(folder)
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             _check_entry(Path(parent, name), root)
         is_top = Path(parent) == folder
         if is_top:
             folders[:] = [name for name in folders if name in (TEXT_ENCODER_DIR, ITEM_ENCODER_DIR)]
-        pickles = [name for name in files if name.endswith(_PICKLES)]
-        if pickles and not is_top and not any(name.endswith(".safetensors") for name in files):
+        if "pytorch_model.bin" in files and not any(name.endswith(".safetensors") for name in files):
             raise InputError(
-                f"{Path(parent, pickles[0])} is a pickle, which may hold code and is never read; save the model with "
-                "safetensors."
+                f"{parent} holds no model.safetensors, but pytorch_model.bin, a pickle, which may hold code and is "
+                "never read; save the model with safetensors."
             )
-        for name in files:
-            if name in _JSON_FILES or (name.endswith(".json") and not is_top):
-                _check_json(Path(parent, name), folder, num_tokens)
+        names = [name for name in files if name in _JSON_FILES or (name.endswith(".json") and not is_top)]
+        num_tokens = _num_tokens(Path(parent)) if names else 0
+        for name in names:
+            _check_json(Path(parent, name), folder, num_tokens)
 
 
 def _root(folder: Path) -> Path:
