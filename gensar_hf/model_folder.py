@@ -34,7 +34,7 @@ _REFUSED_SETTINGS = (
 _HARMLESS_VALUES = (None, False, "eager", "sdpa")
 _MOST_LAYERS = 256  # that a configuration may name whatever its file of weights holds
 _JSON_BYTES, _JSON_BYTES_PER_TOKEN = 4 * 1024**2, 1000  # tokenizers of 128,000 to 262,000 tokens have 130 a token
-_MOST_TOKENS = 40_000  # that an adapter's limit of bytes is made for, which fits tokenizers of 300,000
+_MOST_TOKENS = 40_000  # where there are no weights; the limit of bytes fits tokenizers of 300,000
 # At the top of a folder; in the folders of the text encoder and the item encoder all JSON files are checked.
 _JSON_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -79,7 +79,8 @@ def open_folder(
     folder = root / inner
     if not folder.is_dir():
         raise InputError(f"The {what} in {os.fspath(path)} cannot be loaded: it has no folder '{inner.as_posix()}'.")
-    check_folder(folder)
+    with damage_reported(f"The {what} in {folder}", COPY_AGAIN):
+        check_folder(folder)
     return folder, others
 
 
@@ -129,10 +130,9 @@ def _check_entry(path: Path, root: Path) -> None:
 
 
 def _num_tokens(folder: Path) -> int:
-    """Rows of the largest table of weights, which has one for each token; those of an adapter's model are not known."""
-    if (folder / "adapter_config.json").is_file():
-        return _MOST_TOKENS
-    return max((shape[0] for shape, _ in weights_header(folder).values() if len(shape) == 2 and all(shape)), default=0)
+    """Rows of the largest table of weights, which has one for each token; without weights, as of adapters, many."""
+    shapes = [shape for shape, _ in weights_header(folder).values() if len(shape) == 2 and all(shape)]
+    return max((rows for rows, _ in shapes), default=_MOST_TOKENS)
 
 
 def _check_json(path: Path, folder: Path, num_tokens: int) -> None:
