@@ -482,7 +482,8 @@ def recommend_command(argv: Sequence[str]) -> None:
     parser.add_argument("--top_k", type=int, default=10, help="number of answers.")
     settings = read_settings(parser, argv)
     pipe, history = ready_to_answer(settings)
-    _print_answers(pipe.recommend(history, top_k=settings.top_k, exclude_seen=True))
+    with settings_checked("gensar_hf"):
+        _print_answers(pipe.recommend(history, top_k=settings.top_k, exclude_seen=True))
 
 
 def ready_to_answer(settings: Any) -> tuple[Any, list[dict[str, str]]]:

@@ -16,6 +16,7 @@ all before it. Prints how many calls of each kind ended in which way, and exits 
 # ruff: noqa: T201
 
 import argparse
+import contextlib
 import logging
 import random
 import resource
@@ -374,8 +375,9 @@ def main() -> None:
             train(tiny_runs.make_dataset(), tiny_runs.arguments(folder, max_steps=30))
         pipe = GenSARPipeline.from_pretrained(settings.model or Path(folder) / "model", device="cpu")
         calls = Calls(pipe, settings.seed)
-        for number in range(settings.calls):
-            calls.run(number)
+        with contextlib.suppress(KeyboardInterrupt):  # the table of the calls until then
+            for number in range(settings.calls):
+                calls.run(number)
     print(calls.table())
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
     raise SystemExit(bool(calls.bad))
