@@ -319,6 +319,7 @@ def dataset_and_arguments(settings: dict[str, Any]) -> tuple[Any, Any]:
     """
     from gensar_hf.data import InteractionDataset
     from gensar_hf.training.arguments import GenSARTrainingArguments
+    from gensar_hf.training.stages import refuse_input_in_stage
 
     settings = dict(settings)
     for name in ("items", "interactions", "output_dir"):
@@ -326,6 +327,8 @@ def dataset_and_arguments(settings: dict[str, Any]) -> tuple[Any, Any]:
             raise InputError(
                 f"Name the {name.replace('_', ' ')} with --{name}; gensar train --help lists the settings."
             )
+    for name in ("items", "interactions"):
+        refuse_input_in_stage(settings[name], Path(settings["output_dir"]))
     seed = settings.pop("dataset_seed", 0)
     names = [name for name in inspect.signature(InteractionDataset).parameters if name in settings and name != "seed"]
     of_dataset = {name: settings.pop(name) for name in names}
@@ -419,6 +422,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
 
     from gensar_hf.data import InteractionDataset
     from gensar_hf.evaluation import Evaluation, evaluate_pipeline, evaluate_query_kinds, gensar_rows
+    from gensar_hf.folders import saving
     from gensar_hf.pipeline import GenSARPipeline
     from gensar_hf.training.stages import DATA, MODEL, run_systems
 
@@ -440,18 +444,19 @@ def evaluate_command(argv: Sequence[str]) -> int:
     if not (run_dir / MODEL).is_dir() or not (run_dir / DATA).is_dir():
         raise InputError(f"{run_dir} holds no finished run (folders data and model); run gensar train first.")
     set_up_logging()
-    dataset, pipe = InteractionDataset.load(run_dir / DATA), GenSARPipeline.from_pretrained(run_dir / MODEL)
-    systems = run_systems(run_dir, dataset) if settings.pop("baselines") else []
-    folder = run_dir / "results"
-    result = evaluate_pipeline(pipe, dataset, systems=systems, **settings)
-    result.save(folder)
-    failures, console = dict(result.failures), Console()
-    if queries_per_kind:
-        rows, options = [*gensar_rows(pipe), *systems], {name: settings[name] for name in ("part", "seed")}
-        kinds = evaluate_query_kinds(rows, dataset, max_requests=queries_per_kind, **options)
-        kinds.save(folder)
-        failures |= kinds.failures
-        console.print(kinds.terminal_table())
+    folder, console = run_dir / "results", Console()
+    with saving(folder, names=("metrics.json", "ranks.parquet", "tables.md", "ndcg.png", "query_kinds.json")) as aside:
+        dataset, pipe = InteractionDataset.load(run_dir / DATA), GenSARPipeline.from_pretrained(run_dir / MODEL)
+        systems = run_systems(run_dir, dataset) if settings.pop("baselines") else []
+        result = evaluate_pipeline(pipe, dataset, systems=systems, **settings)
+        result.save(aside)
+        failures = dict(result.failures)
+        if queries_per_kind:
+            rows, options = [*gensar_rows(pipe), *systems], {name: settings[name] for name in ("part", "seed")}
+            kinds = evaluate_query_kinds(rows, dataset, max_requests=queries_per_kind, **options)
+            kinds.save(aside)
+            failures |= kinds.failures
+            console.print(kinds.terminal_table())
     console.print(result.terminal_table())
     print(f"\nRanks, tables and pictures are in {folder}.")
     return 1 if failures else 0
@@ -522,25 +527,32 @@ def add_items_command(argv: Sequence[str]) -> None:
     settings = read_settings(parser, argv)
     if not (settings["items"] or settings.remove or settings.restore):
         raise InputError("Nothing to do: name a table of new items, or ids with --remove or --restore.")
+    from gensar_hf.folders import locked
+    from gensar_hf.pipeline import saving_model
+
     folder = Path(settings.model) / "model"
     folder = folder if folder.is_dir() else Path(settings.model)
-    pipe = load_pipeline(settings.model)
-    if settings.restore:
-        pipe.restore_items(settings.restore)
-    if settings["items"]:
-        added = pipe.add_items(settings["items"])
-        for item in added[:20]:
-            print(f"{item['item_id']}  {item['title']}\n    like: {'; '.join(item['nearest'][:3])}")
-        print(f"{len(added)} new items.")
-    if settings.remove:
-        pipe.remove_items(settings.remove)
-    if settings.output_dir:
-        pipe.save_pretrained(settings.output_dir)
-        folder = Path(settings.output_dir)
-    else:
-        if pipe.tokenizer.catalogue.texts is not None:
-            pipe.tokenizer.catalogue.texts.save(folder)  # first: a folder may hold more vectors than items
-        pipe.tokenizer.identifiers.save(folder)
+    if not (settings.output_dir or folder.is_dir()):
+        raise InputError(f"There is no folder {folder} to change; name one, or --output_dir for the changed model.")
+    with locked(settings.output_dir or folder):
+        pipe = load_pipeline(settings.model)
+        if settings.restore:
+            pipe.restore_items(settings.restore)
+        if settings["items"]:
+            added = pipe.add_items(settings["items"])
+            for item in added[:20]:
+                print(f"{item['item_id']}  {item['title']}\n    like: {'; '.join(item['nearest'][:3])}")
+            print(f"{len(added)} new items.")
+        if settings.remove:
+            pipe.remove_items(settings.remove)
+        if settings.output_dir:
+            pipe.save_pretrained(settings.output_dir)
+            folder = Path(settings.output_dir)
+        else:
+            with saving_model(folder, replace=False) as aside:
+                if pipe.tokenizer.catalogue.texts is not None:
+                    pipe.tokenizer.catalogue.texts.save(aside)
+                pipe.tokenizer.identifiers.save(aside / "identifiers.parquet")
     print(f"{folder} now finds {pipe.tokenizer.identifiers.num_available:,} items.")
 
 

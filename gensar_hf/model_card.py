@@ -17,7 +17,8 @@ from safetensors import safe_open
 from gensar_hf.evaluation.comparison import summarize_identifiers
 from gensar_hf.evaluation.metrics import METRICS
 from gensar_hf.evaluation.report import Table, identifier_table, markdown, metrics_tables, query_kinds_table
-from gensar_hf.files import CARD_FILE, atomic_path, read_json
+from gensar_hf.files import CARD_FILE, read_json
+from gensar_hf.folders import saving
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline
 
@@ -155,11 +156,15 @@ def model_card(
 
 
 def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any] | None = None, **options: Any) -> Path:
-    """Write the card of the model in `folder` as its README.md and return its path; arguments as for `model_card`."""
-    path, content = Path(folder) / CARD_FILE, model_card(folder, metrics, **options)
-    with atomic_path(path) as aside:
-        aside.write_text(content, encoding="utf-8")
-    return path
+    """Write the card of the model in `folder` as its README.md and return its path; arguments as for `model_card`.
+
+    Raises:
+        InputError: the folder has a card that this package did not write there, or that was edited.
+    """
+    content = model_card(folder, metrics, **options)
+    with saving(folder) as aside:
+        (aside / CARD_FILE).write_text(content, encoding="utf-8")
+    return Path(folder) / CARD_FILE
 
 
 def _eval_results(metrics: Mapping[str, Any], system: str, data: DataFacts) -> list[EvalResult]:

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +21,8 @@ from gensar_hf.data.tables import TableSource
 from gensar_hf.decoding.logits_process import refuse_nan
 from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
-from gensar_hf.files import CARD_FILE, atomic_path, damage_reported
+from gensar_hf.files import CARD_FILE, RECORD_FILE, damage_reported, read_json
+from gensar_hf.folders import finish_saving, saving
 from gensar_hf.generator.adapters import (
     ADAPTER_BASE_FILE,
     ADAPTER_CONFIG_FILE,
@@ -179,6 +181,7 @@ class GenSARPipeline:
             InputError: a file is missing, damaged or refused (see `SECURITY.md`), or the files do not belong together;
                 an adapter's model is missing, or another one.
         """
+        finish_saving(Path(path) / (kwargs.get("subfolder") or ""))
         is_local = Path(path).is_dir()
         folder, kwargs = open_folder(path, PIPELINE_FILES, kwargs)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -203,12 +206,18 @@ class GenSARPipeline:
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write all that `from_pretrained` reads: model, tokenizer, identifiers, item encoder, and the card if any.
 
-        LoRA weights that were trained are merged into the model; `GenSARTrainer.save_model` writes them alone.
+        An earlier model in the folder is replaced as a whole, and other files in it stay. LoRA weights that were
+        trained are merged into the model; `GenSARTrainer.save_model` writes them alone.
+
+        Raises:
+            InputError: the folder cannot be written to, another process writes it, or a file is in the way that this
+                package did not write there.
         """
-        model = self.model if self.adapter is None else merge_adapter(copy.deepcopy(self.adapter))
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        self.save_extras(folder)
+        with saving_model(folder) as aside:
+            model = self.model if self.adapter is None else merge_adapter(copy.deepcopy(self.adapter))
+            model.save_pretrained(aside)
+            self.tokenizer.save_pretrained(aside)
+            self.save_extras(aside)
         if self.adapter is None:
             self.name_or_path = os.fspath(folder)
 
@@ -221,8 +230,7 @@ class GenSARPipeline:
             if self.tokenizer.catalogue.texts is None:  # otherwise the tokenizer writes it
                 encoder.text_encoder.save(Path(folder) / TEXT_ENCODER_DIR)
         if self.card is not None:
-            with atomic_path(Path(folder) / CARD_FILE) as aside:
-                aside.write_text(self.card, encoding="utf-8")
+            (Path(folder) / CARD_FILE).write_text(self.card, encoding="utf-8")
 
     def push_to_hub(
         self,
@@ -256,6 +264,7 @@ class GenSARPipeline:
             name = self.name_or_path
             self.save_pretrained(folder)
             self.name_or_path = name  # not the temporary folder
+            (Path(folder) / RECORD_FILE).unlink()
             return push_folder(
                 folder,
                 repo_id,
@@ -649,6 +658,23 @@ class GenSARPipeline:
             requests = [as_events(history) for history in histories]
             encoding = self.tokenizer.encode_request(requests, on_unknown=on_unknown, **options)
         return {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
+
+
+def saving_model(folder: str | os.PathLike, replace: bool = True) -> AbstractContextManager[Path]:
+    """`folders.saving` into a folder that may hold a model or an adapter already.
+
+    Args:
+        folder: made if it does not exist.
+        replace: whether files of the earlier model that are not written now are deleted.
+    """
+    try:
+        settings = read_json(Path(folder) / "tokenizer_config.json")
+        is_model = isinstance(settings, dict) and settings.get("tokenizer_class") == GenSARTokenizer.__name__
+    except (InputError, OSError):
+        is_model = False
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    stale = (ADAPTER_CONFIG_FILE, ADAPTER_BASE_FILE, ADAPTER_WEIGHTS_FILE, *weights)
+    return saving(folder, replace=replace, is_own=is_model, stale=stale if is_model and replace else ())
 
 
 def _load_model(

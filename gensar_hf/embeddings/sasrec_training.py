@@ -10,6 +10,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import TrainOutput
 
+from gensar_hf.checkpoints import CheckpointedTrainer
 from gensar_hf.embeddings.modeling_sasrec import IGNORED_LABEL, PADDING, SASRecModel
 from gensar_hf.errors import InputError
 
@@ -106,7 +107,7 @@ class WindowSampler(torch.utils.data.Sampler[int]):
         return iter(get_length_grouped_indices(self.windows.lengths.tolist(), self.batch_size, generator=generator))
 
 
-class WindowTrainer(Trainer):
+class WindowTrainer(CheckpointedTrainer):
     """Trains on `HistoryWindows` in the order of `WindowSampler`."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> WindowSampler:

@@ -18,6 +18,7 @@ from gensar_hf.evaluation.query_kinds import QUERY_KINDS_FILE
 from gensar_hf.evaluation.report import KINDS, comparison_tables, write_markdown
 from gensar_hf.evaluation.significance import metric_intervals
 from gensar_hf.files import read_json, write_json
+from gensar_hf.folders import saving
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,10 @@ def mean_query_kinds(runs: Sequence[RunResult]) -> dict[str, Any]:
 
 def save_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
     """Write `comparison.json`, the tables as `comparison.md`, and the plots of `plot_comparison`."""
-    write_json(folder / "comparison.json", comparison)
-    write_markdown(folder / "comparison.md", comparison_tables(comparison))
-    plot_comparison(comparison, folder)
+    with saving(folder) as aside:
+        write_json(aside / "comparison.json", comparison)
+        write_markdown(aside / "comparison.md", comparison_tables(comparison))
+        plot_comparison(comparison, aside)
 
 
 def _per_request(runs: Sequence[RunResult]) -> dict[str, pd.DataFrame]:

@@ -21,7 +21,8 @@ from gensar_hf.evaluation.ranks import rank_in_catalogue, rank_of_target
 from gensar_hf.evaluation.report import metrics_tables, terminal, write_markdown
 from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer
 from gensar_hf.evaluation.significance import CONFIDENCE, NUM_RESAMPLES, metric_intervals
-from gensar_hf.files import atomic_path, write_json
+from gensar_hf.files import write_json
+from gensar_hf.folders import saving
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -104,8 +105,11 @@ class EvaluationResult:
         """Write `ranks.parquet`, `tables.md`, `ndcg.png` and `metrics.json`; a full ranking goes to `full_ranking/`.
 
         Without matplotlib (an optional extra) there is no `ndcg.png`, and a warning is logged.
+
+        Raises:
+            InputError: the folder has a file of such a name that this package did not write, or cannot be written to.
         """
-        folder, metrics = Path(folder), self.metrics()
+        metrics = self.metrics()
         ranks = [
             (system, task, self.protocols[task], requests.events.user_ids[user], requests.events.item_ids[item], rank)
             for system, by_task in self.ranks.items()
@@ -113,14 +117,14 @@ class EvaluationResult:
             if task in by_task
             for user, item, rank in zip(requests.users, requests.target_items, by_task[task], strict=True)
         ]
-        with atomic_path(folder / RANKS_FILE) as aside:
+        with saving(folder) as aside:
             columns = ["system", "task", "protocol", "user_id", "item_id", "rank"]
-            pd.DataFrame(ranks, columns=columns).to_parquet(aside, index=False)
-        write_markdown(folder / "tables.md", metrics_tables(metrics))
-        plot_metrics(metrics, folder / "ndcg.png")
-        write_json(folder / METRICS_FILE, metrics)
-        if self.full_ranking:
-            self.full_ranking.save(folder / FULL_RANKING_DIR)
+            pd.DataFrame(ranks, columns=columns).to_parquet(aside / RANKS_FILE, index=False)
+            write_markdown(aside / "tables.md", metrics_tables(metrics))
+            plot_metrics(metrics, aside / "ndcg.png")
+            write_json(aside / METRICS_FILE, metrics)
+            if self.full_ranking:
+                self.full_ranking.save(aside / FULL_RANKING_DIR)
 
 
 class Evaluation:

@@ -24,6 +24,7 @@ from gensar_hf.evaluation.protocol import EvaluationResult, evaluate
 from gensar_hf.evaluation.report import QUERY_KINDS, query_kinds_table, terminal, write_markdown
 from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer
 from gensar_hf.files import write_json
+from gensar_hf.folders import saving
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -186,10 +187,11 @@ class QueryKindsResult:
 
     def save(self, folder: str | Path) -> None:
         """Write `query_kinds.json`, `query_kinds.md` and, with matplotlib, `query_kinds.png`."""
-        folder, metrics = Path(folder), self.metrics()
-        write_markdown(folder / "query_kinds.md", [query_kinds_table(metrics)])
-        plot_query_kinds(metrics, folder / "query_kinds.png")
-        write_json(folder / QUERY_KINDS_FILE, metrics)
+        metrics = self.metrics()
+        with saving(folder) as aside:
+            write_markdown(aside / "query_kinds.md", [query_kinds_table(metrics)])
+            plot_query_kinds(metrics, aside / "query_kinds.png")
+            write_json(aside / QUERY_KINDS_FILE, metrics)
 
 
 def evaluate_query_kinds(

@@ -148,7 +148,7 @@ def test_saved_files(make_scorer, requests_by_task, sets_by_task, tmp_path):
     scorers = [make_scorer("Numbers", np.arange(12)), BrokenScorer(RuntimeError("no memory left"))]
     result = evaluate(scorers, requests_by_task, sets_by_task, seed=3)
     result.save(tmp_path / "results")
-    names = ["metrics.json", "ndcg.png", "ranks.parquet", "tables.md"]
+    names = [".gensar.json", "metrics.json", "ndcg.png", "ranks.parquet", "tables.md"]
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == names
     assert read_json(tmp_path / "results" / "metrics.json") == json.loads(json.dumps(result.metrics()))
     ranks = pd.read_parquet(tmp_path / "results" / "ranks.parquet")
