@@ -5,15 +5,17 @@ import base64
 import hmac
 import math
 import re
+import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import pandas as pd
+import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -589,11 +591,9 @@ class _Gate:
 
     def _refusal(self, path: str, headers: Headers, most: int) -> JSONResponse | None:
         settings = self.settings
-        if settings.private and path not in _OPEN_PATHS:
-            if not _has_token(headers.get("authorization", ""), str(settings.token)):
-                return JSONResponse(
-                    {"detail": "This server needs the header 'Authorization: Bearer TOKEN'."}, 401, _ASK
-                )
+        has_token = _has_token(headers.get("authorization", ""), settings.token or "")
+        if settings.private and path not in _OPEN_PATHS and not has_token:
+            return JSONResponse({"detail": "This server needs the header 'Authorization: Bearer TOKEN'."}, 401, _ASK)
         if _CLOSED.match(path):
             return JSONResponse({"detail": "This server takes and gives no files."}, 404)
         length = headers.get("content-length", "0")
@@ -616,3 +616,54 @@ def _has_token(header: str, token: str) -> bool:
     elif scheme.lower() != "bearer":
         return False
     return hmac.compare_digest(value.strip().encode(), token.encode())
+
+
+# ---- the process
+
+
+def run(load: Callable[[], GenSARPipeline], settings: ServingSettings, announce: Callable[[str], None]) -> None:
+    """Serve until the process is told to end, then answer what is under way.
+
+    Args:
+        load: loads the model. It is called when the port is taken, so that an unusable one is reported at once.
+        settings: of the server.
+        announce: called with the address when requests are answered.
+
+    Raises:
+        InputError: the address cannot be listened at, or the model cannot be loaded.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{settings.host}:{settings.port} cannot be listened at ({reason}); choose another.") from None
+    with listener:
+        settings = replace(settings, port=listener.getsockname()[1])
+        app = create_app(load(), settings)
+        if settings.page:
+            from gensar_hf.serving.page import add_page
+
+            add_page(app, app.state.server)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(settings.timeout_s),
+        )
+        host = f"[{settings.host}]" if family == socket.AF_INET6 else settings.host
+        _Uvicorn(config, lambda: announce(f"http://{host}:{settings.port}")).run(sockets=[listener])
+
+
+class _Uvicorn(uvicorn.Server):
+    """Says when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
