@@ -178,7 +178,8 @@ class Page:
                 self.server.answers([ModelRequest("recommend", [], top_k=4)]),
                 self.server.answers([ModelRequest("suggest", [], top_k=3)]),
             )
-            names = self.attributes.frequent[:5] if self.attributes.choices else []
+            frequent = self.attributes.frequent if self.attributes.choices else []
+            names = [name for name in frequent if not name.isdecimal()][:5]
             own = [ModelRequest("recommend", [], top_k=3, among=self.attributes.items(name)) for name in names]
             answers = [(await self.server.answers([request]))[0] for request in own]
             users = {name: [answer["item_id"] for answer in found] for name, found in zip(names, answers, strict=True)}
@@ -198,7 +199,7 @@ class Page:
             strip = f'<h2>You clicked</h2><ul class="g-chips">{chips}</ul>'
         else:
             examples = "".join(_button("example", name, name=name) for name in users)
-            strip = f'<h2>Nobody yet. Start as a fan of</h2><ul class="g-chips">{examples}</ul>'
+            strip = f'<h2>No clicks yet. Start as somebody who likes</h2><ul class="g-chips">{examples}</ul>'
         texts = [answer["query"] for answer in found["suggest"]] if clicks else queries
         suggestions = "".join(_button("query", text, query=text) for text in texts)
         search = self._cards("search", found.get("search", []))
@@ -238,13 +239,13 @@ class Page:
         if row is not None and row < self.attributes.table.num_items:
             attributes, identifiers = " · ".join(self.attributes.of(row))[:90], self._identifiers(row)
         parts = "".join(
-            f'<span class="g-part" style="--w:{100 * abs(value) / largest:.0f}%">{escape(name)} {value:+.1f}</span>'
+            f'<span class="g-part" style="--w:{100 * abs(value) / largest:.0f}%">{escape(name)} {_number(value)}</span>'
             for name, value in answer["parts"].items()
         )
         return (
             f'<li><button class="g-card" data-act="click" data-rail="{rail}" data-item="{escape(item_id)}">'
             f'<span class="g-title">{escape(self._title(item_id))}</span>'
-            f'<span class="g-score">{answer["score"]:.1f}</span>'
+            f'<span class="g-score">{_number(answer["score"])}</span>'
             f'<span class="g-attributes">{escape(attributes)}</span>{identifiers}'
             f'<span class="g-parts">{parts}</span></button></li>'
         )
@@ -281,6 +282,10 @@ class Page:
             *calls,
         ]
         return f'<pre class="g-code-block">{escape(chr(10).join([*curls, "", *python]))}</pre>'
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}".replace("-", "−")
 
 
 def _button(act: str, text: str, **data: str) -> str:
