@@ -118,8 +118,9 @@ class _Question(_Body):
         examples=[[{"item_id": "50"}, {"query": "space adventure"}, {"item_id": "181", "query": "space adventure"}]],
     )
     on_unknown: Literal["raise", "skip"] = Field(
-        default="raise", description="`skip` drops events with an unknown item instead of refusing the request."
+        default="raise", description="`skip` drops unknown items instead of refusing the request."
     )
+    among: list[ItemId] | None = Field(default=None, description="Answer with these items only.", examples=[None])
 
 
 class Recommend(_Question):
@@ -128,7 +129,6 @@ class Recommend(_Question):
     top_k: StrictInt = Field(default=10, ge=1, description="Number of answers.", examples=[5])
     exclude_seen: StrictBool = Field(default=False, description="Leave out the items of the history.")
     explain: StrictBool = Field(default=False, description="Add the parts of each score.")
-    among: list[ItemId] | None = Field(default=None, description="Answer with these items only.", examples=[None])
     exclude: list[ItemId] = Field(default=[], description="Do not answer with these items.", examples=[[]])
 
 
@@ -636,7 +636,7 @@ def run(load: Callable[[], GenSARPipeline], settings: ServingSettings, announce:
     try:
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=1024)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = (error.strerror or str(error)).partition(" (")[0].lower()
         raise InputError(f"{settings.host}:{settings.port} cannot be listened at ({reason}); choose another.") from None
     with listener:
         settings = replace(settings, port=listener.getsockname()[1])

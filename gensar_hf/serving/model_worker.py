@@ -135,6 +135,7 @@ class ModelWorker:
         with self._condition:
             if self._is_closing:
                 raise Closing
+            self._jobs = deque(each for each in self._jobs if not each.future.cancelled())
             # A job that is larger than the queue is taken when nothing waits.
             if self._jobs and job.size + sum(each.size for each in self._jobs) > self.max_queue:
                 raise Overloaded
@@ -212,7 +213,7 @@ class ModelWorker:
         top_k = request.top_k
         if request.kind == "rank" or (request.kind != "suggest" and top_k <= self.pipe.num_beams):
             top_k = 0  # the answers of a larger `top_k` begin with those of a smaller one
-        return top_k, request.query is None, request.among, request.exclude, request.options
+        return top_k, request.query is None, request.among is None, request.options
 
     def _results(self, requests: list[ModelRequest]) -> list[Any]:
         """Answers, or an exception, for each request of a group; a bad request is found by halving the batch."""
@@ -228,9 +229,10 @@ class ModelWorker:
     def _answers(self, requests: list[ModelRequest]) -> Any:
         first, histories = requests[0], [request.history for request in requests]
         options: dict[str, Any] = dict(first.options)
-        for name, ids in (("among", first.among), ("exclude", first.exclude)):
-            if ids is not None and (ids or name == "among"):
-                options[name] = self._filter(ids)
+        if first.among is not None:
+            options["among"] = [self._filter(request.among or (), options) for request in requests]
+        if any(request.exclude for request in requests):
+            options["exclude"] = [self._filter(request.exclude, options) for request in requests]
         top_k = max(request.top_k for request in requests)
         queries: Any = [request.query for request in requests]
         if first.kind == "recommend":
@@ -242,11 +244,12 @@ class ModelWorker:
         candidates = [request.candidates for request in requests]
         return self.pipe.rank(histories, candidates, None if first.query is None else queries, **options)
 
-    def _filter(self, ids: tuple[str, ...]) -> Any:
+    def _filter(self, ids: tuple[str, ...], options: dict[str, Any]) -> Any:
         """The prepared filter of a list of items; the latest ones are kept."""
-        key = (id(self.pipe.tokenizer.catalogue), ids)
+        on_unknown = options.get("on_unknown", "raise")
+        key = (ids, on_unknown)
         if key not in self._filters:
-            self._filters[key] = self.pipe.filter(ids)
+            self._filters[key] = self.pipe.filter(ids, on_unknown)
         self._filters.move_to_end(key)
         while len(self._filters) > _CACHED_FILTERS:
             self._filters.popitem(last=False)
