@@ -541,6 +541,21 @@ def serve_command(argv: Sequence[str]) -> None:
         print("Stopped.", file=sys.stderr)
 
 
+def space_command(argv: Sequence[str]) -> None:
+    """`gensar space`: the files of a Hugging Face Space."""
+    from gensar_hf.serving.space import write_space
+
+    parser = SettingsParser("gensar space", "Write the files of a Hugging Face Space that shows the page of a model.")
+    parser.add_argument("model", type=str, help="Hub name, or a run or model folder, which is copied.")
+    parser.add_argument("--output_dir", type=str, default="space", help="new folder of the Space.")
+    settings = read_settings(parser, argv)
+    folder = write_space(settings.model, settings.output_dir)
+    print(f"The Space is in {folder}. Try it with `python {folder / 'app.py'}`, then upload it:")
+    print(
+        f"    hf repo create me/demo --repo-type space --space-sdk gradio && hf upload me/demo {folder} --repo-type space"
+    )
+
+
 @contextmanager
 def extra_installed(extra: str) -> Iterator[None]:
     """Report a missing package as an extra to install.
@@ -616,6 +631,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "add-items": add_items_command,
     "push": push_command,
     "serve": serve_command,
+    "space": space_command,
 }
 
 

@@ -639,31 +639,35 @@ def run(load: Callable[[], GenSARPipeline], settings: ServingSettings, announce:
         reason = (error.strerror or str(error)).partition(" (")[0].lower()
         raise InputError(f"{settings.host}:{settings.port} cannot be listened at ({reason}); choose another.") from None
     with listener:
-        settings = replace(settings, port=listener.getsockname()[1])
-        app = create_app(load(), settings)
-        if settings.page:
-            from gensar_hf.serving.page import add_page
-
-            add_page(app, app.state.server)
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=math.ceil(settings.timeout_s),
-        )
+        server = http_server(load(), replace(settings, port=listener.getsockname()[1]))
         host = f"[{settings.host}]" if family == socket.AF_INET6 else settings.host
-        _Uvicorn(config, lambda: announce(f"http://{host}:{settings.port}")).run(sockets=[listener])
+        server.on_start = lambda: announce(f"http://{host}:{listener.getsockname()[1]}")
+        server.run(sockets=[listener])
 
 
-class _Uvicorn(uvicorn.Server):
-    """Says when it is ready."""
+def http_server(pipe: GenSARPipeline, settings: ServingSettings) -> "HTTPServer":
+    """The server of a model, with the page if the settings want it; its `run(sockets=[…])` serves."""
+    app = create_app(pipe, settings)
+    if settings.page:
+        from gensar_hf.serving.page import add_page
 
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
+        add_page(app, app.state.server)
+    seconds = math.ceil(settings.timeout_s)  # after which no answer is under way
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=seconds
+    )
+    return HTTPServer(config)
+
+
+class HTTPServer(uvicorn.Server):
+    """Says when it is ready, by calling `on_start`."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._on_start = on_start
+        self.on_start: Callable[[], None] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then listen."""
         await super().startup(sockets)
         if self.started:
-            self._on_start()
+            self.on_start()

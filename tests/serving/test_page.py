@@ -1,13 +1,8 @@
 """The page in a real browser: type, click, see both lists change, forget a click, filter. Slow: it starts a server."""
 
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,46 +11,26 @@ import pytest
 
 from gensar_hf import GenSARPipeline
 
-ROOT = Path(__file__).parents[2]
 pytest.importorskip("gradio", reason="needs the extra [serve]")
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+from live_server import live_server  # noqa: E402
+
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs the browser chromium")]
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> ${document.title='owned'} {{this}} `"
 
 
 @pytest.fixture(scope="module")
-def model(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose items have a genre, and the second one a title that is a program."""
-    folder = tmp_path_factory.mktemp("served") / "model"
+def address(tiny_run: Path) -> Iterator[str]:
+    """A running server of a model whose items have a genre, and the second one a title that is a program."""
     pipe = GenSARPipeline.from_pretrained(tiny_run / "model", device="cpu")
     table = pipe.tokenizer.identifiers
     titles = [HOSTILE if row == 1 else title for row, title in enumerate(table.titles)]
     texts = [f"{title}. {('Bath', 'Kitchen')[row % 2]}" for row, title in enumerate(titles)]
     pipe.set_catalogue(replace(table, titles=titles, texts=texts))
-    pipe.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def address(model: Path) -> Iterator[str]:
-    """A running `gensar serve`."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "gensar_hf", "serve", str(model), "--port", str(port)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment) as process:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
-                break
-            except OSError:
-                assert process.poll() is None
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/"
-        process.terminate()
-        process.wait(timeout=60)
+    with live_server(pipe) as address:
+        yield address
 
 
 class Browser:
