@@ -551,9 +551,8 @@ def space_command(argv: Sequence[str]) -> None:
     settings = read_settings(parser, argv)
     folder = write_space(settings.model, settings.output_dir)
     print(f"The Space is in {folder}. Try it with `python {folder / 'app.py'}`, then upload it:")
-    print(
-        f"    hf repo create me/demo --repo-type space --space-sdk gradio && hf upload me/demo {folder} --repo-type space"
-    )
+    print("    hf repo create me/demo --repo-type space --space-sdk gradio")
+    print(f"    hf upload me/demo {folder} --repo-type space")
 
 
 @contextmanager
