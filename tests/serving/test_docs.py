@@ -44,7 +44,7 @@ def test_the_commands_run(tmp_path: Path) -> None:
                 if server is not None:
                     server.terminate()
                     server.wait(timeout=60)
-                command = f"exec {command} --port {port} --page false".replace("exec GENSAR_TOKEN", "GENSAR_TOKEN")
+                command = f"exec env {command} --port {port} --page false"
                 server = subprocess.Popen(command, shell=True, cwd=tmp_path, env=environment)
                 wait_for(f"http://127.0.0.1:{port}/readyz", server)
             elif line.startswith("curl"):
