@@ -35,7 +35,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gensar_hf.errors import InputError
 from gensar_hf.new_items import read_new_items
 from gensar_hf.pipeline import GenSARPipeline
-from gensar_hf.serving.model_worker import Closing, ModelRequest, ModelWorker, Overloaded
+from gensar_hf.serving.model_worker import Answered, Closing, ModelRequest, ModelWorker, Overloaded
 
 _SHORTEST_SECRET = 16
 
@@ -268,7 +268,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        made = {"registry": self.registry}
+        made: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("gensar_http_requests", "Answered requests.", ["endpoint", "status"], **made)
         self.seconds = Histogram("gensar_http_request_seconds", "Time to answer.", ["endpoint"], **made)
         sizes = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -299,7 +299,7 @@ class Server:
         self._worker = ModelWorker(
             self.pipe, settings.max_batch_size, settings.max_wait_ms, settings.max_queue, self.metrics.on_batch
         )
-        first = self.pipe.items["item_id"].iloc[0]  # builds the trie and the text index
+        first = self.pipe.tokenizer.identifiers.item_ids[0]  # the two build the trie and the text index
         for request in (ModelRequest("recommend", []), ModelRequest("search", [{"item_id": first}], "a")):
             await asyncio.wrap_future(self._worker.submit([request]))
         self.is_ready = True
@@ -320,7 +320,7 @@ class Server:
             raise HTTPException(503, "The server is starting or shutting down; try again.", {"Retry-After": "1"})
         return self._worker
 
-    async def answers(self, requests: list[ModelRequest]) -> list[list[dict[str, Any]]]:
+    async def answers(self, requests: list[ModelRequest]) -> Answered:
         """Answers to requests of one kind.
 
         Raises:
@@ -349,12 +349,11 @@ class Server:
         """Apply a change; one that fails leaves the catalogue as it is."""
         worker = self.worker
         try:
-            await self._result(worker.change_catalogue(partial(_changed_catalogue, change)))
+            version = await self._result(worker.change_catalogue(partial(_changed_catalogue, change)))
         except Closing:
             raise HTTPException(503, "The server is shutting down.", {"Retry-After": "1"}) from None
-        return CatalogueState(
-            num_available=self.pipe.tokenizer.identifiers.num_available, catalogue_version=worker.catalogue_version
-        )
+        num_available = self.pipe.tokenizer.identifiers.num_available
+        return CatalogueState(num_available=num_available, catalogue_version=version)
 
     def item(self, item_id: str) -> Item | None:
         """An item of the catalogue; None: there is none of this id."""
@@ -383,14 +382,14 @@ class Server:
         requests = []
         for place, question in enumerate(questions):
             where = f"requests[{place}]." if isinstance(body, Batch) else ""
-            options = {"on_unknown": question.on_unknown}
-            lists = {"among": None, "exclude": (), "candidates": ()}
+            options: dict[str, Any] = {"on_unknown": question.on_unknown}
+            lists: dict[str, Any] = {"among": None, "exclude": (), "candidates": ()}
             for name in lists:
                 if getattr(question, name, None) is not None:
                     lists[name] = tuple(map(str, getattr(question, name)))
-                    self._limit(len(lists[name] or ()), settings.max_items, where + name, "items in a list")
+                    self._limit(len(lists[name]), settings.max_items, where + name, "items in a list")
             self._limit(len(question.history), settings.max_history, f"{where}history", "events in a history")
-            top_k = getattr(question, "top_k", len(lists["candidates"] or ()))
+            top_k = getattr(question, "top_k", len(lists["candidates"]))
             if kind != "rank" and top_k > settings.max_top_k:
                 raise InputError(f"{where}top_k: this server gives at most {settings.max_top_k} answers; got {top_k}.")
             if isinstance(question, Recommend):
@@ -453,10 +452,10 @@ def create_app(pipe: GenSARPipeline, settings: ServingSettings | None = None) ->
 
     async def answer(kind: str, body: Any) -> dict[str, Any]:
         start = time.perf_counter()
-        answers = await server.answers(server.model_requests(kind, body))
+        answers, version = await server.answers(server.model_requests(kind, body))
         found = {"batch": answers} if isinstance(body, Batch) else {"answers": answers[0]}
         took = 1000 * (time.perf_counter() - start)
-        return {"catalogue_version": server.worker.catalogue_version, "took_ms": round(took, 2), **found}
+        return {"catalogue_version": version, "took_ms": round(took, 2), **found}
 
     @app.post("/v1/recommend", tags=["model"], response_model=ItemAnswers, response_model_exclude_unset=True)
     async def recommend(body: RecommendBody) -> Any:

@@ -54,6 +54,13 @@ class ModelRequest(NamedTuple):
     options: tuple[tuple[str, Hashable], ...] = ()
 
 
+class Answered(NamedTuple):
+    """The answers to requests, one list each, and the version of the catalogue that they are of."""
+
+    answers: list[list[Answer]]
+    catalogue_version: int
+
+
 @dataclass(eq=False)
 class _Job:
     kind: str
@@ -104,8 +111,8 @@ class ModelWorker:
         """Whether further requests are taken."""
         return self._thread.is_alive() and not self._is_closing
 
-    def submit(self, requests: Sequence[ModelRequest]) -> "Future[list[list[Answer]]]":
-        """Queue requests of one kind. The result has one list of answers per request, all of one catalogue.
+    def submit(self, requests: Sequence[ModelRequest]) -> "Future[Answered]":
+        """Queue requests of one kind.
 
         Raises:
             Overloaded: the queue is full.
@@ -113,14 +120,17 @@ class ModelWorker:
         """
         return self._enqueue(_Job(requests[0].kind, requests, len(requests)))
 
-    def change_catalogue(self, change: Callable[[GenSARPipeline], Any]) -> Future:
-        """Queue a change, which must leave the catalogue as it is if it fails. It runs between two batches."""
+    def change_catalogue(self, change: Callable[[GenSARPipeline], Any]) -> "Future[int]":
+        """Queue a change, which must leave the catalogue as it is if it fails. It runs between two batches.
 
-        def work() -> Any:
-            result = change(self.pipe)
+        The result is the version of the new catalogue.
+        """
+
+        def work() -> int:
+            change(self.pipe)
             self.catalogue_version += 1
             self._filters.clear()
-            return result
+            return self.catalogue_version
 
         return self._enqueue(_Job("catalogue", work, 0))
 
@@ -202,7 +212,7 @@ class ModelWorker:
             own, end = results[end : end + job.size], end + job.size
             failed = [place for place, result in enumerate(own) if isinstance(result, Exception)]
             if not failed:
-                job.future.set_result(own)
+                job.future.set_result(Answered(own, self.catalogue_version))
             elif job.size == 1 or not isinstance(own[failed[0]], InputError):
                 job.future.set_exception(own[failed[0]])
             else:

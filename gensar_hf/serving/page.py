@@ -162,7 +162,7 @@ class Page:
         found: dict[str, list] = {name: [] for name in asked}
         try:
             answers = await asyncio.gather(*[self.server.answers([request]) for request in asked.values()])
-            found = {name: own[0] for name, own in zip(asked, answers, strict=True)}
+            found = {name: own.answers[0] for name, own in zip(asked, answers, strict=True)}
             await self.examples()
         except (InputError, HTTPException) as error:
             problem = str(getattr(error, "detail", error))
@@ -181,12 +181,12 @@ class Page:
             frequent = self.attributes.frequent if self.attributes.choices else []
             names = [name for name in frequent if not name.isdecimal()][:5]
             own = [ModelRequest("recommend", [], top_k=3, among=self.attributes.items(name)) for name in names]
-            answers = [(await self.server.answers([request]))[0] for request in own]
+            answers = [(await self.server.answers([request])).answers[0] for request in own]
             users = {name: [answer["item_id"] for answer in found] for name, found in zip(names, answers, strict=True)}
             if not users:
-                users = {answer["title"] or answer["item_id"]: [answer["item_id"]] for answer in popular[0]}
-            titles = [answer["title"].lower() for answer in popular[0][:2] if answer["title"]]
-            self._examples = users, [*[answer["query"] for answer in queries[0]], *titles]
+                users = {answer["title"] or answer["item_id"]: [answer["item_id"]] for answer in popular.answers[0]}
+            titles = [answer["title"].lower() for answer in popular.answers[0][:2] if answer["title"]]
+            self._examples = users, [*[answer["query"] for answer in queries.answers[0]], *titles]
         return self._examples
 
     # ---- rendering; everything that is not ours goes through `escape`
@@ -266,7 +266,7 @@ class Page:
     def _code(self, clicks: list[dict], query: str) -> str:
         settings, query = self.server.settings, query.strip()
         url = f"http://{settings.host}:{settings.port}/v1"
-        bodies = {"recommend": {"history": clicks, "top_k": TOP_K, "exclude_seen": True}}
+        bodies: dict[str, dict[str, Any]] = {"recommend": {"history": clicks, "top_k": TOP_K, "exclude_seen": True}}
         calls = [f"pipe.recommend(history, top_k={TOP_K}, exclude_seen=True)"]
         if query:
             bodies["search"] = {"query": query, "history": clicks, "top_k": TOP_K}

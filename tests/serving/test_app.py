@@ -97,12 +97,12 @@ def test_waiting_requests_are_answered_as_batches_and_a_bad_one_alone_fails(pipe
     ]
     found = worker.submit([ModelRequest("search", HISTORY, query) for query in QUERIES])
     is_running.set()
-    assert blocker.result(60)
+    assert blocker.result(60) == 2
     for place, answers in enumerate(asked[:-1]):
-        assert item_ids(answers.result(60)[0]) == item_ids(pipe.recommend(histories[place], top_k=1 + place))
+        assert item_ids(answers.result(60).answers[0]) == item_ids(pipe.recommend(histories[place], top_k=1 + place))
     with pytest.raises(InputError, match=r"history\[0\]: item 'nothing' is not in the model's catalogue"):
         asked[-1].result(60)
-    assert len(found.result(60)) == 4
+    assert len(found.result(60).answers) == 4
     worker.close()
     assert batches == [("recommend", 8), ("recommend", 4), ("search", 4)]
 
@@ -123,7 +123,7 @@ def test_a_full_queue_refuses_and_a_closed_worker_answers_what_waits(pipelines: 
         worker.submit([ModelRequest("suggest", [])])
     is_running.set()
     closing.join(60)
-    assert all(future.result(0) for future in waiting)
+    assert all(future.result(0).answers for future in waiting)
 
 
 def test_an_overloaded_or_slow_server_says_so(pipelines: dict) -> None:
