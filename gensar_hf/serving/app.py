@@ -290,6 +290,7 @@ class Server:
     def __init__(self, pipe: GenSARPipeline, settings: ServingSettings) -> None:
         self.pipe, self.settings, self.metrics = pipe, settings, Metrics()
         self.is_ready = False
+        self.streams: set[Any] = set()  # tasks that keep a connection to an open page
         self._worker: ModelWorker | None = None
 
     @asynccontextmanager
@@ -531,7 +532,7 @@ def create_app(pipe: GenSARPipeline, settings: ServingSettings | None = None) ->
     async def fail(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"detail": "The server failed to answer; its log says why."}, 500)
 
-    app.add_middleware(_Gate, settings=settings, metrics=server.metrics)
+    app.add_middleware(_Gate, server=server)
     return app
 
 
@@ -556,8 +557,8 @@ _CLOSED = re.compile(r"/(gradio_api/)?(upload|file|proxy|stream)(_progress)?[=/]
 class _Gate:
     """ASGI middleware: the token of a private server, the size of bodies, and the count of answers."""
 
-    def __init__(self, app: ASGIApp, settings: ServingSettings, metrics: Metrics) -> None:
-        self.app, self.settings, self.metrics = app, settings, metrics
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self.app, self.settings, self.metrics, self.streams = app, server.settings, server.metrics, server.streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -581,9 +582,17 @@ class _Gate:
             await send(message)
 
         refusal = self._refusal(path, Headers(scope=scope), most)
+        is_stream, task = path.startswith("/gradio_api/heartbeat"), asyncio.current_task()
+        if is_stream:
+            self.streams.add(task)
         try:
             await (refusal or self.app)(scope, count_received, note_status)
+        except asyncio.CancelledError:
+            if not is_stream:
+                raise
+            await send({"type": "http.response.body"})  # the server ends
         finally:
+            self.streams.discard(task)
             endpoint = next((name for name in _ENDPOINTS if path.startswith(name)), "other")
             self.metrics.requests.labels(endpoint, str(status)).inc()
             self.metrics.seconds.labels(endpoint).observe(time.perf_counter() - start)
@@ -655,18 +664,25 @@ def http_server(pipe: GenSARPipeline, settings: ServingSettings) -> "HTTPServer"
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=seconds
     )
-    return HTTPServer(config)
+    return HTTPServer(config, app.state.server.streams)
 
 
 class HTTPServer(uvicorn.Server):
-    """Says when it is ready, by calling `on_start`."""
+    """Calls `on_start` when it is ready. At its end it answers what is under way, but does not wait for open pages."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, streams: set[Any]) -> None:
         super().__init__(config)
         self.on_start: Callable[[], None] = lambda: None
+        self._streams = streams
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then listen."""
         await super().startup(sockets)
         if self.started:
             self.on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the connections of open pages, then answer what is under way."""
+        for task in [*self._streams]:
+            task.cancel()
+        await super().shutdown(sockets)

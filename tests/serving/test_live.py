@@ -132,5 +132,6 @@ def test_a_space_is_written_and_its_app_starts(tiny_run: Path, tmp_path: Path, c
         address = process.stdout.readline().strip().replace("0.0.0.0", "127.0.0.1")
         assert call(f"{address}/v1/recommend", {})[0] == 200
         assert "GenSAR" in urllib.request.urlopen(f"{address}/", timeout=60).read().decode()
-        process.terminate()
-        process.wait(timeout=60)
+        with urllib.request.urlopen(f"{address}/gradio_api/heartbeat/a-page", timeout=60):  # an open page
+            process.terminate()
+            process.wait(timeout=25)  # less than --timeout_s
