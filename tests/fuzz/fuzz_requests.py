@@ -30,7 +30,7 @@ VALUES: list[Any] = [
 PATHS = [
     "/v1/items/..%2f..%2f..%2fetc%2fpasswd", "/v1/items/%00", "/v1/items/%ff%fe", "/v1/items//etc/passwd",
     "/v1/items/file:%2f%2f%2fetc%2fpasswd", "/gradio_api/file=/etc/passwd", "/file=/etc/passwd", "/v1/../metrics",
-    "/gradio_api/proxy=http://127.0.0.1:1/", "/v1/items/" + "a" * 8000, "/v1/%2e%2e/", "/v1/items/🦔".encode().decode("latin-1"),
+    "/gradio_api/proxy=http://127.0.0.1:1/", "/v1/items/" + "a" * 8000, "/v1/%2e%2e/", "/v1/items/%F0%9F%A6%94",
 ]  # fmt: skip
 
 
