@@ -47,7 +47,7 @@ class Browser:
         return self.driver.execute_script(script, f"#{rail} .g-title")
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while not condition():
             assert time.monotonic() < end, f"{what} did not happen"
             time.sleep(0.1)
