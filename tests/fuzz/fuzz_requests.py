@@ -58,14 +58,14 @@ def changed(body: Any, draw: random.Random) -> Any:
             inner = parent[key]
             parent, key = inner, draw.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
         if parent is None:
-            return draw.choice(VALUES)
+            return copy.deepcopy(draw.choice(VALUES))
         action = draw.random()
         if action < 0.7:
-            parent[key] = draw.choice(VALUES)
+            parent[key] = copy.deepcopy(draw.choice(VALUES))
         elif action < 0.85:
             del parent[key]
         elif isinstance(parent, dict):
-            parent[str(draw.choice(VALUES))[:50]] = draw.choice(VALUES)
+            parent[str(draw.choice(VALUES))[:50]] = copy.deepcopy(draw.choice(VALUES))
         else:
             parent.extend(parent * draw.randint(1, 300))
     return body
