@@ -61,6 +61,7 @@ class Attributes:
         lowest, highest = max(3, table.num_items // 100), 0.9 * table.num_items
         self.frequent = [part for part, count in counts.most_common() if lowest <= count <= highest][:_MAX_CHOICES]
         self.choices = sorted(self.frequent) if len(self.frequent) > 1 else []
+        self._items: dict[str, tuple[str, ...]] = {}
 
     def of(self, row: int) -> list[str]:
         """The attributes of an item: what its text says besides its title, as far as it is short."""
@@ -71,13 +72,11 @@ class Attributes:
         return [part for part in map(str.strip, parts) if 0 < len(part) <= _ATTRIBUTE_LENGTH]
 
     def items(self, attribute: str) -> tuple[str, ...]:
-        """Ids of the available items that have an attribute."""
-        table = self.table
-        return tuple(
-            item_id
-            for row, item_id in enumerate(table.item_ids)
-            if table.available[row] and attribute in table.texts[row] and attribute in self.of(row)  # type: ignore[index]
-        )
+        """Ids of the items that have an attribute."""
+        if attribute not in self._items:
+            rows = [row for row, text in enumerate(self.table.texts or []) if attribute in text]
+            self._items[attribute] = tuple(self.table.item_ids[row] for row in rows if attribute in self.of(row))
+        return self._items[attribute]
 
 
 class Page:
@@ -147,7 +146,7 @@ class Page:
         """Ask the model three times at once, and render the answers."""
         query = str(query or "")[:1000]
         if self.attributes.table is not self.pipe.tokenizer.identifiers:
-            self.attributes = Attributes(self.pipe.tokenizer.identifiers)
+            self.attributes = await asyncio.to_thread(Attributes, self.pipe.tokenizer.identifiers)
         among = self.attributes.items(choice) if choice in self.attributes.choices else None
         explained = (("explain", True),)
         asked = {
