@@ -551,7 +551,7 @@ def space_command(argv: Sequence[str]) -> None:
     settings = read_settings(parser, argv)
     folder = write_space(settings.model, settings.output_dir)
     print(f"The Space is in {folder}. Try it with `python {folder / 'app.py'}`, then upload it:")
-    print("    hf repo create me/demo --repo-type space --space-sdk gradio")
+    print("    hf repos create me/demo --type space --sdk gradio")
     print(f"    hf upload me/demo {folder} --repo-type space")
 
 
