@@ -107,6 +107,8 @@ class _Body(BaseModel):
 class Event(_Body):
     """A click (`item_id`), a query (`query`), or a click on a result of a query (both)."""
 
+    model_config = ConfigDict(extra="allow")  # as in the pipeline, which knows which keys were meant
+
     item_id: ItemId | None = None
     query: Text | None = Field(default=None, examples=["space adventure"])
 
