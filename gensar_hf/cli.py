@@ -516,7 +516,8 @@ def load_pipeline(name: str) -> Any:
 def serve_command(argv: Sequence[str]) -> None:
     """`gensar serve`: a page and a REST API."""
     with extra_installed("serve"):
-        from gensar_hf.serving.app import ServingSettings, run
+        from gensar_hf.serving.app import ServingSettings
+        from gensar_hf.serving.server import run
 
     parser = SettingsParser("gensar serve", "Serve a model: a page at /, a REST API at /v1, its description at /docs.")
     parser.add_argument("model", type=str, help="run, model folder, adapter folder or Hub name.")
