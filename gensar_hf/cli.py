@@ -515,9 +515,7 @@ def load_pipeline(name: str) -> Any:
 
 def serve_command(argv: Sequence[str]) -> None:
     """`gensar serve`: a page and a REST API."""
-    with extra_installed("serve"):
-        from gensar_hf.serving.app import ServingSettings
-        from gensar_hf.serving.server import run
+    from gensar_hf.serving.settings import ServingSettings
 
     parser = SettingsParser("gensar serve", "Serve a model: a page at /, a REST API at /v1, its description at /docs.")
     parser.add_argument("model", type=str, help="run, model folder, adapter folder or Hub name.")
@@ -526,8 +524,10 @@ def serve_command(argv: Sequence[str]) -> None:
     model = settings.pop("model")
     settings["token"] = settings["token"] or os.environ.get("GENSAR_TOKEN") or None
     serving = ServingSettings(**settings)
-    if serving.page:
-        with extra_installed("serve"):
+    with extra_installed("serve"):
+        from gensar_hf.serving.server import run
+
+        if serving.page:
             import gradio  # noqa: F401
     if serving.host not in ("127.0.0.1", "::1", "localhost") and not serving.private:
         print(f"Everybody who reaches {serving.host} can ask the model; --private asks for the token.", file=sys.stderr)

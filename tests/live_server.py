@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from gensar_hf import GenSARPipeline
-from gensar_hf.serving.app import ServingSettings
 from gensar_hf.serving.server import http_server
+from gensar_hf.serving.settings import ServingSettings
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import uvicorn
 
 from gensar_hf.errors import InputError
 from gensar_hf.pipeline import GenSARPipeline
-from gensar_hf.serving.app import ServingSettings, create_app
+from gensar_hf.serving.app import create_app
+from gensar_hf.serving.settings import ServingSettings
 
 
 def run(load: Callable[[], GenSARPipeline], settings: ServingSettings, announce: Callable[[str], None]) -> None:

@@ -31,8 +31,8 @@ import os
 from pathlib import Path
 
 from gensar_hf import GenSARPipeline
-from gensar_hf.serving.app import ServingSettings
 from gensar_hf.serving.server import run
+from gensar_hf.serving.settings import ServingSettings
 
 MODEL = {model}
 

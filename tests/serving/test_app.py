@@ -22,8 +22,9 @@ from gensar_hf import GenSARPipeline
 from gensar_hf.cli import main
 from gensar_hf.errors import InputError
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
-from gensar_hf.serving.app import ServingSettings, create_app
+from gensar_hf.serving.app import create_app
 from gensar_hf.serving.model_worker import Closing, ModelRequest, ModelWorker, Overloaded
+from gensar_hf.serving.settings import ServingSettings
 
 TOKEN = "a-secret-of-some-length"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -291,7 +292,8 @@ def test_settings_that_cannot_be_used_are_one_sentence(
 
 
 def test_a_missing_extra_is_one_sentence(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "gensar_hf.serving.app")
+    for name in ("app", "server"):
+        monkeypatch.delitem(sys.modules, f"gensar_hf.serving.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert main(["serve", "no-model"]) == 2
     assert "install the extra with `pip install 'gensar-hf[serve]'`" in capsys.readouterr().err
