@@ -1,10 +1,11 @@
-"""The command `gensar`: train, evaluate, search, recommend, add-items, push."""
+"""The command `gensar`: train, evaluate, search, recommend, add-items, push, serve, space."""
 
 import argparse
 import dataclasses
 import difflib
 import inspect
 import logging
+import os
 import re
 import sys
 import textwrap
@@ -28,6 +29,8 @@ USAGE = """usage: gensar COMMAND ... (gensar COMMAND --help lists the settings)
   evaluate   a run's model on the clicks that were held out, next to other systems
   search     items for a query
   recommend  items for a history of clicks
+  serve      a page and a REST API of a model
+  space      a Hugging Face Space of a model
   add-items  take new items up, remove or restore items; nothing is trained
   push       upload a model to the Hub
 """
@@ -513,6 +516,68 @@ def load_pipeline(name: str) -> Any:
     return GenSARPipeline.from_pretrained(folder if folder.is_dir() else name)
 
 
+# ---- serve
+
+
+def serve_command(argv: Sequence[str]) -> None:
+    """`gensar serve`: a page and a REST API."""
+    from gensar_hf.serving.settings import ServingSettings
+
+    parser = SettingsParser("gensar serve", "Serve a model: a page at /, a REST API at /v1, its description at /docs.")
+    parser.add_argument("model", type=str, help="run, model folder, adapter folder or Hub name.")
+    add_settings(parser, ServingSettings)
+    settings = read_settings(parser, argv).as_dict()
+    model = settings.pop("model")
+    settings["token"] = settings["token"] or os.environ.get("GENSAR_TOKEN") or None
+    serving = ServingSettings(**settings)
+    with extra_installed("serve"):
+        from gensar_hf.serving.server import run
+
+        if serving.page:
+            import gradio  # noqa: F401
+    if serving.host not in ("127.0.0.1", "::1", "localhost") and not serving.private:
+        print(f"Everybody who reaches {serving.host} can ask the model; --private asks for the token.", file=sys.stderr)
+
+    def announce(address: str) -> None:
+        page = f"Open {address}/ for the page. " if serving.page else ""
+        print(f"{page}REST API: {address}/v1, described at {address}/docs. Ctrl-C ends the server.", flush=True)
+
+    try:
+        run(lambda: load_pipeline(model), serving, announce)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+
+
+def space_command(argv: Sequence[str]) -> None:
+    """`gensar space`: the files of a Hugging Face Space."""
+    from gensar_hf.serving.space import write_space
+
+    parser = SettingsParser("gensar space", "Write the files of a Hugging Face Space that shows the page of a model.")
+    parser.add_argument("model", type=str, help="Hub name, or a run or model folder, which is copied.")
+    parser.add_argument("--output_dir", type=str, default="space", help="new folder of the Space.")
+    settings = read_settings(parser, argv)
+    folder = write_space(settings.model, settings.output_dir)
+    print(f"The Space is in {folder}. Try it with `python {folder / 'app.py'}`, then upload it:")
+    print("    hf repos create me/demo --type space --sdk gradio")
+    print(f"    hf upload me/demo {folder} --repo-type space")
+
+
+@contextmanager
+def extra_installed(extra: str) -> Iterator[None]:
+    """Report a missing package as an extra to install.
+
+    Raises:
+        InputError: a package is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"This command needs the package {error.name}, which is not installed; install the extra with "
+            f"`pip install 'gensar-hf[{extra}]'`."
+        ) from None
+
+
 # ---- catalogue, Hub
 
 
@@ -578,6 +643,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "recommend": recommend_command,
     "add-items": add_items_command,
     "push": push_command,
+    "serve": serve_command,
+    "space": space_command,
 }
 
 

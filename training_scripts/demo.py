@@ -72,6 +72,7 @@ def main() -> None:
         f"The model is in {run_dir / MODEL}, metrics, tables and a plot in {run_dir / RESULTS}. Next:\n"
         f'    gensar search {run_dir / MODEL} "{requests.query_texts[0]}"\n'
         f"    gensar recommend {run_dir / MODEL} {' '.join(dataset.item_ids[:2])}\n"
+        "    make serve                     (a page to try the model on, and its REST API)\n"
         "    gensar train --items items.csv --interactions clicks.csv --output_dir runs/mine",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -13,8 +13,6 @@ all before it. Prints how many calls of each kind ended in which way, and exits 
 - `wrong answer`: a check of the answer failed; `hang`: more than 30 seconds.
 """
 
-# ruff: noqa: T201
-
 import argparse
 import contextlib
 import logging

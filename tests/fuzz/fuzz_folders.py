@@ -7,8 +7,6 @@ change. A process with a limit of memory tries many cases in turn; this one watc
 the seed determine the change, so that `--first N --cases 1` repeats case N. Exit status 1: a case went wrong.
 """
 
-# ruff: noqa: T201
-
 import argparse
 import json
 import os
