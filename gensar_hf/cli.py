@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import io
 import logging
 import os
 import re
@@ -63,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def exit_status(command: Callable[..., int | None], *arguments: Any) -> int:
     """Call a command; 2 and one sentence on stderr for input that cannot be used, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # titles may hold what the terminal cannot show
     try:
         return command(*arguments) or 0
     except InputError as error:
@@ -502,9 +506,11 @@ def ready_to_answer(settings: Any) -> tuple[Any, list[dict[str, str]]]:
     """
     if settings.top_k < 1:
         raise InputError(f"--top_k must be at least 1; got {settings.top_k}.")
-    pipe = load_pipeline(settings.model)
-    pipe.tokenizer.catalogue.item_rows(settings.history)
-    return pipe, [{"item_id": item_id} for item_id in settings.history]
+    from gensar_hf.data.tables import read_ids
+
+    pipe, item_ids = load_pipeline(settings.model), read_ids(settings.history, "history")
+    pipe.tokenizer.catalogue.item_rows(item_ids)
+    return pipe, [{"item_id": item_id} for item_id in item_ids]
 
 
 def load_pipeline(name: str) -> Any:

@@ -56,7 +56,8 @@ def tune_baseline(  # noqa: D417
     """Fit a baseline with the settings that are best on the validation requests.
 
     The first trial takes the first value of every setting, the others are drawn at random from the other combinations.
-    A search with one trial fits it without validation. The arguments that are not listed are those of `Evaluation`.
+    A search with one trial fits it without validation, and so does one where all requests are of other tasks. The
+    arguments that are not listed are those of `Evaluation`.
 
     Args:
         name: key of `BASELINES`.
@@ -94,6 +95,9 @@ def tune_baseline(  # noqa: D417
         for task, message in result.failures.get(scorer.name, {}).items():
             raise InputError(f"{scorer.name} failed in {task}: {message}")
         ranks = result.ranks.get(scorer.name, {})
+        if not ranks and evaluation.candidates:
+            logger.warning("%s keeps its first settings, since nobody made validation requests of its tasks.", name)
+            return scorer, trial
         if not ranks:
             raise InputError(
                 f"Baseline '{name}' cannot be tuned, because the split has no validation requests of its tasks "

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.evaluation.metrics import METRICS
@@ -55,12 +56,14 @@ class Table:
 
     def terminal(self) -> RichTable:
         """A table for `rich.console.Console().print`, caption on top and note below."""
-        table = RichTable(title=escape(self.caption) or None, title_justify="left", caption_justify="left")
-        table.caption = escape(self.note) or None
+        caption, note = (Text(text) if text else None for text in (self.caption, self.note))
+        table = RichTable(title=caption, title_justify="left", caption=note, caption_justify="left")
         for number, name in enumerate(self.header):
-            table.add_column(escape(name), justify="right" if number else "left", max_width=None if number else 40)
+            table.add_column(Text(name), justify="right" if number else "left", max_width=None if number else 40)
         for row in self.rows:
-            table.add_row(*(re.sub(r"\*\*(.+?)\*\*", r"[bold]\1[/bold]", escape(cell)) for cell in row))
+            # Text rather than markup, since titles and names may hold brackets. Every second part is between asterisks.
+            parts = (re.split(r"\*\*(.+?)\*\*", cell) for cell in row)
+            table.add_row(*(Text.assemble(*zip(part, cycle(("", "bold")))) for part in parts))
         return table
 
 
