@@ -112,11 +112,7 @@ def tune_baseline(  # noqa: D417
 
 
 def configure(name: str, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Split a baseline's settings into its configuration and its training settings, and check them.
-
-    Raises:
-        InputError: unknown baseline or setting, or a value out of range.
-    """
+    """Split a baseline's settings into its configuration and its training settings, and check them (InputError)."""
     if name not in BASELINES:
         raise InputError(f"There is no baseline '{name}'; baselines are {', '.join(BASELINES)}.")
     config_class = BASELINES[name].config_class

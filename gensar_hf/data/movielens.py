@@ -118,5 +118,4 @@ def _article_first(title: str) -> str:
     match = _ARTICLE_AT_END.match(title)
     if match is None:
         return title
-    space = "" if match["article"].endswith("'") else " "
-    return f"{match['article']}{space}{match['rest']}"
+    return match["article"] + ("" if match["article"].endswith("'") else " ") + match["rest"]

@@ -27,10 +27,8 @@ def query_from_categories(categories: str | Sequence[str]) -> str:
     """Turn one or more category paths into a query.
 
     Terms keep their order, from general to special, in lower case. Stop words and repeated words are dropped.
-    Apostrophes are removed; all other punctuation separates words.
-
-    Args:
-        categories: a path as text, or a list of names, of paths, or of lists of these.
+    Apostrophes are removed; all other punctuation separates words. Categories are a path as text, or a list of names,
+    of paths, or of lists of these.
 
     >>> query_from_categories("Animation > Children's > Comedy > 1990s")
     'animation childrens comedy 1990s'

@@ -27,27 +27,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of one system with one seed.
+    """The result of one system with one seed."""
 
-    Attributes:
-        system: its row in the tables.
-        seed: of its training.
-        results: folder of its `metrics.json` and `ranks.parquet`.
-        row: the system's name in these two files.
-        seconds: stage → duration.
-        parameters: used for scoring; None if unknown.
-        identifiers: report of the identifier stage, if there is one.
-        settings: chosen for this system.
-    """
-
-    system: str
-    seed: int
-    results: Path
-    row: str = "GenSAR"
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    parameters: int | None = None
-    identifiers: Mapping[str, Any] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    system: str  # its row in the tables
+    seed: int  # of its training
+    results: Path  # folder of its `metrics.json` and `ranks.parquet`
+    row: str = "GenSAR"  # the system's name in these two files
+    seconds: Mapping[str, float] = field(default_factory=dict)  # of each stage
+    parameters: int | None = None  # used for scoring; None if unknown
+    identifiers: Mapping[str, Any] | None = None  # report of the identifier stage, if there is one
+    settings: Mapping[str, Any] = field(default_factory=dict)  # chosen for this system
 
 
 def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking: bool = False) -> dict[str, Any]:

@@ -289,8 +289,9 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
             p_value = each["tasks"][task][TESTED_METRIC].get("difference", {}).get("p_value", np.nan)
             row.append("< .001" if p_value < 0.001 else "" if np.isnan(p_value) else short_number(p_value))
         if has_sizes:
-            seconds = sum(each["seconds"].values())
-            row += [_size(each["parameters"]), f"{seconds / 60:.1f}" if seconds >= 3 else "< 0.1"]
+            seconds, size = sum(each["seconds"].values()), each["parameters"] or 0
+            row.append("–" if not size else f"{size / 1e6:.2f} M" if size >= 1e5 else f"{size / 1e3:.1f} k")
+            row.append(f"{seconds / 60:.1f}" if seconds >= 3 else "< 0.1")
     header = ["System", *METRICS, "Δ NDCG@10", *["p"] * has_tests, *["parameters", "minutes"] * has_sizes]
     caption = f"{task.capitalize()}: {describe_protocol(facts['protocol'])} ({facts['num_requests']:,} requests)"
     return Table(header, rows, caption)
@@ -299,12 +300,6 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
 def _mean_cell(value: Mapping[str, float], digits: int) -> str:
     spread = "" if value["sd"] is None else f" ± {short_number(value['sd'], digits)}"
     return short_number(value["mean"], digits) + spread
-
-
-def _size(parameters: int | None) -> str:
-    if not parameters:
-        return "–"
-    return f"{parameters / 1e6:.2f} M" if parameters >= 1e5 else f"{parameters / 1e3:.1f} k"
 
 
 # ---- new items
