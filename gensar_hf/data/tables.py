@@ -271,8 +271,9 @@ def _read_each(values: pd.Series, read: Callable[[Any], str | None]) -> tuple[pd
     Columns of one type are read once per distinct value. In a column of objects, 1 and True would be one value.
     """
     if isinstance(values.dtype, pd.SparseDtype):
-        values = values.sparse.to_dense()
-    codes, distinct = np.arange(len(values)), values
+        values = pd.Series(np.asarray(values), index=values.index)
+    codes: np.ndarray = np.arange(len(values))
+    distinct: Any = values
     if values.dtype != object:
         with suppress(TypeError, pa.ArrowException):  # lists have no hash
             codes, distinct = pd.factorize(values)  # the code of a missing value is -1, the last of `texts`

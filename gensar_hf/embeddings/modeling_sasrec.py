@@ -54,7 +54,7 @@ class SASRecBlock(nn.Module):
         return self.attention_output(attended.transpose(1, 2).reshape(batch_size, length, hidden_size))
 
 
-class SASRecModel(CheckedLoading, PreTrainedModel):
+class SASRecModel(CheckedLoading, PreTrainedModel):  # type: ignore[misc]  # its `from_pretrained` loads completely
     """Predict the next item of a history; the item table is input and output, and the collaborative embedding.
 
     Histories are padded on the RIGHT with 0: then causal attention alone keeps padding out of every real position.

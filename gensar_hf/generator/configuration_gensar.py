@@ -103,7 +103,7 @@ class GenSARConfig(T5Config):
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "GenSARConfig":
         """As in transformers, with the depth of the decoder, by which `generate` makes its cache."""
-        config = super().get_text_config(decoder, encoder)
+        config: Any = super().get_text_config(decoder, encoder)
         if decoder and not encoder and self.num_decoder_layers:
             config = copy.deepcopy(config)
             config.num_layers = self.num_decoder_layers

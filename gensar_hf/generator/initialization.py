@@ -32,8 +32,9 @@ def generator_from_scratch(config: GenSARConfig, tokenizer: GenSARTokenizer) -> 
     # Cross-attention starts by passing on what it attends to. The codes of clicked items, and of items whose texts fit
     # a query, stand in the encoder's states as they are embedded, so the decoder can copy them before it has learned.
     with torch.no_grad():
-        for block in model.decoder.block:
-            attention: Any = block.layer[1].EncDecAttention
+        blocks: Any = model.decoder.block
+        for block in blocks:
+            attention = block.layer[1].EncDecAttention
             torch.nn.init.orthogonal_(attention.v.weight)
             attention.o.weight.copy_(attention.v.weight.T)
     set_generation_defaults(model, tokenizer)
@@ -50,7 +51,7 @@ def generator_from_t5(
         tokenizer: made from the checkpoint's tokenizer by `GenSARTokenizer.from_text_tokenizer`.
         options: fields of `GenSARConfig` that T5 does not have.
     """
-    t5 = Backbone(os.fspath(name_or_path)).t5_model()
+    t5: Any = Backbone(os.fspath(name_or_path)).t5_model()
     pretrained = t5.config.to_dict()
     for name in ("model_type", "architectures", "transformers_version", "dtype"):
         pretrained.pop(name, None)

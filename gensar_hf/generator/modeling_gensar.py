@@ -184,7 +184,7 @@ class GenSAREncoder(T5Initialization, T5Stack):
         return output
 
 
-class GenSARForConditionalGeneration(CheckedLoading, T5Initialization, T5ForConditionalGeneration):
+class GenSARForConditionalGeneration(CheckedLoading, T5Initialization, T5ForConditionalGeneration):  # type: ignore[misc]  # its `from_pretrained` loads completely
     """T5 that answers a request with the identifier of an item or the words of a query."""
 
     config_class = GenSARConfig

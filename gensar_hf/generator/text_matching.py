@@ -109,13 +109,13 @@ class TextIndex:
         # Held here, because another thread may remove what is remembered.
         own = {query: known[query] for query in queries if query in known}
         if new := [query for query in dict.fromkeys(queries) if query not in own]:
-            vectors = unit_rows(self.encoder.encode(new))
-            if vectors.shape[1] != self.dim or not np.isfinite(vectors).all():
+            made = unit_rows(self.encoder.encode(new))
+            if made.shape[1] != self.dim or not np.isfinite(made).all():
                 raise InputError(
                     f"The text encoder does not make the {self.dim} finite numbers of a query that the items' texts "
-                    f"have, but {vectors.shape[1]}; copy all files of the model from one folder."
+                    f"have, but {made.shape[1]}; copy all files of the model from one folder."
                 )
-            encoded = dict(zip(new, vectors, strict=True))
+            encoded = dict(zip(new, made, strict=True))
             self._known.update(encoded)
             own |= encoded
         vectors = [own[query] for query in queries]

@@ -493,7 +493,7 @@ class GenSARTokenizer(TokenizersBackend):
 
     def decode_words(self, sequences: torch.Tensor) -> list[str]:
         """The words of generated queries, `(num_sequences, length)` tokens without the prompt."""
-        return self._made.batch_decode(sequences, skip_special_tokens=True)  # type: ignore[return-value]
+        return self._made.batch_decode(sequences, skip_special_tokens=True)
 
     def decode_items(self, sequences: torch.Tensor | np.ndarray | Sequence[Sequence[int]]) -> list[str | None]:
         """Item ids of generated sequences.

@@ -37,7 +37,7 @@ class JointRQVAEOutput(ModelOutput):
     collaborative_codes: torch.Tensor | None = None  # the same
 
 
-class JointRQVAE(CheckedLoading, PreTrainedModel):
+class JointRQVAE(CheckedLoading, PreTrainedModel):  # type: ignore[misc]  # its `from_pretrained` loads completely
     """Quantizes a semantic and a collaborative embedding of each item into two identifiers with a shared prefix.
 
     `[z_s; z_c]` goes through the shared codebooks; the residual is cut in half, for the semantic and the collaborative
