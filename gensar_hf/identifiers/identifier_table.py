@@ -552,12 +552,20 @@ def _read(source: Path) -> tuple[pa.Table, dict]:
         table = file.read(columns=columns)
     # Texts that repeat are small in the file, and read once each as long as they are a dictionary.
     for name in texts:
-        if name in table.column_names:
-            for chunk in table[name].chunks:
-                if isinstance(chunk, pa.DictionaryArray):
-                    lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
-                    num_bytes += pc.sum(lengths, min_count=0).as_py()
+        for chunk in table[name].chunks:
+            if isinstance(chunk, pa.DictionaryArray):
+                lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
+                num_bytes += pc.sum(lengths, min_count=0).as_py()
     _refuse_bloated(source, num_bytes)
+    for name in texts:
+        column = table[name]
+        if pa.types.is_dictionary(column.type):
+            column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], column.type.value_type)
+        if name != "item_id":
+            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+                raise InputError(f"{source}, column {name}: it holds {column.type} instead of text.")
+            column = column.fill_null("")
+        table = table.set_column(table.column_names.index(name), name, column)
     metadata = json.loads(raw)
     if not isinstance(metadata, dict):
         raise InputError(f"{source} is not an identifier table: its metadata is no JSON object.")

@@ -469,7 +469,7 @@ def main() -> int:
         while number < end:
             command = [sys.executable, __file__, "--worker", str(root), "--seed", str(args.seed)]
             command += ["--first", str(number), "--cases", str(end - number)]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as worker:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as worker:
                 number, how = _follow(worker, number, results)
             if how is not None:
                 results.append((number, ("?", "?", "any"), how, f"see --first {number} --cases 1"))
@@ -498,23 +498,25 @@ def _seconds_of(process: int) -> float:
 
 def _follow(worker: subprocess.Popen, number: int, results: list) -> tuple[int, str | None]:
     """Read a worker's lines: the first case without one, and why, or None at the end."""
-    is_ready, waited, used = False, 0, _seconds_of(worker.pid)
+    is_ready, waited, used, unread = False, 0, _seconds_of(worker.pid), b""
+    pipe = worker.stdout.fileno()  # not the file, in whose buffer lines would wait unseen
     while True:
-        if not select.select([worker.stdout], [], [], 1)[0]:
+        if not select.select([pipe], [], [], 1)[0]:
             waited += 1
             if is_ready and (_seconds_of(worker.pid) - used > SECONDS or waited > 20 * SECONDS):
                 worker.kill()
                 return number, "hang"
             continue
-        waited, used = 0, _seconds_of(worker.pid)
-        line = worker.stdout.readline()
-        if not line:
+        if not (read := os.read(pipe, 2**16)):
             return number, None if worker.wait() == 0 else "memory"
-        if line.startswith("["):
-            found, case, kind, words = json.loads(line)
-            results.append((found, tuple(case), kind, words))
-            number = found + 1
-        is_ready |= line.startswith("ready")
+        *lines, unread = (unread + read).split(b"\n")
+        waited, used = 0, _seconds_of(worker.pid)
+        for line in lines:
+            if line.startswith(b"["):
+                found, case, kind, words = json.loads(line)
+                results.append((found, tuple(case), kind, words))
+                number = found + 1
+            is_ready |= line.startswith(b"ready")
 
 
 if __name__ == "__main__":
