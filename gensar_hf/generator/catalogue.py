@@ -153,17 +153,17 @@ class Catalogue:
                 )
             return ItemFilter(self, np.flatnonzero(mask))
         known = self.identifiers.rows()
-        item_ids = [str(item_id) for item_id in items]
-        unknown = [item_id for item_id in item_ids if item_id not in known]
-        if unknown:
+        rows = np.fromiter((known.get(str(item_id), -1) for item_id in items), dtype=np.int64, count=len(items))
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown):
             trouble = (
-                f"`{name}`: {len(unknown)} of {len(items)} items, first '{unknown[0][:60]}', are not in the model's"
+                f"`{name}`: {len(unknown)} of {len(items)} items, first '{str(items[unknown[0]])[:60]}', are not in the "
+                "catalogue"
             )
             if on_unknown != "skip":
-                raise ValueError(f"{trouble} catalogue; leave them out, or pass on_unknown='skip'.")
-            logger.warning("%s catalogue and were skipped.", trouble)
-        rows = {known[item_id] for item_id in item_ids if item_id in known}
-        return ItemFilter(self, np.sort(np.fromiter(rows, dtype=np.int64, count=len(rows))))
+                raise ValueError(f"{trouble}; leave them out, or pass on_unknown='skip'.")
+            logger.warning("%s and were skipped.", trouble)
+        return ItemFilter(self, np.unique(rows[rows >= 0]))
 
     def filters(
         self, items: Any, num_requests: int, on_unknown: str = "raise", name: str = "among"

@@ -1,0 +1,1 @@
+"""Serve a model over HTTP: `gensar serve`. Needs `pip install 'gensar-hf[serve]'`."""
