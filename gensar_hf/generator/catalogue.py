@@ -157,8 +157,8 @@ class Catalogue:
         unknown = np.flatnonzero(rows < 0)
         if len(unknown):
             trouble = (
-                f"`{name}`: {len(unknown)} of {len(items)} items, first '{str(items[unknown[0]])[:60]}', are not in the "
-                "catalogue"
+                f"`{name}`: {len(unknown)} of {len(items)} items, first '{str(items[unknown[0]])[:60]}', are not in "
+                "the catalogue"
             )
             if on_unknown != "skip":
                 raise ValueError(f"{trouble}; leave them out, or pass on_unknown='skip'.")

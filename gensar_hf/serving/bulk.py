@@ -81,9 +81,9 @@ class BulkAnswers:
 
     def settings(self) -> dict[str, Any]:
         """What the answers depend on besides the requests, as JSON."""
-        among = self.options["among"]
+        among, options = self.options["among"], {name: self.options[name] for name in ("top_k", "exclude_seen")}
         rows = None if among is None else fingerprint(among.rows)
-        return {"model": _model_fingerprint(self.pipe), "task": self.task, **self.options, "among": rows}
+        return {"model": _model_fingerprint(self.pipe), "task": self.task, **options, "among": rows}
 
     def __call__(self, requests: Sequence[Request]) -> pa.Table:
         """`user_id`, `query` (of a search), `rank` from 1, `item_id`, `score` and, where items have them, `title`.
@@ -181,17 +181,16 @@ def write_answers(
 def _check_record(folder: Path, record: dict[str, Any]) -> None:
     """Write the record into a new folder; raise `InputError` if the folder belongs to something else."""
     path = folder / RECORD_FILE
-    if path.exists():
-        present = read_json(path)
-        differs = [name for name in record if present.get(name) != record[name]]
-        if differs:
-            raise InputError(
-                f"{folder} holds answers with another {', '.join(differs)}; name a new folder, or delete this one to "
-                "replace them."
-            )
-    elif folder.exists() and (folder.is_file() or any(folder.iterdir())):
+    if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not path.exists()):
         raise InputError(f"{folder} is not empty and holds no answers to continue; name a new folder.")
-    else:
+    present = read_json(path) if path.exists() else {}
+    differs = [name for name in record if present.get(name) != record[name]]
+    if differs and any(folder.glob("part-*")):
+        raise InputError(
+            f"{folder} holds answers with another {', '.join(differs)}; name a new folder, or delete this one to "
+            "replace them."
+        )
+    if differs:
         write_json(path, record)
 
 

@@ -164,6 +164,8 @@ def test_input_that_cannot_be_answered_is_one_sentence(
     assert sentence in str(error.value)
     assert len(str(error.value)) < 500
     assert not list(tmp_path.glob("answers/part-*"))
+    write_histories(tmp_path / "histories.jsonl")  # corrected, into the same folder
+    assert write_answers(BulkAnswers(events_pipe, top_k=1), tmp_path / "histories.jsonl", tmp_path / "answers") == 4
 
 
 def test_files_that_cannot_be_read_are_one_sentence(events_pipe: GenSARPipeline, tmp_path: Path) -> None:
