@@ -482,10 +482,8 @@ def recommend_command(argv: Sequence[str]) -> None:
     """`gensar recommend`: the next items for a history, or for all histories of a file."""
     parser = SettingsParser("gensar recommend", "The items that a user will click next, or every user of a file.")
     parser.add_argument("model", type=str, help="run, model folder, adapter folder or Hub name.")
-    about = (
-        "item ids clicked before, oldest first; or a .parquet or .jsonl file of histories or events, and the folder "
-    )
-    parser.add_argument("history", type=str, nargs="*", help=f"{about}for the answers.")
+    about = "item ids clicked before, oldest first; or a .parquet or .jsonl file of histories or events, and a folder."
+    parser.add_argument("history", type=str, nargs="*", help=about)
     _add_answer_settings(parser, exclude_seen=True)
     settings = read_settings(parser, argv)
     first = Path(settings.history[0]) if settings.history else Path()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from gensar_hf.errors import InputError
@@ -167,13 +167,17 @@ def _add_path(digest: hashlib._Hash, path: Path) -> None:
         _add_path(digest, path / name)
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+RUN_AGAIN = "delete it and run the stage again"
+
+
+def read_json(path: str | os.PathLike[str], remedy: str = RUN_AGAIN) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: the file is missing, or is not JSON (the message names the line).
+        InputError: the file is missing, or is not JSON (the message names the line, and ends with `remedy`).
     """
-    with _damage_reported(path):
+    _require_file(path)
+    with damage_reported(path, remedy, "is damaged"):
         try:
             return json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
@@ -242,24 +246,39 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
         InputError: the file is missing, truncated or not a safetensors file.
     """
-    with _damage_reported(path):
+    _require_file(path)
+    with damage_reported(path, problem="is damaged"):
         return load_file(path)
 
 
 def load_array_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The `metadata` of a file that `save_arrays` wrote, without its arrays. Errors as in `load_arrays`."""
-    with _damage_reported(path), safe_open(path, framework="numpy") as file:
+    _require_file(path)
+    with damage_reported(path, problem="is damaged"), safe_open(path, framework="numpy") as file:
         return dict(file.metadata() or {})
 
 
-@contextmanager
-def _damage_reported(path: str | os.PathLike[str]) -> Iterator[None]:
+def _require_file(path: str | os.PathLike[str]) -> None:
     if not Path(path).is_file():
         raise InputError(f"{path} does not exist; run the stage that writes it, or correct the path.")
+
+
+@contextmanager
+def damage_reported(what: object, remedy: str = RUN_AGAIN, problem: str = "cannot be loaded") -> Iterator[None]:
+    """Turn whatever goes wrong while files are read into one sentence: WHAT cannot be loaded (reason); REMEDY.
+
+    Parsers of damaged or hostile files raise errors of any class, those in Rust even a plain `BaseException`.
+
+    Raises:
+        InputError: anything was raised but an interruption; an `InputError` stays as it is.
+    """
     try:
         yield
-    except (SafetensorError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and run the stage again.") from error
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error).split()).strip(".") or type(error).__name__
+        raise InputError(f"{what} {problem} ({reason[:200]}); {remedy}.") from error
 
 
 def last_checkpoint(checkpoints: Path) -> str | None:

@@ -1,10 +1,9 @@
-"""Hub upload and download helpers, and explanations of Hub errors."""
+"""Uploads to the Hub, and explanations of Hub errors."""
 
 import os
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -12,39 +11,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers.utils.hub import cached_file
 
 from gensar_hf.errors import InputError
-
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-
-
-def optional_file(path: str | os.PathLike, name: str, **kwargs: Any) -> Path | None:
-    """A file in a folder or Hub repository; None if it has no such file.
-
-    Args:
-        path: folder or Hub name.
-        name: of the file.
-        **kwargs: `revision`, `cache_dir`, `subfolder`, …; other options are ignored.
-
-    Raises:
-        OSError: there is no such folder or repository, or it cannot be reached.
-    """
-    options = {option: kwargs[option] for option in (*_HUB_OPTIONS, "subfolder") if option in kwargs}
-    file = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **options)
-    return None if file is None else Path(file)
-
-
-def folder_of(path: str | os.PathLike, name: str, **kwargs: Any) -> Path:
-    """A folder inside a folder or a Hub repository, downloaded if it is not in the cache.
-
-    Arguments and errors are those of `optional_file`.
-    """
-    inner = Path(kwargs.get("subfolder") or "") / name
-    if Path(path).is_dir():
-        return Path(path) / inner
-    options = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
-    return Path(snapshot_download(os.fspath(path), allow_patterns=f"{inner.as_posix()}/*", **options)) / inner
 
 
 def push_folder(

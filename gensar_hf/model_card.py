@@ -30,10 +30,11 @@ class DataFacts:
     """What a card says about the training data.
 
     Attributes:
-        name: for people; `dataset_id` is its name in the metadata, such as `ml-100k`.
+        name: for people.
+        dataset_id: in the metadata, such as `ml-100k`.
         description: source and meaning of the interactions.
         license: in words.
-        limits: limits of metrics on these data.
+        limits: of metrics on these data.
         metadata: entries of the card's metadata: `license`, `license_name`, `license_link`.
     """
 
@@ -93,8 +94,6 @@ def model_card(
     """The card of a model as Markdown with metadata.
 
     No user's events are part of it: the example's history is made of two items of the catalogue.
-
-    >>> pipe.card = model_card(pipe, result.metrics(), data="ml-100k")  # doctest: +SKIP
 
     Args:
         pipe_or_folder: a pipeline; or the folder of a generator, a joint RQ-VAE or a SASRec.
@@ -162,11 +161,7 @@ def model_card(
 
 
 def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any] | None = None, **options: Any) -> Path:
-    """Write the card of the model in `folder` as its README.md; arguments as for `model_card`.
-
-    Returns:
-        the card's path.
-    """
+    """Write the card of the model in `folder` as its README.md and return its path; arguments as for `model_card`."""
     path, content = Path(folder) / CARD_FILE, model_card(folder, metrics, **options)
     with atomic_path(path) as aside:
         aside.write_text(content, encoding="utf-8")
@@ -191,7 +186,6 @@ def _eval_results(metrics: Mapping[str, Any], system: str, data: DataFacts) -> l
 
 
 def _dataset_table(dataset: Any) -> Table:
-    """Counts of an `InteractionDataset`."""
     events, split = dataset.events, dataset.split
     num_training = int((split.train_ends - events.offsets[:-1]).sum())
     header = ["Users", "Items", "Events", "Training events", "Queries"]

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
 from gensar_hf.data.tables import TableSource, id_column, read_table, text_column
 from gensar_hf.embeddings.cold_start import CollaborativeMap
@@ -17,7 +15,6 @@ from gensar_hf.files import atomic_path, read_json, write_json
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
 
-ITEM_ENCODER_DIR = "item_encoder"
 _CONFIG_FILE, _MAP_FILE, _RQVAE_DIR = "item_encoder.json", "collaborative_map.safetensors", "rqvae"
 
 
@@ -78,19 +75,18 @@ class ItemEncoder:
         """
         folder = Path(folder)
         record: Any = read_json(folder / _CONFIG_FILE)
-        if not isinstance(record, dict) or not isinstance(record.get("text_columns"), list):
+        columns = record.get("text_columns") if isinstance(record, dict) else None
+        if not isinstance(columns, list) or not columns or not all(isinstance(column, str) for column in columns):
             raise InputError(f"{folder / _CONFIG_FILE} names no text columns; train the model again.")
-        try:
-            rqvae = JointRQVAE.from_pretrained(folder / _RQVAE_DIR)
-        except (SafetensorError, StrictDataclassError, OSError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{folder / _RQVAE_DIR} cannot be loaded ({reason}); train the model again.") from error
-        return cls(
-            text_encoder,
-            tuple(map(str, record["text_columns"])),
-            CollaborativeMap.load(folder / _MAP_FILE),
-            rqvae,
-        )
+        collaborative_map = CollaborativeMap.load(folder / _MAP_FILE)
+        rqvae = JointRQVAE.from_pretrained(folder / _RQVAE_DIR)
+        widths = collaborative_map.semantic.shape[1], len(collaborative_map.mean)
+        if widths != (rqvae.config.semantic_dim, rqvae.config.collaborative_dim):
+            raise InputError(
+                f"{folder / _MAP_FILE} and {_RQVAE_DIR} are of different models, with embeddings of {widths} and "
+                f"{(rqvae.config.semantic_dim, rqvae.config.collaborative_dim)} numbers; copy both from one folder."
+            )
+        return cls(text_encoder, tuple(columns), collaborative_map, rqvae)
 
 
 def read_new_items(items: TableSource, table: IdentifierTable, text_columns: tuple[str, ...]) -> pd.DataFrame:

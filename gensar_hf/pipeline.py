@@ -7,23 +7,30 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from gensar_hf.data import Behavior
 from gensar_hf.data.tables import TableSource
 from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
-from gensar_hf.files import CARD_FILE, atomic_path
-from gensar_hf.generator.adapters import adapter_base, load_adapter, merge_adapter
+from gensar_hf.files import CARD_FILE, atomic_path, damage_reported
+from gensar_hf.generator.adapters import (
+    ADAPTER_BASE_FILE,
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    adapter_base,
+    load_adapter,
+    merge_adapter,
+)
 from gensar_hf.generator.catalogue import Catalogue, ItemFilter
+from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.history import EventArrays, History, as_events, cut_query
+from gensar_hf.generator.initialization import set_generation_defaults
 from gensar_hf.generator.item_scores import (
     EncodedRequests,
     beam_scores,
@@ -33,11 +40,20 @@ from gensar_hf.generator.item_scores import (
     score_parts,
 )
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
-from gensar_hf.generator.text_matching import TEXT_ENCODER_DIR
-from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
-from gensar_hf.hub import explain_hub_error, folder_of, optional_file, push_folder
+from gensar_hf.generator.tokenization_gensar import TOKENIZER_FILES, GenSARTokenizer
+from gensar_hf.hub import push_folder
 from gensar_hf.identifiers import IdentifierTable
-from gensar_hf.new_items import ITEM_ENCODER_DIR, ItemEncoder, read_new_items
+from gensar_hf.model_folder import (
+    COPY_AGAIN,
+    ITEM_ENCODER_DIR,
+    MODEL_FILES,
+    TEXT_ENCODER_DIR,
+    load_model,
+    open_folder,
+    read_config,
+    read_object,
+)
+from gensar_hf.new_items import ItemEncoder, read_new_items
 
 Answer = dict[str, Any]
 MAX_SUGGESTION_TOKENS = 32
@@ -45,6 +61,10 @@ NUM_CHECKED_ANSWERS = 10  # of a suggested query, of which one must be allowed
 
 logger = logging.getLogger(__name__)
 RANKING_METHODS = ("exact", "beam_search")
+PIPELINE_FILES = (
+    *MODEL_FILES, *TOKENIZER_FILES, CARD_FILE, f"{ITEM_ENCODER_DIR}/*",
+    ADAPTER_CONFIG_FILE, ADAPTER_BASE_FILE, ADAPTER_WEIGHTS_FILE,
+)  # fmt: skip
 
 
 class GenSARPipeline:
@@ -65,7 +85,7 @@ class GenSARPipeline:
 
     Raises:
         InputError: the model has fewer embeddings than the tokenizer has tokens, item vectors for another number of
-            items, or reads histories in another way.
+            items, or reads histories in another way; it is wrapped; `num_beams` or `batch_size` is not positive.
     """
 
     def __init__(
@@ -77,6 +97,15 @@ class GenSARPipeline:
         card: str | None = None,
         item_encoder: ItemEncoder | None = None,
     ) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise InputError(
+                f"The pipeline answers with a model of transformers itself; got a {type(model).__name__}, so give it "
+                "before it is wrapped: of a PeftModel `model.merge_and_unload()`, and compile with "
+                "`pipe.model.compile()`."
+            )
+        for name, value in (("num_beams", num_beams), ("batch_size", batch_size)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise InputError(f"`{name}` must be a whole number of at least 1; got {value!r}.")
         embeddings: Any = model.get_input_embeddings()
         num_tokens = len(embeddings.weight)
         if len(tokenizer) > num_tokens:
@@ -103,9 +132,9 @@ class GenSARPipeline:
         self.item_encoder = item_encoder
         self.adapter: Any = None  # the model with LoRA on it, while it is trained
         self.name_or_path: str | None = None
-        self._source: tuple[Any, dict[str, Any]] | None = None  # where an item encoder can be read from
-        self.num_beams = num_beams
-        self.batch_size = batch_size
+        self._folder: Path | None = None  # where an item encoder can be read from
+        self.num_beams = int(num_beams)
+        self.batch_size = int(batch_size)
 
     @classmethod
     def from_pretrained(
@@ -113,6 +142,8 @@ class GenSARPipeline:
         path: str | os.PathLike,
         device: str | None = None,
         base_model: str | os.PathLike | None = None,
+        num_beams: int = 30,
+        batch_size: int = 32,
         **kwargs: Any,
     ) -> "GenSARPipeline":
         """Load a model folder or Hub repository, or an adapter, which is merged into its base model.
@@ -120,51 +151,34 @@ class GenSARPipeline:
         Args:
             path: folder or Hub name.
             device: such as "cuda:1"; default: the first GPU, or the CPU.
-            base_model: folder or Hub name of an adapter's base model; default: where it was in training.
-            **kwargs: `revision`, `cache_dir`, `token`, `subfolder`, … for model and tokenizer.
+            base_model: folder or Hub name of an adapter's base model; default: the folder where it was in training.
+            num_beams: see the class.
+            batch_size: see the class.
+            **kwargs: `revision`, `cache_dir`, `token`, `subfolder`, `dtype`, …
 
         Raises:
-            InputError: a file is missing or damaged, or the files do not belong together; an adapter's model is
-                missing, or another one.
+            InputError: a file is missing, damaged or refused (see `SECURITY.md`), or the files do not belong together;
+                an adapter's model is missing, or another one.
         """
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
-            model = _load_model(path, base_model, kwargs)
-        except InputError:
-            raise
-        except SafetensorError as error:
-            raise InputError(
-                f"The model in {path} cannot be loaded: model.safetensors is damaged ({_first_line(error)}); copy the "
-                "file again, or train the model again."
-            ) from error
-        except StrictDataclassError as error:
-            raise InputError(
-                f"The model in {path} cannot be loaded: its config.json is refused ({error.__cause__ or error}); copy "
-                "the file again from where the model was trained."
-            ) from error
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = _first_line(error) if Path(path).is_dir() else explain_hub_error(path, error)
-            raise InputError(f"The model in {path} cannot be loaded: {reason}") from error
-        is_generator = isinstance(model, GenSARForConditionalGeneration) or not model.config.is_encoder_decoder
-        if not isinstance(tokenizer, GenSARTokenizer) or not is_generator:
-            raise InputError(
-                f"{path} holds a {type(model).__name__} with a {type(tokenizer).__name__}, which cannot search or "
-                "recommend; give the model folder of a run."
-            )
+        is_local = Path(path).is_dir()
+        folder, kwargs = open_folder(path, PIPELINE_FILES, kwargs)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        commit = getattr(model.config, "_commit_hash", None)  # so that the card is the model's, should `main` move on
-        try:
-            card_path = optional_file(path, CARD_FILE, **({**kwargs, "revision": commit} if commit else kwargs))
-        except OSError:  # offline, and the rest is in the cache
-            card_path = None
-        card = None if card_path is None else card_path.read_text(encoding="utf-8")
-        try:
-            has_encoder = optional_file(path, f"{ITEM_ENCODER_DIR}/item_encoder.json", **kwargs) is not None
-        except OSError:
-            has_encoder = False
-        pipe = cls(model.to(device), tokenizer, card=card)
-        pipe.name_or_path = os.fspath(path)
-        pipe._source = (path, kwargs) if has_encoder else None
+        with damage_reported(f"The device {device!r} cannot be used, so the model in {folder}", "name another device"):
+            torch.zeros(1, device=device)
+        with damage_reported(f"The model in {folder}", COPY_AGAIN):
+            tokenizer_class = read_object(folder / "tokenizer_config.json").get("tokenizer_class")
+            if tokenizer_class != GenSARTokenizer.__name__:
+                _refuse_kind(folder, tokenizer_class)
+            tokenizer = GenSARTokenizer.from_pretrained(folder)
+            model = _load_model(folder, base_model, kwargs, is_local)
+            # Not those of the folder, which may penalize or ban tokens.
+            set_generation_defaults(model, tokenizer)
+            card_path = folder / CARD_FILE
+            card = card_path.read_text(encoding="utf-8", errors="replace") if card_path.is_file() else None
+            pipe = cls(model.to(device), tokenizer, num_beams, batch_size, card)
+            pipe.name_or_path = os.fspath(path)
+            pipe._folder = folder if (folder / ITEM_ENCODER_DIR / "item_encoder.json").is_file() else None
+            _try_out(pipe)
         return pipe
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -182,7 +196,7 @@ class GenSARPipeline:
     def save_extras(self, folder: str | os.PathLike) -> None:
         """Write what a model folder holds besides model and tokenizer: the item encoder and the card, if there are."""
         encoder_dir = Path(folder) / ITEM_ENCODER_DIR
-        if self.item_encoder is not None or self._source is not None:
+        if self.item_encoder is not None or self._folder is not None:
             encoder = self.load_item_encoder()
             encoder.save(encoder_dir)
             if self.tokenizer.catalogue.texts is None:  # otherwise the tokenizer writes it
@@ -553,17 +567,15 @@ class GenSARPipeline:
             InputError: the model has none, or it is damaged.
         """
         if self.item_encoder is None:
-            if self._source is None:
+            if self._folder is None:
                 raise InputError(
                     "The model has no item encoder, so new items cannot get identifiers; train it with this version of "
                     f"gensar-hf, or copy the folder `{ITEM_ENCODER_DIR}` from where it was trained."
                 )
-            path, options = self._source
             texts = self.tokenizer.catalogue.texts  # its encoder may be in memory already
-            text_encoder = (
-                TextEncoder.load(folder_of(path, TEXT_ENCODER_DIR, **options)) if texts is None else texts.encoder
-            )
-            self.item_encoder = ItemEncoder.load(folder_of(path, ITEM_ENCODER_DIR, **options), text_encoder)
+            with damage_reported(f"The item encoder in {self._folder}", COPY_AGAIN):
+                text_encoder = TextEncoder.load(self._folder / TEXT_ENCODER_DIR) if texts is None else texts.encoder
+                self.item_encoder = ItemEncoder.load(self._folder / ITEM_ENCODER_DIR, text_encoder)
         return self.item_encoder
 
     # ---- scoring
@@ -654,30 +666,57 @@ class GenSARPipeline:
         return {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
 
 
-def _load_model(path: str | os.PathLike, base_model: str | os.PathLike | None, kwargs: dict[str, Any]) -> Any:
-    """The model in a folder or repository; of an adapter, the model that it was made for with the adapter merged."""
-    adapter = adapter_base(path, **kwargs)
+def _load_model(
+    folder: Path,
+    base_model: str | os.PathLike | None,
+    kwargs: dict[str, Any],
+    is_local: bool = True,
+    seen: tuple[Path, ...] = (),
+) -> Any:
+    """The model in a folder; of an adapter, the model that it was made for with the adapter merged.
+
+    `seen`: the adapters that lead to this folder.
+    """
+    adapter = adapter_base(folder)
     if adapter is None:
-        return _load_any(path, kwargs)
-    own = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
-    beside = Path(path) / adapter.name  # names of folders are relative to the adapter's
-    name = base_model if base_model is not None else beside if beside.is_dir() else adapter.name
-    try:
-        model = _load_model(name, None, own)
-    except (OSError, RuntimeError, ValueError, SafetensorError, StrictDataclassError) as error:
-        reason = _first_line(error) if Path(name).is_dir() else explain_hub_error(name, error)
+        config = read_config(folder)
+        is_ours = isinstance(config, GenSARConfig)
+        if not is_ours and (config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING):
+            _refuse_kind(folder, config.model_type)
+        model_class = GenSARForConditionalGeneration if is_ours else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        return load_model(model_class, folder, config=config, **kwargs)[0]
+    if folder.resolve() in seen:
+        raise InputError(f"{folder} holds an adapter for itself; copy {ADAPTER_CONFIG_FILE} again.")
+    beside = folder / adapter.name  # names of folders are relative to the adapter's
+    if base_model is None and not (is_local and beside.is_dir()):
         raise InputError(
-            f"{path} holds an adapter for the model in {name}, which cannot be loaded (pass `base_model` if it lies "
-            f"elsewhere): {reason}"
+            f"{folder} holds an adapter for the model in {adapter.name}, which cannot be loaded, because there is no "
+            "such folder; pass `base_model`, a folder or a name on the Hub that you trust."
+        )
+    name = beside if base_model is None else base_model
+    try:
+        base_folder, _ = open_folder(name, PIPELINE_FILES, {}, "base model")
+        model = _load_model(base_folder, None, kwargs, seen=(*seen, folder.resolve()))
+    except InputError as error:
+        raise InputError(
+            f"{folder} holds an adapter for the model in {name}, which cannot be loaded (pass `base_model` if it lies "
+            f"elsewhere): {error}"
         ) from error
-    return merge_adapter(load_adapter(model, path, **kwargs))
+    return merge_adapter(load_adapter(model, folder))
 
 
-def _load_any(path: str | os.PathLike, kwargs: dict[str, Any]) -> Any:
-    """A model with an encoder or without one, as its configuration says."""
-    is_encoder_decoder = AutoConfig.from_pretrained(path, **kwargs).is_encoder_decoder
-    auto_class = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
-    return auto_class.from_pretrained(path, **kwargs)
+def _refuse_kind(folder: Path, kind: object) -> NoReturn:
+    raise InputError(
+        f"{folder} holds a model or a tokenizer of type {kind!r}, which cannot search or recommend; give the model "
+        "folder of a run."
+    )
+
+
+def _try_out(pipe: GenSARPipeline) -> None:
+    """Score one item for an empty history, so that a model that cannot be used is refused when it is loaded."""
+    row = int(pipe.tokenizer.identifiers.available.argmax())
+    if not np.isfinite(pipe.score_items([[]], [np.array([row])])).all():
+        raise ValueError("its scores are not finite")
 
 
 def _check_item_vectors(model: PreTrainedModel, catalogue: Catalogue) -> None:
@@ -688,10 +727,6 @@ def _check_item_vectors(model: PreTrainedModel, catalogue: Catalogue) -> None:
             f"The model has vectors of {num_vectors} items, the identifier table {num_trained} items that it was "
             "trained on; take the table from the model's folder, and change it with `add_items` and `remove_items`."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def answers_of(rows: np.ndarray, scores: np.ndarray, catalogue: Catalogue) -> list[Answer]:

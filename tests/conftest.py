@@ -167,7 +167,7 @@ def causal_pipeline(
                 if parameter.ndim == 2:
                     parameter.mul_(10)
         llama.save_pretrained(folder)
-        model = generator_from_causal_lm(Backbone(str(folder)), tokenizer)
+        model = generator_from_causal_lm(Backbone(str(folder)).causal_model(), tokenizer)
     return GenSARPipeline(model, tokenizer)
 
 

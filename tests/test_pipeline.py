@@ -1,6 +1,8 @@
+import copy
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from pipeline_requests import (
 
 from gensar_hf import GenSARPipeline
 from gensar_hf.data import Behavior
+from gensar_hf.errors import InputError
 
 # ---- answers
 
@@ -354,3 +357,55 @@ def test_a_weight_of_zero_ranks_by_identifiers_only(
     everything = [f"film-{row}" for row in range(12)]
     exact = vectors_pipe.rank(HISTORY, everything, "horror")
     assert_same_answers([exact], [vectors_pipe.rank(HISTORY, everything, "horror", method="beam_search")], "item_id")
+
+
+# ---- the pipeline's own settings
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"num_beams": -3}, "`num_beams` must be a whole number of at least 1; got -3"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1; got 0"),
+        ({"device": "nowhere"}, "The device 'nowhere' cannot be used"),
+    ],
+)
+def test_settings_out_of_range_are_refused(model_dirs: dict[str, Path], options: dict, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        GenSARPipeline.from_pretrained(model_dirs["events"], **{"device": "cpu", **options})
+    loaded = GenSARPipeline.from_pretrained(model_dirs["events"], device="cpu", num_beams=7, batch_size=2)
+    assert (loaded.num_beams, loaded.batch_size) == (7, 2)
+
+
+def test_a_wrapped_model_is_refused(events_pipe: GenSARPipeline) -> None:
+    with pytest.raises(InputError, match="before it is wrapped"):
+        GenSARPipeline(torch.compile(events_pipe.model, backend="eager"), events_pipe.tokenizer)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_lower_precision_answers_about_the_same(
+    dtype: str, model_dirs: dict[str, Path], pipelines: dict[str, GenSARPipeline]
+) -> None:
+    loaded = GenSARPipeline.from_pretrained(model_dirs["texts"], device="cpu", dtype=dtype)
+    for ask in (lambda pipe: pipe.rank(HISTORY, ["film-1", "film-2"], "space"), lambda pipe: pipe.rank([], ["film-1"])):
+        expected = {answer["item_id"]: answer["score"] for answer in ask(pipelines["texts"])}
+        assert {answer["item_id"]: answer["score"] for answer in ask(loaded)} == pytest.approx(expected, rel=0.05)
+
+
+def test_a_default_dtype_of_the_process_does_not_change_answers(events_pipe: GenSARPipeline) -> None:
+    expected = events_pipe.recommend(HISTORY)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert events_pipe.recommend(HISTORY) == expected
+        assert item_ids(events_pipe.rank(HISTORY, ["film-1"])) == ["film-1"]
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_weights_that_became_nan_give_no_answers(pipelines: dict[str, GenSARPipeline]) -> None:
+    pipe = copy.deepcopy(pipelines["vectors"])
+    with torch.no_grad():
+        pipe.model.encoder.items.table.weight[3] = torch.nan
+    for ask in (lambda: pipe.recommend(HISTORY), lambda: pipe.rank([], ["film-1", "film-3"])):
+        with pytest.raises(ValueError, match="are NaN"):
+            ask()

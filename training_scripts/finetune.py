@@ -17,8 +17,8 @@ from gensar_hf import GenSARPipeline, GenSARTrainer, GenSARTrainingArguments, In
 from gensar_hf.cli import dataset_and_arguments, exit_status, read_settings, set_up_logging, training_parser
 from gensar_hf.evaluation import GeneratorScorer
 from gensar_hf.evaluation.cold_start import evaluate_groups
-from gensar_hf.evaluation.report import group_tables, markdown, terminal
-from gensar_hf.files import atomic_path, write_json
+from gensar_hf.evaluation.report import group_tables, terminal, write_markdown
+from gensar_hf.files import write_json
 from gensar_hf.training.stages import MODEL
 
 LORA = {"max_steps": 300, "lora_rank": 8, "learning_rate": 2e-3, "warmup_steps": 20, "weight_decay": 0.0}
@@ -67,8 +67,7 @@ def main() -> None:
     sizes = args.num_negatives, max_requests, args.seed
     result = evaluate_groups(systems, newest.split.test, groups, newest.item_texts(), *sizes)
     write_json(folder / "finetune.json", result)
-    with atomic_path(folder / "finetune.md") as aside:
-        aside.write_text(markdown(group_tables(result)), encoding="utf-8")
+    write_markdown(folder / "finetune.md", group_tables(result))
     Console(width=120).print(terminal(group_tables(result)), f"The adapter and its results are in {folder}.")
 
 

@@ -16,7 +16,7 @@ from gensar_hf.baselines.popularity import Popularity, PopularityConfig
 from gensar_hf.baselines.sequential import NextItemScorer, fit_next_item_model
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
-from gensar_hf.evaluation import BM25Index, Scorer
+from gensar_hf.evaluation import Scorer
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Baseline:
 BASELINES: dict[str, Baseline] = {
     "popularity": Baseline(PopularityConfig, lambda events, *_: Popularity(events)),
     "markov": Baseline(MarkovConfig, lambda events, texts, config, _: MarkovChain(events, config)),
-    "bm25": Baseline(BM25Config, lambda events, texts, config, _: BM25(BM25Index(texts, config.k1, config.b))),
+    "bm25": Baseline(BM25Config, lambda events, texts, config, _: BM25(texts, config.k1, config.b)),
     "dense_retrieval": Baseline(DenseRetrievalConfig, dense_retrieval.fit),
     "hybrid": Baseline(HybridSearchConfig, hybrid.fit),
     "sasrec": Baseline(SASRecConfig, partial(fit_next_item_model, SASRecModel, "SASRec")),

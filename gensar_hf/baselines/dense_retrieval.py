@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from gensar_hf.baselines.bm25 import gather_query_scores
-from gensar_hf.data.splits import SEARCH, Requests
+from gensar_hf.baselines.bm25 import QueryScorer
 from gensar_hf.data.user_events import UserEvents
 from gensar_hf.embeddings.text_encoder import MINILM, TextEncoder
+from gensar_hf.item_embeddings import unit_rows
 
 NAME = "Dense retrieval"
 
@@ -23,9 +23,6 @@ class DenseRetrievalConfig:
         model: sentence-transformers model, a folder or a name on the Hub; None = the package's default encoder.
         query_prefix: text put before every query, including its trailing space.
         passage_prefix: text put before every item text.
-
-    Raises:
-        ValueError: `model` is an empty string.
     """
 
     model: str | None = None
@@ -37,25 +34,16 @@ class DenseRetrievalConfig:
             raise ValueError("`model` is empty; name a sentence-transformers model, or leave it out.")
 
 
-class DenseRetrieval:
+class DenseRetrieval(QueryScorer):
     """Score = cosine of the query's and the item's embedding.
 
     Bi-encoder as in Sentence-BERT (Reimers and Gurevych, EMNLP 2019); with other encoders E5 (Wang et al.,
     arXiv:2212.03533) or BGE (Xiao et al., SIGIR 2024). The encoder is not fine-tuned on clicks and the history is not
-    read.
-
-    Args:
-        item_embeddings: `(num_items, dim)` in catalogue order, from the same encoder; zero rows score 0.
-        query_encoder: function from queries to `(num_queries, dim)`, such as `SentenceTransformer.encode`.
-        name: the row's name in tables.
-        query_prefix: text put before every query.
-        num_parameters: parameters of the encoder.
+    read. `item_embeddings` are `(num_items, dim)` in catalogue order, from the same encoder; zero rows score 0.
 
     Raises:
         ValueError: the embeddings are not a finite matrix, or, in `score`, the dimensions differ.
     """
-
-    tasks = frozenset({SEARCH})
 
     def __init__(
         self,
@@ -68,14 +56,10 @@ class DenseRetrieval:
         if item_embeddings.ndim != 2 or not np.isfinite(item_embeddings).all():
             shape = item_embeddings.shape
             raise ValueError(f"`item_embeddings` must be a finite (num_items, dim) matrix; got shape {shape}.")
-        self.item_embeddings = _normalized(item_embeddings)
+        self.item_embeddings = unit_rows(item_embeddings)
         self.query_encoder, self.query_prefix = query_encoder, query_prefix
         self.name, self.num_parameters = name, num_parameters
         self._query_embeddings: dict[str, np.ndarray] = {}
-
-    def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
-        """Cosine of each candidate with the request's query, `(num_requests, num_candidates)` float32."""
-        return gather_query_scores(requests, candidates, self.score_items)
 
     def score_items(self, queries: list[str]) -> np.ndarray:
         """Cosine of every item with each query, `(num_queries, num_items)` float32."""
@@ -87,25 +71,14 @@ class DenseRetrieval:
                     f"The query encoder gave shape {embeddings.shape} for {len(new)} queries, but the items have "
                     f"{self.item_embeddings.shape[1]} dimensions; use the encoder that made the item embeddings."
                 )
-            self._query_embeddings.update(zip(new, _normalized(embeddings), strict=True))
+            self._query_embeddings.update(zip(new, unit_rows(embeddings), strict=True))
         return np.stack([self._query_embeddings[query] for query in queries]) @ self.item_embeddings.T
-
-
-def _normalized(embeddings: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32; zero rows stay zero."""
-    embeddings = np.asarray(embeddings, dtype=np.float32)
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return embeddings / np.where(lengths == 0, 1, lengths)
 
 
 def fit(
     events: UserEvents, item_texts: Sequence[str], config: DenseRetrievalConfig, training: Mapping[str, Any]
 ) -> DenseRetrieval:
-    """Encode the item texts; see `Baseline.fit`. A model named in the settings is part of the row's name.
-
-    Raises:
-        InputError: the model cannot be found or loaded.
-    """
+    """Encode the item texts; see `Baseline.fit`. A model named in the settings is part of the row's name."""
     encoder = TextEncoder.load(config.model or MINILM)
     embeddings = encoder.encode([config.passage_prefix + text for text in item_texts])
     name = NAME if config.model is None else f"{NAME} ({Path(config.model).name})"

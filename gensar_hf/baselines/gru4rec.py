@@ -14,7 +14,7 @@ class GRU4RecConfig(PreTrainedConfig):
     """Sizes and regularization of a `GRU4RecModel`.
 
     Args:
-        num_items: size of the catalogue; the model adds the padding row.
+        num_items: size of the catalogue.
         embedding_size: width of the item embeddings.
         hidden_size: width of the GRU's state.
         num_layers: stacked GRU layers.

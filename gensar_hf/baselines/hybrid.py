@@ -2,26 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from gensar_hf.baselines import dense_retrieval
-from gensar_hf.baselines.bm25 import BM25, BM25Config, gather_query_scores
+from gensar_hf.baselines.bm25 import BM25, BM25Config, QueryScorer
 from gensar_hf.baselines.dense_retrieval import DenseRetrievalConfig
-from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.data.user_events import UserEvents
-from gensar_hf.evaluation.bm25_index import BM25Index
-
-
-class QueryScorer(Protocol):
-    """A search system that scores the whole catalogue for a query, without the user: `BM25`, `DenseRetrieval`."""
-
-    num_parameters: int
-
-    def score_items(self, queries: list[str]) -> np.ndarray:
-        """`(num_queries, num_items)`, higher is better; 0 where query and item have nothing in common."""
-        ...
 
 
 @dataclass
@@ -30,9 +18,6 @@ class HybridSearchConfig(BM25Config, DenseRetrievalConfig):
 
     Args:
         k: constant of reciprocal rank fusion; the larger it is, the less the first ranks stand out.
-
-    Raises:
-        ValueError: a value out of range.
     """
 
     k: float = 60
@@ -40,10 +25,11 @@ class HybridSearchConfig(BM25Config, DenseRetrievalConfig):
     def __post_init__(self) -> None:
         BM25Config.__post_init__(self)
         DenseRetrievalConfig.__post_init__(self)
-        _check_k(self.k)
+        if self.k < 0:
+            raise ValueError(f"`k` must not be negative; got {self.k}.")
 
 
-class HybridSearch:
+class HybridSearch(QueryScorer):
     """Score = sum over the systems of 1 / (k + rank of the item in the whole catalogue).
 
     Reciprocal rank fusion: Cormack, Clarke and Büttcher, Reciprocal Rank Fusion Outperforms Condorcet and Individual
@@ -52,25 +38,14 @@ class HybridSearch:
 
     Args:
         systems: `BM25` and `DenseRetrieval`, or others like them, over the same catalogue.
-        name: the row's name in tables.
         k: the constant; 60 in the paper.
-
-    Raises:
-        ValueError: there are no systems, or `k` is negative.
     """
 
-    tasks = frozenset({SEARCH})
+    name = "Hybrid (RRF)"
 
-    def __init__(self, systems: Sequence[QueryScorer], name: str = "Hybrid (RRF)", k: float = 60) -> None:
-        if not systems:
-            raise ValueError("`systems` is empty; a hybrid fuses the ranks of at least one system.")
-        _check_k(k)
-        self.systems, self.name, self.k = list(systems), name, k
+    def __init__(self, systems: Sequence[QueryScorer], k: float = 60) -> None:
+        self.systems, self.k = list(systems), k
         self.num_parameters = sum(system.num_parameters for system in systems)
-
-    def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
-        """Fused score of each candidate, `(num_requests, num_candidates)` float64."""
-        return gather_query_scores(requests, candidates, self.score_items)
 
     def score_items(self, queries: list[str]) -> np.ndarray:
         """Fused score of every item, `(num_queries, num_items)` float64; 0 if every system scores the item 0."""
@@ -85,18 +60,9 @@ class HybridSearch:
         return fused
 
 
-def _check_k(k: float) -> None:
-    if k < 0:
-        raise ValueError(f"`k` must not be negative; got {k}.")
-
-
 def fit(
     events: UserEvents, item_texts: Sequence[str], config: HybridSearchConfig, training: Mapping[str, Any]
 ) -> HybridSearch:
-    """Index and encode the item texts; see `Baseline.fit`.
-
-    Raises:
-        InputError: the encoder cannot be found or loaded.
-    """
-    bm25 = BM25(BM25Index(item_texts, config.k1, config.b))
+    """Index and encode the item texts; see `Baseline.fit`."""
+    bm25 = BM25(item_texts, config.k1, config.b)
     return HybridSearch([bm25, dense_retrieval.fit(events, item_texts, config, training)], k=config.k)

@@ -20,9 +20,6 @@ class MarkovConfig:
         skip_weight: a pair that skips n clicks counts as `skip_weight ** n`.
         smoothing: pseudo-clicks added to each item's transitions, distributed as the popularity. Of 12,000 items each
             gets a 12,000th on average: below some hundreds it changes only the order of unseen transitions.
-
-    Raises:
-        ValueError: a value out of range.
     """
 
     max_skip: int = 0
@@ -52,10 +49,6 @@ class MarkovChain:
 
     Differs from the paper: states are single items instead of the latest k, without clusters of similar states and
     mixtures over k, and items are ranked by the predicted probability, not by the value of recommending them.
-
-    Args:
-        events: `data.training_events(split)`.
-        config: settings.
     """
 
     name = "First-order Markov"
@@ -83,15 +76,10 @@ class MarkovChain:
 
 
 def transition_counts(events: UserEvents, max_skip: int, skip_weight: float) -> csr_array:
-    """Count how often the same user clicked one item after another; queries between two clicks are not skipped clicks.
+    """Count how often the same user clicked one item after another, `(num_items + 1, num_items)` sparse float32.
 
-    Args:
-        events: training events.
-        max_skip: most clicks between the two.
-        skip_weight: factor for each skipped click.
-
-    Returns:
-        `(num_items + 1, num_items)` sparse float32; the last row, for "no click", is empty.
+    At most `max_skip` clicks lie between the two, each with the factor `skip_weight`; queries do not count. The last
+    row, for "no click", is empty.
     """
     is_click = events.items >= 0
     items, users = events.items[is_click], events.event_users()[is_click]

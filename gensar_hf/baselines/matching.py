@@ -3,7 +3,7 @@
 import re
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -33,7 +33,6 @@ TRAINING_DEFAULTS = {
     "learning_rate": 5e-3,
     "weight_decay": 0.1,
 }
-_WORD = re.compile(r"\w+")
 
 ModelT = TypeVar("ModelT", bound="MatchingModel")
 
@@ -43,11 +42,11 @@ class MatchingConfig(PreTrainedConfig):
     """Sizes, regularization and training data of a matching model.
 
     Args:
-        num_users: number of users with a vector.
+        num_users: with a vector.
         num_items: size of the catalogue.
         words: vocabulary of queries and texts, lower-cased; word n has id n + 1.
         hidden_size: width of all vectors.
-        dropout: dropout of the request vector.
+        dropout: of the request vector.
         initializer_range: standard deviation of the initial item and word vectors.
         text_weight: weight of a training example made from an item's text (its words → the item), relative to a click;
             0 = texts are not read.
@@ -77,9 +76,6 @@ class MatchingModel(PreTrainedModel, ABC):
     """Score of an item = request vector · item vector + item bias; subclasses define the request vector.
 
     User vectors start at zero, so that a user without training clicks keeps a zero vector.
-
-    Attributes:
-        tasks: tasks that the model can do.
     """
 
     config_class = MatchingConfig
@@ -109,10 +105,9 @@ class MatchingModel(PreTrainedModel, ABC):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
-    @property
-    def user_tasks(self) -> frozenset[str]:
-        """Tasks whose requests include the user and the history."""
-        return self.tasks
+    def reads_user(self, task: str) -> bool:
+        """Whether requests of the task include the user and the history."""
+        return True
 
     @abstractmethod
     def request_vectors(
@@ -138,9 +133,6 @@ class MatchingModel(PreTrainedModel, ABC):
             labels: `(batch_size,)` indices of the clicked items.
             weights: `(batch_size,)` example weights; default 1.
             num_items_in_batch: labels in the whole batch, as Trainer counts them; default: the labels of this call.
-
-        Returns:
-            `loss`, scalar, with labels; `logits`, `(batch_size, num_items)`, column `i` is item `i`.
         """
         vectors = self.dropout(self.request_vectors(user_ids, word_ids, history_ids))
         logits = F.linear(vectors, self.item_table.weight[1:], self.item_bias)
@@ -152,11 +144,7 @@ class MatchingModel(PreTrainedModel, ABC):
         return SequenceClassifierOutput(loss=total / num_labels, logits=logits)
 
     def encode_words(self, texts: Sequence[str]) -> np.ndarray:
-        """Ids of the first `MAX_WORDS` known words of each text; unknown words are skipped.
-
-        Returns:
-            `(num_texts, longest)` int64 word ids, 0 = padding, on the right; at least one column.
-        """
+        """Ids of the first `MAX_WORDS` known words of each text, `(num_texts, longest)` int64, 0 = padding."""
         rows = [
             [self._word_indices[w] for w in split_words(text) if w in self._word_indices][:MAX_WORDS] for text in texts
         ]
@@ -169,25 +157,15 @@ def mean_vectors(table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, lower-cased, in order.
-
-    >>> split_words("Children's film, 1990s")
-    ['children', 's', 'film', '1990s']
-    """
-    return _WORD.findall(text.lower())
-
-
-def vocabulary(texts: Iterable[str]) -> list[str]:
-    """Distinct words in alphabetical order; the order of the log would reveal where held-out queries are."""
-    return sorted({word for text in texts for word in split_words(text)})
+    """The words of a text, lower-cased, in order."""
+    return re.findall(r"\w+", text.lower())
 
 
 @dataclass(frozen=True, eq=False)
 class Examples(torch.utils.data.Dataset):
     """Training examples: the arguments of `MatchingModel.forward`, with `weights` as float32.
 
-    The items of this data set are row numbers. `collate` gathers a whole batch at once, which is much faster than one
-    tensor per example.
+    The items of this data set are row numbers: `collate` gathers a whole batch at once, which is much faster.
     """
 
     user_ids: np.ndarray
@@ -232,44 +210,24 @@ def click_examples(
     with_words: bool = True,
     history_length: int = 0,
 ) -> Examples:
-    """One example per click.
-
-    Args:
-        events: training events.
-        model: model that encodes the words of the queries.
-        behaviors: behaviors of the clicks to use.
-        with_users: include the user.
-        with_words: include the query of a searched item.
-        history_length: number of latest clicks before the click to include, of any behavior.
-    """
+    """One example per click of these behaviors, with the user, the query of a searched item and the latest clicks."""
     clicks = np.flatnonzero(events.items >= 0)
     positions = np.flatnonzero(np.isin(events.behaviors[clicks], behaviors))  # among all clicks
     users, chosen = events.event_users()[clicks], clicks[positions]
     query_words = model.encode_words([*events.query_texts, ""])  # query -1, none, is the last text
     items, timestamps = events.items[clicks], events.timestamps[clicks]
+    # The user's clicks before, latest first, without twins of the click, as in `Requests.history`: they are the answer.
+    before = positions[:, None] - np.arange(1, max(history_length, 1) + 1)  # (num_examples, history_length)
+    exists, before = before >= 0, np.maximum(before, 0)
+    is_history = exists & (users[before] == users[positions, None]) & (history_length > 0)
+    is_twin = (items[before] == items[positions, None]) & (timestamps[before] == timestamps[positions, None])
     return Examples(
         user_ids=(users[positions] + 1) * with_users,
         word_ids=query_words[events.queries[chosen]] * with_words,
-        history_ids=_earlier_clicks(items, timestamps, users, positions, history_length),
+        history_ids=np.where(is_history & ~is_twin, items[before] + 1, PADDING),
         labels=events.items[chosen],
         weights=np.ones(len(chosen), dtype=np.float32),
     )
-
-
-def _earlier_clicks(
-    items: np.ndarray, timestamps: np.ndarray, users: np.ndarray, positions: np.ndarray, length: int
-) -> np.ndarray:
-    """Item index + 1 of the user's `length` clicks before each position, latest first, 0 = padding.
-
-    A twin of the click (same item, same timestamp) is left out, as in `Requests.history`: it is the answer.
-    """
-    if length == 0:
-        return np.full((len(positions), 1), PADDING, dtype=np.int64)
-    before = positions[:, None] - np.arange(1, length + 1)  # (num_positions, length)
-    exists, before = before >= 0, np.maximum(before, 0)
-    is_history = exists & (users[before] == users[positions, None])
-    is_twin = (items[before] == items[positions, None]) & (timestamps[before] == timestamps[positions, None])
-    return np.where(is_history & ~is_twin, items[before] + 1, PADDING)
 
 
 def text_examples(item_texts: Sequence[str], model: MatchingModel) -> Examples:
@@ -293,15 +251,16 @@ def build_model(
     seed: int,
     num_users: int | None = None,
 ) -> ModelT:
-    """A new model of the data, its sizes and vocabulary set in `config`.
+    """A new model of the data, its sizes and vocabulary set in `config`; texts are read if `text_weight` is positive.
 
-    The words of the item texts are part of the vocabulary if `text_weight` is positive. `num_users` is by default the
-    number of all users. Item biases start at the log of the training clicks: otherwise training would spend its first
-    steps on the popularity.
+    Item biases start at the log of the training clicks: otherwise training would spend its first steps on the
+    popularity.
     """
     config.num_users = events.num_users if num_users is None else num_users
     config.num_items = events.num_items
-    config.words = vocabulary([*events.query_texts, *(item_texts if config.text_weight else ())])
+    texts = [*events.query_texts, *(item_texts if config.text_weight else ())]
+    # In alphabetical order: that of the log would reveal where held-out queries are.
+    config.words = sorted({word for text in texts for word in split_words(text)})
     model = new_model(model_class, config, seed)
     clicked = events.items[events.items >= 0]
     popularity = np.log1p(np.bincount(clicked, minlength=events.num_items))  # (num_items,)
@@ -318,8 +277,6 @@ def fit_matching(
     name: str,
 ) -> "MatchingScorer":
     """Train a new model in place on click examples and, if `text_weight` is positive, on the item texts.
-
-    `training` has the `seed` and other fields of `TrainingArguments`; the defaults are `TRAINING_DEFAULTS`.
 
     Raises:
         InputError: there is no click to learn from.
@@ -349,12 +306,7 @@ def fit_matching(
 
 
 class MatchingScorer:
-    """Score = a matching model's logit of the candidate.
-
-    Args:
-        model: trained model.
-        name: the row's name in tables.
-    """
+    """Score = a matching model's logit of the candidate."""
 
     def __init__(self, model: MatchingModel, name: str) -> None:
         self.model, self.name, self.tasks = model.eval(), name, model.tasks
@@ -362,7 +314,7 @@ class MatchingScorer:
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """Logit of each candidate, `(num_requests, num_candidates)` float32."""
-        with_user, length = requests.task in self.model.user_tasks, getattr(self.model.config, "history_length", 0)
+        with_user, length = self.model.reads_user(requests.task), getattr(self.model.config, "history_length", 0)
         histories = clicked_items(requests) if with_user and length else [np.empty(0)] * len(requests)
         inputs = {
             "user_ids": torch.from_numpy((requests.users + 1) * with_user),
@@ -430,11 +382,7 @@ class QEMModel(MatchingModel):
 def fit_qem(
     events: UserEvents, item_texts: Sequence[str], config: QEMConfig, training: Mapping[str, Any]
 ) -> MatchingScorer:
-    """Train on search clicks and on what the settings add; see `Baseline.fit`.
-
-    Raises:
-        InputError: there is no click to learn from.
-    """
+    """Train on search clicks and on what the settings add; see `Baseline.fit`."""
     num_users = None if config.personalized else 0
     model = build_model(QEMModel, events, item_texts, config, training["seed"], num_users)
     clicks = click_examples(events, model, CLICKS if config.personalized else [Behavior.SEARCHED_ITEM])
@@ -492,10 +440,9 @@ class JSRModel(MatchingModel):
             self.history_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.post_init()
 
-    @property
-    def user_tasks(self) -> frozenset[str]:
-        """Tasks whose requests include the user and the history."""
-        return self.tasks if self.config.personalized_search else frozenset({RECOMMENDATION})
+    def reads_user(self, task: str) -> bool:
+        """Whether requests of the task include the user and the history."""
+        return task == RECOMMENDATION or self.config.personalized_search
 
     def request_vectors(
         self, user_ids: torch.Tensor, word_ids: torch.Tensor, history_ids: torch.Tensor
@@ -519,11 +466,7 @@ class JSRModel(MatchingModel):
 def fit_jsr(
     events: UserEvents, item_texts: Sequence[str], config: JSRConfig, training: Mapping[str, Any]
 ) -> MatchingScorer:
-    """Train on all clicks as clicks of their users, and on search clicks as answers to queries; see `Baseline.fit`.
-
-    Raises:
-        InputError: there is no click to learn from.
-    """
+    """Train on all clicks as clicks of their users, and on search clicks as answers to queries; see `Baseline.fit`."""
     model = build_model(JSRModel, events, item_texts, config, training["seed"])
     length, personalized = config.history_length, config.personalized_search
     user_clicks = click_examples(events, model, with_words=False, history_length=length)

@@ -20,9 +20,6 @@ class Popularity:
 
     Differs from the paper: clicks of all times and of both tasks count the same. The paper recommends counting only
     recent clicks, which many logs do not allow because their times cannot be compared between users.
-
-    Args:
-        events: `data.training_events(split)`; all clicks are counted.
     """
 
     name = "Popularity"

@@ -33,10 +33,6 @@ class NextItemScorer:
 
     Clicks after a search are part of the history like others. Queries are not read. A user without clicks gets equal
     scores, that is, a random order.
-
-    Args:
-        model: model with `score(input_ids)` and `config.max_length`, trained with the catalogue's item order.
-        name: the row's name in tables.
     """
 
     tasks = frozenset({RECOMMENDATION})
@@ -64,17 +60,9 @@ def fit_next_item_model(
     config: Any,
     training: Mapping[str, Any],
 ) -> NextItemScorer:
-    """Train a next-item model with cross entropy over the whole catalogue at every position.
+    """Train a next-item model with cross entropy over the whole catalogue at every position; see `Baseline.fit`.
 
     Clicks after a search count like others. Queries are left out.
-
-    Args:
-        model_class: class with `SASRecModel`'s `forward` and `score`.
-        name: the row's name in tables.
-        events: as in `Baseline.fit`.
-        item_texts: not read.
-        config: `num_items` is set here.
-        training: as in `Baseline.fit`; the defaults are those of `sasrec_training_arguments`.
 
     Raises:
         InputError: no user has two clicks.

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from gensar_hf.baselines import BASELINES
 from gensar_hf.data.splits import training_events
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation import METRICS, Evaluation, Scorer
+from gensar_hf.evaluation import Evaluation, Scorer, ndcg
 
 if TYPE_CHECKING:
     from gensar_hf.data.dataset import InteractionDataset
@@ -29,17 +29,10 @@ _NOT_SETTINGS = {"num_items", "num_users", "words"} | {field.name for field in d
 def fit_baseline(
     name: str, dataset: "InteractionDataset", *, settings: Mapping[str, Any] | None = None, seed: int = 0
 ) -> Scorer:
-    """Fit a baseline on the training events of a data set.
+    """Fit a baseline of `BASELINES` on the training events of a data set; held-out events are not read.
 
-    Args:
-        name: key of `BASELINES`.
-        dataset: data to learn from; held-out events are not read.
-        settings: fields of the baseline's configuration and, for trained models, of `TRAINING_SETTINGS`, where they
-            differ from the defaults.
-        seed: seed of initial weights, batches and dropout.
-
-    Returns:
-        scorer for `evaluation.evaluate`, which also has `num_parameters`, the learned numbers that scoring needs.
+    `settings` are fields of the baseline's configuration and, for trained models, of `TRAINING_SETTINGS`, where they
+    differ from the defaults. The scorer also has `num_parameters`.
 
     Raises:
         InputError: unknown baseline or setting, a value out of range, or no events to learn from.
@@ -49,14 +42,13 @@ def fit_baseline(
     return BASELINES[name].fit(events, dataset.item_texts(), config, {**training, "seed": seed})
 
 
-def tune_baseline(
+def tune_baseline(  # noqa: D417
     name: str,
     dataset: "InteractionDataset",
     *,
     space: Mapping[str, Sequence[Any]],
     max_trials: int,
     seed: int = 0,
-    metric: str = "ndcg@10",
     num_negatives: int = 99,
     skip_clicked: bool = False,
     bm25_columns: Sequence[str] | None = None,
@@ -64,35 +56,35 @@ def tune_baseline(
     """Fit a baseline with the settings that are best on the validation requests.
 
     The first trial takes the first value of every setting, the others are drawn at random from the other combinations.
-    A search with one trial fits it without validation.
+    A search with one trial fits it without validation. The arguments that are not listed are those of `Evaluation`.
 
     Args:
         name: key of `BASELINES`.
         dataset: data whose `split.validation` decides; test requests are not read.
         space: setting → values to try; a setting with one value is fixed.
         max_trials: most combinations to try.
-        seed: seed of the trials, the training and the candidates.
-        metric: key of `evaluation.metrics.METRICS` in any case, averaged over the baseline's tasks.
-        num_negatives: as in `evaluation.Evaluation`.
-        skip_clicked: as in `evaluation.Evaluation`.
-        bm25_columns: as in `evaluation.Evaluation`.
+        seed: of the trials, the training and the candidates.
 
     Returns:
-        scorer of the best trial and its settings.
+        scorer of the best trial by NDCG@10, mean over the baseline's tasks, and its settings.
 
     Raises:
-        InputError: as in `fit_baseline`, for any trial, before the first one is fitted; the space, the number of trials
-            or the metric is unusable; or there are no validation requests.
+        InputError: as in `fit_baseline`, for any trial, before the first one is fitted; the space or the number of
+            trials is unusable; or there are no validation requests.
     """
-    trials = _draw_trials(space, max_trials, seed)
+    if max_trials < 1:
+        raise InputError(f"`max_trials` must be at least 1; got {max_trials}.")
+    for setting, values in space.items():
+        if not isinstance(values, list | tuple) or not values:
+            raise InputError(f"`space` must list the values of '{setting}' to try; got {values!r}.")
+    first = {setting: values[0] for setting, values in space.items()}
+    num_trials = min(max_trials, len(ParameterGrid(dict(space))))
+    sample = ParameterSampler(dict(space), num_trials, random_state=seed)
+    trials = [first, *(trial for trial in sample if trial != first)][:num_trials]
     for trial in trials:
         configure(name, trial)
     if len(trials) == 1:
         return fit_baseline(name, dataset, settings=trials[0], seed=seed), trials[0]
-    metrics = {known.lower(): function for known, function in METRICS.items()}
-    if metric.lower() not in metrics:
-        raise InputError(f"There is no metric '{metric}'; metrics are {', '.join(metrics)}.")
-    per_request, k = metrics[metric.lower()]
     options: dict[str, Any] = {"num_negatives": num_negatives, "skip_clicked": skip_clicked, "seed": seed}
     evaluation = Evaluation(dataset, "validation", **options, bm25_columns=bm25_columns)
     best: tuple[float, Scorer, dict[str, Any]] | None = None
@@ -107,8 +99,8 @@ def tune_baseline(
                 f"Baseline '{name}' cannot be tuned, because the split has no validation requests of its tasks "
                 f"({', '.join(sorted(scorer.tasks))}); give longer histories, or set `max_trials` to 1."
             )
-        value = float(np.mean([per_request(task_ranks, k).mean() for task_ranks in ranks.values()]))
-        logger.info("%s, trial %d of %d, %s: %s %.4f", name, number, len(trials), trial, metric, value)
+        value = float(np.mean([ndcg(task_ranks, 10) for task_ranks in ranks.values()]))
+        logger.info("%s, trial %d of %d, %s: NDCG@10 %.4f", name, number, len(trials), trial, value)
         if best is None or value > best[0]:
             best = value, scorer, trial
     assert best is not None
@@ -146,16 +138,3 @@ def configure(name: str, settings: Mapping[str, Any]) -> tuple[Any, dict[str, An
         while isinstance(cause, StrictDataclassError) and cause.__cause__ is not None:
             cause = cause.__cause__  # the check's own sentence
         raise InputError(f"Baseline '{name}': {' '.join(str(cause).split())}") from None
-
-
-def _draw_trials(space: Mapping[str, Sequence[Any]], max_trials: int, seed: int) -> list[dict[str, Any]]:
-    """All combinations, or a sample of `max_trials`; the first values come first."""
-    if max_trials < 1:
-        raise InputError(f"`max_trials` must be at least 1; got {max_trials}.")
-    for setting, values in space.items():
-        if not isinstance(values, list | tuple) or not values:
-            raise InputError(f"`space` must list the values of '{setting}' to try; got {values!r}.")
-    first = {setting: values[0] for setting, values in space.items()}
-    num_trials = min(max_trials, len(ParameterGrid(dict(space))))
-    sample = ParameterSampler(dict(space), num_trials, random_state=seed)
-    return [first, *(trial for trial in sample if trial != first)][:num_trials]

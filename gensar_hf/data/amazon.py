@@ -34,7 +34,7 @@ _QREL = re.compile(r"(\S+)_([0-9]+) +\S+ +(\S+) +([0-9]+)")
 _ITEM_FIRST = re.compile(r"""^\{\s*(['"])asin\1\s*:\s*(['"])([^'"\\]+)\2\s*[,}]""")
 
 
-def load_amazon(
+def load_amazon(  # noqa: D417
     reviews: str | os.PathLike[str],
     metadata: str | os.PathLike[str],
     query_dir: str | os.PathLike[str] | None = None,
@@ -52,10 +52,10 @@ def load_amazon(
     with `query_dir`, from the files of Ai et al. ("Learning a Hierarchical Embedding Model for Personalized Product
     Search", SIGIR 2017; https://github.com/QingyaoAi/Amazon-Product-Search-Datasets): line n of `query_text.txt.gz`,
     counted from 0, is query n, and a line `USER_n 0 ITEM 1` of `train.qrels.gz` or `test.qrels.gz` says that USER
-    bought ITEM, which is relevant to query n. Both files are read, since `split` decides what is held out. A pair of
-    user and item with several queries gets one of them, drawn at random.
+    bought ITEM, which is relevant to query n. A pair with several queries gets one of them, drawn at random.
 
     Reviews are dated by the day. Those of one user and day keep the order of the file, which is that of the items.
+    `text_columns`, `min_interactions` and `split` are those of `InteractionDataset`.
 
     Args:
         reviews: the 5-core reviews, such as `reviews_Electronics_5.json.gz`; one JSON object per line.
@@ -66,9 +66,6 @@ def load_amazon(
             has a query, also a search at the same moment; `min_interactions` then counts such a review twice.
         search_fraction: that share, from 0 to 1; not used with `"both"`. Reviews without a query stay recommendations.
         seed: of that draw, and of the draw among several queries.
-        text_columns: as for `InteractionDataset`; title, brand, categories and description by default.
-        min_interactions: as for `InteractionDataset`.
-        split: as for `InteractionDataset`.
 
     Returns:
         A dataset with every reviewed item and the columns `item_id`, `title`, `brand`, `description` and `categories`
@@ -216,9 +213,8 @@ def _field(path: Path, number: int, record: dict[str, Any], name: str, is_option
 
 def _categories(path: Path, number: int, entry: dict[str, Any]) -> list[list[str]]:
     paths = entry.get("categories") or []
-    if not isinstance(paths, list) or not all(isinstance(names, list) for names in paths):
-        raise _wrong_field(path, number, "categories", paths, "a list of lists")
-    if not all(isinstance(name, str) for names in paths for name in names):
+    is_nested = isinstance(paths, list) and all(isinstance(names, list) for names in paths)
+    if not is_nested or not all(isinstance(name, str) for names in paths for name in names):
         raise _wrong_field(path, number, "categories", paths, "a list of lists of text")
     return [[_plain(name) for name in names] for names in paths]
 

@@ -29,19 +29,13 @@ _OTHER_TITLE = re.compile(r"^(?P<title>.*\S)\s*\((?P<other>[^()]+)\)$")
 def load_movielens_100k(
     folder: str | os.PathLike[str], search_fraction: float = 0.4, seed: int = 0
 ) -> InteractionDataset:
-    """Load MovieLens-100k: 943 users, 1,682 films, 100,000 ratings, each of which is a click.
+    """Load MovieLens-100k: 943 users, 1,682 films, 100,000 ratings, each of which is a click; split by leave-one-out.
 
-    The data contain no searches: a seeded share of the clicks becomes search clicks, with a query made from the film's
-    genres and decade (`queries.assign_search_clicks`).
-
-    Args:
-        folder: with `u.data` and `u.item` (GroupLens), or `ml-100k.inter` and `ml-100k.item` (RecBole).
-        search_fraction: share of the clicks that become search clicks, 0 for none.
-        seed: of that draw.
-
-    Returns:
-        A dataset split by leave-one-out, whose items have the columns `item_id`, `title` ("The Shawshank Redemption"),
-        `year`, `genres` ("Animation, Children's, Comedy") and `categories` ("Animation > Children's > Comedy > 1990s").
+    The data contain no searches: a seeded share of the clicks, `search_fraction`, becomes search clicks, with a query
+    made from the film's genres and decade (`queries.assign_search_clicks`). The items have the columns `item_id`,
+    `title` ("The Shawshank Redemption"), `year`, `genres` ("Animation, Children's, Comedy") and `categories`
+    ("Animation > Children's > Comedy > 1990s"). The folder holds `u.data` and `u.item` (GroupLens), or `ml-100k.inter`
+    and `ml-100k.item` (RecBole).
 
     Raises:
         ValueError: `search_fraction` is outside its range.

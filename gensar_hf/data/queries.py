@@ -38,13 +38,10 @@ def query_from_categories(categories: str | Sequence[str]) -> str:
     """
     if not isinstance(categories, str):
         categories = " > ".join(part if isinstance(part, str) else query_from_categories(part) for part in categories)
-    words = "".join(map(_letter_or_space, _APOSTROPHES.sub("", categories).lower())).split()
+    letters = _APOSTROPHES.sub("", categories).lower()
+    # Letters, digits and combining marks (vowel signs in many scripts) make words.
+    words = "".join(each if unicodedata.category(each)[0] in "LMN" else " " for each in letters).split()
     return " ".join(word for word in dict.fromkeys(words) if word not in STOP_WORDS)
-
-
-def _letter_or_space(character: str) -> str:
-    """Letters, digits and combining marks (vowel signs in many scripts) make words; all else becomes a space."""
-    return character if unicodedata.category(character)[0] in "LMN" else " "
 
 
 def assign_search_clicks(
@@ -58,17 +55,7 @@ def assign_search_clicks(
 
     Each click on a recommendation is drawn independently of its user, its item and all other rows, so that the draw
     leaks nothing about held-out clicks. Clicks on items without categories stay recommendations. Rows that have a query
-    keep it.
-
-    Args:
-        items: as `InteractionDataset.items`.
-        interactions: as `InteractionDataset.interactions`; not changed.
-        fraction: the share, 0 to 1.
-        seed: of the draw.
-        category_column: column of `items` with category paths, text or lists.
-
-    Returns:
-        The interactions with a new column `query`.
+    keep it. The tables are those of `InteractionDataset`; categories are paths, text or lists.
 
     Raises:
         ValueError: `fraction` is outside its range.

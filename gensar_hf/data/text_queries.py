@@ -155,8 +155,7 @@ def _some(values: Sequence[str], count: int, rng: np.random.Generator) -> list[s
 class TextQueries:
     """Queries made from the items' own texts: what a person types who looks for an item.
 
-    A draw takes about 20 µs. Nothing is read before it is needed: the titles on the first call (7 s for a million),
-    1,000 texts of every other column. Queries depend on the item and the generator's state only.
+    A draw takes about 20 µs, the first one 7 s for a million titles.
 
     Args:
         titles: one per item.
@@ -189,11 +188,7 @@ class TextQueries:
 
     @classmethod
     def of_dataset(cls, dataset: InteractionDataset) -> TextQueries:
-        """Queries for the items of a dataset, in their order.
-
-        The titles are the column `title`, or the first text column of a dataset without one. All other text columns
-        are `columns`.
-        """
+        """Queries for the items of a dataset; the titles are the column `title`, or else the first text column."""
         title_column = "title" if "title" in dataset.items.columns else dataset.text_columns[0]
         titles = dataset.titles if title_column == "title" else dataset.items[title_column].tolist()
         others = [column for column in dataset.text_columns if column != title_column]
@@ -204,11 +199,7 @@ class TextQueries:
         return len(self.titles)
 
     def draw(self, item: int, rng: np.random.Generator) -> str:
-        """A training query for the item: a kind by the shares above, a fifth of them misspelled.
-
-        Returns:
-            the query; "" if the item has no word at all.
-        """
+        """A training query for the item, by the shares above; "" if the item has no word at all."""
         query = self._kinds[bisect(self._ends, rng.random())](item, rng)
         query = query or self._title_words(item, rng) or self.attributes(item, rng) or self.description(item, rng)
         if "'" in query and rng.random() < NO_APOSTROPHE_SHARE:
@@ -239,11 +230,7 @@ class TextQueries:
         return misspell(self.part(item), rng)
 
     def attributes(self, item: int, rng: np.random.Generator) -> str:
-        """One or two values of columns of short values (genres, brand, year or decade), in any order.
-
-        Returns:
-            the values in lower case; "" if the item has none.
-        """
+        """One or two values of columns of short values (genres, brand, year), in any order and lower case, or ""."""
         values = [value for name in self._value_columns for value in self._values(name, item)]
         chosen = [_choice(values, rng)] if values else []
         if values and rng.random() < 0.5:
@@ -252,13 +239,10 @@ class TextQueries:
         return " ".join(_choice(value, rng) for value in chosen)
 
     def description(self, item: int, rng: np.random.Generator) -> str:
-        """Three or four words of a text of at least 12 words, in their order, without stop words.
+        """Three or four words of a text of at least 12 words, in order and lower case, without stop words, or "".
 
         Words that a quarter of the texts contain are stop words as well, whatever the language. In a catalogue of one
         text column the titles are these texts.
-
-        Returns:
-            the words in lower case; "" if the item has no such text.
         """
         for texts, common in self._descriptions:
             found = words(texts[item])

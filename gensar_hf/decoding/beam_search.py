@@ -130,7 +130,9 @@ class TrieBeamSearch:
         tokens = prefixes[:, None]
         nodes = self.trie.walk(prefixes)[:, None]
         parents = torch.zeros_like(nodes)
-        scores = torch.zeros(nodes.shape, device=nodes.device).masked_fill(nodes == self.trie.dead_node, -torch.inf)
+        scores = torch.zeros(nodes.shape, dtype=torch.float32, device=nodes.device).masked_fill(
+            nodes == self.trie.dead_node, -torch.inf
+        )
         if num_steps > 0:
             decoder = context.tree_decoder(1 + prefix_length + (num_steps - 1) * num_beams, prefix_length + num_steps)
             states = decoder.read_prefix(torch.cat([context.start_tokens[:, None], prefixes], dim=1))

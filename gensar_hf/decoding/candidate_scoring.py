@@ -69,11 +69,12 @@ def score_candidates(
         num_forced_tokens: leading tokens that do not count (the behavior token is in the prompt, not predicted).
 
     Returns:
-        `(batch_size, num_candidates)` sums of natural logarithms, softmax over the whole vocabulary; padded with -inf
-        for requests that have fewer candidates than others.
+        `(batch_size, num_candidates)` sums of natural logarithms; padded with -inf for requests with fewer candidates.
     """
     device = context.device
-    scores = torch.full((len(sequences), max(map(len, sequences), default=0)), -torch.inf, device=device)
+    scores = torch.full(
+        (len(sequences), max(map(len, sequences), default=0)), -torch.inf, dtype=torch.float32, device=device
+    )
     head = context.output_head()
     for pieces in _forwards(sequences, context.start_tokens.tolist()):
         rows = torch.tensor([piece.row for piece in pieces], device=device)
@@ -94,10 +95,8 @@ def score_candidates(
 
 
 class _Piece(NamedTuple):
-    """Some candidates of one request."""
-
     row: int
-    candidates: np.ndarray
+    candidates: np.ndarray  # of this request
     tree: PrefixTree
 
 

@@ -382,7 +382,7 @@ class PromptContext(DecodingContext):
         Raises:
             ValueError: an empty prompt, or a model that does not support tree decoding.
         """
-        _check_model(model)
+        check_model(model)
         if input_ids.shape[1] == 0:
             raise ValueError("A prompt needs at least one token before the behavior token; got none.")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -433,7 +433,7 @@ def _logits_are_plain(model: PreTrainedModel) -> bool:
     return _has_plain_logits[model]
 
 
-def _check_model(model: PreTrainedModel) -> None:
+def check_model(model: PreTrainedModel) -> None:
     """Refuse models that depend on more than a mask and positions: they would read a tree wrongly."""
     config = model.config.get_text_config(decoder=True)
     parameters = inspect.signature(model.forward).parameters

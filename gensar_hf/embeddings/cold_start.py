@@ -43,14 +43,10 @@ class CollaborativeMap:
     def fit(
         cls, semantic: np.ndarray, collaborative: np.ndarray, seed: int, num_clicks: np.ndarray | None = None
     ) -> "CollaborativeMap":
-        """Learn the map from items that have both embeddings.
+        """Learn the map from `(num_items, semantic_dim)` and `(num_items, collaborative_dim)` embeddings.
 
-        Args:
-            semantic: `(num_items, semantic_dim)`, of any length.
-            collaborative: `(num_items, collaborative_dim)`, of the same items.
-            seed: of the sample that is taken of more than `MAX_ITEMS` items.
-            num_clicks: `(num_items,)` training clicks of each item. An embedding that was learned from few clicks is
-                mostly noise and gets a lower weight; default: equal weights.
+        Of more than `MAX_ITEMS` items a seeded sample is taken. With `num_clicks`, the `(num_items,)` training clicks,
+        an embedding that was learned from few clicks gets a lower weight, because it is mostly noise.
 
         Raises:
             InputError: not a table, different numbers of rows, fewer than two items, a value that is not finite, or
@@ -88,11 +84,7 @@ class CollaborativeMap:
         return cls(rows, regression.dual_coef_.astype(np.float32), mean, np.array(sharpness, dtype=np.float32))
 
     def predict(self, semantic: np.ndarray) -> np.ndarray:
-        """Collaborative embeddings `(num_items, collaborative_dim)` float32 of `(num_items, semantic_dim)` items.
-
-        Raises:
-            InputError: not a finite table of the width that the map was fitted on.
-        """
+        """`(num_items, collaborative_dim)` float32 of `(num_items, semantic_dim)`; InputError: not a fitting table."""
         from sklearn.metrics.pairwise import rbf_kernel
 
         semantic = checked_table("semantic", semantic)

@@ -35,7 +35,7 @@ class SASRecConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def validate_sizes(self) -> None:
-        """Part of the `@strict` validation: sizes that fit one another."""
+        """Part of the `@strict` validation: sizes that fit one another, probabilities."""
         for name in ("num_items", "hidden_size", "num_heads", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
@@ -46,9 +46,6 @@ class SASRecConfig(PreTrainedConfig):
                 "`num_heads` must divide `hidden_size`, because each head gets an equal part of it; "
                 f"got {self.num_heads} and {self.hidden_size}."
             )
-
-    def validate_shares(self) -> None:
-        """Part of the `@strict` validation: probabilities lie in [0, 1)."""
         for name in ("dropout", "event_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1; got {getattr(self, name)}.")

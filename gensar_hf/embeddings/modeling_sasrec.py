@@ -11,42 +11,10 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
+from gensar_hf.model_folder import CheckedLoading
 
 PADDING = 0
 IGNORED_LABEL = -100
-
-
-def next_item_loss(
-    hidden: torch.Tensor,
-    item_embeddings: torch.Tensor,
-    labels: torch.Tensor,
-    label_smoothing: float = 0.0,
-    num_items_in_batch: torch.Tensor | int | None = None,
-) -> torch.Tensor:
-    """Cross entropy over the whole catalogue at the labelled positions.
-
-    Args:
-        hidden: `(batch_size, length, dim)`.
-        item_embeddings: `(num_items, dim)`.
-        labels: `(batch_size, length)` item index + 1; 0 and -100 are ignored.
-        label_smoothing: share of the target's probability that is spread over all items.
-        num_items_in_batch: labels in the whole batch, as Trainer counts them; default: those of this call.
-
-    Returns:
-        scalar: the sum divided by that number.
-    """
-    # The catalogue's logits are the largest tensor by far, so only labelled positions get any.
-    is_labelled = labels > PADDING
-    logits = F.linear(hidden[is_labelled], item_embeddings)  # (num_labels, num_items)
-    loss_sum = F.cross_entropy(logits, labels[is_labelled] - 1, reduction="sum", label_smoothing=label_smoothing)
-    return loss_sum / (is_labelled.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
-
-
-def last_states(hidden: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-    """Each history's state after its last event, `(batch_size, dim)` of `(batch_size, length, dim)`; zeros for none."""
-    lengths = (input_ids != PADDING).sum(dim=1)
-    rows = torch.arange(len(input_ids), device=input_ids.device)
-    return hidden[rows, (lengths - 1).clamp(min=0)] * (lengths > 0)[:, None]
 
 
 @dataclass
@@ -91,7 +59,7 @@ class SASRecBlock(nn.Module):
         return self.attention_output(attended.transpose(1, 2).reshape(batch_size, length, hidden_size))
 
 
-class SASRecModel(PreTrainedModel):
+class SASRecModel(CheckedLoading, PreTrainedModel):
     """Predict the next item of a history; the item table is input and output, and the collaborative embedding.
 
     Histories are padded on the RIGHT with 0: then causal attention alone keeps padding out of every real position.
@@ -131,15 +99,12 @@ class SASRecModel(PreTrainedModel):
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> SASRecOutput:
-        """Read histories; with labels, the loss at every labelled position.
+        """Read histories; with labels, the mean cross entropy over the catalogue at every labelled position.
 
         Args:
             input_ids: `(batch_size, length)` item index + 1, 0 = padding, on the right; length at most `max_length`.
             labels: `(batch_size, length)` the item that follows each position, index + 1; 0 and -100 are ignored.
             num_items_in_batch: labels in the whole batch, as Trainer counts them; default: those of this call.
-
-        Returns:
-            with labels the loss, mean cross entropy over the catalogue; without, the logits.
 
         Raises:
             ValueError: histories longer than `max_length`.
@@ -147,9 +112,13 @@ class SASRecModel(PreTrainedModel):
         hidden = self._encode(input_ids)
         if labels is None:
             return SASRecOutput(logits=F.linear(hidden, self.item_embeddings()), last_hidden_state=hidden)
+        # The catalogue's logits are the largest tensor by far, so only labelled positions get any.
+        is_labelled = labels > PADDING
+        logits = F.linear(hidden[is_labelled], self.item_embeddings())  # (num_labels, num_items)
         smoothing = self.config.label_smoothing * self.training
-        loss = next_item_loss(hidden, self.item_embeddings(), labels, smoothing, num_items_in_batch)
-        return SASRecOutput(loss=loss, last_hidden_state=hidden)
+        loss_sum = F.cross_entropy(logits, labels[is_labelled] - 1, reduction="sum", label_smoothing=smoothing)
+        num_labels = is_labelled.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return SASRecOutput(loss=loss_sum / num_labels, last_hidden_state=hidden)
 
     def _encode(self, input_ids: torch.Tensor) -> torch.Tensor:
         length = input_ids.shape[1]
@@ -170,15 +139,14 @@ class SASRecModel(PreTrainedModel):
 
     def score(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Logits `(batch_size, num_items)` of the next item, 0 for an empty history; `input_ids` as in `forward`."""
-        return F.linear(last_states(self._encode(input_ids), input_ids), self.item_embeddings())
+        hidden, lengths = self._encode(input_ids), (input_ids != PADDING).sum(dim=1)
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        last = hidden[rows, (lengths - 1).clamp(min=0)] * (lengths > 0)[:, None]  # (batch_size, hidden_size)
+        return F.linear(last, self.item_embeddings())
 
 
 def pad_histories(histories: list[np.ndarray], max_length: int) -> torch.Tensor:
-    """The latest `max_length` items of each history, item indices with the oldest first, as `input_ids`.
-
-    Returns:
-        `(num_histories, longest)` long, item index + 1, 0 = padding on the right; at least one column.
-    """
+    """The latest `max_length` items of each history, oldest first, as `input_ids`; at least one column."""
     kept = [np.asarray(history)[-max_length:] for history in histories]
     table = np.full((len(kept), max([1, *map(len, kept)])), PADDING, dtype=np.int64)
     for row, history in zip(table, kept, strict=True):

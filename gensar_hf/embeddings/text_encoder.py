@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from gensar_hf.errors import InputError
-from gensar_hf.files import atomic_path, load_arrays, read_json, save_arrays, write_json
+from gensar_hf.files import atomic_path, damage_reported, load_arrays, read_json, save_arrays, write_json
 from gensar_hf.item_embeddings import row_chunks, unit_rows
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _CONFIG_FILE = "text_encoder.json"
 _LEXICAL_FILE = "lexical_encoder.safetensors"
 _WEIGHTS_DIR = "sentence_transformer"
 _FORMAT_VERSION = 1
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # The analyzers, each with the n-grams and the most terms that it keeps.
 _ANALYZERS: dict[str, dict[str, Any]] = {
     "words": {"analyzer": "word", "token_pattern": r"(?u)\b\w+\b", "max_features": 10_000},
@@ -43,9 +45,7 @@ class LexicalTextEncoder:
     """Latent semantic analysis (Deerwester et al. 1990) of TF-IDF weights of words and character n-grams.
 
     Texts with common words, or with parts of words in common, get similar vectors. Nothing is downloaded, and the same
-    texts and seed give the same encoder. A text without any term that `fit` has seen gets the zero vector. Of 500
-    titles of Amazon Beauty (12,101 items) 99 % find their item first; of queries of a title's first three words with a
-    letter missing, 66 % find it among the first ten.
+    texts and seed give the same encoder. A text without any term that `fit` has seen gets the zero vector.
 
     Attributes:
         terms: for `"words"` and for `"characters"` (3 to 5 within a word) the terms of the columns, in order.
@@ -60,10 +60,7 @@ class LexicalTextEncoder:
     def fit(self, texts: Sequence[str], dim: int = LEXICAL_DIM, seed: int = 0) -> "LexicalTextEncoder":
         """Learn terms, weights and components; of more than 100,000 texts a seeded sample is used.
 
-        Args:
-            texts: of the catalogue.
-            dim: width of the vectors; fewer if there are fewer distinct texts or terms.
-            seed: of the sample and the randomized SVD.
+        `dim` is the width of the vectors; they have fewer if there are fewer distinct texts or terms.
 
         Raises:
             InputError: no text holds a word.
@@ -127,13 +124,17 @@ class LexicalTextEncoder:
         encoder, config = cls(), _read_config(Path(folder))
         arrays = load_arrays(Path(folder) / _LEXICAL_FILE)
         encoder.terms = {name: config.get(name, []) for name in _ANALYZERS}
-        num_terms = sum(map(len, encoder.terms.values()))
-        if {name: array.shape[-1:] for name, array in arrays.items()} != dict.fromkeys(
-            ("weights", "components"), (num_terms,)
+        terms = [term for own in encoder.terms.values() for term in own]
+        shapes = {name: array.shape for name, array in arrays.items()}
+        dims = len(arrays["components"]) if "components" in arrays else 0
+        if (
+            shapes != {"weights": (len(terms),), "components": (dims, len(terms))}
+            or not all(isinstance(term, str) for term in terms)
+            or not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in arrays.values())
         ):
             raise InputError(
-                f"{folder}: {_LEXICAL_FILE} does not fit the {num_terms} terms of {_CONFIG_FILE}; copy both files from "
-                "one folder, or fit the encoder again."
+                f"{folder}: {_LEXICAL_FILE} does not hold finite numbers for the {len(terms)} terms of {_CONFIG_FILE}; "
+                "copy both files from one folder, or fit the encoder again."
             )
         encoder.weights, encoder.components = arrays["weights"], arrays["components"].astype(np.float32)
         return encoder
@@ -194,20 +195,20 @@ class TextEncoder:
             config = _read_config(Path(model))
             if config["kind"] == "lexical":
                 return cls(None, lexical=LexicalTextEncoder.load(model))
-            name = config["name"] or str(Path(model) / _WEIGHTS_DIR)
-            return cls(name, max_length or config["max_length"], device, config["revision"])
+            name, revision = config.get("name"), config.get("revision")
+            length = config.get("max_length")
+            is_valid = name is None or (isinstance(name, str) and _HUB_NAME.fullmatch(name) and ".." not in name)
+            if not is_valid or not isinstance(revision, str | None) or not isinstance(length, int | None):
+                raise InputError(
+                    f"{Path(model) / _CONFIG_FILE} names the model {name!r}, revision {revision!r}, length {length!r}; "
+                    "a model on the Hub is wanted, such as 'BAAI/bge-base-en-v1.5', or no name if it is in the folder."
+                )
+            return cls(name or str(Path(model) / _WEIGHTS_DIR), max_length or length, device, revision)
         encoder._sentence_transformer()
         return encoder
 
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
-        """Encode each distinct text once.
-
-        Args:
-            texts: any number of texts, empty ones included.
-            batch_size: texts per forward pass.
-
-        Returns:
-            `(num_texts, dim)` float32, each row of Euclidean length 1 (or 0, see `LexicalTextEncoder`).
+        """`(num_texts, dim)` float32, each row of length 1 (or 0, see `LexicalTextEncoder`); `batch_size` at a time.
 
         Raises:
             InputError: the model cannot be loaded.
@@ -282,17 +283,26 @@ def _load_sentence_transformer(name: str, device: str | None, revision: str | No
             f"The text encoder '{name}' is neither a folder nor a name on the Hub such as '{DEFAULT_ENCODER}'; "
             "correct it, or set `text_encoder=None` for a text embedding that needs no download."
         )
+    import torch
     from sentence_transformers import SentenceTransformer  # takes 5 s to import
 
     packaged = _packaged_minilm() if name == MINILM else None
-    try:
-        return SentenceTransformer(str(packaged or name), device=device, revision=None if packaged else revision)
-    except (OSError, ValueError, RuntimeError, ImportError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"The text encoder '{name}' could not be loaded ({reason}); connect to the Hub, give the folder of a "
-            "sentence-transformers model, or set `text_encoder=None` for a text embedding that needs no download."
-        ) from error
+    remedy = (
+        "connect to the Hub, give the folder of a sentence-transformers model with safetensors, or set "
+        "`text_encoder=None` for a text embedding that needs no download"
+    )
+    with damage_reported(f"The text encoder '{name}'", remedy, "could not be loaded"):
+        model = SentenceTransformer(
+            str(packaged or name),
+            device=device,
+            revision=None if packaged else revision,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        )
+        for weight_name, weight in model.named_parameters():
+            if not torch.isfinite(torch.stack(torch.aminmax(weight.detach()))).all():
+                raise ValueError(f"its weight {weight_name} holds NaN or an infinity")
+    return model
 
 
 def _packaged_minilm() -> Path | None:

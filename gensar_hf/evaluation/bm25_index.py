@@ -10,8 +10,7 @@ class BM25Index:
     """A `bm25s` index of the catalogue's texts (Lù 2024, "BM25S: Orders of magnitude faster lexical search").
 
     Texts and queries are lower-cased and split into words of two or more letters or digits, without `bm25s`' English
-    stop words and without stemming. Scores are those of Lucene's variant. The default k1 and b are those of `bm25s`;
-    the evaluation's candidates use them.
+    stop words and without stemming. Scores are those of Lucene's variant.
 
     Args:
         item_texts: one text per item, in catalogue order.
@@ -30,14 +29,7 @@ class BM25Index:
             self._index.index(tokens, show_progress=False)
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
-        """BM25 score of every item for every query.
-
-        Args:
-            queries: may repeat. Words that occur in no text are ignored.
-
-        Returns:
-            `(num_queries, num_items)` float32, 0 for items that share no word.
-        """
+        """BM25 of every item for every query, `(num_queries, num_items)` float32, 0 for items that share no word."""
         scores = np.zeros((len(queries), self.num_items), dtype=np.float32)
         if self._index is None:
             return scores
@@ -48,42 +40,23 @@ class BM25Index:
         return scores
 
     def retrieve(self, queries: Sequence[str], top_n: int, tie_order: np.ndarray | None = None) -> np.ndarray:
-        """The best items for each query that share at least one word with it, best first.
+        """The best items for each query that share a word with it, `(num_queries, top_n)` int64, padded with -1.
 
-        Ties are ordered by `tie_order`, so that the result is the same on every machine (`bm25s`' own `retrieve` does
-        not define that order).
-
-        Args:
-            queries: may repeat.
-            top_n: length of each list.
-            tie_order: `(num_items,)`, the position of each item among items of equal score. Default: its index.
-
-        Returns:
-            item indices `(num_queries, top_n)` int64, padded with -1.
+        `tie_order` is the position of each item among items of equal score (`bm25s` does not define it). Default: its
+        index.
         """
         items = np.full((len(queries), top_n), -1, dtype=np.int64)
         for row, query in enumerate(queries):
-            best = best_positive_items(self.scores([query])[0], top_n, tie_order)
+            (scores,) = self.scores([query])
+            floor = np.partition(scores, -top_n)[-top_n] if 0 < top_n < len(scores) else -np.inf
+            contenders = np.flatnonzero((scores > 0) & (scores >= floor))  # with all ties of the last one
+            positions = contenders if tie_order is None else tie_order[contenders]
+            best = contenders[np.lexsort((positions, -scores[contenders]))][:top_n]
             items[row, : len(best)] = best
         return items
 
 
-def best_positive_items(scores: np.ndarray, top_n: int, tie_order: np.ndarray | None = None) -> np.ndarray:
-    """Indices of the `top_n` highest positive scores, highest first, ties by `tie_order` (default: by index).
-
-    >>> best_positive_items(np.array([0.0, 2.0, 3.0, 2.0, 2.0]), top_n=3)
-    array([2, 1, 3])
-    >>> best_positive_items(np.array([0.0, 2.0, 3.0, 2.0, 2.0]), top_n=3, tie_order=np.array([4, 3, 2, 1, 0]))
-    array([2, 4, 3])
-    """
-    floor = np.partition(scores, -top_n)[-top_n] if 0 < top_n < len(scores) else -np.inf
-    contenders = np.flatnonzero((scores > 0) & (scores >= floor))  # with all ties of the last one
-    positions = contenders if tie_order is None else tie_order[contenders]
-    return contenders[np.lexsort((positions, -scores[contenders]))][:top_n]
-
-
 def _words(texts: Sequence[str]) -> list[list[str]]:
-    """The words of each text."""
     import bm25s
 
     return bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)

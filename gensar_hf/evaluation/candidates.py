@@ -17,41 +17,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CandidateSets:
-    """Candidates of all requests of one task: the target and its negatives, in a seeded shuffled order.
-
-    The shuffle matters: `rank_of_target` breaks ties by the order.
+    """Candidates of all requests of one task: targets and negatives, shuffled because ties are broken by column.
 
     Args:
         candidates: `(num_requests, num_candidates)` int64 item indices, distinct within a row.
         target_columns: `(num_requests,)` int64, the column of the target.
         protocol: name with the actual number of negatives, such as `"random-99"` or `"bm25-hard-99"`.
-        seed: of the negatives and the order.
 
     Raises:
-        ValueError: shapes disagree, a row has a repeated or negative item, or a target column is out of range.
+        ValueError: a row has a repeated or negative item.
     """
 
     candidates: np.ndarray
     target_columns: np.ndarray
     protocol: str
-    seed: int
 
     def __post_init__(self) -> None:
-        candidates, columns = self.candidates, self.target_columns
-        if candidates.ndim != 2 or columns.shape != candidates.shape[:1]:
-            raise ValueError(
-                "`candidates` must be (num_requests, num_candidates) and `target_columns` (num_requests,); "
-                f"got {candidates.shape} and {columns.shape}."
-            )
-        in_order = np.sort(candidates, axis=1)
+        in_order = np.sort(self.candidates, axis=1)
         if len(faulty := np.flatnonzero((in_order < 0).any(axis=1) | (np.diff(in_order, axis=1) == 0).any(axis=1))):
             raise ValueError(
                 f"Candidates must be distinct item indices, at least 0; those of request {faulty[0]} are not."
-            )
-        if len(outside := np.flatnonzero((columns < 0) | (columns >= candidates.shape[1]))):
-            raise ValueError(
-                f"Target columns must lie in the {candidates.shape[1]} columns; that of request {outside[0]} is "
-                f"{columns[outside[0]]}."
             )
 
     def __len__(self) -> int:
@@ -77,20 +62,12 @@ def draw_candidates(
 
 
 def random_candidates(requests: Requests, num_negatives: int = 99, seed: int = 0) -> CandidateSets:
-    """Draw distinct random items that the user never interacted with in the whole log.
+    """Draw distinct random items that the user never interacted with in the whole log; the protocol is `random-NUM`.
 
     Sampled metrics may order systems differently from a full ranking (Krichene and Rendle, KDD 2020): compare them only
     within one protocol. The draw depends on the seed and the request alone, so a request has the same negatives in any
-    subset of the requests.
-
-    Args:
-        requests: the requests. Their users' interactions are those of `requests.events`.
-        num_negatives: negatives per request. If a user has fewer items left, all requests get that smaller number: a
-            warning is logged and the protocol's name has the smaller number.
-        seed: of the draw and the order.
-
-    Returns:
-        candidate sets with protocol `random-NUM`.
+    subset of the requests. If a user has fewer than `num_negatives` items left, all requests get that smaller number: a
+    warning is logged and the protocol's name has the smaller number.
 
     Raises:
         InputError: a user has interacted with every item.
@@ -115,22 +92,12 @@ def bm25_candidates(
     seed: int = 0,
     columns: Sequence[str] | None = None,
 ) -> CandidateSets:
-    """Take the best BM25 hits for the query, without the target.
+    """Take the best BM25 hits for the query, without the target; the protocol is `bm25-hard-NUM`.
 
-    Hits share at least one word with the query. Ties are broken in a seeded random order, because the order of a
-    catalogue is correlated with popularity: with ties by index, the negatives of MovieLens-100k are more popular films
-    and the popularity baseline loses .02 NDCG@10. Where a query has too few hits, random other items fill the row.
-    Items of the user's history are not removed, as in the paper.
-
-    Args:
-        requests: search requests.
-        item_texts: one text per item, in catalogue order.
-        num_negatives: negatives per request, at most the number of other items.
-        seed: of the random items and the order.
-        columns: what `item_texts` were made from, if not from all text columns: named in the protocol.
-
-    Returns:
-        candidate sets with protocol `bm25-hard-NUM`, or `bm25-hard(COLUMN, COLUMN)-NUM`.
+    Ties are broken in a seeded random order, because the order of a catalogue is correlated with popularity: with ties
+    by index, the popularity baseline loses .02 NDCG@10 on MovieLens-100k. Where a query has too few hits, random other
+    items fill the row. Items of the user's history are not removed, as in the paper. `item_texts` are in catalogue
+    order, made from `columns`, which the protocol names: `bm25-hard(COLUMN, COLUMN)-NUM`. Default: all text columns.
     """
     num_items = len(item_texts)
     if num_items - 1 < num_negatives:
@@ -198,4 +165,4 @@ def _shuffled(
         generator = np.random.default_rng([seed, int(requests.targets[row])])
         candidates[row] = generator.permutation(np.append(negatives(row, generator), targets[row]))
     target_columns = (candidates == targets[:, None]).argmax(axis=1)
-    return CandidateSets(candidates, target_columns, f"{kind}-{num_negatives}", seed)
+    return CandidateSets(candidates, target_columns, f"{kind}-{num_negatives}")

@@ -25,13 +25,9 @@ DEPTHS = (10, 100)
 
 @dataclass(frozen=True, eq=False)
 class ColdStartRequests(Requests):
-    """Requests whose histories hold only training events at an earlier time than the target.
+    """Requests whose histories hold only training events at an earlier time than the target."""
 
-    Attributes:
-        is_training: `(num_events,)` bool, events that training has read.
-    """
-
-    is_training: np.ndarray
+    is_training: np.ndarray  # (num_events,) bool, events that training has read
 
     def history(self, row: int) -> np.ndarray:
         """As in `Requests`, without events that training has not read and events at the target's time."""
@@ -45,15 +41,10 @@ class ColdStartRequests(Requests):
 
 
 def cold_start_requests(dataset: Any, training_part: Any) -> dict[str, ColdStartRequests]:
-    """Every click on a held-out item as a request.
+    """Every click on a held-out item as a request, by task, over the events and the catalogue of `dataset`.
 
-    Args:
-        dataset: the whole `InteractionDataset`.
-        training_part: the `InteractionDataset` without the held-out items and all interactions with them, such as the
-            first one of `dataset.hold_out_items(…)`.
-
-    Returns:
-        requests by task, over the events and the catalogue of `dataset`.
+    `training_part` is the `InteractionDataset` without the held-out items and all interactions with them, such as the
+    first one of `dataset.hold_out_items(…)`.
     """
     events, split = dataset.events, training_part.split
     known = set(training_part.item_ids)
@@ -97,7 +88,7 @@ def evaluate_groups(
     Args:
         systems: with distinct names.
         requests_by_task: over one catalogue.
-        groups: name → `(num_items,)` bool, the items of the group.
+        groups: name → `(num_items,)` bool, the items of the group. One without requests is left out.
         item_texts: one text per item.
         num_negatives: candidates per request, without the target.
         max_requests: size of a seeded sample of the requests for a group in a task.
@@ -105,9 +96,7 @@ def evaluate_groups(
         by_item: resample target items instead of users, for results about new items.
 
     Returns:
-        plain values: `systems`, `groups` in order, and `tasks`: task → group → `protocol`, `num_requests`,
-        `num_items`, `num_users`, `systems` (system → metric → `value`, `low`, `high`) and `difference` of the last
-        system from the first. Groups without requests have no entry.
+        plain values for `report.group_tables`; `difference` is that of the last system from the first.
 
     Raises:
         InputError: a system failed.
@@ -141,11 +130,10 @@ def evaluate_groups(
 
 
 def catalogue_reach(pipe: GenSARPipeline, requests: Requests, new_item_ids: Sequence[str]) -> dict[str, float]:
-    """How often a beam search over the whole catalogue finds the targets.
+    """How often a beam search over the whole catalogue finds the targets, for depths 10 and 100.
 
-    Returns:
-        for depths 10 and 100: `requests@` (fraction of requests whose target is found), `items@` (fraction of target
-        items found at least once) and `places@` (fraction of the results that are new items).
+    `requests@`: fraction of requests whose target is found. `items@`: fraction of target items found at least once.
+    `places@`: fraction of the results that are new items.
     """
     histories, top_k = [request_history(requests, row) for row in range(len(requests))], max(DEPTHS)
     answers: Any = (

@@ -15,9 +15,9 @@ from gensar_hf.evaluation.metrics import METRICS, metrics_per_request
 from gensar_hf.evaluation.plots import plot_comparison
 from gensar_hf.evaluation.protocol import FULL_RANKING_DIR, METRICS_FILE, RANKS_FILE
 from gensar_hf.evaluation.query_kinds import QUERY_KINDS_FILE
-from gensar_hf.evaluation.report import KINDS, comparison_tables, markdown
+from gensar_hf.evaluation.report import KINDS, comparison_tables, write_markdown
 from gensar_hf.evaluation.significance import metric_intervals
-from gensar_hf.files import atomic_path, read_json, write_json
+from gensar_hf.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class RunResult:
     """The result of one system with one seed.
 
     Attributes:
-        system: name of the system or variant, its row in the tables.
+        system: its row in the tables.
         seed: of its training.
         results: folder of its `metrics.json` and `ranks.parquet`.
         row: the system's name in these two files.
         seconds: stage → duration.
-        parameters: number of parameters used for scoring; None if unknown.
-        identifiers: report of the identifier stage, for systems with identifiers.
+        parameters: used for scoring; None if unknown.
+        identifiers: report of the identifier stage, if there is one.
         settings: chosen for this system.
     """
 
@@ -54,12 +54,9 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
         full_ranking: compare the ranks among all items. Systems without them are left out.
 
     Returns:
-        plain values: `reference`, `order` (of the systems), `tasks` (protocol and counts), `failures`, `variants` (name
-        → `seeds`, `seconds`, `parameters`, `settings`, `identifiers`, and per task each metric's `mean`, `sd` and
-        `values` over the seeds, with the `difference` from the first system: `mean`, `low` and `high` of the 95 %
-        bootstrap interval over users, and `p_value` of the paired t-test over requests), and `tests`: that test for any
-        two systems. Differences and tests use each request's mean over the seeds. `query_kinds`, as `mean_query_kinds`,
-        if the runs have them.
+        plain values. `variants`: per system, task and metric the `mean`, `sd` and `values` over the seeds, with the
+        `difference` from the first system, its 95 % bootstrap interval over users, and the `p_value` of a paired t-test
+        over requests. `tests`: that test for any two systems. Both use each request's mean over the seeds.
     """
     by_system: dict[str, list[RunResult]] = {}
     for run in runs:
@@ -90,14 +87,9 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
 
 
 def mean_query_kinds(runs: Sequence[RunResult]) -> dict[str, Any]:
-    """Query kinds of several systems in one table: means over the seeds.
+    """Query kinds of the same requests by several systems, as `QueryKindsResult.metrics()`: means over the seeds.
 
-    Args:
-        runs: runs whose `results` hold no `query_kinds.json` are left out; the others have it of the same requests.
-
-    Returns:
-        plain values for `report.query_kinds_table`, as `QueryKindsResult.metrics()` without intervals. A row whose name
-        begins with that of the run's own row (such as "GenSAR, no history") gets the name of the system there.
+    A row whose name begins with that of the run's own row (such as "GenSAR, no history") gets the system's name there.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     kinds: dict[str, Any] = {}
@@ -120,8 +112,7 @@ def mean_query_kinds(runs: Sequence[RunResult]) -> dict[str, Any]:
 def save_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
     """Write `comparison.json`, the tables as `comparison.md`, and the plots of `plot_comparison`."""
     write_json(folder / "comparison.json", comparison)
-    with atomic_path(folder / "comparison.md") as aside:
-        aside.write_text(markdown(comparison_tables(comparison)), encoding="utf-8")
+    write_markdown(folder / "comparison.md", comparison_tables(comparison))
     plot_comparison(comparison, folder)
 
 
@@ -214,8 +205,7 @@ def summarize_identifiers(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any
     first = reports[0]
 
     def mean(kind: str, name: str) -> float:
-        """The worst level's value where there is one for each level."""
-        return float(np.mean([np.min(report[kind][name]) for report in reports]))
+        return float(np.mean([np.min(report[kind][name]) for report in reports]))  # the worst level's
 
     summary: dict[str, Any] = {
         name: first[name] for name in ("num_items", "codebook_size", "num_levels", "num_shared_levels")

@@ -17,9 +17,6 @@ def hit_rate_per_request(target_ranks: np.ndarray, k: int) -> np.ndarray:
 
     Raises:
         ValueError: `k` or a rank is below 1, or there are no ranks.
-
-    >>> hit_rate_per_request(np.array([1, 3, 11]), k=10)
-    array([1., 1., 0.])
     """
     return (_checked(target_ranks, k) <= k).astype(np.float64)
 
@@ -28,9 +25,6 @@ def ndcg_per_request(target_ranks: np.ndarray, k: int) -> np.ndarray:
     """NDCG@k of each request: 1 / log2(rank + 1) within the first k items, else 0 (the ideal DCG is 1).
 
     Arguments, shapes and errors are those of `hit_rate_per_request`.
-
-    >>> ndcg_per_request(np.array([1, 3, 11]), k=10)
-    array([1. , 0.5, 0. ])
     """
     ranks = _checked(target_ranks, k)
     return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
@@ -65,16 +59,11 @@ METRICS: dict[str, tuple[Callable[[np.ndarray, int], np.ndarray], int]] = {
 
 
 def metrics_per_request(target_ranks: np.ndarray) -> np.ndarray:
-    """All metrics of `METRICS` for each request, `(num_requests, num_metrics)`; a metric is the mean of its column.
-
-    >>> dict(zip(METRICS, metrics_per_request(np.array([1, 3, 11, 20])).mean(axis=0).tolist()))
-    {'HR@1': 0.25, 'HR@5': 0.5, 'HR@10': 0.5, 'NDCG@5': 0.375, 'NDCG@10': 0.375}
-    """
+    """All metrics of `METRICS` for each request, `(num_requests, num_metrics)`; a metric is the mean of its column."""
     return np.stack([per_request(target_ranks, k) for per_request, k in METRICS.values()], axis=1)
 
 
 def _checked(target_ranks: np.ndarray, k: int) -> np.ndarray:
-    """The ranks as an array, if there is at least one and if the ranks and `k` are at least 1."""
     ranks = np.asarray(target_ranks)
     if k < 1:
         raise ValueError(f"`k` is the length of a list and must be at least 1; got {k}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from gensar_hf.evaluation.candidates import CandidateSets, draw_candidates
 from gensar_hf.evaluation.metrics import hit_rate, metrics_per_request, ndcg
 from gensar_hf.evaluation.plots import plot_metrics
 from gensar_hf.evaluation.ranks import rank_in_catalogue, rank_of_target
-from gensar_hf.evaluation.report import markdown, metrics_tables, terminal
+from gensar_hf.evaluation.report import metrics_tables, terminal, write_markdown
 from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer
-from gensar_hf.evaluation.significance import metric_intervals
+from gensar_hf.evaluation.significance import CONFIDENCE, NUM_RESAMPLES, metric_intervals
 from gensar_hf.files import atomic_path, write_json
 
 if TYPE_CHECKING:
@@ -34,11 +34,7 @@ METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.parquet"
 FULL_RANKING_DIR = "full_ranking"
 
-FULL_RANKING = "full-ranking"  # protocol
-CONFIDENCE, NUM_RESAMPLES = 0.95, 1000  # of the bootstrap
-
 _CHUNK_SIZE = 256  # requests per call of a scorer; a full ranking holds `_CHUNK_SIZE * num_items` scores
-_MAX_VALIDATION_USERS = 500
 
 
 @dataclass
@@ -46,7 +42,7 @@ class EvaluationResult:
     """Ranks of the targets by every system in every task, under one protocol per task.
 
     Attributes:
-        requests: the requests of each task.
+        requests: of each task.
         protocols: task → protocol (`random-99`, `bm25-hard-99`, `full-ranking`, or one of them with `-unseen`).
         num_candidates: task → number of ranked items, the target included.
         systems: names of the scorers, in the order of the tables.
@@ -70,9 +66,8 @@ class EvaluationResult:
     def metrics(self) -> dict[str, Any]:
         """All metrics as plain values: the content of `metrics.json`.
 
-        Returns:
-            settings of the bootstrap, `systems` in order, `failures`, `empty_tasks`, and per task its `protocol`,
-            `num_requests`, `num_users`, `num_candidates` and `systems`: system → metric → `value`, `low`, `high`.
+        Of each task: `protocol`, `num_requests`, `num_users`, `num_candidates` and `systems`: system → metric →
+        `value`, `low`, `high`.
         """
         return {
             "format_version": 1,
@@ -88,29 +83,17 @@ class EvaluationResult:
     def _task_metrics(self, task: str) -> dict[str, Any]:
         users = self.requests[task].users
         users = np.where(users < 0, -1 - np.arange(len(users)), users)  # each request without a user is another one
-        bootstrap = (CONFIDENCE, NUM_RESAMPLES, self.seed, users)
-        ranks = {system: by_task[task] for system, by_task in self.ranks.items() if task in by_task}
         return {
             "protocol": self.protocols[task],
             "num_requests": len(users),
             "num_users": len(np.unique(users)),
             "num_candidates": self.num_candidates[task],
             "systems": {
-                system: metric_intervals(metrics_per_request(values), *bootstrap) for system, values in ranks.items()
+                system: metric_intervals(metrics_per_request(by_task[task]), self.seed, users)
+                for system, by_task in self.ranks.items()
+                if task in by_task
             },
         }
-
-    def rank_table(self) -> pd.DataFrame:
-        """One row per system, task and request: system, task, protocol, user_id, item_id of the target, rank."""
-        parts = [pd.DataFrame(columns=["system", "task", "protocol", "user_id", "item_id", "rank"])]
-        for system, by_task in self.ranks.items():
-            for task, target_ranks in by_task.items():
-                requests, events = self.requests[task], self.requests[task].events
-                users = [events.user_ids[user] for user in requests.users]
-                items = [events.item_ids[item] for item in requests.target_items]
-                values = (system, task, self.protocols[task], users, items, target_ranks)
-                parts.append(pd.DataFrame(dict(zip(parts[0].columns, values, strict=True))))
-        return pd.concat(parts[1:] or parts, ignore_index=True)
 
     def terminal_table(self) -> Group:
         """The tables for `rich.console.Console().print`, those of a full ranking last."""
@@ -123,11 +106,17 @@ class EvaluationResult:
         Without matplotlib (an optional extra) there is no `ndcg.png`, and a warning is logged.
         """
         folder, metrics = Path(folder), self.metrics()
-        folder.mkdir(parents=True, exist_ok=True)
+        ranks = [
+            (system, task, self.protocols[task], requests.events.user_ids[user], requests.events.item_ids[item], rank)
+            for system, by_task in self.ranks.items()
+            for task, requests in self.requests.items()
+            if task in by_task
+            for user, item, rank in zip(requests.users, requests.target_items, by_task[task], strict=True)
+        ]
         with atomic_path(folder / RANKS_FILE) as aside:
-            self.rank_table().to_parquet(aside, index=False)
-        with atomic_path(folder / "tables.md") as aside:
-            aside.write_text(markdown(metrics_tables(metrics)), encoding="utf-8")
+            columns = ["system", "task", "protocol", "user_id", "item_id", "rank"]
+            pd.DataFrame(ranks, columns=columns).to_parquet(aside, index=False)
+        write_markdown(folder / "tables.md", metrics_tables(metrics))
         plot_metrics(metrics, folder / "ndcg.png")
         write_json(folder / METRICS_FILE, metrics)
         if self.full_ranking:
@@ -177,8 +166,15 @@ class Evaluation:
                 f"`num_negatives` and `max_users` must be at least 1; got {num_negatives} and {max_users}."
             )
         self.skip_clicked, self.seed = skip_clicked, seed
-        requests = sample_users(getattr(dataset.split, part), max_users, seed)
-        self.requests: dict[str, Requests] = {task: requests[task] for task in TASKS if task in tasks}
+        held_out: dict[str, Requests] = getattr(dataset.split, part)
+        users = np.unique(np.concatenate([requests.users for requests in held_out.values()]))
+        self.requests = {task: held_out[task] for task in TASKS if task in tasks}
+        if max_users is not None and len(users) > max_users:
+            chosen = np.random.default_rng(seed).choice(users, size=max_users, replace=False)
+            self.requests = {
+                task: requests.subset(np.flatnonzero(np.isin(requests.users, chosen)))
+                for task, requests in self.requests.items()
+            }
         item_texts = dataset.item_texts() if bm25_columns is None else dataset.item_texts(bm25_columns)
         self.candidates: dict[str, CandidateSets] = {
             task: draw_candidates(task_requests, item_texts, num_negatives, seed, bm25_columns)
@@ -187,20 +183,15 @@ class Evaluation:
         }
 
     def run(self, systems: Sequence[Scorer], full_ranking: bool = False) -> EvaluationResult:
-        """Rank the targets by every system.
-
-        Args:
-            systems: scorers with distinct names.
-            full_ranking: rank the targets among all items as well (`EvaluationResult.full_ranking`).
-        """
-        skip, seed = self.skip_clicked, self.seed
-        result = evaluate(systems, self.requests, self.candidates, skip_clicked=skip, seed=seed)
+        """Rank the targets by systems with distinct names, with `full_ranking` among all items as well."""
+        options: dict[str, Any] = {"skip_clicked": self.skip_clicked, "seed": self.seed}
+        result = evaluate(systems, self.requests, self.candidates, **options)
         if full_ranking:
-            result.full_ranking = evaluate(systems, self.requests, skip_clicked=skip, seed=seed)
+            result.full_ranking = evaluate(systems, self.requests, **options)
         return result
 
 
-def evaluate_pipeline(
+def evaluate_pipeline(  # noqa: D417
     pipe: GenSARPipeline,
     dataset: Any,
     *,
@@ -218,21 +209,12 @@ def evaluate_pipeline(
 
     Items are matched by item id, so the dataset may list them in another order than the model's identifier table.
 
-    Args:
-        pipe: a trained model.
-        dataset: an `InteractionDataset`.
-        part: as in `Evaluation`.
-        tasks: as in `Evaluation`.
-        systems: further systems for the same requests and candidates. GenSAR is the first system of the result.
-        num_negatives: as in `Evaluation`.
-        max_users: as in `Evaluation`.
-        skip_clicked: as in `Evaluation`.
-        bm25_columns: as in `Evaluation`.
-        full_ranking: rank the targets among all items as well. This takes longer.
-        seed: as in `Evaluation`.
+    The arguments that are not listed are those of `Evaluation`.
 
-    Returns:
-        the ranks; `.metrics()`, `.terminal_table()` and `.save(folder)` report them.
+    Args:
+        pipe: a trained model, the first system of the result.
+        systems: further systems for the same requests and candidates.
+        full_ranking: rank the targets among all items as well. This takes longer.
 
     Raises:
         InputError: as in `Evaluation`, or an item of the dataset is not in the model's catalogue.
@@ -245,22 +227,13 @@ def evaluate_pipeline(
 
 
 def validation_metrics(
-    pipe: GenSARPipeline, data: Any, k: Sequence[int] = (5, 10), max_users: int = _MAX_VALIDATION_USERS
+    pipe: GenSARPipeline, data: Any, k: Sequence[int] = (5, 10), max_users: int = 500
 ) -> dict[str, float]:
     """HR@k and NDCG@k of a model on validation requests, without intervals: for use during training.
 
-    Args:
-        pipe: the model, in the middle of its training or after it. Its training mode is restored.
-        data: an `InteractionDataset`, or an `Evaluation` that was prepared once for many calls.
-        k: lengths of the list.
-        max_users: size of the sample of users. An `Evaluation` has its own.
-
-    Returns:
-        such as `{"recommendation_hr@5": …, "recommendation_ndcg@5": …, "search_hr@5": …}`. Tasks without validation
-        requests have no entries.
-
-    Raises:
-        InputError: as in `evaluate_pipeline`.
+    Such as `{"recommendation_hr@5": …, "recommendation_ndcg@5": …, "search_hr@5": …}`. Tasks without validation
+    requests have no entries. `data` is an `InteractionDataset`, of which `max_users` users are drawn, or an
+    `Evaluation` that was prepared once for many calls. The model's training mode is restored.
     """
     evaluation = data if isinstance(data, Evaluation) else Evaluation(data, "validation", max_users=max_users)
     scorer, was_training = GeneratorScorer(pipe), pipe.model.training
@@ -268,22 +241,14 @@ def validation_metrics(
     pipe.model.eval()
     try:
         for task, candidates in evaluation.candidates.items():
-            ranks = candidate_ranks(scorer, evaluation.requests[task], candidates, evaluation.skip_clicked)
+            excluded = history_items if evaluation.skip_clicked else None
+            ranks = target_ranks(scorer, evaluation.requests[task], candidates, excluded)
             for length in k:
                 metrics[f"{task}_hr@{length}"] = hit_rate(ranks, length)
                 metrics[f"{task}_ndcg@{length}"] = ndcg(ranks, length)
     finally:
         pipe.model.train(was_training)
     return metrics
-
-
-def sample_users(requests: Mapping[str, Requests], max_users: int | None, seed: int) -> dict[str, Requests]:
-    """The requests of at most `max_users` users, the same users in every task."""
-    users = np.unique(np.concatenate([part.users for part in requests.values()]))
-    if max_users is None or len(users) <= max_users:
-        return dict(requests)
-    chosen = np.random.default_rng(seed).choice(users, size=max_users, replace=False)
-    return {task: part.subset(np.flatnonzero(np.isin(part.users, chosen))) for task, part in requests.items()}
 
 
 def evaluate(
@@ -306,11 +271,8 @@ def evaluate(
             of the tasks (see `query_kinds`), as each `Requests` has its task.
         candidate_sets_by_task: candidates of the same requests. Default: full ranking.
         skip_clicked: as in `Evaluation`. A full ranking leaves these items out.
-        excluded: of a full ranking, as in `full_ranks`; in place of `skip_clicked`.
+        excluded: as in `target_ranks`, in place of `skip_clicked`.
         seed: of the bootstrap, and of the ties in a full ranking.
-
-    Returns:
-        the result, under the candidates' protocols or `full-ranking` (with `-unseen` if `skip_clicked`).
 
     Raises:
         ValueError: two scorers share a name, or a task's candidates are missing or belong to other requests.
@@ -318,15 +280,22 @@ def evaluate(
     names = [scorer.name for scorer in scorers]
     if len(set(names)) < len(names):
         raise ValueError(f"Scorers must have distinct names, because a name is a row of the tables; got {names}.")
+    excluded = excluded or (history_items if skip_clicked else None)
     result = EvaluationResult(requests={}, protocols={}, num_candidates={}, systems=names, seed=seed)
     for task, requests in requests_by_task.items():
         if not len(requests):
             logger.warning("There are no %s requests, so %s is not evaluated.", task, task)
             result.empty_tasks.append(task)
             continue
-        protocol, num_candidates = FULL_RANKING, requests.events.num_items
+        protocol, num_candidates = "full-ranking", requests.events.num_items
         if candidate_sets_by_task is not None:
-            sets = _checked_candidates(task, requests, candidate_sets_by_task.get(task))
+            if (sets := candidate_sets_by_task.get(task)) is None:
+                raise ValueError(f"There are {len(requests)} {task} requests, but no candidate sets for {task}.")
+            if not np.array_equal(sets.target_items, requests.target_items):
+                raise ValueError(
+                    f"The {task} candidate sets ({len(sets)}) do not hold the targets of the {len(requests)} requests; "
+                    "draw them from these requests."
+                )
             protocol, num_candidates = sets.protocol, sets.candidates.shape[1]
         result.requests[task], result.num_candidates[task] = requests, num_candidates
         result.protocols[task] = f"{protocol}-unseen" if skip_clicked else protocol
@@ -335,10 +304,7 @@ def evaluate(
             if requests.task not in scorer.tasks:
                 continue
             try:
-                if candidate_sets_by_task is None:
-                    ranks = full_ranks(scorer, requests, excluded or (history_items if skip_clicked else None), seed)
-                else:
-                    ranks = candidate_ranks(scorer, requests, candidate_sets_by_task[task], skip_clicked)
+                ranks = target_ranks(scorer, requests, (candidate_sets_by_task or {}).get(task), excluded, seed)
                 result.ranks.setdefault(scorer.name, {})[task] = ranks
             except Exception as error:  # an error of one system must not lose the results of the others
                 logger.exception("%s failed in %s; the other systems are evaluated without it.", scorer.name, task)
@@ -346,66 +312,45 @@ def evaluate(
     return result
 
 
-def _checked_candidates(task: str, requests: Requests, sets: CandidateSets | None) -> CandidateSets:
-    if sets is None:
-        raise ValueError(f"There are {len(requests)} {task} requests, but no candidate sets for {task}.")
-    if not np.array_equal(sets.target_items, requests.target_items):
-        raise ValueError(
-            f"The {task} candidate sets ({len(sets)}) do not hold the targets of the {len(requests)} requests; "
-            "draw them from these requests."
-        )
-    return sets
+def target_ranks(
+    scorer: Scorer,
+    requests: Requests,
+    sets: CandidateSets | None = None,
+    excluded: Callable[[Requests], np.ndarray] | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Rank each request's target by one scorer, `(num_requests,)` int64, from 1.
 
-
-def candidate_ranks(scorer: Scorer, requests: Requests, sets: CandidateSets, skip_clicked: bool = False) -> np.ndarray:
-    """Rank each request's target among its candidates by one scorer: `(num_requests,)` int64, from 1.
-
-    With `skip_clicked`, candidates of the user's history are behind all others, except the target.
+    Args:
+        scorer: the system. It scores a chunk of requests at a time.
+        requests: the requests.
+        sets: their candidates. Default: all items.
+        excluded: function of requests to `(num_requests, num_items)` bool: items behind all others, such as
+            `history_items`. A target is never among them.
+        seed: of the ties among all items.
 
     Raises:
         ValueError: the scorer returns NaN or a wrong shape.
     """
-    ranks = [np.zeros(0, dtype=np.int64)]
-    for rows in _chunks(len(requests), _CHUNK_SIZE, scorer.name):
-        chunk, candidates = requests.subset(rows), sets.candidates[rows]
+    num_items, ranks = requests.events.num_items, [np.zeros(0, dtype=np.int64)]
+    tie_draws = np.random.default_rng(seed).random(len(requests))  # drawn at once: the same for every chunk size
+    for start in tqdm(range(0, len(requests), _CHUNK_SIZE), desc=scorer.name, leave=False, delay=2):
+        rows = np.arange(start, min(start + _CHUNK_SIZE, len(requests)))
+        chunk = requests.subset(rows)
+        candidates = (
+            np.broadcast_to(np.arange(num_items), (len(rows), num_items)) if sets is None else sets.candidates[rows]
+        )
         scores = np.asarray(scorer.score(chunk, candidates))
         if scores.shape != candidates.shape:
             raise ValueError(f"Scores of shape {scores.shape} for candidates of shape {candidates.shape}.")
-        if skip_clicked:
-            clicked = np.take_along_axis(history_items(chunk), candidates, axis=1)
+        is_excluded = None if excluded is None else np.take_along_axis(excluded(chunk), candidates, axis=1)
+        if sets is None:
+            ranks.append(rank_in_catalogue(scores, chunk.target_items, tie_draws[rows], is_excluded))
+            continue
+        if is_excluded is not None:
             is_target = candidates == chunk.target_items[:, None]  # a target that was clicked before keeps its score
-            scores = np.where(clicked & ~is_target, -np.inf, scores)
+            scores = np.where(is_excluded & ~is_target, -np.inf, scores)
         ranks.append(rank_of_target(scores, sets.target_columns[rows]))
-    return np.concatenate(ranks)
-
-
-def full_ranks(
-    scorer: Scorer,
-    requests: Requests,
-    excluded: Callable[[Requests], np.ndarray] | None = None,
-    seed: int = 0,
-    chunk_size: int = _CHUNK_SIZE,
-) -> np.ndarray:
-    """Rank each request's target among all items by one scorer.
-
-    Args:
-        scorer: the system. It scores all items for a chunk of requests at a time.
-        requests: the requests.
-        excluded: function of requests to `(num_requests, num_items)` bool: items left out of the ranking, such as
-            `history_items`. A target is never left out.
-        seed: of the ties.
-        chunk_size: requests per call; memory is `chunk_size * num_items` scores.
-
-    Returns:
-        `(num_requests,)` int64, from 1.
-    """
-    num_items = requests.events.num_items
-    tie_draws = np.random.default_rng(seed).random(len(requests))  # drawn at once: the same for every chunk size
-    ranks = [np.zeros(0, dtype=np.int64)]
-    for rows in _chunks(len(requests), chunk_size, f"{scorer.name}, all items"):
-        chunk = requests.subset(rows)
-        scores = scorer.score(chunk, np.broadcast_to(np.arange(num_items), (len(rows), num_items)))
-        ranks.append(rank_in_catalogue(scores, chunk.target_items, tie_draws[rows], excluded and excluded(chunk)))
     return np.concatenate(ranks)
 
 
@@ -416,8 +361,3 @@ def history_items(requests: Requests) -> np.ndarray:
         items = requests.events.items[requests.history(row)]
         in_history[row, items[items >= 0]] = True
     return in_history
-
-
-def _chunks(num_rows: int, chunk_size: int, label: str) -> Iterator[np.ndarray]:
-    for start in tqdm(range(0, num_rows, chunk_size), desc=label, leave=False, delay=2):
-        yield np.arange(start, min(start + chunk_size, num_rows))

@@ -7,8 +7,9 @@ with a typing error, and words of its description. Two kinds fit many items, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,9 @@ from gensar_hf.data.text_queries import TextQueries
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation.plots import plot_query_kinds
 from gensar_hf.evaluation.protocol import EvaluationResult, evaluate
-from gensar_hf.evaluation.report import QUERY_KINDS, Table, markdown, query_kinds_table, terminal
+from gensar_hf.evaluation.report import QUERY_KINDS, query_kinds_table, terminal, write_markdown
 from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer
-from gensar_hf.files import atomic_path, write_json
+from gensar_hf.files import write_json
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from gensar_hf.data.dataset import InteractionDataset
     from gensar_hf.pipeline import GenSARPipeline
 
-KINDS = QUERY_KINDS
 TITLE_KINDS = ("title", "part", "misspelled")
 """Kinds made from the title: items with the same title words are equally right, so only the target is ranked."""
 QUERY_KINDS_FILE = "query_kinds.json"
@@ -41,17 +41,12 @@ MAX_REQUESTS = 1000
 class QueryRequests(Requests):
     """Requests with a query and a target of their own, and the history of a held-out click.
 
-    Attributes:
-        targets: `(num_requests,)` int64 event indices of the clicks whose users and histories these are. -1: no user
-            and an empty history.
-        queries: the query of each request.
-        items: `(num_requests,)` int64, the item that each query looks for.
-        kind: one of `KINDS`.
+    `targets` are the event indices of these clicks, -1 for no user and an empty history.
     """
 
     queries: Sequence[str]
-    items: np.ndarray
-    kind: str = ""
+    items: np.ndarray  # (num_requests,) int64, what each query looks for
+    kind: str = ""  # one of `QUERY_KINDS`
 
     @property
     def query_texts(self) -> list[str]:
@@ -75,12 +70,7 @@ class QueryRequests(Requests):
 
 
 class WithoutHistory:
-    """A system that gets the query alone, without the user and the history.
-
-    Args:
-        scorer: the system.
-        name: the row's name in tables.
-    """
+    """A system that gets the query alone, without the user and the history; `name` is its row in tables."""
 
     def __init__(self, scorer: Scorer, name: str) -> None:
         self.scorer, self.name, self.tasks = scorer, name, scorer.tasks
@@ -114,20 +104,12 @@ def gensar_rows(pipe: GenSARPipeline) -> list[Scorer]:
 def query_kind_requests(
     dataset: InteractionDataset, part: str = "test", max_requests: int = MAX_REQUESTS, seed: int = 0
 ) -> dict[str, Requests]:
-    """Requests of each kind.
+    """Requests of each kind, in the order of `QUERY_KINDS`; a kind without requests (no descriptions, say) is left out.
 
     Of the kinds `title`, `part`, `misspelled` and `description`, the targets are a sample of the catalogue, each item
     as likely as any other. An item comes with the history of a user whose held-out click is on it, and with an empty
     history if there is none. Of the kinds `attributes` and `log`, targets and histories are those of held-out clicks.
-
-    Args:
-        dataset: the items and the held-out clicks.
-        part: whose histories are read, `"test"` or `"validation"`.
-        max_requests: of each kind.
-        seed: of the samples and the queries.
-
-    Returns:
-        kind → requests, in the order of `KINDS`. A kind without requests (no column of descriptions, say) is left out.
+    `part` is `"test"` or `"validation"`; `max_requests` is that of each kind.
 
     Raises:
         InputError: an argument is out of range.
@@ -144,23 +126,21 @@ def query_kind_requests(
     click_of_item = np.full(len(texts), -1, dtype=np.int64)
     click_of_item[events.items[clicks]] = clicks  # of several clicks on an item, the last one stays
 
-    def log_query(click: int) -> str:
-        return events.query_texts[events.queries[click]]
-
     # Kind → target, click with its history, and query, one after another as they are needed.
-    rng = {kind: np.random.default_rng([seed, number]) for number, kind in enumerate(KINDS)}
+    rng = {kind: np.random.default_rng([seed, number]) for number, kind in enumerate(QUERY_KINDS)}
     made: dict[str, tuple[np.ndarray, np.ndarray, Callable[[int, int], str]]] = {
         "title": (items, click_of_item[items], lambda item, _: texts.title(item)),
         "part": (items, click_of_item[items], lambda item, _: texts.part(item)),
         "misspelled": (items, click_of_item[items], lambda item, _: texts.misspelled(item, rng["misspelled"])),
         "attributes": (events.items[clicks], clicks, lambda item, _: texts.attributes(item, rng["attributes"])),
         "description": (items, click_of_item[items], lambda item, _: texts.description(item, rng["description"])),
-        "log": (events.items[searches], searches, lambda _, click: log_query(click)),
+        "log": (events.items[searches], searches, lambda _, click: events.query_texts[events.queries[click]]),
     }
     requests: dict[str, Requests] = {}
     for kind, (targets, histories, query_of) in made.items():
-        rows = _first_with_query(zip(targets.tolist(), histories.tolist(), strict=True), query_of, max_requests)
-        if rows:
+        pairs = zip(targets.tolist(), histories.tolist(), strict=True)
+        with_query = ((item, click, query) for item, click in pairs if (query := query_of(item, click)))
+        if rows := list(islice(with_query, max_requests)):
             chosen, chosen_clicks, queries = zip(*rows, strict=True)
             requests[kind] = QueryRequests(
                 SEARCH, events, np.array(chosen_clicks), list(queries), np.array(chosen), kind
@@ -168,31 +148,12 @@ def query_kind_requests(
     return requests
 
 
-def _first_with_query(
-    pairs: Iterable[tuple[int, int]], query_of: Callable[[int, int], str], count: int
-) -> list[tuple[int, int, str]]:
-    """The first `count` pairs of item and click that have a query, with it."""
-    rows: list[tuple[int, int, str]] = []
-    for item, click in pairs:
-        if query := query_of(item, click):
-            rows.append((item, click, query))
-            if len(rows) == count:
-                break
-    return rows
-
-
 @dataclass
 class QueryKindsResult:
-    """Ranks of the targets among all items, by every system for every kind of query.
+    """Ranks of the targets among all items, by every system for every kind of query."""
 
-    Attributes:
-        result: the ranks; its tasks are the kinds.
-        examples: kind → a query and the title that it looks for.
-        part: whose clicks gave the histories.
-    """
-
-    result: EvaluationResult
-    examples: Mapping[str, tuple[str, str]]
+    result: EvaluationResult  # its tasks are the kinds
+    examples: Mapping[str, tuple[str, str]]  # kind → a query and the title that it looks for
     part: str = "test"
 
     @property
@@ -203,10 +164,8 @@ class QueryKindsResult:
     def metrics(self) -> dict[str, Any]:
         """All metrics as plain values: the content of `query_kinds.json`.
 
-        Returns:
-            settings of the bootstrap, `part`, `systems` in order (those that search), `failures`, and `kinds`: kind →
-            `num_requests`, `num_with_history`, `num_candidates` (the catalogue), `example` (`query` and `title`), and
-            `systems`: system → metric → `value`, `low`, `high`.
+        As `EvaluationResult.metrics`, with `kinds` in place of the tasks, each with an `example`, and without systems
+        that do not search.
         """
         report = self.result.metrics()
         kinds = {}
@@ -221,27 +180,16 @@ class QueryKindsResult:
         systems = [system for system in report["systems"] if system in searching]
         return {**report, "part": self.part, "systems": systems, "kinds": kinds}
 
-    def tables(self) -> list[Table]:
-        """HR@1 and HR@10 of every system for every kind."""
-        return [query_kinds_table(self.metrics())]
-
     def terminal_table(self) -> Group:
-        """The table for `rich.console.Console().print`."""
-        return terminal(self.tables())
+        """HR@1 and HR@10 of every system for every kind, for `rich.console.Console().print`."""
+        return terminal([query_kinds_table(self.metrics())])
 
     def save(self, folder: str | Path) -> None:
         """Write `query_kinds.json`, `query_kinds.md` and, with matplotlib, `query_kinds.png`."""
-        save_query_kinds(self.metrics(), folder)
-
-
-def save_query_kinds(metrics: Mapping[str, Any], folder: str | Path) -> None:
-    """Write the three files of `QueryKindsResult.save` from its metrics."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "query_kinds.md") as aside:
-        aside.write_text(markdown([query_kinds_table(metrics)]), encoding="utf-8")
-    plot_query_kinds(metrics, folder / "query_kinds.png")
-    write_json(folder / QUERY_KINDS_FILE, metrics)
+        folder, metrics = Path(folder), self.metrics()
+        write_markdown(folder / "query_kinds.md", [query_kinds_table(metrics)])
+        plot_query_kinds(metrics, folder / "query_kinds.png")
+        write_json(folder / QUERY_KINDS_FILE, metrics)
 
 
 def evaluate_query_kinds(
@@ -254,21 +202,16 @@ def evaluate_query_kinds(
     """Rank the target of every query among all items by every system that searches.
 
     For queries made from titles, items whose title has the same words as the target's are left out: nobody can tell
-    which of them is meant. A system that fails is reported in `failures`, and the others are evaluated.
-
-    Args:
-        systems: scorers with distinct names, such as `gensar_rows(pipe)`.
-        dataset: the items and the held-out clicks.
-        part: as in `query_kind_requests`.
-        max_requests: as in `query_kind_requests`.
-        seed: of the requests, the ties and the bootstrap.
+    which of them is meant. A system that fails is reported in `failures`, and the others are evaluated. The systems
+    have distinct names, such as `gensar_rows(pipe)`; the other arguments are those of `query_kind_requests`.
 
     Raises:
         InputError: an argument is out of range.
     """
     requests = query_kind_requests(dataset, part, max_requests, seed)
     texts, titles = TextQueries.of_dataset(dataset), dataset.titles
-    title_codes, _ = pd.factorize(np.array([_title_key(texts, item) for item in range(len(texts))], dtype=object))
+    keys = [" ".join(texts.title_words(item)).casefold() for item in range(len(texts))]
+    title_codes, _ = pd.factorize(np.array(keys, dtype=object))
 
     def same_title(chunk: Requests) -> np.ndarray:
         is_title_kind = isinstance(chunk, QueryRequests) and chunk.kind in TITLE_KINDS
@@ -277,8 +220,3 @@ def evaluate_query_kinds(
     result = evaluate(systems, requests, excluded=same_title, seed=seed)
     examples = {kind: (each.query_texts[0], titles[int(each.target_items[0])]) for kind, each in requests.items()}
     return QueryKindsResult(result, examples, part)
-
-
-def _title_key(texts: TextQueries, item: int) -> str:
-    """The words of the title, without differences of case."""
-    return " ".join(texts.title_words(item)).casefold()

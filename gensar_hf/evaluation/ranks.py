@@ -4,28 +4,20 @@ import numpy as np
 
 
 def rank_of_target(scores: np.ndarray, target_columns: np.ndarray) -> np.ndarray:
-    """Rank of each request's target among its candidates.
+    """Rank of each request's target among its candidates, `(num_requests,)` int64, from 1.
 
-    Ties are broken by column, as in a stable sort. Candidate sets are in a seeded random order, so a target that ties
-    with n others gets each of the n + 1 ranks with the same probability. This is neither the optimistic rank (with
-    which a constant scorer wins) nor the pessimistic one.
+    Ties are broken by column. Candidate sets are in a seeded random order, so a target that ties with n others gets
+    each of the n + 1 ranks with the same probability. This is neither the optimistic rank (with which a constant scorer
+    wins) nor the pessimistic one.
 
     Args:
-        scores: `(num_requests, num_candidates)`, higher is better; one score per candidate item. -inf is a valid score.
+        scores: `(num_requests, num_candidates)`, higher is better. -inf is a valid score.
         target_columns: `(num_requests,)`, the column that holds the target.
 
-    Returns:
-        `(num_requests,)` int64, from 1 (best) to num_candidates.
-
     Raises:
-        ValueError: shapes disagree, a score is NaN, or a target column is out of range.
+        ValueError: shapes disagree, or a score is NaN.
     """
-    scores, columns = _checked(scores, target_columns, "num_candidates", "target_columns")
-    if len(missing := np.flatnonzero((columns < 0) | (columns >= scores.shape[1]))):
-        raise ValueError(
-            f"Request {missing[0]} has no target among its {scores.shape[1]} candidates: "
-            f"its target column is {columns[missing[0]]}."
-        )
+    scores, columns = _checked(scores, target_columns)
     target_scores = np.take_along_axis(scores, columns[:, None], axis=1)  # (num_requests, 1)
     tied_before = (scores == target_scores) & (np.arange(scores.shape[1]) < columns[:, None])
     return 1 + ((scores > target_scores) | tied_before).sum(axis=1, dtype=np.int64)
@@ -34,7 +26,7 @@ def rank_of_target(scores: np.ndarray, target_columns: np.ndarray) -> np.ndarray
 def rank_in_catalogue(
     scores: np.ndarray, target_items: np.ndarray, tie_draws: np.ndarray, excluded: np.ndarray | None = None
 ) -> np.ndarray:
-    """Rank of each request's target among all items.
+    """Rank of each request's target among all items, `(num_requests,)` int64, from 1.
 
     Ties are broken by a random draw and not by the catalogue's order, which may carry information (MovieLens numbers
     its films roughly by when they were added): a target that ties with n items gets one of the n + 1 ranks.
@@ -45,15 +37,10 @@ def rank_in_catalogue(
         tie_draws: `(num_requests,)`, uniform in [0, 1).
         excluded: `(num_requests, num_items)` bool, items left out of the ranking. A target is never excluded.
 
-    Returns:
-        `(num_requests,)` int64, from 1.
-
     Raises:
-        ValueError: shapes disagree, a score is NaN, or a target is not in the catalogue.
+        ValueError: shapes disagree, or a score is NaN.
     """
-    scores, targets = _checked(scores, target_items, "num_items", "target_items")
-    if len(unknown := targets[(targets < 0) | (targets >= scores.shape[1])]):
-        raise ValueError(f"The target {unknown[0]} is not an item index: there are {scores.shape[1]} items.")
+    scores, targets = _checked(scores, target_items)
     target_scores = np.take_along_axis(scores, targets[:, None], axis=1)  # (num_requests, 1)
     rivals = np.ones(scores.shape, dtype=bool) if excluded is None else ~excluded
     rivals[np.arange(len(targets)), targets] = False
@@ -62,14 +49,11 @@ def rank_in_catalogue(
     return 1 + num_better + np.floor(tie_draws * (num_tied + 1)).astype(np.int64)
 
 
-def _checked(scores: np.ndarray, targets: np.ndarray, width: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _checked(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both as arrays that belong together; NaN compares false with everything, so its item would get the first rank."""
     scores, targets = np.asarray(scores), np.asarray(targets)
     if scores.ndim != 2 or targets.shape != scores.shape[:1]:
-        raise ValueError(
-            f"`scores` must be (num_requests, {width}) and `{name}` (num_requests,); "
-            f"got {scores.shape} and {targets.shape}."
-        )
+        raise ValueError(f"There must be one row of scores per target; got {scores.shape} and {targets.shape}.")
     if len(rows := np.flatnonzero(np.isnan(scores).any(axis=1))):
         raise ValueError(
             f"Scores must not be NaN; {len(rows)} of {len(scores)} requests have NaN scores, "

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -14,6 +16,7 @@ from rich.table import Table as RichTable
 from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.evaluation.metrics import METRICS
 from gensar_hf.evaluation.scorer import request_history
+from gensar_hf.files import atomic_path
 
 if TYPE_CHECKING:
     from gensar_hf.pipeline import GenSARPipeline
@@ -28,13 +31,9 @@ NUM_SHOWN_EVENTS = 8
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells under a header. The first column is aligned left, the others right.
+    """Text cells under a header, with a caption above and a note below. `**text**` in a cell is bold.
 
-    Attributes:
-        header: the column names.
-        rows: cells of each row. `**text**` in a cell is bold.
-        caption: one line above.
-        note: text below.
+    The first column is aligned left, the others right.
     """
 
     header: Sequence[str]
@@ -70,6 +69,12 @@ def markdown(tables: Iterable[Table]) -> str:
     return "\n\n".join(table.markdown() for table in tables) + "\n"
 
 
+def write_markdown(path: Path, tables: Iterable[Table]) -> None:
+    """Write tables to a Markdown file, atomically."""
+    with atomic_path(path) as aside:
+        aside.write_text(markdown(tables), encoding="utf-8")
+
+
 def terminal(tables: Iterable[Table]) -> Group:
     """Tables for `rich.console.Console().print`."""
     return Group(*(table.terminal() for table in tables))
@@ -90,28 +95,22 @@ def _plus_minus(value: Mapping[str, float], digits: int = 3) -> str:
     return short_number(value["value"], digits) + half_width
 
 
-def _difference(difference: Mapping[str, float] | None, name: str = "value", digits: int = 3) -> str:
-    if difference is None:
+def _difference(difference: Mapping[str, float], name: str = "value", digits: int = 3) -> str:
+    if not difference:
         return ""
     mean, low, high = (f"{difference[key]:+.{digits}f}" for key in (name, "low", "high"))
     return f"{mean} ({low} … {high})"
 
 
-def _bold_best(
-    columns: Mapping[str, Mapping[str, str]], best: Mapping[str, float], digits: int, with_spread: bool
-) -> list[list[str]]:
-    """Rows of cells, the best of a column bold, with what follows ± or without. Values printed alike are equally good.
-
-    `columns`: system → metric → cell, which begins with the value. `best`: metric → highest value.
-    """
-    rows = []
-    for system, cells in columns.items():
-        row = [system]
-        for metric, cell in cells.items():
-            number, plus_minus, spread = cell.partition(" ± ")
-            bold = f"**{cell}**" if with_spread else f"**{number}**{plus_minus}{spread}"
-            row.append(bold if number == short_number(best[metric], digits) else cell)
-        rows.append(row)
+def _bold_best(systems: Mapping[str, Sequence[str]], with_spread: bool = False) -> list[list[str]]:
+    """One row per system, the best of a column bold, with what follows ± or without. A cell is a value or "–"."""
+    rows = [[name, *cells] for name, cells in systems.items()]
+    for column in range(1, max(map(len, rows), default=0)):
+        numbers = [row[column].partition(" ± ")[0] for row in rows]
+        best = max((number for number in numbers if number != "–"), key=float, default="")
+        for row, number in zip(rows, numbers, strict=True):
+            if number == best:  # values printed alike are equally good
+                row[column] = f"**{row[column]}**" if with_spread else row[column].replace(best, f"**{best}**", 1)
     return rows
 
 
@@ -149,11 +148,7 @@ def _num_digits(protocol: str) -> int:
 
 
 def metrics_tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """One table per task, the best value of a column bold; the last table's note names intervals and failures.
-
-    Args:
-        metrics: `EvaluationResult.metrics()`, or `metrics.json`.
-    """
+    """One table per task of `metrics.json`, the best value of a column bold; the last note is about all of them."""
     notes = [f"{task.capitalize()}: there are no requests to evaluate." for task in metrics["empty_tasks"]]
     for system, by_task in metrics["failures"].items():
         notes += [f"{system} failed in {task}: {message}" for task, message in by_task.items()]
@@ -164,18 +159,14 @@ def metrics_tables(metrics: Mapping[str, Any]) -> list[Table]:
     for task, facts in metrics["tasks"].items():
         by_system = {system: facts["systems"][system] for system in metrics["systems"] if system in facts["systems"]}
         digits, counted = _num_digits(facts["protocol"]), "items" if "full" in facts["protocol"] else "candidates"
-        best = {
-            metric: max((values[metric]["value"] for values in by_system.values()), default=0) for metric in METRICS
-        }
         cells = {
-            name: {metric: _plus_minus(values[metric], digits) for metric in METRICS}
-            for name, values in by_system.items()
+            name: [_plus_minus(values[metric], digits) for metric in METRICS] for name, values in by_system.items()
         }
         caption = (
             f"{task.capitalize()}: {describe_protocol(facts['protocol'])} "
             f"({facts['protocol']}, {facts['num_candidates']:,} {counted}, {facts['num_requests']:,} requests)"
         )
-        tables.append(Table(["System", *METRICS], _bold_best(cells, best, digits, with_spread=True), caption))
+        tables.append(Table(["System", *METRICS], _bold_best(cells, with_spread=True), caption))
     last = tables.pop() if tables else Table(["System", *METRICS], [])
     return [*tables, replace(last, note="\n\n".join(notes))]
 
@@ -184,11 +175,7 @@ def metrics_tables(metrics: Mapping[str, Any]) -> list[Table]:
 
 
 def query_kinds_table(metrics: Mapping[str, Any]) -> Table:
-    """HR@1 and HR@10 of every system for every kind of query, the best values of a column bold.
-
-    Args:
-        metrics: `QueryKindsResult.metrics()`, `query_kinds.json`, or means over seeds, which have no intervals.
-    """
+    """HR@1 and HR@10 of every system for every kind of query, from `query_kinds.json` or means over seeds."""
     kinds = {kind: metrics["kinds"][kind] for kind in QUERY_KINDS if kind in metrics["kinds"]}
     values = {
         system: {kind: facts["systems"][system] for kind, facts in kinds.items() if system in facts["systems"]}
@@ -196,15 +183,11 @@ def query_kinds_table(metrics: Mapping[str, Any]) -> Table:
     }
     halves = []
     for metric in QUERY_KIND_METRICS:
-        best = {
-            kind: max((measured[metric]["value"] for measured in facts["systems"].values()), default=0.0)
-            for kind, facts in kinds.items()
-        }
         cells = {
-            system: {kind: short_number(each[kind][metric]["value"]) if kind in each else "–" for kind in kinds}
+            system: [short_number(each[kind][metric]["value"]) if kind in each else "–" for kind in kinds]
             for system, each in values.items()
         }
-        halves.append(_bold_best(cells, best, 3, with_spread=False))
+        halves.append(_bold_best(cells))
     rows = [
         [left[0], *(" / ".join(pair) if pair[0] != "–" else "–" for pair in zip(left[1:], right[1:], strict=True))]
         for left, right in zip(*halves, strict=True)
@@ -243,13 +226,7 @@ def _query_kind_notes(metrics: Mapping[str, Any], kinds: Mapping[str, Any]) -> l
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
-    """A comparison as tables: query kinds and identifiers, if there are any, then one table per task.
-
-    The last note explains ± and Δ.
-
-    Args:
-        comparison: `evaluation.comparison.compare(…)`, or `comparison.json`.
-    """
+    """The tables of `comparison.json`: query kinds and identifiers, if there are any, then one per task."""
     *tables, last = [task_table(comparison, task) for task in comparison["tasks"]]
     failures = [f"{run} failed: {reason}" for run, reason in comparison["failures"].items()]
     tables.append(replace(last, note="\n\n".join([comparison_note(comparison), *failures])))
@@ -290,19 +267,14 @@ def identifier_table(comparison: Mapping[str, Any]) -> Table:
     for name, variant in with_identifiers(comparison).items():
         measured = variant["identifiers"]
         both = [measured[kind] for kind in KINDS]
-        rows.append(
-            [
-                name,
-                f"{measured['num_levels']} ({measured['num_shared_levels']})",
-                " / ".join(f"{each['reconstruction_error']:.3f}" for each in both),
-                " / ".join(f"{each['collision_rate_before']:.2%}" for each in both),
-                f"{max(each['collision_rate_after'] for each in both):.0%}",
-                f"{measured['distortion_added']:.2%}",
-                f"{min(each['codebook_use'] for each in both):.0%}",
-                f"{min(each['perplexity_share'] for each in both):.0%}",
-                f"{variant['seconds']['rqvae']:.1f}" if "rqvae" in variant["seconds"] else "–",
-            ]
-        )
+        row = [name, f"{measured['num_levels']} ({measured['num_shared_levels']})"]
+        row.append(" / ".join(f"{each['reconstruction_error']:.3f}" for each in both))
+        row.append(" / ".join(f"{each['collision_rate_before']:.2%}" for each in both))
+        row.append(f"{max(each['collision_rate_after'] for each in both):.0%}")
+        row.append(f"{measured['distortion_added']:.2%}")
+        row += [f"{min(each[name] for each in both):.0%}" for name in ("codebook_use", "perplexity_share")]
+        row.append(f"{variant['seconds']['rqvae']:.1f}" if "rqvae" in variant["seconds"] else "–")
+        rows.append(row)
     note = "Reconstruction error: share of the variance that is lost. Codes used and perplexity: of the worst level."
     return Table(header, rows, note=note)
 
@@ -312,19 +284,19 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
     systems = {name: each for name, each in variants_in_order(comparison).items() if task in each["tasks"]}
     facts = comparison["tasks"][task]
     digits = _num_digits(facts["protocol"])
-    best = {metric: max(each["tasks"][task][metric]["mean"] for each in systems.values()) for metric in METRICS}
     cells = {
-        name: {metric: _mean_cell(each["tasks"][task][metric], digits) for metric in METRICS}
-        for name, each in systems.items()
+        name: [_mean_cell(each["tasks"][task][metric], digits) for metric in METRICS] for name, each in systems.items()
     }
     has_tests, has_sizes = "tests" in comparison, any(not each["identifiers"] for each in systems.values())
-    rows = _bold_best(cells, best, digits, with_spread=False)
+    rows = _bold_best(cells)
     for row, each in zip(rows, systems.values(), strict=True):
-        row.append(_difference(each["tasks"][task]["NDCG@10"].get("difference"), "mean", digits))
+        row.append(_difference(each["tasks"][task]["NDCG@10"].get("difference", {}), "mean", digits))
         if has_tests:
-            row.append(_p_value(each["tasks"][task][TESTED_METRIC].get("difference")))
+            p_value = each["tasks"][task][TESTED_METRIC].get("difference", {}).get("p_value", np.nan)
+            row.append("< .001" if p_value < 0.001 else "" if np.isnan(p_value) else short_number(p_value))
         if has_sizes:
-            row += [_size(each["parameters"]), _minutes(each["seconds"])]
+            seconds = sum(each["seconds"].values())
+            row += [_size(each["parameters"]), f"{seconds / 60:.1f}" if seconds >= 3 else "< 0.1"]
     header = ["System", *METRICS, "Δ NDCG@10", *["p"] * has_tests, *["parameters", "minutes"] * has_sizes]
     caption = f"{task.capitalize()}: {describe_protocol(facts['protocol'])} ({facts['num_requests']:,} requests)"
     return Table(header, rows, caption)
@@ -335,32 +307,17 @@ def _mean_cell(value: Mapping[str, float], digits: int) -> str:
     return short_number(value["mean"], digits) + spread
 
 
-def _p_value(difference: Mapping[str, float] | None) -> str:
-    if difference is None or "p_value" not in difference:
-        return ""
-    return "< .001" if difference["p_value"] < 0.001 else short_number(difference["p_value"])
-
-
 def _size(parameters: int | None) -> str:
     if not parameters:
         return "–"
     return f"{parameters / 1e6:.2f} M" if parameters >= 1e5 else f"{parameters / 1e3:.1f} k"
 
 
-def _minutes(seconds: Mapping[str, float]) -> str:
-    total = sum(seconds.values())
-    return f"{total / 60:.1f}" if total >= 3 else "< 0.1"
-
-
 # ---- new items
 
 
 def group_tables(result: Mapping[str, Any]) -> list[Table]:
-    """One table per task, a block of rows per group of items: every system, and the difference of last and first.
-
-    Args:
-        result: `evaluation.cold_start.evaluate_groups(…)`, or a JSON file of it.
-    """
+    """One table per task of `evaluate_groups(…)`, a block of rows per group: the systems, and last minus first."""
     tables = []
     for task, by_group in result["tasks"].items():
         rows: list[list[str]] = []
@@ -375,19 +332,14 @@ def group_tables(result: Mapping[str, Any]) -> list[Table]:
                 rows.append(["difference", *(_difference(measured["difference"][name]) for name in SHOWN_METRICS)])
         if rows:
             protocol = next(iter(by_group.values()))["protocol"]
-            part = ", validation" if result.get("part") == "validation" else ""
-            caption = f"{task.capitalize()}: {describe_protocol(protocol)} ({protocol}{part})"
+            caption = f"{task.capitalize()}: {describe_protocol(protocol)} ({protocol})"
             note = "± half the width of the 95% bootstrap interval over users; of a difference the interval itself."
             tables.append(Table(["", *SHOWN_METRICS], rows, caption, note))
     return tables
 
 
 def cold_start_tables(result: Mapping[str, Any]) -> list[Table]:
-    """For each task the systems among sampled candidates, and what a beam search over all items finds.
-
-    Args:
-        result: `evaluation.cold_start.evaluate_cold_start(…)`, or a JSON file of it.
-    """
+    """For each task of `new_items.json` the systems among candidates, and what a beam search over all items finds."""
     num_new = result["num_new_items"]
     num_items = result["num_known_items"] + num_new
     tables = []
@@ -424,12 +376,7 @@ def cold_start_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def stage_table(stages: Mapping[str, tuple[float, bool, Mapping[str, Any]]]) -> Table:
-    """The stages of a training run.
-
-    Args:
-        stages: stage → seconds, whether it was finished before this run, and details: plain values, and the
-            identifiers' reports under `semantic` and `collaborative`.
-    """
+    """The stages of a run: seconds, whether finished earlier, and details (plain values, identifiers' reports)."""
     rows = []
     for stage, (seconds, is_earlier, details) in stages.items():
         shown = {name: value for name, value in details.items() if isinstance(value, int | float | str)}
@@ -437,22 +384,15 @@ def stage_table(stages: Mapping[str, tuple[float, bool, Mapping[str, Any]]]) -> 
             if isinstance(report := details.get(kind), Mapping):
                 before, after = (report[f"collision_rate_{moment}"] for moment in ("before", "after"))
                 shown[f"{kind} collisions"] = f"{before:.2%} → {after:.2%}"
-        forms = (
-            (value, ".3f" if isinstance(value, float) else "," * isinstance(value, int)) for value in shown.values()
-        )
-        results = ", ".join(f"{name} {value:{form}}" for name, (value, form) in zip(shown, forms, strict=True))
+        forms = {float: ".3f", int: ","}
+        results = ", ".join(f"{name} {value:{forms.get(type(value), '')}}" for name, value in shown.items())
         rows.append([stage, f"{seconds:.1f}" + (" (earlier)" if is_earlier else ""), results])
     total = sum(seconds for seconds, is_earlier, _ in stages.values() if not is_earlier)
     return Table(["Stage", "Seconds", "Result"], [*rows, ["total", f"{total:.1f}", ""]], "Stages")
 
 
 def example_tables(pipe: GenSARPipeline, requests: Requests) -> list[Table]:
-    """One real request: the user's last events in titles, recommendations, and for search the results and suggestions.
-
-    Args:
-        pipe: a trained model.
-        requests: held-out requests, at least one; the first is shown.
-    """
+    """The first request: the user's last events in titles, and the model's answers to it."""
     identifiers, history = pipe.tokenizer.identifiers, request_history(requests, 0)
     titles = identifiers.titles or identifiers.item_ids
     rows_of = identifiers.rows()

@@ -25,25 +25,15 @@ _WORTH = 0.005  # NDCG@5 that identifiers must add to be worth the time of the d
 
 
 class Scorer(Protocol):
-    """A system under evaluation. It scores items for requests.
+    """A system under evaluation. It scores items for requests."""
 
-    Attributes:
-        name: row name in tables.
-        tasks: supported tasks, of `RECOMMENDATION` and `SEARCH`.
-    """
-
-    name: str
-    tasks: frozenset[str]
+    name: str  # in tables
+    tasks: frozenset[str]  # of `RECOMMENDATION` and `SEARCH`
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
-        """Score each request's candidates.
+        """Scores of `(num_requests, num_candidates)` item indices, distinct within a row; higher is better.
 
-        Args:
-            requests: at most 256 in an evaluation. A scorer may read histories and queries, never targets.
-            candidates: `(num_requests, num_candidates)` item indices, distinct within a row.
-
-        Returns:
-            `(num_requests, num_candidates)`, higher is better.
+        A scorer may read the histories and queries of the requests (256 at a time), never their targets.
         """
         ...
 
@@ -57,8 +47,8 @@ class GeneratorScorer:
         pipeline: a trained model. Items are matched to its identifier table by item id.
         name: row name in tables.
         parts: of the scores that count, see `score_parts`; default: all.
-        as_answered: score the items that a search or recommendation answers with, and no others: much faster where all
-            items are candidates.
+        as_answered: score only the items that a search or recommendation answers with: much faster where all items are
+            candidates.
     """
 
     tasks = frozenset({RECOMMENDATION, SEARCH})
@@ -85,18 +75,12 @@ class GeneratorScorer:
         if not self.as_answered:
             return self.pipeline.score_items(histories, rows[candidates], queries, parts=self.parts)
         by_row = np.full((len(requests), self.pipeline.tokenizer.identifiers.num_items), -np.inf, dtype=np.float32)
-        for scores, (found, values) in zip(
-            by_row, self.pipeline.found_items(histories, queries, self.parts), strict=True
-        ):
-            scores[found] = values
+        for row, (found, values) in enumerate(self.pipeline.found_items(histories, queries, self.parts)):
+            by_row[row, found] = values
         return np.take_along_axis(by_row, rows[candidates], axis=1)
 
     def table_rows(self, item_ids: Sequence[str]) -> np.ndarray:
-        """Rows of items in the pipeline's identifier table, `(num_items,)` int64.
-
-        Raises:
-            InputError: an item is not in the table.
-        """
+        """Rows of items in the pipeline's identifier table, `(num_items,)` int64; InputError: an item is not there."""
         rows = self.pipeline.tokenizer.identifiers.rows()
         unknown = [item_id for item_id in item_ids if item_id not in rows]
         if unknown:
@@ -122,16 +106,9 @@ def choose_weights(
 ) -> dict[str, tuple[float, float]]:
     """For each task the weights of identifier and item vector with the highest NDCG@5 on validation requests.
 
-    The score is linear in the weights, so that two scoring passes cover all of them.
-
-    Args:
-        pipe: its model has item vectors. Its weights are not changed.
-        requests: validation requests by task.
-        candidates: candidates by task; tasks without candidates are left out.
-
-    Returns:
-        task → one of `SCORE_WEIGHTS`, the first one if several are equally good. Identifiers weigh nothing where they
-        add less than .005.
+    The score is linear in the weights, so that two scoring passes cover all of `SCORE_WEIGHTS`. Identifiers weigh
+    nothing where they add less than .005. The model's own weights are not changed. Tasks without candidates are left
+    out.
 
     Raises:
         ValueError: the model has no item vectors.

@@ -4,11 +4,13 @@ import numpy as np
 
 from gensar_hf.evaluation.metrics import METRICS
 
+CONFIDENCE, NUM_RESAMPLES = 0.95, 1000
+
 
 def bootstrap_interval(
     values: np.ndarray,
-    confidence: float = 0.95,
-    num_resamples: int = 1000,
+    confidence: float = CONFIDENCE,
+    num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
     groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -41,43 +43,30 @@ def bootstrap_interval(
         _, group_of_row, counts = np.unique(groups, return_inverse=True, return_counts=True)
         sums, sizes = np.zeros((len(counts), sums.shape[1])), counts.astype(np.float64)
         np.add.at(sums, group_of_row, values.reshape(len(values), -1))
-    means = _resampled_means(sums, sizes, num_resamples, np.random.default_rng(seed))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
-    return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
-
-
-def metric_intervals(
-    values: np.ndarray,
-    confidence: float = 0.95,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    groups: np.ndarray | None = None,
-) -> dict[str, dict[str, float]]:
-    """The mean of each metric with its bootstrap interval: name in `METRICS` → `value`, `low`, `high`.
-
-    `values` is `(num_requests, num_metrics)`, as `metrics_per_request` returns them, or differences of two systems. The
-    other arguments are those of `bootstrap_interval`.
-    """
-    ends = bootstrap_interval(values, confidence, num_resamples, seed, groups)
-    columns = np.stack([values.mean(axis=0), *ends], axis=1).tolist()
-    return {
-        metric: {"value": value, "low": low, "high": high}
-        for metric, (value, low, high) in zip(METRICS, columns, strict=True)
-    }
-
-
-def _resampled_means(
-    sums: np.ndarray, sizes: np.ndarray, num_resamples: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Means of the resamples, `(num_resamples, num_metrics)`, in chunks of about ten million draws."""
-    num_groups = len(sizes)
-    chunk_size = max(1, 10_000_000 // num_groups)
-    means = []
+    num_groups, generator, means = len(sizes), np.random.default_rng(seed), []
+    chunk_size = max(1, 10_000_000 // num_groups)  # resamples at a time, about ten million draws
     for start in range(0, num_resamples, chunk_size):
         num_rows = min(chunk_size, num_resamples - start)
         drawn = generator.integers(num_groups, size=(num_rows, num_groups))
         drawn += num_groups * np.arange(num_rows)[:, None]  # one cell per (resample, group)
         times_drawn = np.bincount(drawn.ravel(), minlength=num_rows * num_groups).reshape(num_rows, num_groups)
         means.append((times_drawn @ sums) / (times_drawn @ sizes)[:, None])
-    return np.concatenate(means)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
+    return low.reshape(values.shape[1:]), high.reshape(values.shape[1:])
+
+
+def metric_intervals(
+    values: np.ndarray, seed: int = 0, groups: np.ndarray | None = None
+) -> dict[str, dict[str, float]]:
+    """The mean of each metric with its bootstrap interval: name in `METRICS` → `value`, `low`, `high`.
+
+    `values` is `(num_requests, num_metrics)`, as `metrics_per_request` returns them, or differences of two systems.
+    `seed` and `groups` are those of `bootstrap_interval`.
+    """
+    ends = bootstrap_interval(values, seed=seed, groups=groups)
+    columns = np.stack([values.mean(axis=0), *ends], axis=1).tolist()
+    return {
+        metric: {"value": value, "low": low, "high": high}
+        for metric, (value, low, high) in zip(METRICS, columns, strict=True)
+    }

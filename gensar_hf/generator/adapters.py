@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from gensar_hf.errors import InputError
-from gensar_hf.files import CARD_FILE, fingerprint, read_json, write_json
+from gensar_hf.files import CARD_FILE, damage_reported, fingerprint, read_json, write_json
 from gensar_hf.generator.item_vectors import add_item_vectors, item_vectors_of
-from gensar_hf.hub import optional_file
 from gensar_hf.identifiers import IdentifierTable
+from gensar_hf.model_folder import COPY_AGAIN
 
 if TYPE_CHECKING:  # takes seconds to import, and few models have an adapter
     from peft import LoraConfig, PeftModel
@@ -29,6 +28,11 @@ if TYPE_CHECKING:  # takes seconds to import, and few models have an adapter
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_BASE_FILE = "adapter_base.json"
 _SAMPLED_VALUES = 64
+# Settings of PEFT that copy layers, take regular expressions or compute for long, and that no adapter here has.
+_REFUSED_SETTINGS = (
+    "layer_replication", "rank_pattern", "alpha_pattern", "layers_pattern", "loftq_config", "eva_config",
+    "corda_config", "exclude_modules",
+)  # fmt: skip
 _NO_NEIGHBORS = np.zeros((0, 0), dtype=np.int64)
 
 
@@ -101,10 +105,12 @@ def lora_config(
         rank: of the LoRA matrices.
         alpha: their product is scaled by `alpha / rank`.
         dropout: before them.
-        target_modules: names of the layers; default: the queries and values of all attention layers.
+        target_modules: names of the layers; default: the queries and values of all attention layers, or all linear
+            layers of a kind of model that PEFT does not know.
         item_rows: rows of the item table that are trained, in a model with item vectors.
     """
     from peft import LoraConfig
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     names = {id(module): name for name, module in model.named_modules()}
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
@@ -113,8 +119,11 @@ def lora_config(
         rows[names[id(outputs)]] = rows[names[id(inputs)]]
     if len(item_rows):
         rows[names[id(item_vectors_of(model).table)]] = [int(row) for row in item_rows]
-    # PEFT knows the layers of the models in transformers.
-    targets = target_modules or (["q", "v"] if model.config.model_type == "gensar" else None)
+    targets: Any = target_modules or (["q", "v"] if model.config.model_type == "gensar" else None)
+    if not targets and not TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type):
+        # PEFT does not know the layers of this kind of model.
+        linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+        targets = sorted(linear - {names[id(outputs)].rpartition(".")[2]})
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
@@ -169,46 +178,44 @@ def save_adapter(model: "PeftModel", folder: str | os.PathLike[str], base: Adapt
     write_json(Path(folder) / ADAPTER_BASE_FILE, record)
 
 
-def adapter_base(path: str | os.PathLike[str], **kwargs: Any) -> AdapterBase | None:
-    """The base model of the adapter in a folder or Hub repository; None if there is no adapter.
+def adapter_base(folder: str | os.PathLike[str]) -> AdapterBase | None:
+    """The base model of the adapter in a folder; None if there is no adapter.
 
     Raises:
         InputError: `adapter_base.json` is missing or damaged.
-        OSError: there is no such folder or repository, or it cannot be reached.
     """
-    config_path = optional_file(path, ADAPTER_CONFIG_FILE, **kwargs)
-    if config_path is None:
+    path = Path(folder)
+    config_path, base_path = path / ADAPTER_CONFIG_FILE, path / ADAPTER_BASE_FILE
+    if not config_path.is_file():
         return None
-    base_path = optional_file(path, ADAPTER_BASE_FILE, **kwargs)
-    if base_path is None:
+    if not base_path.is_file():
         raise InputError(
             f"{path} holds an adapter, but no {ADAPTER_BASE_FILE}, which describes its base model; copy the file from "
             "the folder where the adapter was trained."
         )
-    record = read_json(base_path)
+    record = read_json(base_path, COPY_AGAIN)
     try:
         rows = record["lenders"] if "lenders" in record else record["neighbors"]  # files of version 0.1 have lenders
         neighbors = np.array(rows or _NO_NEIGHBORS, dtype=np.int64)
         if neighbors.ndim != 2:
             raise ValueError("its neighbors are not a table")
-        name = str(read_json(config_path)["base_model_name_or_path"])
+        name = str(read_json(config_path, COPY_AGAIN)["base_model_name_or_path"])
         return AdapterBase(name, str(record["base_fingerprint"]), int(record["vocab_size"]), neighbors)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{base_path} does not describe the base model of an adapter ({error}).") from None
 
 
-def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs: Any) -> "PeftModel":
-    """Put the adapter in a folder or Hub repository on its base model, in place.
+def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> "PeftModel":
+    """Put the adapter in a folder on its base model, in place.
 
     Raises:
         InputError: the adapter is missing or damaged, or has another base model.
-        OSError: there is no such folder or repository, or it cannot be reached.
     """
     from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 
-    base = adapter_base(path, **kwargs)
-    weights_path = optional_file(path, ADAPTER_WEIGHTS_FILE, **kwargs)
-    if base is None or weights_path is None:
+    path, base = Path(folder), adapter_base(folder)
+    weights_path = path / ADAPTER_WEIGHTS_FILE
+    if base is None or not weights_path.is_file():
         missing = ADAPTER_CONFIG_FILE if base is None else ADAPTER_WEIGHTS_FILE
         raise InputError(f"{path} holds no {missing}; give the folder of an adapter that `save_adapter` wrote.")
     if model_fingerprint(model) != base.fingerprint:
@@ -216,22 +223,34 @@ def load_adapter(model: PreTrainedModel, path: str | os.PathLike[str], **kwargs:
             f"The adapter in {path} was made for another model: its base model is {base.name}, with other weights than "
             "this one; load the model that the adapter was trained on."
         )
-    record = read_json(weights_path.with_name(ADAPTER_CONFIG_FILE))
-    try:
+    record = read_json(path / ADAPTER_CONFIG_FILE, COPY_AGAIN)
+    with damage_reported(f"The adapter in {path}", COPY_AGAIN, "is damaged"):
         if record.get("peft_type") != "LORA":
             raise ValueError(f"{ADAPTER_CONFIG_FILE} has the peft_type {record.get('peft_type')!r}, and not 'LORA'")
+        for name in _REFUSED_SETTINGS:
+            if record.get(name):
+                raise ValueError(f"{ADAPTER_CONFIG_FILE} sets `{name}`, which is not supported")
+        if not isinstance(record.get("target_modules"), list | None):
+            raise ValueError(f"{ADAPTER_CONFIG_FILE} has a pattern for `target_modules` instead of a list of names")
+        weights = load_file(weights_path)
+        if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
+            raise ValueError(f"{ADAPTER_WEIGHTS_FILE} holds NaN or an infinity")
+        # What is built for the adapter is not larger than what its file holds.
+        longest = max((size for weight in weights.values() for size in weight.shape), default=0)
+        inputs: Any = model.get_input_embeddings()
+        num_new = (base.vocab_size - len(inputs.weight)) * inputs.weight.shape[1]
+        if record["r"] > longest or num_new > sum(weight.numel() for weight in weights.values()):
+            raise ValueError(
+                f"{ADAPTER_WEIGHTS_FILE} holds less than {ADAPTER_CONFIG_FILE} and {ADAPTER_BASE_FILE} say"
+            )
         config = LoraConfig.from_peft_type(**record)
         config.megatron_config = None  # PEFT would import the module that `megatron_core` names
         config.inference_mode, config.base_model_name_or_path = False, None
         with_adapter = add_adapter(grow_to(model, base), config)
-        weights = load_file(weights_path)
         expected = get_peft_model_state_dict(with_adapter, save_embedding_layers=False)
         if weights.keys() != expected.keys():  # PEFT would leave a missing one at its random start
             raise ValueError(f"{ADAPTER_WEIGHTS_FILE} does not hold the weights that {ADAPTER_CONFIG_FILE} describes")
         set_peft_model_state_dict(with_adapter, weights)
-    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"The adapter in {path} is damaged ({reason}); copy its files again.") from error
     return with_adapter
 
 

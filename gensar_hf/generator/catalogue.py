@@ -63,6 +63,12 @@ class Catalogue:
         Raises:
             InputError: the vocabulary lacks one of the table's tokens.
         """
+        # Before a token is written down: a damaged file may name a codebook of billions.
+        if (num_codes := table.num_code_tokens) > len(vocabulary):
+            raise InputError(
+                f"The identifier table has {num_codes:,} code tokens, the tokenizer {len(vocabulary):,} tokens in all; "
+                "it belongs to another catalogue. Use the tokenizer and the identifiers.parquet of one model folder."
+            )
         code_tokens = table.code_tokens()
         missing = [token for token in (*BEHAVIOR_TOKENS, *code_tokens) if token not in vocabulary]
         if missing:

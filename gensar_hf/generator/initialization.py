@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel, T5Config
+from transformers import GenerationConfig, PreTrainedModel
 
 from gensar_hf.generator.backbones import Backbone
 from gensar_hf.generator.configuration_gensar import GenSARConfig
@@ -29,7 +29,14 @@ def generator_from_scratch(config: GenSARConfig, tokenizer: GenSARTokenizer) -> 
     config.eos_token_id = tokenizer.eos_token_id
     config.history_encoding = tokenizer.history_encoding
     model = GenSARForConditionalGeneration(config)
-    _set_generation_defaults(model, tokenizer)
+    # Cross-attention starts by passing on what it attends to. The codes of clicked items, and of items whose texts fit
+    # a query, stand in the encoder's states as they are embedded, so the decoder can copy them before it has learned.
+    with torch.no_grad():
+        for block in model.decoder.block:
+            attention: Any = block.layer[1].EncDecAttention
+            torch.nn.init.orthogonal_(attention.v.weight)
+            attention.o.weight.copy_(attention.v.weight.T)
+    set_generation_defaults(model, tokenizer)
     return model
 
 
@@ -43,30 +50,32 @@ def generator_from_t5(
         tokenizer: made from the checkpoint's tokenizer by `GenSARTokenizer.from_text_tokenizer`.
         options: fields of `GenSARConfig` that T5 does not have.
     """
-    pretrained = T5Config.from_pretrained(name_or_path).to_dict()
-    for name in ("model_type", "architectures", "transformers_version"):
+    t5 = Backbone(os.fspath(name_or_path)).t5_model()
+    pretrained = t5.config.to_dict()
+    for name in ("model_type", "architectures", "transformers_version", "dtype"):
         pretrained.pop(name, None)
     config = GenSARConfig(**{**pretrained, "history_encoding": tokenizer.history_encoding, **options})
     config.decoder_start_token_id = config.pad_token_id
-    model = GenSARForConditionalGeneration.from_pretrained(name_or_path, config=config)
+    model = GenSARForConditionalGeneration(config)
+    is_tied = t5.lm_head.weight is t5.shared.weight
+    if not is_tied:  # as in T5 v1.1, whose configuration may say otherwise
+        model.lm_head.weight = torch.nn.Parameter(t5.lm_head.weight.detach())
+    model.load_state_dict(t5.state_dict(), strict=False)  # the parts that T5 does not have stay new
     _add_new_rows(model, tokenizer)
-    _set_generation_defaults(model, tokenizer)
+    set_generation_defaults(model, tokenizer)
     return model
 
 
-def generator_from_causal_lm(backbone: Backbone, tokenizer: GenSARTokenizer) -> PreTrainedModel:
-    """A decoder-only model with embeddings of the new tokens; its class stays that of `AutoModelForCausalLM`.
+def generator_from_causal_lm(model: PreTrainedModel, tokenizer: GenSARTokenizer) -> PreTrainedModel:
+    """A decoder-only model with embeddings of the new tokens, in place.
 
     Args:
-        backbone: the checkpoint.
+        model: `Backbone.causal_model`.
         tokenizer: made from the checkpoint's tokenizer by `GenSARTokenizer.from_text_tokenizer(…, decoder_only=True)`.
     """
-    model = backbone.causal_model()
     _add_new_rows(model, tokenizer)
-    # The checkpoint's settings may sample, or end at the tokens of a chat.
-    model.generation_config = GenerationConfig(bos_token_id=model.generation_config.bos_token_id)
     model.config.pad_token_id = tokenizer.pad_token_id
-    _set_generation_defaults(model, tokenizer)
+    set_generation_defaults(model, tokenizer)
     return model
 
 
@@ -100,9 +109,13 @@ def _add_new_rows(model: PreTrainedModel, tokenizer: GenSARTokenizer) -> None:
                 weight[new_ids] = drawn * words.std()
 
 
-def _set_generation_defaults(model: PreTrainedModel, tokenizer: GenSARTokenizer) -> None:
-    """Defaults of `model.generate` for items: stop after the last code, rank by the sum of log-probabilities."""
-    generation = model.generation_config
+def set_generation_defaults(model: PreTrainedModel, tokenizer: GenSARTokenizer) -> None:
+    """Defaults of `model.generate` for items: stop after the last code, rank by the sum of log-probabilities.
+
+    They replace those of a checkpoint, which may sample, ban n-grams or end at the tokens of a chat.
+    """
+    generation = GenerationConfig(bos_token_id=model.generation_config.bos_token_id)
+    model.generation_config = generation
     if not tokenizer.decoder_only:
         generation.decoder_start_token_id = tokenizer.pad_token_id
     generation.pad_token_id, generation.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id

@@ -151,7 +151,13 @@ def exact_scores(
     values = score_parts(requests, rows, catalogue, by_item, only)
     if not values:
         raise ValueError(f"The model's scores have none of the parts {', '.join(only)}.")
-    return np.sum(list(values.values()), axis=0)
+    scores = np.sum(list(values.values()), axis=0)
+    if np.isnan(scores).any():
+        raise ValueError(
+            f"The scores of request {int(np.isnan(scores).any(axis=1).argmax())} of {len(scores)} are NaN; the weights "
+            "hold NaN, or a lower precision overflowed, so load the model again, or in float32."
+        )
+    return scores
 
 
 def _weights(requests: EncodedRequests, only: Collection[str] = ()) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.item_vectors import FEATURE_MAP, ITEM_VECTOR_STD, ItemVectors, plain_weights
 from gensar_hf.generator.text_matching import FIRST_SHARPNESS, FIRST_WEIGHT_BIAS, QueryInputs, TextMatching
+from gensar_hf.model_folder import CheckedLoading
 
 IGNORED_LABEL = -100
 
@@ -83,7 +84,9 @@ class EventProjection(nn.Module):
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """`(batch_size, num_positions, d_model)` in and out."""
-        return pooled + self.wo(self.wi(self.layer_norm(pooled)).relu())
+        hidden = self.wi(self.layer_norm(pooled)).relu()
+        # transformers keeps T5's layers of this name in float32 where the model is loaded in float16.
+        return pooled + self.wo(hidden.to(self.wo.weight.dtype)).to(pooled.dtype)
 
 
 class GenSAREncoder(T5Initialization, T5Stack):
@@ -118,6 +121,7 @@ class GenSAREncoder(T5Initialization, T5Stack):
             if module.matched is not None:
                 init.normal_(module.matched.weight, mean=0.0, std=self.config.d_model**-0.5)
             init.constant_(module.sharpness, FIRST_SHARPNESS)
+            init.ones_(module.identifier_scale)
             init.zeros_(module.channel_weights.weight)
             init.constant_(module.channel_weights.bias, FIRST_WEIGHT_BIAS)
 
@@ -154,6 +158,7 @@ class GenSAREncoder(T5Initialization, T5Stack):
             pooled = self.event_projection(pooled)
         if self.items is not None and event_items is not None:
             pooled = pooled + self.items.event_vectors(event_items)
+        copied: torch.Tensor | None = None
         if (
             self.text is not None
             and query_vectors is not None
@@ -161,9 +166,12 @@ class GenSAREncoder(T5Initialization, T5Stack):
             and query_match_scores is not None
             and query_match_codes is not None
         ):
-            reading = QueryInputs(query_vectors, query_matches, query_match_scores, query_match_codes)
+            dtype = self.text.query.weight.dtype
+            scores = query_match_scores.to(dtype)
+            reading = QueryInputs(query_vectors.to(dtype), query_matches, scores, query_match_codes)
             item_vectors = None if self.items is None else self.items.table.weight / ITEM_VECTOR_STD
-            pooled = pooled + self.text.query_states(reading, item_vectors, self.embed_tokens)
+            read, copied = self.text.query_states(reading, item_vectors, self.embed_tokens)
+            pooled = pooled + read
         allowed = is_event[:, None, :] & _causal(pooled.shape[1], pooled.device)
         if encoder_starts is not None:
             positions = torch.arange(pooled.shape[1], device=pooled.device)
@@ -171,10 +179,12 @@ class GenSAREncoder(T5Initialization, T5Stack):
         output = super().forward(inputs_embeds=pooled, attention_mask=additive_mask(allowed, pooled.dtype), **kwargs)
         if self.items is not None and event_items is not None:
             output.last_hidden_state = output.last_hidden_state + self.items.click_states(event_items, encoder_starts)
+        if copied is not None:
+            output.last_hidden_state = output.last_hidden_state + copied
         return output
 
 
-class GenSARForConditionalGeneration(T5Initialization, T5ForConditionalGeneration):
+class GenSARForConditionalGeneration(CheckedLoading, T5Initialization, T5ForConditionalGeneration):
     """T5 that answers a request with the identifier of an item or the words of a query."""
 
     config_class = GenSARConfig

@@ -24,10 +24,10 @@ from gensar_hf.errors import InputError
 from gensar_hf.files import load_arrays, save_arrays
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.item_embeddings import row_chunks, unit_rows
+from gensar_hf.model_folder import TEXT_ENCODER_DIR
 
 CHANNELS = ("words", "characters", "meaning")
 TEXT_VECTORS_FILE = "text_vectors.safetensors"
-TEXT_ENCODER_DIR = "text_encoder"
 NUM_MATCHES = 10  # best items of a query that the encoder reads
 _NUM_FEATURES = 2**18  # hashed words and n-grams
 _BM25_K1, _BM25_B = 1.5, 0.75  # the defaults of `bm25s`, which the BM25 baseline has
@@ -108,7 +108,13 @@ class TextIndex:
         # Held here, because another thread may remove what is remembered.
         own = {query: known[query] for query in queries if query in known}
         if new := [query for query in dict.fromkeys(queries) if query not in own]:
-            encoded = dict(zip(new, unit_rows(self.encoder.encode(new)), strict=True))
+            vectors = unit_rows(self.encoder.encode(new))
+            if vectors.shape[1] != self.dim or not np.isfinite(vectors).all():
+                raise InputError(
+                    f"The text encoder does not make the {self.dim} finite numbers of a query that the items' texts "
+                    f"have, but {vectors.shape[1]}; copy all files of the model from one folder."
+                )
+            encoded = dict(zip(new, vectors, strict=True))
             self._known.update(encoded)
             own |= encoded
         vectors = [own[query] for query in queries]
@@ -230,10 +236,15 @@ class TextIndex:
             InputError: the file is damaged, or is of another catalogue.
         """
         loaded = load_arrays(Path(vectors)).get("vectors")
-        if loaded is None or loaded.ndim != 2 or len(loaded) < len(texts):
+        if (
+            loaded is None
+            or (loaded.ndim, loaded.dtype.kind) != (2, "f")
+            or len(loaded) < len(texts)
+            or not np.isfinite(loaded).all()
+        ):
             raise InputError(
-                f"{vectors} does not hold one vector for each of the {len(texts)} items; copy all files of the model "
-                "from one folder."
+                f"{vectors} does not hold one finite vector for each of the {len(texts)} items; copy all files of the "
+                "model from one folder."
             )
         return cls(titles, texts, loaded[: len(texts)], encoder)
 
@@ -309,6 +320,7 @@ class TextMatching(nn.Module):
         self.sharpness = nn.Parameter(torch.full((num_channels,), FIRST_SHARPNESS))
         self.matched = nn.Linear(config.d_model, config.d_model, bias=False) if config.num_items else None
         self.channel_weights = nn.Linear(config.d_model + 2 * num_channels, num_channels)
+        self.identifier_scale = nn.Parameter(torch.ones(()))
         self.dropout = nn.Dropout(config.item_dropout)
 
     def query_states(
@@ -316,11 +328,11 @@ class TextMatching(nn.Module):
         reading: QueryInputs,
         item_vectors: torch.Tensor | None,
         embed_tokens: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """What is added at the positions of queries.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is added at the positions of queries, to the encoder's input and to its output.
 
-        The identifiers of the matches are added as those of clicked items are read, so that the decoder finds their
-        codes in one place whether an item was clicked or is looked for.
+        The identifiers of the matches are added to the input as those of clicked items are read, and to the output,
+        where the decoder's attention finds their codes as they are and learns to copy them.
 
         Args:
             reading: the inputs of the encoder.
@@ -328,7 +340,7 @@ class TextMatching(nn.Module):
             embed_tokens: token ids → `(…, d_model)`.
 
         Returns:
-            `(batch_size, num_positions, d_model)`, zeros where there is no query.
+            two of `(batch_size, num_positions, d_model)`, zeros where there is no query.
         """
         is_match = reading.items >= 0
         is_query = is_match.any(dim=-1) | reading.vectors.any(dim=-1)
@@ -336,12 +348,14 @@ class TextMatching(nn.Module):
         fit = (reading.scores[is_query] @ self.sharpness).masked_fill(~is_match, -torch.inf)
         share = torch.where(is_match.any(dim=-1, keepdim=True), fit, 0.0).softmax(dim=-1) * is_match
         codes = embed_tokens(reading.codes[is_query]).sum(dim=-2) / reading.codes.shape[-1] ** 0.5
-        added = self.query(vectors) + (share[..., None] * codes).sum(dim=-2)
+        identifiers = (share[..., None] * codes).sum(dim=-2)
+        added = self.query(vectors) + identifiers
         if self.matched is not None and item_vectors is not None:
             matched = (share[..., None] * F.embedding(items.clamp(min=0), item_vectors)).sum(dim=-2)
             added = added + self.matched(self.dropout(matched))
-        states = added.new_zeros(*is_query.shape, added.shape[-1])
-        return states.index_put((is_query,), added)
+        nothing = added.new_zeros(*is_query.shape, added.shape[-1])
+        copied = self.identifier_scale * identifiers
+        return nothing.index_put((is_query,), added), nothing.index_put((is_query,), copied.to(added.dtype))
 
     def weights(self, states: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """How much each channel counts for each request: the weighted scores are added to the items' logits.

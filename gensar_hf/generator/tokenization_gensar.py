@@ -17,6 +17,7 @@ from gensar_hf.data import Behavior
 from gensar_hf.decoding import Trie
 from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
+from gensar_hf.files import damage_reported
 from gensar_hf.generator.catalogue import BEHAVIOR_TOKENS, Catalogue, check_fingerprint, table_fingerprint
 from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS, GenSARConfig
 from gensar_hf.generator.history import EventArrays, History, cut_query, parse_history
@@ -25,19 +26,23 @@ from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, all_instructions
 from gensar_hf.generator.text_matching import (
     CHANNELS,
     NUM_MATCHES,
-    TEXT_ENCODER_DIR,
     TEXT_VECTORS_FILE,
     QueryReading,
     TextIndex,
 )
-from gensar_hf.hub import explain_hub_error, folder_of, optional_file
 from gensar_hf.identifiers import IdentifierTable
+from gensar_hf.model_folder import COPY_AGAIN, TEXT_ENCODER_DIR, open_folder
 
 logger = logging.getLogger(__name__)
 
 IDENTIFIERS_FILE = "identifiers.parquet"
+TOKENIZER_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", IDENTIFIERS_FILE,
+    TEXT_VECTORS_FILE, f"{TEXT_ENCODER_DIR}/*",
+)  # fmt: skip
 _FINGERPRINT, _TEXT_MATCHING = "identifiers_fingerprint", "text_matching"  # in tokenizer_config.json
 NO_EVENT = -1
+_MOST_ANSWER_TOKENS = 160  # after a prompt: a behavior token, a query of 128 tokens and its end, or beams of 32
 SPECIAL_TOKENS = PAD, EOS, UNK = ("<pad>", "</s>", "<unk>")
 
 
@@ -117,6 +122,7 @@ class GenSARTokenizer(TokenizersBackend):
         max_history_events: int = 20,
         behavior_tokens: bool = True,
         decoder_only: bool = False,
+        num_positions: int | None = None,
     ) -> "GenSARTokenizer":
         """Add the behavior and code tokens to a copy of a text tokenizer.
 
@@ -127,6 +133,8 @@ class GenSARTokenizer(TokenizersBackend):
             max_history_events: number of events.
             behavior_tokens: whether both kinds of identifiers begin with different tokens.
             decoder_only: for a decoder-only model.
+            num_positions: of a decoder-only model with a table of them; the oldest events of a longer prompt are left
+                out.
 
         Raises:
             ValueError: the tokenizer has no end token, or a setting is out of range.
@@ -147,6 +155,7 @@ class GenSARTokenizer(TokenizersBackend):
             max_history_events=max_history_events,
             behavior_tokens=behavior_tokens,
             decoder_only=decoder_only,
+            **({} if num_positions is None else {"model_max_length": num_positions}),
         )
 
     @classmethod
@@ -176,23 +185,32 @@ class GenSARTokenizer(TokenizersBackend):
             InputError: there is no such folder or repository, or `identifiers.parquet` is missing or is not the table
                 that the tokenizer was saved with.
         """
-        try:
-            path = optional_file(pretrained_model_name_or_path, IDENTIFIERS_FILE, **kwargs)
-        except OSError as error:
+        folder, kwargs = open_folder(pretrained_model_name_or_path, TOKENIZER_FILES, kwargs, "model's tokenizer")
+        path = folder / IDENTIFIERS_FILE
+        if not path.is_file():
             raise InputError(
-                "The model's tokenizer cannot be loaded: " + explain_hub_error(pretrained_model_name_or_path, error)
-            ) from error
-        if path is None:
-            raise InputError(
-                f"{pretrained_model_name_or_path} holds no {IDENTIFIERS_FILE}, without which codes cannot be turned "
-                "into items; save the tokenizer with `save_pretrained`, or copy the file from the run's model folder."
+                f"{folder} holds no {IDENTIFIERS_FILE}, without which codes cannot be turned into items; save the "
+                "tokenizer with `save_pretrained`, or copy the file from the run's model folder."
             )
-        tokenizer = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        identifiers = IdentifierTable.load(path)
-        has_texts = tokenizer.init_kwargs.get(_TEXT_MATCHING, False)
-        texts = _load_text_index(pretrained_model_name_or_path, identifiers, **kwargs) if has_texts else None
-        tokenizer.attach_identifiers(identifiers, texts)
-        check_fingerprint(identifiers, tokenizer.init_kwargs.get(_FINGERPRINT), str(pretrained_model_name_or_path))
+        with damage_reported(f"The tokenizer in {folder} (tokenizer.json and tokenizer_config.json)", COPY_AGAIN):
+            tokenizer = super().from_pretrained(folder, *args, **kwargs)
+            _check_settings(folder, tokenizer.init_kwargs)
+        with damage_reported(path, COPY_AGAIN):
+            identifiers = IdentifierTable.load(path)
+        texts = None
+        if tokenizer.init_kwargs.get(_TEXT_MATCHING, False):
+            with damage_reported(f"{TEXT_VECTORS_FILE} or {TEXT_ENCODER_DIR} in {folder}", COPY_AGAIN):
+                encoder = TextEncoder.load(folder / TEXT_ENCODER_DIR)
+                texts = TextIndex.load(folder / TEXT_VECTORS_FILE, encoder, *titles_and_texts(identifiers))
+        with damage_reported(f"The tokenizer in {folder}", COPY_AGAIN):
+            tokenizer.attach_identifiers(identifiers, texts)
+            check_fingerprint(identifiers, tokenizer.init_kwargs.get(_FINGERPRINT), str(pretrained_model_name_or_path))
+        taken = {tokenizer.pad_token_id, tokenizer.eos_token_id}.intersection(tokenizer.code_token_ids.tolist())
+        if taken or None in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+            raise InputError(
+                f"{folder / 'tokenizer_config.json'} names no token for padding and for the end that is not a code; "
+                f"{COPY_AGAIN}."
+            )
         return tokenizer
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> tuple[str, ...]:  # type: ignore[override]
@@ -200,6 +218,10 @@ class GenSARTokenizer(TokenizersBackend):
         catalogue = self.catalogue
         self.init_kwargs[_FINGERPRINT] = table_fingerprint(catalogue.identifiers)
         self.init_kwargs[_TEXT_MATCHING] = catalogue.texts is not None
+        if self.decoder_only:
+            # Without an entry, `AutoTokenizer` takes the class that transformers has for the type of the model, such as
+            # Qwen2's. It takes the class of `tokenizer_class` where code of this name is not trusted.
+            self._auto_map = {"AutoTokenizer": [None, "gensar_hf.GenSARTokenizer"]}
         files = super().save_pretrained(save_directory, **kwargs)
         identifiers_path = Path(save_directory) / IDENTIFIERS_FILE
         if catalogue.texts is not None:
@@ -395,6 +417,9 @@ class GenSARTokenizer(TokenizersBackend):
         pieces = [instruction, *events]
         if self.decoder_only:
             pieces.insert(0, self._text_start)
+            too_long = sum(map(len, pieces)) + _MOST_ANSWER_TOKENS - self.model_max_length
+            while too_long > 0 and len(pieces) > 3:  # 3: the latest event, which may be the query
+                too_long -= len(pieces.pop(2))
         elif self.history_encoding == "tokens":
             pieces.append(np.array([self.eos_token_id]))
         event_ids = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
@@ -514,15 +539,21 @@ def titles_and_texts(table: IdentifierTable) -> tuple[list[str], list[str]]:
     return titles, table.texts or titles
 
 
-def _load_text_index(path: str | os.PathLike, table: IdentifierTable, **kwargs: Any) -> TextIndex:
-    """The texts that `GenSARTokenizer.save_pretrained` wrote."""
-    vectors = optional_file(path, TEXT_VECTORS_FILE, **kwargs)
-    if vectors is None:
-        raise InputError(
-            f"{path} holds no {TEXT_VECTORS_FILE}, which its tokenizer needs; copy all files of the model."
-        )
-    encoder = TextEncoder.load(folder_of(path, TEXT_ENCODER_DIR, **kwargs))
-    return TextIndex.load(vectors, encoder, *titles_and_texts(table))
+def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse settings of tokenizer_config.json that no tokenizer has."""
+    for name, is_valid in {
+        "history_encoding": lambda value: value in HISTORY_ENCODINGS,
+        "max_history_events": lambda value: type(value) is int and value > 0,
+        "decoder_only": lambda value: isinstance(value, bool),
+        "behavior_tokens": lambda value: isinstance(value, bool),
+        _TEXT_MATCHING: lambda value: isinstance(value, bool),
+    }.items():
+        value = settings.get(name, False if name not in ("history_encoding", "max_history_events") else None)
+        if not is_valid(value):
+            raise InputError(
+                f"{folder / 'tokenizer_config.json'} sets `{name}` to {value!r}, which is none of its values; "
+                f"{COPY_AGAIN}."
+            )
 
 
 def _in_fixed_order(tokenizer: Tokenizer) -> models.Unigram:

@@ -3,10 +3,7 @@
 One rule for every level, coarse to fine: under one prefix, a code may hold at most K^(levels after it) items, because
 that is how many identifiers begin with it. A code that holds more gives its surplus to other codes under the same
 prefix. On the last level the limit is 1, and the codes are assigned by the Hungarian algorithm. Shared levels are
-treated once, for both kinds together, so both identifiers of an item keep the same shared prefix.
-
-Identifiers that are `taken` count against every limit and never change. A catalogue can therefore always be filled up
-to its last identifier: what is taken under a prefix is never more than the limit.
+treated once, for both kinds together. Identifiers that are `taken` count against every limit and never change.
 """
 
 from dataclasses import dataclass
@@ -84,7 +81,7 @@ class UniqueIdentifiers:
 
     Attributes:
         semantic_codes: `(num_items, num_levels)` int64; all rows differ.
-        collaborative_codes: the same; the shared levels are equal to those of `semantic_codes`.
+        collaborative_codes: the same, with the same shared levels.
         report: for `"semantic"` and `"collaborative"` each: `collision_rate_before`, `collision_rate_after`,
             `items_moved`, `distortion_before` and `distortion_after` (squared error of the latents, mean over items);
             and `prefixes_moved`, the number of items whose shared codes had to change.
@@ -96,17 +93,7 @@ class UniqueIdentifiers:
 
 
 def collision_rate(codes: np.ndarray, taken: np.ndarray | None = None) -> float:
-    """1 − distinct identifiers / items; with `taken`, only identifiers that are not taken count as distinct.
-
-    Args:
-        codes: `(num_items, num_levels)`, at least one item and one level.
-        taken: `(num_taken, num_levels)`, all different.
-
-    >>> collision_rate(np.array([[0, 1], [0, 1], [2, 1], [0, 2]]))
-    0.25
-    >>> collision_rate(np.array([[0, 1], [0, 1], [2, 1], [0, 2]]), taken=np.array([[2, 1], [5, 5]]))
-    0.5
-    """
+    """1 − distinct identifiers / items, of `(num_items, num_levels)` codes; those in `taken` are not distinct."""
     everything = codes if taken is None else np.concatenate([taken, codes])
     return float(pd.DataFrame(everything).duplicated().sum() / len(codes))
 
@@ -117,8 +104,7 @@ def assign_unique_identifiers(
     """Make each kind's identifiers distinct at a small distortion.
 
     An item that collides with no other keeps its codes, unless its prefix holds more than K^n items with n levels to
-    come. Moved items' later codes are quantized again. With one specific level the shared prefix, and so both
-    identifiers, may have to change; with two or more only the kind that needs it, until K^L_n items share one prefix.
+    come. Moved items' later codes are quantized again.
 
     Args:
         codes: of the items that need identifiers, from `JointRQVAE.encode`.
@@ -126,20 +112,14 @@ def assign_unique_identifiers(
             levels equal. They do not change, and no new item gets one of them.
 
     Returns:
-        `UniqueIdentifiers` of the items in `codes`; the same input gives the same result. The report is about these
-        items; their collision rate before includes collisions with taken identifiers.
+        identifiers of the items in `codes`, and a report about them; their collision rate before includes collisions
+        with taken identifiers.
 
     Raises:
         InputError: there are more items than identifiers; the message says how many levels or codes would be enough.
-        ValueError: `taken` has another number of levels than `codes`.
     """
     nothing = np.zeros((0, codes.num_levels), dtype=np.int64)
     taken_kinds = [np.asarray(kind, dtype=np.int64) for kind in taken or (nothing, nothing)]
-    if taken_kinds[0].shape != taken_kinds[1].shape or taken_kinds[0].shape[1:] != (codes.num_levels,):
-        raise ValueError(
-            f"Taken identifiers must have {codes.num_levels} levels, like the items' codes, and both kinds the same "
-            f"number of rows; got arrays of shape {taken_kinds[0].shape} and {taken_kinds[1].shape}."
-        )
     num_taken, num_shared = len(taken_kinds[0]), codes.num_shared_levels
     _require_capacity(codes, num_taken)
     raw = (codes.semantic_codes, codes.collaborative_codes)

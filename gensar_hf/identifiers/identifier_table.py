@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gensar_hf.errors import InputError
-from gensar_hf.files import atomic_path, fingerprint
+from gensar_hf.files import atomic_path, damage_reported, fingerprint
 from gensar_hf.identifiers.assignment import JointCodes, UniqueIdentifiers, assign_unique_identifiers, collision_rate
 
 if TYPE_CHECKING:  # reading a table needs neither torch nor transformers
@@ -27,14 +28,15 @@ _KINDS = ("semantic", "collaborative")
 _FORMAT_VERSION = 1
 _METADATA_KEY = b"gensar_hf.identifiers"
 _SELF = "The identifier table"
+_COLUMNS = ("semantic_codes", "collaborative_codes", "available", "neighbors", "lenders")
+_LEAST_BYTES, _BYTES_PER_BYTE = 64 * 1024**2, 100  # all items differ, so that a file is not much smaller than its table
 
 
 @dataclass
 class IdentifierTable:
     """The two identifiers of every item of the catalogue.
 
-    A table never changes: `add_items`, `remove_items`, `restore_items` and `mark_trained` return new ones, so that one
-    table can serve requests while the next is prepared.
+    A table never changes: `add_items`, `remove_items`, `restore_items` and `mark_trained` return new ones.
 
     Attributes:
         item_ids: one per item, distinct; an item's index is its row.
@@ -106,6 +108,11 @@ class IdentifierTable:
                 f"{self.num_items} items, semantic codes of shape {self.semantic_codes.shape} and collaborative codes "
                 f"of shape {self.collaborative_codes.shape}."
             )
+        sizes = {"codebook_size": (1, None), "num_shared_levels": (0, self.num_levels)}
+        for name, (least, most) in sizes.items():
+            value = getattr(self, name)
+            if type(value) is bool or not isinstance(value, int | np.integer) or not least <= value <= (most or value):
+                raise InputError(f"{_SELF}: `{name}` must be a whole number from {least} on; got {value!r}.")
         for name, values in (("titles", self.titles), ("texts", self.texts)):
             if values is not None and len(values) != self.num_items:
                 raise InputError(f"{_SELF} has {self.num_items} items but {len(values)} {name}; give one per item.")
@@ -158,11 +165,7 @@ class IdentifierTable:
         return self.semantic_codes.shape[1]
 
     def index_of(self, item_id: str) -> int:
-        """Row of an item, available or removed.
-
-        Raises:
-            KeyError: the item is not in the catalogue.
-        """
+        """Row of an item, available or removed; KeyError if it is not in the catalogue."""
         return self.rows()[item_id]
 
     def rows(self) -> dict[str, int]:
@@ -172,19 +175,18 @@ class IdentifierTable:
         return self._rows
 
     def items_frame(self) -> pd.DataFrame:
-        """The catalogue as a table with the columns `item_id`, `title`, `text` and `available`, in row order.
-
-        Titles or texts that the table does not have are empty strings.
-        """
+        """`item_id`, `title`, `text` ("" where the table has none) and `available` of every item, in row order."""
         empty = [""] * self.num_items
         columns = {"item_id": self.item_ids, "title": self.titles or empty, "text": self.texts or empty}
         return pd.DataFrame({**columns, "available": self.available.copy()})
 
-    def code_tokens(self) -> list[str]:
-        """All code tokens that may occur, `<M1_0>` (shared), `<S1_0>` (semantic), `<R1_0>` (collaborative) and so on.
+    @property
+    def num_code_tokens(self) -> int:
+        """Length of `code_tokens()`."""
+        return (2 * self.num_levels - self.num_shared_levels) * self.codebook_size
 
-        Levels are numbered from 1 within their letter, as in the paper; codes from 0.
-        """
+    def code_tokens(self) -> list[str]:
+        """All code tokens: `<M1_0>` (shared), `<S1_0>` (semantic), `<R1_0>` (collaborative) and so on."""
         num_specific = self.num_levels - self.num_shared_levels
         letters = [("M", self.num_shared_levels), ("S", num_specific), ("R", num_specific)]
         return [
@@ -217,20 +219,11 @@ class IdentifierTable:
     ) -> "IdentifierTable":
         """A new table with further items, quantized with the model that made the present identifiers.
 
-        All identifiers of this table, those of removed items included, stay the same; the new items get free ones at a
-        small distortion (see `assign_unique_identifiers`).
+        All identifiers of this table, those of removed items included, stay the same; the new items get free ones.
 
-        Args:
-            embeddings: semantic `(num_new, semantic_dim)` and collaborative `(num_new, collaborative_dim)`.
-            item_ids: one per new item, none of them in this table.
-            model: the joint RQ-VAE that made this table, unchanged.
-            titles: one per new item; default: empty strings, if this table has titles.
-            texts: one per new item; default: empty strings, if this table has texts.
-
-        Returns:
-            the rows of this table, then the new items, available; `build_report["added"]` has one more entry with the
-            statistics of `build_identifier_table` for the new items: a collision is one with any item, and distortions
-            and errors are means over the new items.
+        The embeddings are semantic `(num_new, semantic_dim)` and collaborative `(num_new, collaborative_dim)`. Titles
+        and texts are one per new item; default: empty strings, if this table has any. The new items are the last rows,
+        and `build_report["added"]` has one more entry.
 
         Raises:
             InputError: an id that is not a string, occurs twice or is already in the table; unusable embeddings or not
@@ -349,11 +342,9 @@ class IdentifierTable:
         )
 
     def report(self) -> dict:
-        """Counts, and per kind the collision rate and the use and perplexity of every level.
+        """Counts, per kind the collision rate and the use and perplexity of every level, and `build_report`.
 
-        Removed items count in all but `num_available`, as their identifiers are taken. The statistics of
-        `build_identifier_table` and `add_items` (collision rate before, items moved, reconstruction error, …) are
-        merged in.
+        Removed items count in all but `num_available`, as their identifiers are taken.
         """
         names = ("num_items", "num_available", "num_levels", "num_shared_levels", "codebook_size")
         report: dict = {name: getattr(self, name) for name in names}
@@ -398,24 +389,34 @@ class IdentifierTable:
                 twice, or a code is out of range; the message names the file and the row (counted from 1).
         """
         source = _table_path(path)
+        if not source.is_file():
+            raise InputError(
+                f"{source} does not exist; it holds the identifiers that the model's tokens stand for, so copy it from "
+                "the folder in which the model was saved, or run the identifier stage again."
+            )
+        try:
+            with damage_reported(source, "delete it and run the identifier stage again", "is damaged"):
+                return cls._of_file(source)
+        except InputError as error:
+            raise InputError(str(error).replace(_SELF, str(source), 1)) from None
+
+    @classmethod
+    def _of_file(cls, source: Path) -> "IdentifierTable":
         table, metadata = _read(source)
         names = {"item_id", "title", "text"}.intersection(table.column_names)
         columns = {name: table[name].to_numpy().tolist() for name in names}  # several times faster than `to_pylist`
-        try:
-            return cls(
-                item_ids=columns["item_id"],
-                semantic_codes=_read_codes(table, "semantic_codes"),
-                collaborative_codes=_read_codes(table, "collaborative_codes"),
-                num_shared_levels=metadata["num_shared_levels"],
-                codebook_size=metadata["codebook_size"],
-                titles=columns.get("title"),
-                texts=columns.get("text"),
-                build_report=metadata.get("build_report", {}),
-                available=_read_available(table),
-                neighbors=_read_neighbors(table),
-            )
-        except InputError as error:
-            raise InputError(str(error).replace(_SELF, str(source), 1)) from None
+        return cls(
+            item_ids=columns["item_id"],
+            semantic_codes=_read_codes(table, "semantic_codes"),
+            collaborative_codes=_read_codes(table, "collaborative_codes"),
+            num_shared_levels=metadata["num_shared_levels"],
+            codebook_size=metadata["codebook_size"],
+            titles=columns.get("title"),
+            texts=columns.get("text"),
+            build_report=metadata.get("build_report", {}),
+            available=_read_available(table),
+            neighbors=_read_neighbors(table),
+        )
 
 
 def build_identifier_table(
@@ -428,13 +429,8 @@ def build_identifier_table(
 ) -> IdentifierTable:
     """Quantize the catalogue with a trained model, make the identifiers unique, and report the cost.
 
-    Args:
-        model: trained by `train_joint_rqvae`.
-        semantic: `(num_items, semantic_dim)`, in the order of `item_ids`.
-        collaborative: `(num_items, collaborative_dim)`.
-        item_ids: one per item.
-        titles: one per item, saved with the identifiers.
-        texts: the same.
+    The tables are `(num_items, semantic_dim)` and `(num_items, collaborative_dim)`, in the order of `item_ids`. Titles
+    and texts, one per item, are saved with the identifiers.
 
     Raises:
         InputError: unusable embeddings, more items than identifiers, or a repeated item id.
@@ -458,10 +454,7 @@ def build_identifier_table(
 def _nearest_trained(
     model: "JointRQVAE", semantic_codes: np.ndarray, num_old: int, num_trained: int, k: int
 ) -> np.ndarray:
-    """For each item after the first `num_old` the k trained ones with the nearest semantic identifiers, `(num_new, k)`.
-
-    The distance is that of the quantized semantic latents, ẑ_s = Σ shared[:d] + Σ semantic (GenSAR, sec. 3.1).
-    """
+    """For each item after the first `num_old` the k trained ones with the nearest ẑ_s (GenSAR, sec. 3.1)."""
     from sklearn.neighbors import NearestNeighbors  # here, because it takes a second to import
 
     codebooks = [*model.shared_quantizer.codebooks, *model.semantic_quantizer.codebooks]
@@ -474,12 +467,8 @@ def _nearest_trained(
 def level_usage(codes: np.ndarray, codebook_size: int) -> dict[str, list[float]]:
     """How evenly the codes of each level of `(num_items, num_levels)` codes are used; one number per level each.
 
-    Returns:
-        `codebook_use`, the share of codes with at least one item, and `perplexity`, exp of the entropy of the codes'
-        shares (`codebook_size` if all are used equally, 1 if only one is used).
-
-    >>> level_usage(np.array([[0, 1], [0, 1], [2, 1], [2, 1]]), codebook_size=4)
-    {'codebook_use': [0.5, 0.25], 'perplexity': [2.0, 1.0]}
+    `codebook_use`: the share of codes with at least one item. `perplexity`: exp of the entropy of the codes' shares
+    (`codebook_size` if all are used equally, 1 if only one is used).
     """
     counts = [np.bincount(level_codes, minlength=codebook_size) for level_codes in codes.T]
     use = [float((level > 0).mean()) for level in counts]
@@ -550,27 +539,45 @@ def _table_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _read(source: Path) -> tuple[pa.Table, dict]:
-    if not source.is_file():
-        raise InputError(
-            f"{source} does not exist; it holds the identifiers that the model's tokens stand for, so copy it from the "
-            "folder in which the model was saved, or run the identifier stage again."
-        )
-    try:
-        table = pq.read_table(source)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{source} is damaged ({error}); delete it and run the identifier stage again.") from None
-    missing = {"item_id", "semantic_codes", "collaborative_codes"} - set(table.column_names)
-    raw = (table.schema.metadata or {}).get(_METADATA_KEY)
-    if missing or raw is None:
-        what = f"the column {min(missing)}" if missing else "the metadata that `IdentifierTable.save` writes"
-        raise InputError(f"{source} is not an identifier table: {what} is missing.")
+    texts = ["item_id", "title", "text"]
+    with pq.ParquetFile(source, read_dictionary=texts) as file:
+        schema = file.schema_arrow
+        missing = {"item_id", "semantic_codes", "collaborative_codes"} - set(schema.names)
+        raw = (schema.metadata or {}).get(_METADATA_KEY)
+        if missing or raw is None:
+            what = f"the column {min(missing)}" if missing else "the metadata that `IdentifierTable.save` writes"
+            raise InputError(f"{source} is not an identifier table: {what} is missing.")
+        chunks = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+        num_bytes = sum(8 * group.column(place).num_values for group in chunks for place in range(group.num_columns))
+        _refuse_bloated(source, num_bytes)
+        columns = [name for name in (*texts, *_COLUMNS) if name in schema.names]
+        table = file.read(columns=columns)
+    # Texts that repeat are small in the file, and read once each as long as they are a dictionary.
+    for name in texts:
+        if name in table.column_names:
+            for chunk in table[name].chunks:
+                if isinstance(chunk, pa.DictionaryArray):
+                    lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
+                    num_bytes += pc.sum(lengths, min_count=0).as_py()
+    _refuse_bloated(source, num_bytes)
     metadata = json.loads(raw)
+    if not isinstance(metadata, dict):
+        raise InputError(f"{source} is not an identifier table: its metadata is no JSON object.")
     if metadata.get("format_version") != _FORMAT_VERSION:
         raise InputError(
             f"{source} has format version {metadata.get('format_version')}, but this version of gensar-hf reads "
             f"{_FORMAT_VERSION}; run the identifier stage again."
         )
     return table, metadata
+
+
+def _refuse_bloated(source: Path, num_bytes: int) -> None:
+    """Refuse a file whose content is many times as large as a table of so many bytes could be."""
+    if num_bytes > (limit := max(_LEAST_BYTES, _BYTES_PER_BYTE * source.stat().st_size)):
+        raise InputError(
+            f"{source} holds {num_bytes:,} bytes of values, more than an identifier table of its size can "
+            f"({limit:,}); copy the file again, or run the identifier stage again."
+        )
 
 
 def _read_codes(table: pa.Table, column: str) -> np.ndarray:

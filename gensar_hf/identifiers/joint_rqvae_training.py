@@ -20,7 +20,6 @@ class EmbeddingPairs(Dataset[dict[str, torch.Tensor]]):
     """
 
     def __init__(self, semantic: torch.Tensor, collaborative: torch.Tensor) -> None:
-        """Keep `(num_items, semantic_dim)` and `(num_items, collaborative_dim)`."""
         self.tables = {"semantic_embeddings": semantic, "collaborative_embeddings": collaborative}
 
     def __len__(self) -> int:
@@ -47,25 +46,15 @@ class DeadCodeReset(TrainerCallback):
     def __init__(
         self, semantic: Embeddings, collaborative: Embeddings, every_epochs: int = 5, settling_share: float = 0.2
     ) -> None:
-        """Take the embeddings of all training items.
-
-        Args:
-            semantic: `(num_items, semantic_dim)`.
-            collaborative: `(num_items, collaborative_dim)`.
-            every_epochs: how often to reset.
-            settling_share: share of the epochs at the end in which nothing is reset, so that moved codes settle.
-        """
+        """Take the embeddings of all training items; in the last `settling_share` of the epochs moved codes settle."""
         self.semantic, self.collaborative = semantic, collaborative
         self.every_epochs, self.settling_share = every_epochs, settling_share
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, *_: object, **kwargs: Any) -> None:
         """Reset when the epoch is due."""
         epoch = round(state.epoch or 0)
-        is_due = epoch % self.every_epochs == 0 and epoch < (1 - self.settling_share) * state.num_train_epochs
-        if not is_due:
-            return
-        num_moved = kwargs["model"].reset_dead_codes(self.semantic, self.collaborative, seed=args.seed + epoch)
-        if num_moved:
+        if epoch % self.every_epochs == 0 and epoch < (1 - self.settling_share) * state.num_train_epochs:
+            num_moved = kwargs["model"].reset_dead_codes(self.semantic, self.collaborative, seed=args.seed + epoch)
             logger.info("Epoch %d: %d dead codes were moved onto badly quantized items.", epoch, num_moved)
 
 
@@ -79,13 +68,9 @@ def train_joint_rqvae(
 ) -> None:
     """Fit the standardization and the codebooks, then train in place; a `"rq-kmeans"` model is only fitted.
 
-    Args:
-        model: newly built (its weights come from torch's global generator: call `transformers.set_seed` before).
-        semantic: `(num_items, semantic_dim)`.
-        collaborative: `(num_items, collaborative_dim)`.
-        training_args: batch size, epochs, learning rate (the paper: 1024, 500, 1e-3), seed, and where to save.
-        resume_from_checkpoint: as in `Trainer.train`.
-        callbacks: for the `Trainer`, in addition to the dead-code reset.
+    The model's weights come from torch's global generator: call `transformers.set_seed` before. The paper's batch size,
+    epochs and learning rate are 1024, 500 and 1e-3. The tables are `(num_items, semantic_dim)` and
+    `(num_items, collaborative_dim)`. The `callbacks` are those in addition to the dead-code reset.
 
     Raises:
         InputError: embeddings that cannot be quantized; the message says what is wrong with them.

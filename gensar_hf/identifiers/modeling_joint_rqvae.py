@@ -21,6 +21,7 @@ from gensar_hf.identifiers.quantization import (
     straight_through,
 )
 from gensar_hf.item_embeddings import checked_pair
+from gensar_hf.model_folder import CheckedLoading
 
 Embeddings = np.ndarray | torch.Tensor
 
@@ -42,12 +43,11 @@ class JointRQVAEOutput(ModelOutput):
     collaborative_codes: torch.Tensor | None = None
 
 
-class JointRQVAE(PreTrainedModel):
+class JointRQVAE(CheckedLoading, PreTrainedModel):
     """Quantizes a semantic and a collaborative embedding of each item into two identifiers with a shared prefix.
 
     `[z_s; z_c]` goes through the shared codebooks; the residual is cut in half, for the semantic and the collaborative
-    codebooks. Before training, `fit_standardization` and `initialize_codebooks` fit the standardization and the start
-    of the codebooks; `train_joint_rqvae` calls both.
+    codebooks. `train_joint_rqvae` calls `fit_standardization` and `initialize_codebooks` before it trains.
     """
 
     config_class = JointRQVAEConfig
@@ -80,7 +80,10 @@ class JointRQVAE(PreTrainedModel):
         )
         if config.quantizer == "rq-kmeans":
             self.requires_grad_(False)
-        self._unused_networks().requires_grad_(False)
+        if config.embeddings == "semantic":
+            nn.ModuleList([self.collaborative_encoder, self.collaborative_decoder]).requires_grad_(False)
+        if config.embeddings == "collaborative":
+            nn.ModuleList([self.semantic_encoder, self.semantic_decoder]).requires_grad_(False)
         self.post_init()
 
     @torch.no_grad()
@@ -92,14 +95,6 @@ class JointRQVAE(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, Standardization):
             module.reset_buffers()
-
-    def _unused_networks(self) -> nn.ModuleList:
-        """Encoder and decoder of the embedding that `config.embeddings` leaves out."""
-        networks = {
-            "semantic": [self.collaborative_encoder, self.collaborative_decoder],
-            "collaborative": [self.semantic_encoder, self.semantic_decoder],
-        }
-        return nn.ModuleList(networks.get(self.config.embeddings, []))
 
     def encode_latents(self, semantic_embeddings: torch.Tensor, collaborative_embeddings: torch.Tensor) -> torch.Tensor:
         """`[z_s; z_c]`, `(batch_size, 2 * latent_dim)` float32, of standardized embeddings.
@@ -126,13 +121,12 @@ class JointRQVAE(PreTrainedModel):
         """Encode, quantize, decode.
 
         Args:
-            semantic_embeddings: `(batch_size, semantic_dim)`, as they come from the text encoder.
-            collaborative_embeddings: `(batch_size, collaborative_dim)`, as they come from the recommender.
+            semantic_embeddings: `(batch_size, semantic_dim)`.
+            collaborative_embeddings: `(batch_size, collaborative_dim)`.
             return_loss: tells `Trainer` that a batch without labels has a loss; False leaves the losses out.
 
         Returns:
-            `JointRQVAEOutput`. In training mode with `sinkhorn_epsilon > 0` the last level's codes are the balanced
-            ones (of the shared codebooks if there are no specific ones), otherwise all codes are the nearest.
+            in training mode with `sinkhorn_epsilon > 0` the last level's codes are balanced, otherwise the nearest.
         """
         semantic = self.semantic_standardization(semantic_embeddings)
         collaborative = self.collaborative_standardization(collaborative_embeddings)
@@ -189,10 +183,7 @@ class JointRQVAE(PreTrainedModel):
 
     @torch.no_grad()
     def initialize_codebooks(self, semantic: Embeddings, collaborative: Embeddings, seed: int) -> None:
-        """Fit PCA projections and, by residual k-means on the latents, all codebooks; the standardization comes before.
-
-        With `quantizer="rq-kmeans"` this is all the training there is.
-        """
+        """Fit PCA projections and, by residual k-means on the latents, all codebooks, after the standardization."""
         semantic, collaborative = self._checked(semantic, collaborative)
         fit_projection(self.semantic_encoder, self.semantic_decoder, self.semantic_standardization(semantic))
         fit_projection(
@@ -208,10 +199,7 @@ class JointRQVAE(PreTrainedModel):
 
     @torch.no_grad()
     def reset_dead_codes(self, semantic: Embeddings, collaborative: Embeddings, seed: int) -> int:
-        """Move codes with fewer than `config.dead_code_threshold` items onto badly quantized items.
-
-        Takes the embeddings of all training items, as `encode` does. Returns how many codes of all levels were moved.
-        """
+        """Move codes with fewer than `config.dead_code_threshold` training items onto badly quantized ones."""
         semantic, collaborative = self._checked(semantic, collaborative)
         threshold, generator = self.config.dead_code_threshold, np.random.default_rng(seed)
         latents = self._all_latents(semantic, collaborative)
@@ -225,14 +213,9 @@ class JointRQVAE(PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, semantic: Embeddings, collaborative: Embeddings) -> JointCodes:
-        """Nearest codes of items, not yet unique; the items need not be those that the model was trained on.
+        """Nearest codes of any items, not yet unique: what `assign_unique_identifiers` takes.
 
-        Args:
-            semantic: `(num_items, semantic_dim)`.
-            collaborative: `(num_items, collaborative_dim)`.
-
-        Returns:
-            `JointCodes`, which `assign_unique_identifiers` takes.
+        The tables are `(num_items, semantic_dim)` and `(num_items, collaborative_dim)`.
         """
         latents = self._all_latents(*self._checked(semantic, collaborative))
         shared_codes, shared_quantized = residual_quantize(latents, self.shared_quantizer.codebooks)
@@ -258,13 +241,8 @@ class JointRQVAE(PreTrainedModel):
     ) -> dict[str, float]:
         """Mean squared error of the decoded embeddings, on standardized dimensions: the share of variance that is lost.
 
-        Args:
-            semantic: `(num_items, semantic_dim)`.
-            collaborative: `(num_items, collaborative_dim)`.
-            quantized_latents: `(num_items, 2 * latent_dim)`, from `JointCodes.quantized`.
-
-        Returns:
-            `{"semantic": ..., "collaborative": ...}`; 0 is exact, 1 is what the mean embedding would give.
+        Of each kind: 0 is exact, 1 is what the mean embedding would give. `quantized_latents`, from
+        `JointCodes.quantized`, are `(num_items, 2 * latent_dim)`.
         """
         semantic, collaborative = self._checked(semantic, collaborative)
         halves = torch.as_tensor(quantized_latents, device=self.device, dtype=torch.float32).chunk(2, dim=-1)

@@ -57,19 +57,14 @@ def fit_projection(
     """Start the encoder as a PCA projection with latents of root mean square `scale`, the decoder as its transpose.
 
     One scale makes both kinds weigh the same in the shared codebooks whatever the widths of the embeddings.
-    A narrow hidden layer or embedding lowers the number of directions; the other latents are then 0.
-
-    Args:
-        encoder: `mlp([dim, ..., latent_dim])`.
-        decoder: `mlp([latent_dim, ..., dim])`.
-        standardized: `(num_items, dim)`.
-        scale: root mean square of the latents.
+    A narrow hidden layer or embedding lowers the number of directions; the other latents are then 0. `standardized` is
+    `(num_items, dim)`.
     """
     # The matrix of inner products holds all that is needed; in batches, because float64 takes twice the memory.
     batches = (batch.double() for batch in standardized.split(ENCODE_BATCH_SIZE))
     products = sum((batch.T @ batch for batch in batches), torch.zeros(()))
     _, directions = torch.linalg.eigh(products)  # columns, by ascending variance
-    widths = [layer.out_features for layer in linear_layers(encoder)]
+    widths = [layer.out_features for layer in encoder[::2]]
     latent_dim = widths[-1]
     rank = min([latent_dim, standardized.shape[1], *(width // 2 for width in widths[:-1])])
     directions = directions.flip(-1)[:, :rank].T  # (rank, dim)
@@ -91,7 +86,7 @@ def make_linear(layers: nn.Sequential, inner: torch.Tensor, outer: torch.Tensor)
         inner: `(rank, in_dim)`.
         outer: `(out_dim, rank)`.
     """
-    linears = linear_layers(layers)
+    linears = layers[::2]  # without the ReLUs
     identity = torch.eye(2 * len(inner), device=inner.device)
     blocks = [torch.cat([inner, -inner]), *[identity] * (len(linears) - 2), torch.cat([outer, -outer], dim=1)]
     for linear, block in zip(linears, blocks if len(linears) > 1 else [outer @ inner], strict=True):
@@ -99,8 +94,3 @@ def make_linear(layers: nn.Sequential, inner: torch.Tensor, outer: torch.Tensor)
         linear.weight[:num_rows] = 0
         linear.bias[:num_rows] = 0
         linear.weight[:num_rows, :num_columns] = block.float()
-
-
-def linear_layers(layers: nn.Sequential) -> list[nn.Linear]:
-    """The layers of `mlp` that have weights."""
-    return [layer for layer in layers if isinstance(layer, nn.Linear)]

@@ -52,10 +52,7 @@ def squared_distances(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Te
 
 @torch.no_grad()
 def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared distance to the nearest code, `(num_vectors,)` float32, and that code, `(num_vectors,)` long.
-
-    Computed in batches, because the distances to all codes must fit in memory.
-    """
+    """Squared distance to the nearest code, `(num_vectors,)` float32, and that code, `(num_vectors,)` long."""
     batches = [squared_distances(batch, codebook).min(dim=-1) for batch in vectors.split(NEAREST_BATCH_SIZE)]
     distances, codes = zip(*batches, strict=True)
     return torch.cat(distances), torch.cat(codes)
@@ -83,15 +80,15 @@ def sinkhorn_plan(distances: torch.Tensor, epsilon: float, num_iterations: int =
     """Entropic transport plan that spreads the vectors evenly over the codes (Cuturi 2013), in the log domain.
 
     As in LC-Rec, distances are divided by half their range first, so that `epsilon` does not depend on their scale.
+    Smaller is closer to the exact transport, and converges later.
 
     Args:
         distances: `(num_vectors, codebook_size)`, squared distances.
-        epsilon: strength of the entropy term; smaller is closer to the exact transport, and converges later.
+        epsilon: strength of the entropy term.
         num_iterations: how often columns and rows are scaled in turn.
 
     Returns:
-        plan `(num_vectors, codebook_size)`: rows sum to 1 / num_vectors (rows are scaled last), columns to about
-        1 / codebook_size.
+        `(num_vectors, codebook_size)`: rows sum to 1 / num_vectors, columns to about 1 / codebook_size.
     """
     num_vectors, codebook_size = distances.shape
     distances = distances.float()
@@ -108,18 +105,10 @@ def sinkhorn_plan(distances: torch.Tensor, epsilon: float, num_iterations: int =
 
 
 def fit_codebook(vectors: torch.Tensor, codebook_size: int, seed: int) -> torch.Tensor:
-    """Codes from k-means over the vectors, or over a sample of `MAX_VECTORS_PER_CODE` for each code.
+    """`(codebook_size, codebook_dim)` float32 codes from k-means over `(num_vectors, codebook_dim)` vectors.
 
     With fewer distinct vectors than codes, each distinct vector becomes a code and the spare codes lie around them, so
-    that every code is finite and near the data.
-
-    Args:
-        vectors: `(num_vectors, codebook_dim)`.
-        codebook_size: number of codes.
-        seed: of the sample, the k-means++ start and the spare codes.
-
-    Returns:
-        `(codebook_size, codebook_dim)`, float32, on the device of `vectors`.
+    that every code is finite and near the data. `seed`: of the sample, the k-means++ start and the spare codes.
     """
     from sklearn.cluster import KMeans
 
@@ -259,16 +248,10 @@ class ResidualVectorQuantizer(nn.Module):
         return [level.codebook for level in self.quantizers]
 
     def forward(self, latents: torch.Tensor) -> QuantizerOutput:
-        """Quantize latents level by level.
+        """Quantize `(batch_size, codebook_dim)` latents level by level.
 
         The residual of level l is `latents − sg[Σ codes before l]`: the commitment losses of all levels reach the
         encoder, and a codebook is moved by its own level's loss only (Lee et al. 2022, eq. 8).
-
-        Args:
-            latents: `(batch_size, codebook_dim)`.
-
-        Returns:
-            codes `(batch_size, num_levels)`, the sum of the chosen codes and the loss summed over the levels.
         """
         quantized, loss = torch.zeros_like(latents), latents.new_zeros(())
         codes = torch.zeros(len(latents), len(self.levels), dtype=torch.long, device=latents.device)
@@ -281,11 +264,7 @@ class ResidualVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, latents: torch.Tensor, seed: int) -> torch.Tensor:
-        """Residual k-means: fit every codebook on the residual that the levels before it leave.
-
-        Returns:
-            the residual of the `(num_items, codebook_dim)` latents after the last level.
-        """
+        """Residual k-means: fit every codebook on what the levels before it leave; returns the last residual."""
         residual = latents
         for index, level in enumerate(self.quantizers):
             codes = fit_codebook(residual, len(level.codebook), seed + index)
@@ -297,11 +276,7 @@ class ResidualVectorQuantizer(nn.Module):
     def reset_dead_codes(
         self, latents: torch.Tensor, min_items: int, generator: np.random.Generator
     ) -> tuple[int, torch.Tensor]:
-        """Reset the dead codes of every level in turn (see `VectorQuantizer.reset_dead_codes`).
-
-        Returns:
-            how many codes were moved, and the residual after the last level, `(num_items, codebook_dim)`.
-        """
+        """Reset the dead codes of every level in turn; how many, and the last residual `(num_items, codebook_dim)`."""
         residual, num_moved = latents, 0
         for level in self.quantizers:
             num_moved += level.reset_dead_codes(residual, min_items, generator)

@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
 from gensar_hf.baselines import BM25, DenseRetrieval, HybridSearch, NextItemScorer, Popularity
@@ -31,8 +29,16 @@ from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_trai
 from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import Evaluation, choose_weights
-from gensar_hf.files import STAGE_FILE, atomic_path, fingerprint, last_checkpoint, read_json, write_json
-from gensar_hf.generator.backbones import Backbone
+from gensar_hf.files import (
+    STAGE_FILE,
+    atomic_path,
+    damage_reported,
+    fingerprint,
+    last_checkpoint,
+    read_json,
+    write_json,
+)
+from gensar_hf.generator.backbones import Backbone, position_table_length
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.initialization import (
     generator_from_causal_lm,
@@ -120,6 +126,8 @@ def train(
     run_dir = Path(args.output_dir or ".")
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"`output_dir` {run_dir} is a file; name a folder.")
+    if args.model_name_or_path is not None:
+        Backbone(args.model_name_or_path).check()  # before hours of training
 
     def stage(name: str, inputs: list[Any], work: Work, is_distributed: bool = False) -> None:
         report = run_stage(run_dir, name, inputs, work, is_distributed, reuse)
@@ -353,9 +361,16 @@ def new_generator(
         tokenizer = GenSARTokenizer.train_from_texts(texts, table, vocab_size=args.text_vocab_size, **options)
     else:
         text_tokenizer = backbone.text_tokenizer()
-        tokenizer = GenSARTokenizer.from_text_tokenizer(text_tokenizer, table, **options, decoder_only=is_causal)
-    if backbone is not None and is_causal:
-        return tokenizer, generator_from_causal_lm(backbone, tokenizer)
+        model = backbone.causal_model() if is_causal else None
+        tokenizer = GenSARTokenizer.from_text_tokenizer(
+            text_tokenizer,
+            table,
+            **options,
+            decoder_only=is_causal,
+            num_positions=None if model is None else position_table_length(model),
+        )
+        if model is not None:
+            return tokenizer, generator_from_causal_lm(model, tokenizer)
     has_vectors = args.item_vectors and history_encoding == "events"
     config = {"num_items": table.num_trained if has_vectors else 0, **(args.generator_config or {})}
     if args.item_weight is not None:
@@ -507,18 +522,6 @@ def _link_finished(folder: Path, runs: Path, stage: str, mark: str) -> bool:
                 folder.symlink_to(os.path.relpath(other, folder.parent), target_is_directory=True)
                 return True
     return False
-
-
-@contextmanager
-def damage_reported(folder: Path) -> Iterator[None]:
-    """Turn what goes wrong while a stage's model is loaded into one sentence."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (SafetensorError, StrictDataclassError, OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{folder} cannot be loaded ({reason}); delete it and run its stage again.") from error
 
 
 @contextmanager

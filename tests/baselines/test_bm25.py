@@ -18,15 +18,6 @@ def test_scores_are_gathered_from_the_index(split, catalogue):
     assert (scores > 0).sum(axis=1).tolist() == [3, 2, 3]
 
 
-def test_an_existing_index_is_used(split, catalogue):
-    index = BM25Index(TEXTS)
-    scorer = BM25(index)
-    assert scorer.index is index
-    np.testing.assert_array_equal(
-        scorer.score(split.test[SEARCH], catalogue), BM25(TEXTS).score(split.test[SEARCH], catalogue)
-    )
-
-
 def test_k1_and_b_are_those_of_the_settings(split, dataset_of):
     scorer = fit_baseline("bm25", dataset_of(split, TEXTS), settings={"k1": 0.5, "b": 0.0})
     scores = scorer.score(split.test[SEARCH], np.tile(np.arange(6), (3, 1)))

@@ -66,10 +66,3 @@ def test_the_baseline_fuses_bm25_and_the_encoder(split, dataset_of, monkeypatch)
     expected = HybridSearch([BM25(TEXTS), dense], k=2).score_items(["space comedy"])
     np.testing.assert_array_equal(scorer.score_items(["space comedy"]), expected)
     assert scorer.num_parameters == 7
-
-
-def test_unusable_arguments_are_refused():
-    with pytest.raises(ValueError, match="`systems` is empty"):
-        HybridSearch([])
-    with pytest.raises(ValueError, match="`k` must not be negative; got -1"):
-        HybridSearch([LEXICAL], k=-1)

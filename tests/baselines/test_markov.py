@@ -48,15 +48,6 @@ def test_probabilities_are_the_smoothed_shares(events):
     np.testing.assert_allclose(after[2:], [shares, shares], rtol=1e-6)  # never followed by anything, and no click
 
 
-def test_a_skipped_click_counts_less(events):
-    counts = transition_counts(events, max_skip=1, skip_weight=0.25).toarray()
-
-    expected = np.zeros((NUM_ITEMS + 1, NUM_ITEMS))
-    expected[0, 1], expected[1, 2], expected[1, 0] = 2, 1, 1
-    expected[0, 2], expected[0, 0] = 0.25, 0.25
-    np.testing.assert_array_equal(counts, expected)
-
-
 @given(HISTORIES, st.integers(0, 9), st.sampled_from([0.5, 1.0]))
 @settings(max_examples=20, deadline=None)
 def test_counts_are_those_of_a_naive_loop(histories, max_skip, skip_weight):

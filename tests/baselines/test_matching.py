@@ -8,15 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.baselines import MatchingScorer, QEMConfig, QEMModel
+from gensar_hf.baselines import QEMConfig, QEMModel
 from gensar_hf.baselines.matching import (
     CLICKS,
     MAX_WORDS,
     Examples,
     click_examples,
-    split_words,
     text_examples,
-    vocabulary,
 )
 from gensar_hf.baselines.sequential import new_model
 from gensar_hf.baselines.tuning import fit_baseline
@@ -105,24 +103,6 @@ def test_a_user_without_training_clicks_has_a_zero_vector(make_events, fit):
     np.testing.assert_allclose(scorer.score(requests, every_item(requests)), nobody.numpy(), atol=1e-6)
 
 
-def test_a_saved_model_scores_the_same(tiny_split, fit, tmp_path):
-    scorer = fit(tiny_split, text_weight=0.5)
-    scorer.model.save_pretrained(tmp_path)
-    model = QEMModel.from_pretrained(tmp_path)
-    loaded = MatchingScorer(model, "again")
-
-    requests = tiny_split.test[SEARCH]
-    first, again = (some.score(requests, every_item(requests)) for some in (scorer, loaded))
-    np.testing.assert_array_equal(first, again)
-    assert loaded.num_parameters == scorer.num_parameters == sum(p.numel() for p in model.parameters())
-
-
-def test_a_seed_gives_one_model(tiny_events, fit):
-    first, again, other = (fit(tiny_events, seed).model.item_table.weight for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
 def test_only_training_queries_and_texts_that_are_read_make_the_vocabulary(tiny_split, fit):
     # "horror classics" is a query of bob's held-out session only.
     events = training_events(tiny_split)
@@ -160,11 +140,6 @@ def test_users_and_words_can_be_left_out(make_events):
     assert examples.labels.tolist() == [1, 2, 4]
     for name in ("user_ids", "word_ids", "history_ids"):
         assert not getattr(examples, name).any(), name
-
-
-def test_the_history_of_a_searched_item_holds_clicks_of_all_kinds(make_events):
-    examples = click_examples(log_of(make_events), MODEL, [S], history_length=3)
-    assert examples.history_ids.tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 0]]
 
 
 def test_a_twin_is_no_history(make_events):
@@ -219,13 +194,6 @@ def test_a_log_without_clicks_gives_no_examples(make_events, length):
 
 
 WORDS = ["space", "war", "1990s", "émile"]
-
-
-def test_words_are_lower_cased_and_sorted():
-    texts = ["Space war", "", "war, ÉMILE's space"]
-    assert vocabulary(texts) == vocabulary(texts[::-1]) == ["s", "space", "war", "émile"]
-    assert split_words(" ,; ") == vocabulary([]) == []
-    assert model_of([]).encode_words(["space"]).tolist() == [[0]]
 
 
 @given(st.lists(st.lists(st.sampled_from([*WORDS, "unknown", "other"]), max_size=80), max_size=4))

@@ -17,7 +17,7 @@ ROWS = {
 QUERIES = ["red shoes", "blue shoes"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fit(make_events, dataset_of):
     def fitted(rows=ROWS, queries=QUERIES, **settings):
         quick = {"hidden_size": 8, "per_device_train_batch_size": 24, "learning_rate": 0.05, "dropout": 0.0}
@@ -25,6 +25,11 @@ def fit(make_events, dataset_of):
         return fit_baseline("qem", data, settings={**quick, "num_train_epochs": 1, **settings})
 
     return fitted
+
+
+@pytest.fixture(scope="module")
+def scorer(fit):
+    return fit()
 
 
 @pytest.fixture
@@ -38,9 +43,7 @@ def ask(make_events):
     return score
 
 
-def test_a_personalized_model_separates_users_and_queries(fit, ask):
-    scorer = fit()
-
+def test_a_personalized_model_separates_users_and_queries(scorer, ask):
     assert ask(scorer, "red shoes").argmax(axis=1).tolist() == [0, 2]
     assert ask(scorer, "Blue  shoes").argmax(axis=1).tolist() == [1, 3]
     assert scorer.tasks == {SEARCH}
@@ -71,9 +74,7 @@ def test_the_query_is_a_projection_of_the_mean_word():
     assert vectors[1].tolist() == [0.5, 1.0, 1.5]
 
 
-def test_unknown_words_are_ignored(fit, ask):
-    scorer = fit()
-
+def test_unknown_words_are_ignored(scorer, ask):
     np.testing.assert_array_equal(ask(scorer, "unheard red of shoes"), ask(scorer, "red shoes"))
     user_alone = ask(scorer, "unheard of")
     np.testing.assert_array_equal(user_alone, ask(scorer, ""))

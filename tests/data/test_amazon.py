@@ -128,16 +128,6 @@ def test_published_queries_reach_the_reviews_of_their_pairs(load):
     assert {answer[1] for answer in queries} == {"camera lenses", "bags"}, "one of the pair's two, by the seed"
 
 
-def test_one_seed_draws_the_same_reviews_whatever_the_queries(load):
-    from_categories, published = (load(published=way, search_fraction=0.5, seed=3) for way in (False, True))
-    wanted, drawn, result = (
-        data.interactions["query"] != ""
-        for data in (load(published=True, search_fraction=1), from_categories, published)
-    )
-    assert result.tolist() == (wanted & drawn).tolist()
-    assert (load(published=True, search_fraction=0).interactions["query"] == "").all()
-
-
 @pytest.mark.parametrize("published", [False, True])
 def test_a_review_as_both_is_a_recommendation_and_a_search(load, published):
     data = load(published=published, reviews_are="both", search_fraction=0)
@@ -154,18 +144,8 @@ def test_a_review_as_both_is_a_recommendation_and_a_search(load, published):
     assert events.item_ids.index("B003") not in events.items[history], "the twin gives the answer away"
 
 
-def test_plain_files_and_json_metadata_are_read_as_well(folder, load):
-    expected = load()
-    for name in ("reviews.json.gz", "meta.json.gz"):
-        (folder / name).write_bytes(gzip.decompress((folder / name).read_bytes()))
-    (folder / "meta.json.gz").write_text("\n\n".join(json.dumps(entry) for entry in METADATA))
-    data = load()
-    assert data.items.equals(expected.items)
-    assert data.interactions.equals(expected.interactions)
-
-
-@settings(max_examples=15, deadline=None)
-@given(text=st.text(max_size=40), as_json=st.booleans(), escaped=st.booleans(), other=st.text(max_size=20))
+@settings(max_examples=10, deadline=None)
+@given(text=st.text(max_size=20), as_json=st.booleans(), escaped=st.booleans(), other=st.text(max_size=10))
 def test_awkward_texts_survive(tmp_path_factory, text, as_json, escaped, other):
     folder = tmp_path_factory.mktemp("awkward")
     entry = {"asin": "B1", "title": html.escape(text) if escaped else text, "categories": [[other]], "brand": "b"}
@@ -257,9 +237,3 @@ def test_impossible_settings(load):
         load(reviews_are="all")
     with pytest.raises(ValueError, match="from 0 to 1; got 2"):
         load(search_fraction=2)
-
-
-def test_filter_and_split(load):
-    core = load(min_interactions=2, split="none", search_fraction=0)
-    assert rows_of(core) == [("A1", "B003", 1, ""), ("A1", "B001", 3, ""), ("A2", "B001", 1, ""), ("A2", "B003", 5, "")]
-    assert core.split_method == "none"

@@ -41,19 +41,6 @@ def draws(queries: TextQueries, item: int, count: int = 2000, seed: int = 0) -> 
     return [queries.draw(item, generator) for _ in range(count)]
 
 
-def edit_distance(first: str, second: str) -> int:
-    """Damerau-Levenshtein with adjacent swaps, by dynamic programming."""
-    table = np.zeros((len(first) + 1, len(second) + 1), dtype=int)
-    table[:, 0], table[0] = range(len(first) + 1), range(len(second) + 1)
-    for i in range(1, len(first) + 1):
-        for j in range(1, len(second) + 1):
-            differs = first[i - 1] != second[j - 1]
-            table[i, j] = min(table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + differs)
-            if i > 1 and j > 1 and first[i - 1] == second[j - 2] and first[i - 2] == second[j - 1]:
-                table[i, j] = min(table[i, j], table[i - 2, j - 2] + 1)
-    return int(table[-1, -1])
-
-
 def is_part_of(chosen: list[str], found: list[str]) -> bool:
     """Whether the words are among `found` in this order."""
     rest = iter(found)
@@ -95,14 +82,16 @@ def test_every_error_is_one_of_four_kinds_and_each_is_a_quarter():
     generator, counts = rng(), Counter()
     for _ in range(4000):
         changed = misspell("planet", generator)
-        assert edit_distance("planet", changed) == 1
         if len(changed) == 5:
             counts["missing"] += 1
+            assert any(changed == "planet"[:i] + "planet"[i + 1 :] for i in range(6))
         elif len(changed) == 7:
             counts["doubled"] += 1
             assert any(changed == "planet"[: i + 1] + "planet"[i:] for i in range(6))
         else:
-            counts["swapped" if sorted(changed) == sorted("planet") else "wrong"] += 1
+            is_swapped = sorted(changed) == sorted("planet")
+            counts["swapped" if is_swapped else "wrong"] += 1
+            assert sum(map(str.__ne__, changed, "planet")) == 1 + is_swapped
     assert set(counts) == {"missing", "doubled", "swapped", "wrong"}
     assert all(abs(count / 4000 - 0.25) < 0.03 for count in counts.values())  # more than four standard errors
 
@@ -131,19 +120,6 @@ def test_the_part_is_the_two_rarest_words_in_their_order():
     assert TextQueries(["aa bb cc", "Big Big Fish", "!"], {}).part(0) == "aa bb"  # and equally long: the earlier ones
     assert TextQueries(["aa bb cc", "Big Big Fish", "!"], {}).part(1) == "big fish"
     assert TextQueries(["!"], {}).part(0) == ""
-
-
-def test_titles_stay_as_they_are_written():
-    queries = TextQueries(["Star Trek: The Wrath of Khan", "..."], {})
-    assert queries.title(0) == "Star Trek: The Wrath of Khan"
-    assert queries.title(1) == ""
-    assert len(queries) == 2
-
-
-def test_misspelled_is_one_error_in_the_part():
-    queries = films()
-    for seed in range(30):
-        assert edit_distance(queries.misspelled(3, rng(seed)), "trek khan") == 1
 
 
 def test_attributes_are_one_or_two_values_in_any_order():

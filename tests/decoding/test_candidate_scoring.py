@@ -1,7 +1,5 @@
 """Scoring a tree of prefixes at once, against one forward per candidate."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import T5Config, T5ForConditionalGeneration
 
 from gensar_hf.decoding import candidate_scoring
-from gensar_hf.decoding.candidate_scoring import PrefixTree, score_candidates
+from gensar_hf.decoding.candidate_scoring import score_candidates
 from gensar_hf.decoding.tree_decoder import EncoderContext
 
 VOCAB_SIZE = 20
@@ -60,18 +58,6 @@ def random_encoding(batch_size: int, num_positions: int, seed: int = 0) -> tuple
     return states, torch.arange(num_positions) < lengths[:, None]
 
 
-@pytest.mark.parametrize("num_forced", [0, 1, 2])
-@pytest.mark.parametrize("length", [2, 5, 9])
-def test_scores_equal_those_of_each_candidate_alone(
-    t5: T5ForConditionalGeneration, length: int, num_forced: int
-) -> None:
-    rng = np.random.default_rng(length)
-    sequences = rng.integers(1, 4, (3, 8, length))  # few tokens: many prefixes are shared
-    states, mask = random_encoding(3, 4)
-    scores = score_candidates(EncoderContext(t5, states, mask), sequences, num_forced)
-    np.testing.assert_allclose(scores.numpy(), one_by_one(t5, states, mask, sequences, num_forced), atol=1e-5)
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_scores_follow_the_model_s_scale_of_the_output(tied: bool) -> None:
     model = build_t5(num_buckets=8, tied=tied)
@@ -97,44 +83,6 @@ def test_scores_hold_for_any_candidates(t5: T5ForConditionalGeneration, data: st
     )
 
 
-def test_a_request_is_scored_alike_in_any_batch(t5: T5ForConditionalGeneration) -> None:
-    rng = np.random.default_rng(3)
-    # Trees of very different sizes: the smaller ones are padded.
-    sequences = np.stack([rng.integers(1, largest, (12, 4)) for largest in (2, 3, VOCAB_SIZE)])
-    states, mask = random_encoding(3, 5)
-    batch = score_candidates(EncoderContext(t5, states, mask), sequences)
-    for row in range(3):
-        single = score_candidates(
-            EncoderContext(t5, states[row : row + 1], mask[row : row + 1]), sequences[row : row + 1]
-        )
-        torch.testing.assert_close(batch[row], single[0], atol=1e-5, rtol=0)
-
-
-def test_all_sequences_of_a_vocabulary_have_the_probability_one(t5: T5ForConditionalGeneration) -> None:
-    sequences = np.array(list(itertools.product(range(VOCAB_SIZE), repeat=2)))[None]
-    states, mask = random_encoding(1, 3)
-    scores = score_candidates(EncoderContext(t5, states, mask), sequences, num_forced_tokens=0)
-    assert scores.double().exp().sum().item() == pytest.approx(1, abs=1e-4)
-
-
-def test_neither_order_nor_repetition_of_candidates_matters(t5: T5ForConditionalGeneration) -> None:
-    sequences = np.array([[[1, 2, 3], [4, 5, 6], [1, 2, 3]]])
-    states, mask = random_encoding(1, 2)
-    scores = score_candidates(EncoderContext(t5, states, mask), sequences)[0]
-    assert scores[0] == scores[2]
-    turned = score_candidates(EncoderContext(t5, states, mask), sequences[:, [1, 0, 2]])[0]
-    torch.testing.assert_close(turned, scores[[1, 0, 2]], atol=1e-6, rtol=0)
-
-
-def test_a_tree_holds_each_prefix_once() -> None:
-    """Sequences 5 6 7, 5 6 8, 5 9 7: the prefixes are start, 5, 5 6 and 5 9. The last tokens are predicted only."""
-    tree = PrefixTree.of_sequences(np.array([[5, 6, 7], [5, 6, 8], [5, 9, 7]]), start_token_id=0)
-    assert tree.tokens.tolist() == [0, 5, 6, 9]
-    assert tree.depths.tolist() == [0, 1, 2, 2]
-    assert tree.nodes.tolist() == [[0, 1, 2], [0, 1, 2], [0, 1, 3]]
-    assert tree.ancestors.astype(int).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
-
-
 def test_requests_may_have_different_numbers_of_candidates(t5: T5ForConditionalGeneration) -> None:
     rng = np.random.default_rng(5)
     sequences = [rng.integers(1, VOCAB_SIZE, (count, 4)) for count in (3, 0, 7, 1)]
@@ -146,11 +94,6 @@ def test_requests_may_have_different_numbers_of_candidates(t5: T5ForConditionalG
         if len(candidates):
             expected = one_by_one(t5, states[row : row + 1], mask[row : row + 1], candidates[None], 1)[0]
             np.testing.assert_allclose(scores[row, : len(candidates)].numpy(), expected, atol=2e-5)
-
-
-def test_no_candidates_have_no_scores(t5: T5ForConditionalGeneration) -> None:
-    states, mask = random_encoding(2, 3)
-    assert score_candidates(EncoderContext(t5, states, mask), np.zeros((2, 0, 4), dtype=int)).shape == (2, 0)
 
 
 @pytest.mark.parametrize(("max_candidates", "max_pairs"), [(1, 1), (7, 400), (30, 1 << 21)])

@@ -2,14 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gensar_hf.embeddings import cold_start
 from gensar_hf.embeddings.cold_start import FULL_TRUST_CLICKS, RIDGE, CollaborativeMap
 from gensar_hf.errors import InputError
 from gensar_hf.files import load_arrays, save_arrays
-from gensar_hf.item_embeddings import unit_rows
 
 
 def smooth_catalogue(num_items=200, seed=0):
@@ -49,39 +46,6 @@ def test_it_is_weighted_kernel_ridge_regression(has_clicks):
     np.testing.assert_allclose(fitted.predict(semantic), kernel @ coefficients + mean, atol=3e-3)
 
 
-def test_unseen_items_are_predicted_far_better_than_by_the_mean():
-    semantic, collaborative = smooth_catalogue()
-    fitted = CollaborativeMap.fit(semantic[:150], collaborative[:150], seed=0)
-
-    errors = np.square(fitted.predict(semantic[150:]) - collaborative[150:]).sum()
-    spread = np.square(collaborative[150:] - collaborative[:150].mean(axis=0)).sum()
-
-    assert errors < 0.2 * spread
-
-
-def test_embeddings_without_clicks_behind_them_hardly_count():
-    semantic, collaborative = smooth_catalogue()
-    clicks = np.where(np.arange(150) < 100, 50, 0)
-    noisy = collaborative[:150].copy()
-    noisy[100:] = 10 * np.random.default_rng(1).normal(size=(50, 4))
-
-    def error(num_clicks):
-        fitted = CollaborativeMap.fit(semantic[:150], noisy, 0, num_clicks)
-        return np.square(fitted.predict(semantic[150:]) - collaborative[150:]).sum()
-
-    assert error(clicks) < error(None) / 4
-
-
-@settings(max_examples=20, deadline=None)
-@given(scale=st.floats(0.01, 100), seed=st.integers(0, 100))
-def test_the_length_of_semantic_embeddings_does_not_matter(scale, seed):
-    semantic, collaborative = smooth_catalogue(30, seed)
-    fitted = CollaborativeMap.fit(semantic, collaborative, seed=0)
-    rescaled = CollaborativeMap.fit(scale * semantic, collaborative, seed=0)
-
-    np.testing.assert_allclose(rescaled.predict(semantic), fitted.predict(scale * semantic), rtol=1e-3, atol=2e-3)
-
-
 def test_of_too_many_items_a_seeded_sample_is_taken(monkeypatch):
     monkeypatch.setattr(cold_start, "MAX_ITEMS", 50)
     semantic, collaborative = smooth_catalogue()
@@ -119,17 +83,6 @@ def test_files_of_version_0_1_load(tmp_path):
     save_arrays(tmp_path / "map.safetensors", vars(fitted), header)  # with float32 rows
     loaded = CollaborativeMap.load(tmp_path / "map.safetensors")
     np.testing.assert_array_equal(loaded.predict(semantic), fitted.predict(semantic))
-
-
-def test_float16_rows_keep_the_nearest_items():
-    semantic, collaborative = smooth_catalogue(400)
-    fitted = CollaborativeMap.fit(semantic[:300], collaborative[:300], seed=0)
-    units, mean = unit_rows(semantic), collaborative[:300].mean(axis=0)
-    kernel = np.exp(-float(fitted.sharpness) * np.square(units[:, None] - units[None, :300]).sum(axis=2))
-    exact = kernel[300:] @ np.linalg.solve(kernel[:300] + RIDGE * np.eye(300), collaborative[:300] - mean) + mean
-    tables = (exact, fitted.predict(semantic[300:]))
-    nearest = [np.argsort(-table @ unit_rows(collaborative).T, axis=1)[:, :5] for table in tables]
-    assert (nearest[0] == nearest[1]).mean() > 0.98
 
 
 def test_files_that_hold_something_else_are_refused(tmp_path):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
-from gensar_hf.data.user_events import Behavior, UserEvents
+from gensar_hf.data.user_events import Behavior
 from gensar_hf.evaluation.comparison import RunResult
 from gensar_hf.files import write_json
 
@@ -28,41 +28,19 @@ REPORT = {
 METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10")
 
 
-def build_requests(
-    clicks: Sequence[Sequence[int]], num_items: int, task: str = RECOMMENDATION, queries: Sequence[str] | None = None
-) -> Requests:
-    """One request per user: the last of the user's clicks, after `queries[user]` in search."""
-    behaviors, items, query_ids, offsets, targets = [], [], [], [0], []
-    for user, user_clicks in enumerate(clicks):
-        for item in user_clicks[:-1]:
-            behaviors.append(Behavior.RECOMMENDED_ITEM)
-            items.append(item)
-            query_ids.append(-1)
-        if queries is not None:
-            behaviors.append(Behavior.SEARCH_QUERY)
-            items.append(-1)
-            query_ids.append(user)
-        behaviors.append(Behavior.SEARCHED_ITEM if queries is not None else Behavior.RECOMMENDED_ITEM)
-        items.append(user_clicks[-1])
-        query_ids.append(user if queries is not None else -1)
-        targets.append(len(items) - 1)
-        offsets.append(len(items))
-    events = UserEvents(
-        user_ids=[f"user-{user}" for user in range(len(clicks))],
-        item_ids=[f"item-{item}" for item in range(num_items)],
-        query_texts=list(queries or []),
-        offsets=np.array(offsets, dtype=np.int64),
-        behaviors=np.array(behaviors, dtype=np.int8),
-        items=np.array(items, dtype=np.int64),
-        queries=np.array(query_ids, dtype=np.int64),
-        timestamps=np.arange(len(items), dtype=np.float64),
-    )
-    return Requests(task=task, events=events, targets=np.array(targets, dtype=np.int64))
-
-
 @pytest.fixture(scope="session")
-def make_requests() -> Callable[..., Requests]:
-    return build_requests
+def make_requests(make_events) -> Callable[..., Requests]:
+    def make(clicks, num_items, task=RECOMMENDATION, queries=None) -> Requests:
+        """One request per user: the last of the user's clicks, after `queries[user]` in search."""
+        rows = {}
+        for user, (*earlier, last) in enumerate(clicks):
+            searched = [(Behavior.SEARCH_QUERY, user), (Behavior.SEARCHED_ITEM, last, user)]
+            rows[f"user-{user}"] = [(Behavior.RECOMMENDED_ITEM, item) for item in earlier]
+            rows[f"user-{user}"] += searched if queries else [(Behavior.RECOMMENDED_ITEM, last)]
+        events = make_events(rows, [f"item-{item}" for item in range(num_items)], list(queries or []))
+        return Requests(task, events, events.offsets[1:] - 1)
+
+    return make
 
 
 class TableScorer:

@@ -6,15 +6,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 
-from gensar_hf.data import InteractionDataset, Split, UserEvents
+from gensar_hf.data import InteractionDataset
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation import METRICS, bm25_candidates, evaluate, random_candidates
-from gensar_hf.evaluation.protocol import Evaluation, evaluate_pipeline, full_ranks, history_items, validation_metrics
+from gensar_hf.evaluation import METRICS, bm25_candidates, evaluate, protocol, random_candidates
+from gensar_hf.evaluation.protocol import Evaluation, evaluate_pipeline, history_items, target_ranks, validation_metrics
 from gensar_hf.evaluation.report import describe_protocol
 from gensar_hf.files import read_json
 
@@ -115,15 +113,6 @@ def test_nan_scores_are_a_failure_not_a_first_rank(make_scorer, requests_by_task
         assert result.metrics()["tasks"][SEARCH]["systems"] == {}
 
 
-def test_an_interrupt_is_no_failure_of_the_system(requests_by_task, sets_by_task):
-    class Interrupted(BrokenScorer):
-        def score(self, requests, candidates):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        evaluate([Interrupted(None)], requests_by_task, sets_by_task)
-
-
 def test_a_task_without_requests_is_skipped(make_scorer, requests_by_task, sets_by_task):
     requests_by_task[SEARCH] = requests_by_task[SEARCH].subset(np.zeros(0, dtype=np.int64))
     del sets_by_task[SEARCH]
@@ -209,48 +198,18 @@ CLICKS = [[0, 1, 4], [5, 2], [3, 3, 3], [1]]
 def test_ranks_by_hand(make_requests, make_scorer):
     scorer = make_scorer("numbers", np.arange(6))  # item 5 first, item 0 last
     requests = make_requests(CLICKS, num_items=6)
-    assert full_ranks(scorer, requests).tolist() == [2, 4, 3, 5]
+    assert target_ranks(scorer, requests).tolist() == [2, 4, 3, 5]
     # Request 1 loses item 5 before its target 2; request 2 has its own target in the history, where it stays.
-    assert full_ranks(scorer, requests, excluded=history_items).tolist() == [2, 3, 3, 5]
+    assert target_ranks(scorer, requests, excluded=history_items).tolist() == [2, 3, 3, 5]
 
 
-def test_history_holds_what_came_before_the_target(make_requests):
-    expected = np.zeros((4, 6), dtype=bool)
-    expected[0, [0, 1]] = expected[1, 5] = expected[2, 3] = True
-    np.testing.assert_array_equal(history_items(make_requests(CLICKS, num_items=6)), expected)
-
-
-def test_queries_in_a_history_are_no_items(make_requests):
-    requests = make_requests([[0, 2]], num_items=3, task="search", queries=["words"])
-    assert history_items(requests).tolist() == [[True, False, False]]
-
-
-@settings(max_examples=20)
-@given(
-    table=st.lists(st.integers(0, 3), min_size=6, max_size=6),
-    chunk_size=st.integers(1, 5),
-    excluded=st.sampled_from([None, history_items]),
-)
-def test_ranks_do_not_depend_on_the_chunk_size(make_requests, make_scorer, table, chunk_size, excluded):
-    requests = make_requests(CLICKS, num_items=6)
-    scorer = make_scorer("table", table)
-    at_once = full_ranks(scorer, requests, excluded, seed=2)
-    np.testing.assert_array_equal(full_ranks(scorer, requests, excluded, seed=2, chunk_size=chunk_size), at_once)
-    assert scorer.calls[0] == ("recommendation", 4)
-    assert sum(length for _, length in scorer.calls[1:]) == 4
-    assert max(length for _, length in scorer.calls[1:]) <= chunk_size
-
-
-def test_a_constant_score_gets_the_hit_rate_of_chance(make_requests, make_scorer):
-    requests = make_requests([[0]] * 5000, num_items=20)
-    ranks = full_ranks(make_scorer("constant", np.zeros(20)), requests)
-    assert (ranks <= 5).mean() == pytest.approx(1 / 4, abs=0.03)  # 5 standard deviations
-    assert (ranks == 1).mean() == pytest.approx(1 / 20, abs=0.016)
-
-
-def test_no_requests_give_no_ranks(make_requests, make_scorer):
-    requests = make_requests(CLICKS, num_items=6).subset(np.zeros(0, dtype=np.int64))
-    assert full_ranks(make_scorer("numbers", np.arange(6)), requests).shape == (0,)
+@pytest.mark.parametrize("excluded", [None, history_items])
+def test_ranks_do_not_depend_on_the_chunk_size(make_requests, make_scorer, monkeypatch, excluded):
+    requests, scorer = make_requests(CLICKS, num_items=6), make_scorer("table", [0, 1, 1, 0, 2, 1])
+    at_once = target_ranks(scorer, requests, None, excluded, seed=2)
+    monkeypatch.setattr(protocol, "_CHUNK_SIZE", 3)
+    np.testing.assert_array_equal(target_ranks(scorer, requests, None, excluded, seed=2), at_once)
+    assert [length for _, length in scorer.calls] == [4, 3, 1]
 
 
 # ---- datasets
@@ -297,9 +256,9 @@ def test_hard_candidates_by_other_columns():
         (["title"], "bm25-hard(title)", "ab"),
         (["genres"], "bm25-hard(genres)", "cd"),
     ]
-    for columns, protocol, negatives in cases:
+    for columns, kind, negatives in cases:
         evaluation = Evaluation(dataset, tasks=[SEARCH], num_negatives=len(negatives), bm25_columns=columns)
-        assert evaluation.candidates[SEARCH].protocol == f"{protocol}-{len(negatives)}"
+        assert evaluation.candidates[SEARCH].protocol == f"{kind}-{len(negatives)}"
         ids = {dataset.item_ids[item] for item in evaluation.candidates[SEARCH].candidates[0]}
         assert ids == {"e", *negatives}
     with pytest.raises(InputError, match="no column tags"):
@@ -335,24 +294,6 @@ def test_a_pipeline_is_evaluated_with_other_systems(dataset, events_pipe, make_s
     assert read_json(tmp_path / "full_ranking" / "metrics.json") == json.loads(
         json.dumps(result.full_ranking.metrics())
     )
-
-
-def test_the_order_of_the_dataset_s_items_changes_no_rank(dataset, tiny_events, identifiers, events_pipe):
-    """The pipeline's table has another order than the dataset. Candidates of all items make the draw irrelevant."""
-    order = np.random.default_rng(1).permutation(12)
-    position = np.argsort(order)
-    values = vars(tiny_events) | {
-        "item_ids": [tiny_events.item_ids[item] for item in order],
-        "items": np.where(tiny_events.items >= 0, position[tiny_events.items], -1),
-    }
-    events = UserEvents(**values)
-    test = {task: Requests(task, events, requests.targets) for task, requests in dataset.split.test.items()}
-    split = Split(**(vars(dataset.split) | {"events": events, "test": test}))
-    shuffled = Dataset(split, [identifiers.texts[item] for item in order])
-    first, second = (
-        evaluate_pipeline(events_pipe, each, tasks=[SEARCH], num_negatives=11) for each in (dataset, shuffled)
-    )
-    np.testing.assert_array_equal(first.ranks["GenSAR"][SEARCH], second.ranks["GenSAR"][SEARCH])
 
 
 def test_a_dataset_with_unknown_items_is_refused_in_one_sentence(dataset, events_pipe):

@@ -103,15 +103,6 @@ def test_terminal_table_fits_120_columns(metrics):
         assert part in joined
 
 
-def test_only_the_best_values_are_bold(metrics):
-    text = io.StringIO()
-    Console(file=text, width=120, force_terminal=True, color_system="standard", legacy_windows=False).print(
-        terminal(metrics_tables(metrics))
-    )
-    assert "\x1b[1m.583 ± .031\x1b[0m" in text.getvalue()
-    assert "\x1b[1m.575 ± .031\x1b[0m" not in text.getvalue()
-
-
 @pytest.mark.parametrize(
     ("protocol", "words"),
     [
@@ -130,12 +121,6 @@ def test_protocols_in_words(protocol, words):
     assert describe_protocol(protocol) == words
 
 
-def test_the_plot_is_a_png(metrics, tmp_path):
-    pytest.importorskip("matplotlib")
-    assert plot_metrics(metrics, tmp_path / "plots" / "ndcg.png")
-    assert (tmp_path / "plots" / "ndcg.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_without_matplotlib_there_is_no_plot(metrics, tmp_path, monkeypatch, caplog):
     true_import = builtins.__import__
 
@@ -146,7 +131,7 @@ def test_without_matplotlib_there_is_no_plot(metrics, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(builtins, "__import__", import_all_but_matplotlib)
     with caplog.at_level(logging.WARNING):
-        assert not plot_metrics(metrics, tmp_path / "figure.png")
+        plot_metrics(metrics, tmp_path / "figure.png")
     assert "matplotlib is not installed" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
@@ -160,9 +145,8 @@ def test_tables_and_figures_show_every_variant_and_every_failure(run_result, tmp
     assert "| plain | 2 (1) | 0.500 / 0.500 | 1.00% / 1.00% | 0% | 25.00% | 75% | 50% | 2.0 |" in tables
     assert "| plain | **.500** | **.500** | **.500** | **.500** | **.500** |  |  |" in tables
     assert "broken, seed 0 failed: no codes." in tables
-    paths = plot_comparison(comparison, tmp_path / "figures")
-    assert [path.name for path in paths] == ["ndcg.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    plot_comparison(comparison, tmp_path)
+    assert (tmp_path / "ndcg.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_figures_among_all_items_have_four_digits(run_result):
@@ -196,9 +180,9 @@ def test_the_trade_off_is_drawn_where_systems_do_both_tasks(run_result, tmp_path
         figures = both["variants"][name]["tasks"]
         figures["recommendation"] = figures["search"]
     del both["variants"]["b"]["tasks"]["search"]  # b becomes a system of one task
-    assert [path.name for path in plot_comparison(search, tmp_path / "one")] == ["ndcg.png", "collisions.png"]
-    names = [path.name for path in plot_comparison(both, tmp_path / "two")]
-    assert names == ["ndcg.png", "collisions.png", "trade_off.png"]
+    for comparison, drawn in ((search, ["ndcg"]), (both, ["ndcg", "trade_off"])):
+        plot_comparison(comparison, tmp_path / "plots")
+        assert sorted(path.stem for path in (tmp_path / "plots").iterdir()) == drawn
 
 
 # ---- other tables
@@ -226,7 +210,7 @@ def test_group_tables_have_each_group_with_its_difference():
         "systems": {"before": values(0.25), "after": values(0.5)}, "difference": values(0.25),
     }  # fmt: skip
     result = {
-        "systems": ["before", "after"], "groups": ["known items", "new items"], "part": "test",
+        "systems": ["before", "after"], "groups": ["known items", "new items"],
         "tasks": {"recommendation": {"new items": group}, "search": {}},
     }  # fmt: skip
     (table,) = group_tables(result)
@@ -237,7 +221,6 @@ def test_group_tables_have_each_group_with_its_difference():
         ["after", ".500 ± .100"],
         ["difference", "+0.250 (+0.200 … +0.400)"],
     ]
-    assert "(random-99, validation)" in group_tables({**result, "part": "validation"})[0].caption
 
 
 def test_cold_start_tables_have_candidates_and_the_whole_catalogue():

@@ -7,7 +7,6 @@ import torch
 from gensar_hf import GenSARPipeline
 from gensar_hf.data import Behavior, Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
-from gensar_hf.errors import InputError
 from gensar_hf.evaluation import CandidateSets, ndcg, rank_of_target
 from gensar_hf.evaluation.scorer import SCORE_WEIGHTS, GeneratorScorer, choose_weights, request_history
 
@@ -95,21 +94,9 @@ def test_no_request_is_no_error(tiny_split: Split, pipelines: dict[str, GenSARPi
         assert scores.shape == (0, 100), task
 
 
-def test_the_scorer_names_its_row_and_its_tasks(pipelines: dict[str, GenSARPipeline]) -> None:
-    scorer = GeneratorScorer(pipelines["events"])
-    assert scorer.name == "GenSAR"
-    assert scorer.tasks == {RECOMMENDATION, SEARCH}
-
-
-def test_items_that_the_model_does_not_know_are_refused(pipelines: dict[str, GenSARPipeline]) -> None:
-    message = "1 of the dataset's 2 items are not in the model's catalogue, the first is 'film-99'; add them"
-    with pytest.raises(InputError, match=message):
-        GeneratorScorer(pipelines["events"]).table_rows(["film-3", "film-99"])
-
-
 def every_item(requests) -> CandidateSets:
     candidates = np.tile(np.arange(12), (len(requests), 1))
-    return CandidateSets(candidates, requests.target_items, "all", 0)
+    return CandidateSets(candidates, requests.target_items, "all")
 
 
 def test_each_task_gets_the_weights_that_are_best_in_separate_evaluations(

@@ -36,19 +36,6 @@ def test_the_tables_of_all_pages_are_those_of_their_files(tables, monkeypatch):
     tables.main(["--check"])
 
 
-@pytest.mark.parametrize(
-    ("name", "parts", "row"),
-    [
-        ("ml-100k-finetune/finetune.json", "groups", "| known items (1,000 requests, 535 items, 119 users) |"),
-        ("ml-100k-new-items/new_items.json", "new_items", "| BM25 | .148 ± .116 |"),
-        ("ml-100k-identifiers/comparison.json", "identifiers recommendation", "| RQ k-means |"),
-    ],
-)
-def test_committed_results_are_rendered(tables, name, parts, row):
-    text = f"<!-- table: results/{name} {parts} -->\n<!-- end of table -->\n"
-    assert row in tables.with_tables(text, ROOT)
-
-
 def test_tables_are_written_once(tables, page):
     tables.main([str(page)])
     text = page.read_text()

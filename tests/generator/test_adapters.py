@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from gensar_hf.errors import InputError
 from gensar_hf.generator.adapters import (
@@ -255,3 +263,13 @@ def test_pickles_are_not_loaded_and_named_modules_not_imported(
     shutil.move(folder / "adapter_model.safetensors", folder / "adapter_model.bin")
     refuse(make_base(), folder, "no adapter_model.safetensors")
     assert not (tmp_path / "was run").exists()
+
+
+@pytest.mark.parametrize("model_type", ["phi3", "mixtral"])
+def test_lora_takes_all_linear_layers_of_a_kind_of_model_that_peft_does_not_know(model_type: str) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(model_type, **sizes, num_key_value_heads=2, vocab_size=60, pad_token_id=0)
+    model = AutoModelForCausalLM.from_config(config)
+    with_adapter = add_adapter(model, lora_config(model, [1]))
+    assert any("lora_A" in name for name, _ in with_adapter.named_parameters())
+    assert "lm_head" not in with_adapter.peft_config["default"].target_modules

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
     LlamaConfig,
@@ -13,6 +14,7 @@ from transformers import (
     T5ForConditionalGeneration,
     TokenizersBackend,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 from gensar_hf.decoding import TrieBeamSearch, TrieLogitsProcessor
 from gensar_hf.errors import InputError
@@ -190,7 +192,7 @@ def test_a_decoder_only_model_keeps_its_words_and_gets_distinct_new_rows(
 ) -> None:
     llama = save_llama(tmp_path / "llama", vocab_size, tied)
     tokenizer = GenSARTokenizer.from_text_tokenizer(text_tokenizer, identifiers, decoder_only=True)
-    model = generator_from_causal_lm(Backbone(str(tmp_path / "llama")), tokenizer).eval()
+    model = generator_from_causal_lm(Backbone(str(tmp_path / "llama")).causal_model(), tokenizer).eval()
     model.save_pretrained(tmp_path / "saved")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
     assert type(model) is LlamaForCausalLM
@@ -247,3 +249,62 @@ def test_item_vectors_begin_as_what_is_known_and_biases_as_popularity(tokenizers
             embeddings,
             clicks,
         )
+
+
+def test_an_untrained_generator_copies_the_codes_that_its_encoder_shows(tokenizers: dict[str, GenSARTokenizer]) -> None:
+    tokenizer = tokenizers["events"]
+    model = generator_from_scratch(GenSARConfig(d_model=128, d_kv=32, d_ff=64, num_layers=1), tokenizer).eval()
+    codes = torch.arange(len(tokenizer))
+    shown = BaseModelOutput(last_hidden_state=model.get_input_embeddings()(codes)[:, None])
+    start = torch.full((len(codes), 1), model.config.decoder_start_token_id)
+    with torch.no_grad():
+        logits = model(encoder_outputs=shown, decoder_input_ids=start).logits[:, 0]
+    rank = (logits > logits[codes, codes][:, None]).sum(dim=1)
+    assert rank.float().mean() < 0.05 * len(codes)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes", "reason"),
+    [
+        ("bart", {}, "of encoder-decoders only t5 and mt5 do"),
+        ("bloom", {"n_layer": 1}, "its forward does not take a mask, positions and a cache"),
+        ("mamba", {"num_hidden_layers": 1}, "its forward does not take a mask"),
+        ("bert", {"num_hidden_layers": 1}, "it is no causal language model"),
+        ("gpt2", {"n_positions": 128, "n_layer": 1}, "it has a table of 128 positions, and 512 are needed"),
+    ],
+)
+def test_a_checkpoint_that_cannot_become_a_generator_is_refused_by_its_configuration(
+    model_type: str, sizes: dict[str, int], reason: str, tmp_path: Path
+) -> None:
+    AutoConfig.for_model(model_type, **sizes).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"a {model_type}, cannot become a generator: .*{reason}"):
+        Backbone(str(tmp_path)).check()
+
+
+def test_a_long_prompt_loses_its_oldest_events_where_positions_are_a_table(
+    text_tokenizer: TokenizersBackend, identifiers: IdentifierTable
+) -> None:
+    options = {"decoder_only": True, "num_positions": 300}
+    tokenizer = GenSARTokenizer.from_text_tokenizer(text_tokenizer, identifiers, **options)
+    history = [{"query": "space adventure " * 5}] * 30 + [{"item_id": "film-2"}]
+    prompt = tokenizer.encode_request(history, "horror", "<S_I>")["input_ids"][0].tolist()
+    assert len(prompt) <= 300 - 160
+    last = tokenizer.encode_request(history[-1:], "horror", "<S_I>")["input_ids"][0].tolist()
+    assert prompt[-len(last) + 5 :] == last[5:]
+
+
+def test_a_t5_s_own_generation_settings_do_not_stay(tokenizer: GenSARTokenizer, tmp_path: Path) -> None:
+    t5 = save_t5(tmp_path, 200)
+    t5.generation_config.update(no_repeat_ngram_size=3, min_length=30, repetition_penalty=2.0)
+    t5.save_pretrained(tmp_path)
+    settings = generator_from_t5(tmp_path, tokenizer).generation_config.to_diff_dict()
+    assert not {"no_repeat_ngram_size", "min_length", "repetition_penalty"} & set(settings)
+    assert settings["num_beams"] == 30
+
+
+def test_a_t5_without_all_its_weights_is_refused(tokenizer: GenSARTokenizer, tmp_path: Path) -> None:
+    t5 = save_t5(tmp_path, 200)
+    state = {name: value for name, value in t5.state_dict().items() if "final_layer_norm" not in name}
+    t5.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(InputError, match="decoder.final_layer_norm.weight is missing"):
+        generator_from_t5(tmp_path, tokenizer)

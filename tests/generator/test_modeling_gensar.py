@@ -197,5 +197,16 @@ def test_settings_of_version_0_1_are_ignored_and_saved_values_kept(tmp_path: Pat
 def test_the_defaults_are_the_published_model() -> None:
     config = GenSARConfig(num_items=1682)
     assert (config.d_model, config.d_kv, config.d_ff, config.num_heads) == (128, 32, 256, 4)
-    assert (config.num_layers, config.num_decoder_layers, config.dropout_rate) == (2, 2, 0.0)
+    assert (config.num_layers, config.num_decoder_layers, config.dropout_rate) == (2, 1, 0.0)
     assert (config.item_dropout, config.item_weight, config.history_encoding) == (0.35, 2.0, "events")
+
+
+@pytest.mark.parametrize(("num_layers", "num_decoder_layers"), [(1, 2), (2, 1)])
+def test_decoders_of_any_depth_generate(num_layers: int, num_decoder_layers: int) -> None:
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "history_encoding": "tokens"}
+    config = GenSARConfig(**sizes, num_layers=num_layers, num_decoder_layers=num_decoder_layers)
+    model = GenSARForConditionalGeneration(config).eval()
+    cached, plain = (
+        model.generate(torch.tensor([[3, 4]]), max_new_tokens=5, use_cache=use_cache) for use_cache in (True, False)
+    )
+    assert torch.equal(cached, plain)

@@ -155,24 +155,26 @@ def no_reading(num_positions: int) -> QueryInputs:
 
 
 def test_a_position_without_a_query_gets_nothing(matching: TextMatching) -> None:
-    states = matching.query_states(no_reading(2), torch.ones(3, 4), torch.nn.Embedding(5, 4))
-    assert states.shape == (1, 2, 4)
-    assert (states == 0).all()
+    for states in matching.query_states(no_reading(2), torch.ones(3, 4), torch.nn.Embedding(5, 4)):
+        assert states.shape == (1, 2, 4)
+        assert (states == 0).all()
 
 
 def test_matches_are_averaged_by_a_softmax_of_their_fit(matching: TextMatching) -> None:
-    """Vectors by way of a layer, codes as they are embedded."""
+    """Vectors by way of a layer, codes as they are embedded; the codes once more, scaled, for the decoder."""
     reading, vectors, embed = no_reading(3), torch.randn(3, 4), torch.nn.Embedding(5, 4)
     reading.items[0, 1, :2] = torch.tensor([2, 0])
     reading.codes[0, 1, :2] = torch.tensor([[1, 3], [1, 4]])
     reading.scores[0, 1, :2] = torch.tensor([[0.5, 0.2, 0.1], [0.1, 0.0, 0.3]])
     with torch.no_grad():
         matching.sharpness.copy_(torch.tensor([3.0, 2.0, 1.0]))
+        matching.identifier_scale.fill_(3.0)
     first, second = torch.tensor([1.5 + 0.4 + 0.1, 0.3 + 0.3]).softmax(dim=0)
     codes = (embed.weight[1] + first * embed.weight[3] + second * embed.weight[4]) / 2**0.5
     expected = matching.matched(first * vectors[2] + second * vectors[0]) + codes
-    states = matching.query_states(reading, vectors, embed)
+    states, copied = matching.query_states(reading, vectors, embed)
     torch.testing.assert_close(states[0, 1], expected)
+    torch.testing.assert_close(copied[0, 1], 3 * codes)
     assert (states[0, [0, 2]] == 0).all()
 
 

@@ -81,20 +81,6 @@ def random_taken(num_shared: int, num_specific: int, size: int, num_taken: int, 
 LEVELS = st.sampled_from([(2, 2), (1, 2), (2, 1), (1, 1), (0, 2), (0, 3), (2, 0), (0, 1), (1, 0)])
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.data())
-def test_identifiers_are_unique_for_any_latents_up_to_full_capacity(data: st.DataObject):
-    num_shared, num_specific = data.draw(LEVELS)
-    size = data.draw(st.integers(2, 4))
-    most = min(size ** (num_shared + num_specific), 64)
-    num_distinct = data.draw(st.integers(1, 6))  # 1: all latents equal
-    num_items = data.draw(st.one_of(st.just(most), st.integers(1, most)))  # often exactly full
-    seed = data.draw(st.integers(0, 1000))
-    points = np.random.default_rng(seed).standard_normal((num_distinct, 6)).astype(np.float32)
-    latents = points[np.arange(num_items) % num_distinct]
-    assert_valid(random_codes(latents, num_shared, num_specific, size, seed))
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_new_identifiers_are_free_whatever_is_taken(data: st.DataObject):
@@ -124,20 +110,6 @@ def test_new_items_on_free_identifiers_keep_them(seed: int):
     assert np.array_equal(codes.semantic_codes[alone], after[alone])
     assert np.array_equal(codes.semantic_codes[:, :2], after[:, :2])
     assert (codes.semantic_codes[~alone] != after[~alone]).any() or alone.all()
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10_000))
-def test_items_that_do_not_collide_keep_their_codes(seed: int):
-    latents = np.random.default_rng(seed).standard_normal((24, 8)).astype(np.float32)
-    codes = random_codes(latents, 1, 2, size=6, seed=seed)
-    before = codes.semantic_codes
-    assume(np.unique(before[:, :2], axis=0, return_counts=True)[1].max() <= 6)  # no prefix overflows
-    after = assign_unique_identifiers(codes).semantic_codes
-    _, inverse, counts = np.unique(before, axis=0, return_inverse=True, return_counts=True)
-    alone = counts[inverse] == 1
-    assert np.array_equal(before[alone], after[alone])
-    assert np.array_equal(before[:, :2], after[:, :2])
 
 
 def test_last_level_by_hand():
@@ -239,24 +211,6 @@ def test_overflow_goes_to_the_nearest_prefix_of_that_kind_only():
     assert unique.report["collaborative"]["items_moved"] == 0
 
 
-def test_overflow_with_one_specific_level_changes_the_shared_prefix_of_both():
-    latents = np.zeros((3, 2), dtype=np.float32)
-    latents[:, 0] = [0.0, 0.1, 0.4]
-    shared = np.array([[[0.0, 0.0], [1.0, 0.0]]])
-    specific = np.array([[[0.0], [0.2]]])
-    unique = assign_unique_identifiers(joint_codes(latents, shared, specific, specific))
-    assert unique.semantic_codes[:, 0].tolist() == [0, 0, 1]
-    assert unique.collaborative_codes[:, 0].tolist() == [0, 0, 1]
-    assert unique.report["prefixes_moved"] == 1
-
-
-def test_without_specific_levels_both_identifiers_are_equal():
-    latents = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
-    unique = assign_unique_identifiers(random_codes(latents, 2, 0, size=3, seed=0))
-    assert np.array_equal(unique.semantic_codes, unique.collaborative_codes)
-    assert collision_rate(unique.semantic_codes) == 0
-
-
 def test_same_input_same_identifiers_and_input_untouched():
     codes = random_codes(np.ones((20, 4), dtype=np.float32), 1, 2, size=3, seed=1)
     before = codes.semantic_codes.copy()
@@ -287,23 +241,3 @@ def test_more_items_than_identifiers_says_what_would_do():
     assert_valid(random_codes(np.ones((16, 4), dtype=np.float32), 1, 1, size=4, seed=0))
     with pytest.raises(InputError, match=r"17 items, but 2 levels of 4 codes make only 16 .* 3 levels .* 5 codes"):
         assign_unique_identifiers(random_codes(np.ones((17, 4), dtype=np.float32), 1, 1, size=4, seed=0))
-
-
-def test_too_many_new_items_count_with_the_old_ones():
-    codes = random_codes(np.ones((7, 4), dtype=np.float32), 1, 1, size=4, seed=0)
-    taken = random_taken(1, 1, 4, num_taken=10, seed=0)
-    with pytest.raises(
-        InputError, match=r"17 items \(10 with an identifier and 7 new\), but 2 levels of 4 .* 3 levels .* 5 codes"
-    ):
-        assign_unique_identifiers(codes, taken)
-
-
-def test_taken_identifiers_of_another_length_are_refused():
-    codes = random_codes(np.ones((7, 4), dtype=np.float32), 1, 1, size=4, seed=0)
-    with pytest.raises(ValueError, match=r"must have 2 levels.*\(1, 3\)"):
-        assign_unique_identifiers(codes, (np.zeros((1, 3)), np.zeros((1, 3))))
-
-
-def test_ten_thousand_items_take_no_time():
-    latents = np.random.default_rng(0).standard_normal((10_000, 16)).astype(np.float32)
-    assert_valid(random_codes(latents, 2, 2, size=32, seed=0))

@@ -39,40 +39,6 @@ def test_straight_through_has_the_value_of_the_code_and_the_gradient_of_the_late
     assert latents.grad.tolist() == [[7.0, 11.0]]
 
 
-def naive_residual_quantization(
-    latents: np.ndarray, codebooks: list[np.ndarray], alpha: float
-) -> tuple[list[list[int]], np.ndarray, float]:
-    codes, quantized, loss = [], np.zeros_like(latents), 0.0
-    for row, latent in enumerate(latents):
-        residual, row_codes = latent.copy(), []
-        for codebook in codebooks:
-            errors = [float(((residual - code) ** 2).sum()) for code in codebook]
-            row_codes.append(int(np.argmin(errors)))
-            loss += (1 + alpha) * min(errors) / latents.size
-            residual = residual - codebook[row_codes[-1]]
-        codes.append(row_codes)
-        quantized[row] = latent - residual
-    return codes, quantized, loss
-
-
-@pytest.mark.parametrize("num_levels", [0, 1, 3])
-def test_residual_quantizer_equals_a_naive_float64_loop(num_levels: int):
-    generator = torch.Generator().manual_seed(0)
-    quantizer = ResidualVectorQuantizer(num_levels, codebook_size=5, codebook_dim=4, commitment_weight=0.3)
-    for codebook in quantizer.codebooks:
-        codebook.data = torch.randn(5, 4, generator=generator)
-    latents = torch.randn(17, 4, generator=generator)
-    output = quantizer(latents)
-    books = [codebook.detach().double().numpy() for codebook in quantizer.codebooks]
-    codes, quantized, loss = naive_residual_quantization(latents.double().numpy(), books, alpha=0.3)
-    assert output.codes.tolist() == codes
-    assert output.loss.item() == pytest.approx(loss, rel=1e-5)
-    np.testing.assert_allclose(output.quantized.numpy(), quantized, atol=1e-5)
-    function_codes, function_quantized = residual_quantize(latents, quantizer.codebooks)
-    assert function_codes.tolist() == codes
-    np.testing.assert_allclose(function_quantized.detach().numpy(), quantized, atol=1e-5)
-
-
 def test_deeper_levels_commit_the_encoder_and_leave_earlier_codebooks_alone():
     quantizer = ResidualVectorQuantizer(2, codebook_size=2, codebook_dim=1, commitment_weight=0.5)
     quantizer.codebooks[0].data = torch.tensor([[1.0], [-50.0]])
@@ -118,11 +84,6 @@ def test_balanced_codes_only_while_training():
     assert quantizer.eval()(vectors).codes.tolist() == [0, 0, 0, 0]
 
 
-def test_only_the_last_level_is_balanced():
-    quantizer = ResidualVectorQuantizer(3, 4, 2, sinkhorn_epsilon=0.003)
-    assert [level.sinkhorn_epsilon for level in quantizer.quantizers] == [0.0, 0.0, 0.003]
-
-
 def test_dead_codes_move_onto_badly_quantized_vectors_and_live_ones_stay():
     quantizer = quantizer_with([[0.0], [100.0], [1.0]])
     vectors = torch.tensor([[0.0], [0.0], [1.0], [9.0]])  # only 9 has an error
@@ -135,15 +96,6 @@ def test_dead_codes_move_onto_badly_quantized_vectors_and_live_ones_stay():
 def test_reset_without_any_error_moves_nothing():
     quantizer = quantizer_with([[0.0], [100.0]])
     assert quantizer.reset_dead_codes(torch.zeros(5, 1), 1, np.random.default_rng(0)) == 0
-
-
-def test_k_means_finds_separated_clusters():
-    generator = torch.Generator().manual_seed(3)
-    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    points = centres.repeat(50, 1) + 0.01 * torch.randn(150, 2, generator=generator)
-    codebook = fit_codebook(points, 3, seed=0)
-    assert torch.cdist(centres, codebook).min(dim=1).values.max() < 0.02
-    assert torch.equal(codebook, fit_codebook(points, 3, seed=0))
 
 
 def test_codebook_of_fewer_distinct_vectors_than_codes_holds_them_all():

@@ -17,8 +17,8 @@ from gensar_hf.cli import dataset_and_arguments, exit_status, read_settings, set
 from gensar_hf.data.splits import SEARCH
 from gensar_hf.evaluation import GeneratorScorer, evaluate_pipeline
 from gensar_hf.evaluation.cold_start import catalogue_reach, cold_start_requests, evaluate_groups
-from gensar_hf.evaluation.report import cold_start_tables, markdown, terminal
-from gensar_hf.files import atomic_path, write_json
+from gensar_hf.evaluation.report import cold_start_tables, terminal, write_markdown
+from gensar_hf.files import write_json
 
 
 def main() -> None:
@@ -55,8 +55,7 @@ def main() -> None:
     result = {"num_known_items": len(kept.items), "num_new_items": len(held_out.items), "tasks": tasks}
     folder = Path(args.output_dir) / "results"
     write_json(folder / "new_items.json", result)
-    with atomic_path(folder / "new_items.md") as aside:
-        aside.write_text(markdown(cold_start_tables(result)), encoding="utf-8")
+    write_markdown(folder / "new_items.md", cold_start_tables(result))
     Console(width=120).print(terminal(cold_start_tables(result)))
 
 
