@@ -5,10 +5,14 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow lint package clean
+.PHONY: demo serve test test-slow lint package clean
 
 demo: .venv/.demo
 	$(BIN)/python training_scripts/demo.py
+
+# The page and the REST API of the demo's model, at http://127.0.0.1:8000.
+serve: .venv/.serve
+	$(BIN)/gensar serve runs/ml-100k
 
 # One process per core with one thread each: the test models are too small for more threads.
 test: .venv/.dev

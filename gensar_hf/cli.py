@@ -1,10 +1,11 @@
-"""The command `gensar`: train, evaluate, search, recommend, add-items, push."""
+"""The command `gensar`: train, evaluate, search, recommend, add-items, push, serve, space."""
 
 import argparse
 import dataclasses
 import difflib
 import inspect
 import logging
+import os
 import re
 import sys
 import textwrap
@@ -28,6 +29,8 @@ USAGE = """usage: gensar COMMAND ... (gensar COMMAND --help lists the settings)
   evaluate   a run's model on the clicks that were held out, next to other systems
   search     items for a query, or for all queries of a file
   recommend  items for a history of clicks, or for all users of a file
+  serve      a page and a REST API of a model
+  space      a Hugging Face Space of a model
   add-items  take new items up, remove or restore items; nothing is trained
   push       upload a model to the Hub
 """
@@ -319,6 +322,7 @@ def dataset_and_arguments(settings: dict[str, Any]) -> tuple[Any, Any]:
     """
     from gensar_hf.data import InteractionDataset
     from gensar_hf.training.arguments import GenSARTrainingArguments
+    from gensar_hf.training.stages import refuse_input_in_stage
 
     settings = dict(settings)
     for name in ("items", "interactions", "output_dir"):
@@ -326,6 +330,8 @@ def dataset_and_arguments(settings: dict[str, Any]) -> tuple[Any, Any]:
             raise InputError(
                 f"Name the {name.replace('_', ' ')} with --{name}; gensar train --help lists the settings."
             )
+    for name in ("items", "interactions"):
+        refuse_input_in_stage(settings[name], Path(settings["output_dir"]))
     seed = settings.pop("dataset_seed", 0)
     names = [name for name in inspect.signature(InteractionDataset).parameters if name in settings and name != "seed"]
     of_dataset = {name: settings.pop(name) for name in names}
@@ -419,6 +425,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
 
     from gensar_hf.data import InteractionDataset
     from gensar_hf.evaluation import Evaluation, evaluate_pipeline, evaluate_query_kinds, gensar_rows
+    from gensar_hf.folders import saving
     from gensar_hf.pipeline import GenSARPipeline
     from gensar_hf.training.stages import DATA, MODEL, run_systems
 
@@ -440,18 +447,19 @@ def evaluate_command(argv: Sequence[str]) -> int:
     if not (run_dir / MODEL).is_dir() or not (run_dir / DATA).is_dir():
         raise InputError(f"{run_dir} holds no finished run (folders data and model); run gensar train first.")
     set_up_logging()
-    dataset, pipe = InteractionDataset.load(run_dir / DATA), GenSARPipeline.from_pretrained(run_dir / MODEL)
-    systems = run_systems(run_dir, dataset) if settings.pop("baselines") else []
-    folder = run_dir / "results"
-    result = evaluate_pipeline(pipe, dataset, systems=systems, **settings)
-    result.save(folder)
-    failures, console = dict(result.failures), Console()
-    if queries_per_kind:
-        rows, options = [*gensar_rows(pipe), *systems], {name: settings[name] for name in ("part", "seed")}
-        kinds = evaluate_query_kinds(rows, dataset, max_requests=queries_per_kind, **options)
-        kinds.save(folder)
-        failures |= kinds.failures
-        console.print(kinds.terminal_table())
+    folder, console = run_dir / "results", Console()
+    with saving(folder, names=("metrics.json", "ranks.parquet", "tables.md", "ndcg.png", "query_kinds.json")) as aside:
+        dataset, pipe = InteractionDataset.load(run_dir / DATA), GenSARPipeline.from_pretrained(run_dir / MODEL)
+        systems = run_systems(run_dir, dataset) if settings.pop("baselines") else []
+        result = evaluate_pipeline(pipe, dataset, systems=systems, **settings)
+        result.save(aside)
+        failures = dict(result.failures)
+        if queries_per_kind:
+            rows, options = [*gensar_rows(pipe), *systems], {name: settings[name] for name in ("part", "seed")}
+            kinds = evaluate_query_kinds(rows, dataset, max_requests=queries_per_kind, **options)
+            kinds.save(aside)
+            failures |= kinds.failures
+            console.print(kinds.terminal_table())
     console.print(result.terminal_table())
     print(f"\nRanks, tables and pictures are in {folder}.")
     return 1 if failures else 0
@@ -493,7 +501,8 @@ def recommend_command(argv: Sequence[str]) -> None:
         answer_file(settings, "recommend", *settings.history)
         return
     pipe, history, options = ready_to_answer(settings)
-    _print_answers(pipe.recommend(history, **options))
+    with settings_checked("gensar_hf"):
+        _print_answers(pipe.recommend(history, **options))
 
 
 def _add_answer_settings(parser: SettingsParser, exclude_seen: bool) -> None:
@@ -547,6 +556,68 @@ def load_pipeline(name: str) -> Any:
     return GenSARPipeline.from_pretrained(folder if folder.is_dir() else name)
 
 
+# ---- serve
+
+
+def serve_command(argv: Sequence[str]) -> None:
+    """`gensar serve`: a page and a REST API."""
+    from gensar_hf.serving.settings import ServingSettings
+
+    parser = SettingsParser("gensar serve", "Serve a model: a page at /, a REST API at /v1, its description at /docs.")
+    parser.add_argument("model", type=str, help="run, model folder, adapter folder or Hub name.")
+    add_settings(parser, ServingSettings)
+    settings = read_settings(parser, argv).as_dict()
+    model = settings.pop("model")
+    settings["token"] = settings["token"] or os.environ.get("GENSAR_TOKEN") or None
+    serving = ServingSettings(**settings)
+    with extra_installed("serve"):
+        from gensar_hf.serving.server import run
+
+        if serving.page:
+            import gradio  # noqa: F401
+    if serving.host not in ("127.0.0.1", "::1", "localhost") and not serving.private:
+        print(f"Everybody who reaches {serving.host} can ask the model; --private asks for the token.", file=sys.stderr)
+
+    def announce(address: str) -> None:
+        page = f"Open {address}/ for the page. " if serving.page else ""
+        print(f"{page}REST API: {address}/v1, described at {address}/docs. Ctrl-C ends the server.", flush=True)
+
+    try:
+        run(lambda: load_pipeline(model), serving, announce)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+
+
+def space_command(argv: Sequence[str]) -> None:
+    """`gensar space`: the files of a Hugging Face Space."""
+    from gensar_hf.serving.space import write_space
+
+    parser = SettingsParser("gensar space", "Write the files of a Hugging Face Space that shows the page of a model.")
+    parser.add_argument("model", type=str, help="Hub name, or a run or model folder, which is copied.")
+    parser.add_argument("--output_dir", type=str, default="space", help="new folder of the Space.")
+    settings = read_settings(parser, argv)
+    folder = write_space(settings.model, settings.output_dir)
+    print(f"The Space is in {folder}. Try it with `python {folder / 'app.py'}`, then upload it:")
+    print("    hf repos create me/demo --type space --sdk gradio")
+    print(f"    hf upload me/demo {folder} --repo-type space")
+
+
+@contextmanager
+def extra_installed(extra: str) -> Iterator[None]:
+    """Report a missing package as an extra to install.
+
+    Raises:
+        InputError: a package is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"This command needs the package {error.name}, which is not installed; install the extra with "
+            f"`pip install 'gensar-hf[{extra}]'`."
+        ) from None
+
+
 # ---- catalogue, Hub
 
 
@@ -561,25 +632,32 @@ def add_items_command(argv: Sequence[str]) -> None:
     settings = read_settings(parser, argv)
     if not (settings["items"] or settings.remove or settings.restore):
         raise InputError("Nothing to do: name a table of new items, or ids with --remove or --restore.")
+    from gensar_hf.folders import locked
+    from gensar_hf.pipeline import saving_model
+
     folder = Path(settings.model) / "model"
     folder = folder if folder.is_dir() else Path(settings.model)
-    pipe = load_pipeline(settings.model)
-    if settings.restore:
-        pipe.restore_items(settings.restore)
-    if settings["items"]:
-        added = pipe.add_items(settings["items"])
-        for item in added[:20]:
-            print(f"{item['item_id']}  {item['title']}\n    like: {'; '.join(item['nearest'][:3])}")
-        print(f"{len(added)} new items.")
-    if settings.remove:
-        pipe.remove_items(settings.remove)
-    if settings.output_dir:
-        pipe.save_pretrained(settings.output_dir)
-        folder = Path(settings.output_dir)
-    else:
-        if pipe.tokenizer.catalogue.texts is not None:
-            pipe.tokenizer.catalogue.texts.save(folder)  # first: a folder may hold more vectors than items
-        pipe.tokenizer.identifiers.save(folder)
+    if not (settings.output_dir or folder.is_dir()):
+        raise InputError(f"There is no folder {folder} to change; name one, or --output_dir for the changed model.")
+    with locked(settings.output_dir or folder):
+        pipe = load_pipeline(settings.model)
+        if settings.restore:
+            pipe.restore_items(settings.restore)
+        if settings["items"]:
+            added = pipe.add_items(settings["items"])
+            for item in added[:20]:
+                print(f"{item['item_id']}  {item['title']}\n    like: {'; '.join(item['nearest'][:3])}")
+            print(f"{len(added)} new items.")
+        if settings.remove:
+            pipe.remove_items(settings.remove)
+        if settings.output_dir:
+            pipe.save_pretrained(settings.output_dir)
+            folder = Path(settings.output_dir)
+        else:
+            with saving_model(folder, replace=False) as aside:
+                if pipe.tokenizer.catalogue.texts is not None:
+                    pipe.tokenizer.catalogue.texts.save(aside)
+                pipe.tokenizer.identifiers.save(aside / "identifiers.parquet")
     print(f"{folder} now finds {pipe.tokenizer.identifiers.num_available:,} items.")
 
 
@@ -605,6 +683,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "recommend": recommend_command,
     "add-items": add_items_command,
     "push": push_command,
+    "serve": serve_command,
+    "space": space_command,
 }
 
 

@@ -1,4 +1,11 @@
-"""The exception for unusable input."""
+"""The exception for unusable input, and how its message shows a value."""
+
+import reprlib
+
+_MAX_SHOWN = 100
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = _MAX_SHOWN
+_BRIEF.maxlevel = _BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 3
 
 MAX_MESSAGE = 500
 
@@ -15,3 +22,16 @@ class InputError(ValueError):
         if len(text) > MAX_MESSAGE:
             text = f"{text[: MAX_MESSAGE - 203]} … {text[-200:]}"
         super().__init__(text)
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: its `repr` on one line, cut to 100 characters however large the value is.
+
+    >>> shown("films" * 1000)
+    "'filmsfilmsfilmsfilmsfilmsfilmsfilmsfilmsfilmsf...msfilmsfilmsfilmsfilmsfilmsfilmsfilmsfilmsfilms'"
+    """
+    try:
+        text = " ".join(map(str.strip, _BRIEF.repr(value).splitlines()))
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -21,51 +20,53 @@ from safetensors.numpy import load_file, save_file
 
 from gensar_hf.errors import InputError
 
-logger = logging.getLogger(__name__)
-
 STAGE_FILE = "stage.json"
+RECORD_FILE = ".gensar.json"  # the files of a folder that this package wrote, where there is no `stage.json`
 CARD_FILE = "README.md"
-_ASIDE_MARK = ".aside-"  # part of every temporary name, so that fingerprints can ignore leftovers of a killed run
+ASIDE_MARK = ".aside-"  # part of every temporary name, so that fingerprints can ignore leftovers of a killed run
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], replace_folder: bool = False) -> Iterator[Path]:
     """Write a file or folder under a temporary name, then rename it to `path`.
 
     Readers see the old content or the new one, never a part: the temporary lies in the same folder (so that the
-    rename is atomic) and is flushed to disk first. An existing folder is moved out of the way, and moved back if the
-    rename fails. On an exception in the `with` block the temporary is removed and `path` is left as it was.
+    rename is atomic) and is flushed to disk first. On an exception in the `with` block the temporary is removed and
+    `path` is left as it was.
 
     Args:
         path: the file or folder to be written; its parent folders are created.
+        replace_folder: whether a folder at `path` may be replaced that holds files. It is moved out of the way, and
+            moved back if the rename fails.
 
     Yields:
         The temporary path, at which the caller creates a file or a folder.
 
     Raises:
         FileNotFoundError: the block ended without creating anything.
+        OSError: the disk is full, or a folder at `path` holds files and may not be replaced.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}{_ASIDE_MARK}{secrets.token_hex(4)}")
+    aside = path.with_name(f".{path.name}{ASIDE_MARK}{secrets.token_hex(4)}")
     try:
         yield aside
         if not aside.exists():
             raise FileNotFoundError(f"Nothing was written at {aside}, so {path} was left as it was.")
         for inner in [*(aside.rglob("*") if aside.is_dir() else ()), aside]:
-            _flush(inner)
-        _move_into_place(aside, path)
+            flush(inner)
+        if replace_folder and path.is_dir():
+            _replace_folder(aside, path)
+        else:
+            os.replace(aside, path)
     except BaseException:
         _remove(aside)
         raise
-    _flush(path.parent)
+    flush(path.parent)
 
 
-def _move_into_place(aside: Path, path: Path) -> None:
-    if not path.is_dir():  # a file, or nothing: one atomic rename replaces it, and refuses to put a folder over a file
-        os.replace(aside, path)
-        return
-    old = path.with_name(f".{path.name}{_ASIDE_MARK}old-{secrets.token_hex(4)}")
+def _replace_folder(aside: Path, path: Path) -> None:
+    old = path.with_name(f".{path.name}{ASIDE_MARK}old-{secrets.token_hex(4)}")
     os.rename(path, old)
     try:
         os.rename(aside, path)
@@ -82,7 +83,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the operating system write a file or the entries of a folder to disk."""
     if path.is_dir() and os.name != "posix":
         return  # other systems cannot open a folder to flush its entries
     descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
@@ -96,8 +98,8 @@ def fingerprint(*inputs: Any) -> str:
     """SHA-256 of everything that a stage depends on, in order.
 
     A `Path` stands for its content, wherever it lies: a file's bytes, or a folder's relative file names and bytes,
-    without `stage.json` (which holds durations), the card (`README.md`) and leftovers of a killed run. A `str` is just
-    a string. Mappings are read in the order of their keys.
+    without `stage.json` (which holds durations), the card (`README.md`), leftovers of a killed run and, in a stage's
+    folder, files that the stage did not write. A `str` is just a string. Mappings are read in the order of their keys.
 
     Args:
         inputs: paths, strings, numbers, booleans, None, enums, dataclasses, mappings, sequences, sets, numpy arrays.
@@ -159,12 +161,30 @@ def _add_path(digest: hashlib._Hash, path: Path) -> None:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
         return
+    own = recorded_files(path)  # what users have put beside a stage's files is no input
     names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
-    names = [name for name in names if Path(name).name not in (STAGE_FILE, CARD_FILE) and _ASIDE_MARK not in name]
+    names = [name for name in names if Path(name).name not in (STAGE_FILE, CARD_FILE, RECORD_FILE)]
+    names = [name for name in names if ASIDE_MARK not in name and (own is None or name in own)]
     digest.update(b"folder %d;" % len(names))
     for name in sorted(names):
         _add(digest, name)
         _add_path(digest, path / name)
+
+
+def recorded_files(folder: str | os.PathLike[str]) -> dict[str, str | None] | None:
+    """The files of a folder that this package wrote there, name → SHA-256, by its `stage.json` or `.gensar.json`.
+
+    Records of earlier versions have names alone, with None for the hash. None without a record.
+    """
+    for name in (STAGE_FILE, RECORD_FILE):
+        if (Path(folder) / name).is_file():
+            with suppress(InputError):
+                record = read_json(Path(folder) / name)
+                for part in (record, record.get("details") if isinstance(record, dict) else None):
+                    files = part.get("files") if isinstance(part, dict) else None
+                    if isinstance(files, list | dict):
+                        return dict.fromkeys(files) if isinstance(files, list) else files
+    return None
 
 
 RUN_AGAIN = "delete it and run the stage again"
@@ -279,24 +299,3 @@ def damage_reported(what: object, remedy: str = RUN_AGAIN, problem: str = "canno
     except BaseException as error:
         reason = " ".join(str(error).split()).strip(".") or type(error).__name__
         raise InputError(f"{what} {problem} ({reason[:200]}); {remedy}.") from error
-
-
-def last_checkpoint(checkpoints: Path) -> str | None:
-    """The newest complete checkpoint of a `Trainer`; it writes `trainer_state.json` last, a killed write leaves none.
-
-    Args:
-        checkpoints: the `output_dir` of its `TrainingArguments`.
-    """
-
-    def is_complete(path: Path) -> bool:
-        try:
-            return read_json(path / "trainer_state.json") is not None
-        except InputError:
-            return False
-
-    complete = [path for path in checkpoints.glob("checkpoint-*") if is_complete(path)]
-    if not complete:
-        return None
-    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]))
-    logger.info("Going on from %s.", newest)
-    return str(newest)

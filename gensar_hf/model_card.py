@@ -17,7 +17,8 @@ from safetensors import safe_open
 from gensar_hf.evaluation.comparison import summarize_identifiers
 from gensar_hf.evaluation.metrics import METRICS
 from gensar_hf.evaluation.report import Table, identifier_table, markdown, metrics_tables, query_kinds_table
-from gensar_hf.files import CARD_FILE, atomic_path, read_json
+from gensar_hf.files import CARD_FILE, read_json
+from gensar_hf.folders import saving
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline
 
@@ -129,12 +130,9 @@ def model_card(
     num_items = table.num_items if table else config.get("num_items", 0)
     kinds = (metrics or {}).get("query_kinds")
     rows = [[stage, f"{seconds:.0f}"] for stage, seconds in (stages or {}).items()]
-    values = {
+    values: dict[str, Any] = {
         "title": title,
-        "data_name": facts.name,
-        "data_description": facts.description,
-        "data_license": facts.license,
-        "data_limits": facts.limits,
+        "facts": facts,
         "num_items": f"{num_items:,}",
         "num_parameters": f"{num_parameters:,}",
         "counts": _dataset_table(dataset).markdown() if dataset is not None else "",
@@ -149,23 +147,24 @@ def model_card(
         "versions": ", ".join(f"{package} {version(package)}" for package in PACKAGES),
     }
     if table:  # a history and a query as Python, of the catalogue's first items
-        history, query = (
-            [{"item_id": item_id} for item_id in table.item_ids[:2]],
-            (table.titles or ["a query"])[0].lower(),
-        )
+        history, query = [{"item_id": item_id} for item_id in table.item_ids[:2]], (table.titles or ["a query"])[0]
         values["example_history"] = json.dumps(history, ensure_ascii=False)
-        values["example_query"] = json.dumps(query, ensure_ascii=False)
+        values["example_query"] = json.dumps(query.lower(), ensure_ascii=False)
     card_data = ModelCardData(library_name="gensar-hf", tags=[*TAGS, *tags], **metadata)
     path = str(Path(__file__).parent / "cards" / template)
     return ModelCard.from_template(card_data, template_path=path, **values).content.rstrip() + "\n"
 
 
 def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any] | None = None, **options: Any) -> Path:
-    """Write the card of the model in `folder` as its README.md and return its path; arguments as for `model_card`."""
-    path, content = Path(folder) / CARD_FILE, model_card(folder, metrics, **options)
-    with atomic_path(path) as aside:
-        aside.write_text(content, encoding="utf-8")
-    return path
+    """Write the card of the model in `folder` as its README.md and return its path; arguments as for `model_card`.
+
+    Raises:
+        InputError: the folder has a card that this package did not write there, or that was edited.
+    """
+    content = model_card(folder, metrics, **options)
+    with saving(folder) as aside:
+        (aside / CARD_FILE).write_text(content, encoding="utf-8")
+    return Path(folder) / CARD_FILE
 
 
 def _eval_results(metrics: Mapping[str, Any], system: str, data: DataFacts) -> list[EvalResult]:

@@ -32,10 +32,9 @@ _REFUSED_SETTINGS = (
     "use_kernels",
 )  # fmt: skip
 _HARMLESS_VALUES = (None, False, "eager", "sdpa")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _MOST_LAYERS = 256  # that a configuration may name whatever its file of weights holds
 _JSON_BYTES, _JSON_BYTES_PER_TOKEN = 4 * 1024**2, 1000  # tokenizers of 128,000 to 262,000 tokens have 130 a token
-_MOST_TOKENS = 40_000  # that an adapter's limit of bytes is made for, which fits tokenizers of 300,000
+_MOST_TOKENS = 40_000  # where there are no weights; the limit of bytes fits tokenizers of 300,000
 # At the top of a folder; in the folders of the text encoder and the item encoder all JSON files are checked.
 _JSON_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -80,7 +79,8 @@ def open_folder(
     folder = root / inner
     if not folder.is_dir():
         raise InputError(f"The {what} in {os.fspath(path)} cannot be loaded: it has no folder '{inner.as_posix()}'.")
-    check_folder(folder)
+    with damage_reported(f"The {what} in {folder}", COPY_AGAIN):
+        check_folder(folder)
     return folder, others
 
 
@@ -93,22 +93,21 @@ def check_folder(folder: Path) -> None:
             or far too large.
     """
     root = _root(folder)
-    num_tokens = _num_tokens(folder)
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             _check_entry(Path(parent, name), root)
         is_top = Path(parent) == folder
         if is_top:
             folders[:] = [name for name in folders if name in (TEXT_ENCODER_DIR, ITEM_ENCODER_DIR)]
-        pickles = [name for name in files if name.endswith(_PICKLES)]
-        if pickles and not is_top and not any(name.endswith(".safetensors") for name in files):
+        if "pytorch_model.bin" in files and not any(name.endswith(".safetensors") for name in files):
             raise InputError(
-                f"{Path(parent, pickles[0])} is a pickle, which may hold code and is never read; save the model with "
-                "safetensors."
+                f"{parent} holds no model.safetensors, but pytorch_model.bin, a pickle, which may hold code and is "
+                "never read; save the model with safetensors."
             )
-        for name in files:
-            if name in _JSON_FILES or (name.endswith(".json") and not is_top):
-                _check_json(Path(parent, name), folder, num_tokens)
+        names = [name for name in files if name in _JSON_FILES or (name.endswith(".json") and not is_top)]
+        num_tokens = _num_tokens(Path(parent)) if names else 0
+        for name in names:
+            _check_json(Path(parent, name), folder, num_tokens)
 
 
 def _root(folder: Path) -> Path:
@@ -131,10 +130,9 @@ def _check_entry(path: Path, root: Path) -> None:
 
 
 def _num_tokens(folder: Path) -> int:
-    """Rows of the largest table of weights, which has one for each token; those of an adapter's model are not known."""
-    if (folder / "adapter_config.json").is_file():
-        return _MOST_TOKENS
-    return max((shape[0] for shape, _ in weights_header(folder).values() if len(shape) == 2 and all(shape)), default=0)
+    """Rows of the largest table of weights, which has one for each token; without weights, as of adapters, many."""
+    shapes = [shape for shape, _ in weights_header(folder).values() if len(shape) == 2 and all(shape)]
+    return max((rows for rows, _ in shapes), default=_MOST_TOKENS)
 
 
 def _check_json(path: Path, folder: Path, num_tokens: int) -> None:

@@ -2,9 +2,11 @@
 
 import copy
 import logging
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,9 +18,11 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from gensar_hf.data import Behavior
 from gensar_hf.data.tables import TableSource
+from gensar_hf.decoding.logits_process import refuse_nan
 from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
-from gensar_hf.files import CARD_FILE, atomic_path, damage_reported
+from gensar_hf.files import CARD_FILE, RECORD_FILE, damage_reported, read_json
+from gensar_hf.folders import finish_saving, saving
 from gensar_hf.generator.adapters import (
     ADAPTER_BASE_FILE,
     ADAPTER_CONFIG_FILE,
@@ -29,9 +33,22 @@ from gensar_hf.generator.adapters import (
 )
 from gensar_hf.generator.catalogue import Catalogue, ItemFilter
 from gensar_hf.generator.configuration_gensar import GenSARConfig
-from gensar_hf.generator.history import EventArrays, History, as_events, cut_query
+from gensar_hf.generator.history import (
+    ON_UNKNOWN,
+    EventArrays,
+    History,
+    as_batch,
+    as_events,
+    as_list,
+    check_choice,
+    check_flag,
+    cut_query,
+    is_list,
+    whole_number,
+)
 from gensar_hf.generator.initialization import set_generation_defaults
 from gensar_hf.generator.item_scores import (
+    MAX_BEAMS,
     EncodedRequests,
     beam_scores,
     best_items,
@@ -58,9 +75,17 @@ from gensar_hf.new_items import ItemEncoder, read_new_items
 Answer = dict[str, Any]
 MAX_SUGGESTION_TOKENS = 32
 NUM_CHECKED_ANSWERS = 10  # of a suggested query, of which one must be allowed
+MAX_SUGGESTIONS = 100  # each takes two beams, which hold keys and values of the whole decoder
+MAX_ANSWERS = 5_000_000  # of one call, which take 1.5 GB
+MAX_SCORED_ITEMS = 100_000  # where more items are wanted than a search has beams, all are scored: half a minute
+RANKING_METHODS = ("exact", "beam_search")
+# What the requests of one forward pass may take together, about half a gigabyte each.
+_MAX_PAIRS = 1 << 21  # of beams, since each beam may see all others
+_MAX_SCORES = 1 << 23  # of all items
+_MAX_ROWS = 1 << 10  # beams of suggested queries
+_MAX_LOGITS = 1 << 26  # of these beams
 
 logger = logging.getLogger(__name__)
-RANKING_METHODS = ("exact", "beam_search")
 PIPELINE_FILES = (
     *MODEL_FILES, *TOKENIZER_FILES, CARD_FILE, f"{ITEM_ENCODER_DIR}/*",
     ADAPTER_CONFIG_FILE, ADAPTER_BASE_FILE, ADAPTER_WEIGHTS_FILE,
@@ -103,9 +128,6 @@ class GenSARPipeline:
                 "before it is wrapped: of a PeftModel `model.merge_and_unload()`, and compile with "
                 "`pipe.model.compile()`."
             )
-        for name, value in (("num_beams", num_beams), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise InputError(f"`{name}` must be a whole number of at least 1; got {value!r}.")
         embeddings: Any = model.get_input_embeddings()
         num_tokens = len(embeddings.weight)
         if len(tokenizer) > num_tokens:
@@ -133,8 +155,8 @@ class GenSARPipeline:
         self.adapter: Any = None  # the model with LoRA on it, while it is trained
         self.name_or_path: str | None = None
         self._folder: Path | None = None  # where an item encoder can be read from
-        self.num_beams = int(num_beams)
-        self.batch_size = int(batch_size)
+        self.num_beams = whole_number("num_beams", num_beams, MAX_BEAMS)
+        self.batch_size = whole_number("batch_size", batch_size)
 
     @classmethod
     def from_pretrained(
@@ -160,6 +182,7 @@ class GenSARPipeline:
             InputError: a file is missing, damaged or refused (see `SECURITY.md`), or the files do not belong together;
                 an adapter's model is missing, or another one.
         """
+        finish_saving(Path(path) / (kwargs.get("subfolder") or ""))
         is_local = Path(path).is_dir()
         folder, kwargs = open_folder(path, PIPELINE_FILES, kwargs)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -184,12 +207,18 @@ class GenSARPipeline:
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write all that `from_pretrained` reads: model, tokenizer, identifiers, item encoder, and the card if any.
 
-        LoRA weights that were trained are merged into the model; `GenSARTrainer.save_model` writes them alone.
+        An earlier model in the folder is replaced as a whole, and other files in it stay. LoRA weights that were
+        trained are merged into the model; `GenSARTrainer.save_model` writes them alone.
+
+        Raises:
+            InputError: the folder cannot be written to, another process writes it, or a file is in the way that this
+                package did not write there.
         """
-        model = self.model if self.adapter is None else merge_adapter(copy.deepcopy(self.adapter))
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        self.save_extras(folder)
+        with saving_model(folder) as aside:
+            model = self.model if self.adapter is None else merge_adapter(copy.deepcopy(self.adapter))
+            model.save_pretrained(aside)
+            self.tokenizer.save_pretrained(aside)
+            self.save_extras(aside)
         if self.adapter is None:
             self.name_or_path = os.fspath(folder)
 
@@ -202,8 +231,7 @@ class GenSARPipeline:
             if self.tokenizer.catalogue.texts is None:  # otherwise the tokenizer writes it
                 encoder.text_encoder.save(Path(folder) / TEXT_ENCODER_DIR)
         if self.card is not None:
-            with atomic_path(Path(folder) / CARD_FILE) as aside:
-                aside.write_text(self.card, encoding="utf-8")
+            (Path(folder) / CARD_FILE).write_text(self.card, encoding="utf-8")
 
     def push_to_hub(
         self,
@@ -237,6 +265,7 @@ class GenSARPipeline:
             name = self.name_or_path
             self.save_pretrained(folder)
             self.name_or_path = name  # not the temporary folder
+            (Path(folder) / RECORD_FILE).unlink()
             return push_folder(
                 folder,
                 repo_id,
@@ -264,8 +293,10 @@ class GenSARPipeline:
 
         Args:
             history: events, oldest first, such as `[{"item_id": "242"}, {"query": "comedy"}, {"item_id": "302",
-                "query": "comedy"}]`; or a list of such lists, answered as a batch.
-            top_k: number of items; fewer if the catalogue, or what is allowed of it, has fewer.
+                "query": "comedy"}]`; or a list of such lists, answered as a batch. An empty list is one user without
+                events, not an empty batch.
+            top_k: number of items; fewer if the catalogue, or what is allowed of it, has fewer. At most 1,024 of more
+                than 100,000 items.
             among: the only items that may be answers: item ids, a mask of one truth value per item (in the order of
                 `pipe.items`), or a `pipe.filter` of either; or a list of one of these, or None, per request of a batch.
                 Scores are those without a filter. No item allowed: no answers.
@@ -282,8 +313,8 @@ class GenSARPipeline:
             times the logarithm of the item's probability by its vector and text. For a batch, a list of such lists.
 
         Raises:
-            ValueError: an item of the history or of a filter is unknown, `top_k` is not positive, or the filters are
-                of another number of requests or items.
+            ValueError: an item of the history or of a filter is unknown, an argument has another type or is out of
+                range, the answers would fill the memory, or the model's scores are not finite.
         """
         histories, is_batch = as_batch(history)
         options = {"among": among, "exclude": exclude, "exclude_seen": exclude_seen, "on_unknown": on_unknown}
@@ -305,7 +336,7 @@ class GenSARPipeline:
 
         Args:
             query: the typed text; a list makes a batch, with one history per query or no history.
-            history: as in `recommend`; empty: a search without a user.
+            history: as in `recommend`; empty or None: searches without a user.
             top_k: number of items.
             among: as in `recommend`.
             exclude: as in `recommend`.
@@ -316,9 +347,10 @@ class GenSARPipeline:
         Raises:
             ValueError: an empty query, an unknown item in the history or a filter, or lists of different lengths.
         """
-        is_batch = isinstance(query, Iterable) and not isinstance(query, str)
-        queries: list[Any] = list(query) if is_batch else [query]
-        histories = as_batch(history)[0] if len(history) else [[] for _ in queries]
+        is_batch = is_list(query)
+        queries = as_list(query, "`query`", "of texts") if is_batch else [query]
+        nobody = history is None or (is_list(history) and len(history) == 0)
+        histories = [[] for _ in queries] if nobody else as_batch(history)[0]
         if len(histories) != len(queries):
             raise ValueError(f"A batch needs one history for each query; got {len(histories)} and {len(queries)}.")
         options = {"among": among, "exclude": exclude, "exclude_seen": exclude_seen, "on_unknown": on_unknown}
@@ -331,20 +363,24 @@ class GenSARPipeline:
 
         Args:
             history: as for `recommend`.
-            top_k: number of queries; fewer if fewer of the likeliest are left.
+            top_k: number of queries, at most 100; fewer if fewer of the likeliest are left.
             among: as in `recommend`: of the `4 * top_k` likeliest queries (at least 10), those that have an answer
                 there. A query has if one of these items is among the 10 best answers of `pipe.search` for it, with
                 this history and without a filter. Each of the queries is searched, which costs that many searches.
             on_unknown: as for `recommend`.
+
+        Raises:
+            ValueError: as for `recommend`.
         """
         histories, is_batch = as_batch(history)
         self.model.eval()
-        catalogue, top_k = self.tokenizer.catalogue, checked_top_k(top_k)
+        catalogue, top_k = self.tokenizer.catalogue, whole_number("top_k", top_k, MAX_SUGGESTIONS)
         filters = catalogue.filters(among, len(histories), on_unknown)
-        num_beams = max(2 * top_k, 5) if among is None else max(4 * top_k, 10)  # several may spell the same words
         suppressed = self.tokenizer.code_token_ids.tolist()
+        num_beams = max(2 * top_k, 5) if among is None else max(4 * top_k, 10)  # several may spell the same words
+        num_rows = min(_MAX_ROWS, _MAX_LOGITS // len(self.model.get_input_embeddings().weight))
         answers: list[list[Answer]] = []
-        for chunk in chunks(histories, self.batch_size):
+        for chunk in chunks(histories, max(1, min(self.batch_size, num_rows // num_beams))):
             inputs = self._inputs(chunk, None, Behavior.SEARCH_QUERY, catalogue, on_unknown)
             output = self.model.generate(
                 **inputs,
@@ -358,7 +394,8 @@ class GenSARPipeline:
                 suppress_tokens=suppressed,
             )
             num_given = inputs["input_ids" if self.tokenizer.decoder_only else "decoder_input_ids"].shape[1]
-            words = self.tokenizer.batch_decode(output.sequences[:, num_given:], skip_special_tokens=True)
+            words = self.tokenizer.decode_words(output.sequences[:, num_given:])
+            refuse_nan(output.sequences_scores.view(len(chunk), num_beams), "for request")
             scores = output.sequences_scores.tolist()
             for row in range(len(chunk)):
                 beams = slice(row * num_beams, (row + 1) * num_beams)
@@ -407,13 +444,17 @@ class GenSARPipeline:
         Raises:
             ValueError: an unknown item, a removed candidate, lists of different lengths, or an unknown method.
         """
-        if method not in RANKING_METHODS:
-            raise ValueError(f"`method` must be one of {', '.join(RANKING_METHODS)}; got {method!r}.")
+        check_choice("method", method, RANKING_METHODS)
+        check_choice("on_unknown", on_unknown, ON_UNKNOWN)
         catalogue = self.tokenizer.catalogue
         histories, is_batch = as_batch(history)
-        candidate_lists: list[Any] = list(candidates) if is_batch else [candidates]
-        is_list = is_batch and not isinstance(query, str)
-        queries: list[Any] | None = None if query is None else list(query) if is_list else [query]
+        of_lists = "of lists of item ids, one for each history"
+        candidate_lists: list[Any] = as_list(candidates, "`candidates`", of_lists) if is_batch else [candidates]
+        queries: list[Any] | None = [query]
+        if query is None:
+            queries = None
+        elif is_batch and is_list(query):
+            queries = as_list(query, "`query`", "of texts")
         num_queries = len(histories) if queries is None else len(queries)
         if not len(candidate_lists) == num_queries == len(histories):
             raise ValueError(
@@ -424,6 +465,7 @@ class GenSARPipeline:
         rows = [catalogue.candidate_rows(given, on_unknown) for given in candidate_lists]
         for place, own in enumerate(catalogue.filters(among, len(rows), on_unknown)):
             rows[place] = rows[place] if own is None else rows[place][own.is_open[rows[place]]]
+        check_num_answers(len(rows), max(map(len, rows), default=0))
         score = self.score_items if method == "exact" else self._beam_scores
         scores = score(histories, rows, queries, on_unknown, catalogue)
         return unbatch(ranked_answers(rows, scores, catalogue), is_batch)
@@ -469,7 +511,7 @@ class GenSARPipeline:
         catalogue = catalogue or self.tokenizer.catalogue
         longest = candidates.shape[1] if isinstance(candidates, np.ndarray) else max(map(len, candidates), default=0)
         scores = np.full((len(histories), longest), -np.inf, dtype=np.float32)
-        for chunk in chunks(range(len(histories)), self.batch_size):
+        for chunk in self._request_chunks(len(histories)):
             chunk_queries = None if queries is None else [queries[row] for row in chunk]
             chunk_histories: list[Any] = [histories[row] for row in chunk]
             encoded = self._encode(chunk_histories, chunk_queries, catalogue, on_unknown)
@@ -592,11 +634,18 @@ class GenSARPipeline:
         explain: bool,
     ) -> list[list[Answer]]:
         """Search results, or recommendations where `queries` is None."""
-        catalogue, top_k = self.tokenizer.catalogue, checked_top_k(top_k)
+        catalogue = self.tokenizer.catalogue
+        num_items = catalogue.identifiers.num_items
+        most = None if num_items <= MAX_SCORED_ITEMS else MAX_BEAMS
+        top_k = min(whole_number("top_k", top_k, most), num_items)
+        check_num_answers(len(histories), top_k)
+        check_flag("exclude_seen", exclude_seen)
+        check_flag("explain", explain)
         filters = catalogue.filters(among, len(histories), on_unknown)
         denied = catalogue.filters(exclude, len(histories), on_unknown, "exclude")
+        histories, num_beams = [as_events(history) for history in histories], max(self.num_beams, top_k)
         answers = []
-        for rows in chunks(range(len(histories)), self.batch_size):
+        for rows in self._request_chunks(len(histories), num_beams):
             chunk = [histories[row] for row in rows]
             chunk_queries = None if queries is None else [queries[row] for row in rows]
             encoded = self._encode(chunk, chunk_queries, catalogue, on_unknown)
@@ -606,7 +655,7 @@ class GenSARPipeline:
                 for items, own in zip(seen, [denied[row] for row in rows], strict=True)
             ]
             own_filters = [filters[row] for row in rows]
-            found = best_items(encoded, catalogue, max(self.num_beams, top_k), excluded, filters=own_filters)
+            found = best_items(encoded, catalogue, num_beams, excluded, filters=own_filters)
             answers += [answers_of(items[:top_k], scores[:top_k], catalogue) for items, scores in found]
             if explain:
                 parts = score_parts(encoded, [items[:top_k] for items, _ in found], catalogue)
@@ -625,12 +674,21 @@ class GenSARPipeline:
             times as many.
         """
         found = []
-        for rows in chunks(range(len(histories)), self.batch_size):
+        for rows in self._request_chunks(len(histories)):
             chunk: list[Any] = [histories[row] for row in rows]
             chunk_queries = None if queries is None else [queries[row] for row in rows]
             encoded = self._encode(chunk, chunk_queries, self.tokenizer.catalogue, "raise")
             found += best_items(encoded, self.tokenizer.catalogue, self.num_beams, only=parts)
         return found
+
+    def _request_chunks(self, num_requests: int, num_beams: int | None = None) -> Iterator[Sequence[int]]:
+        """Requests that are answered together: at most `batch_size`, fewer where beams or items would fill the memory.
+
+        `num_beams`: default: the pipeline's.
+        """
+        beams, num_items = min(num_beams or self.num_beams, MAX_BEAMS), self.tokenizer.identifiers.num_items
+        size = min(self.batch_size, _MAX_PAIRS // beams**2, _MAX_SCORES // num_items)
+        return chunks(range(num_requests), max(1, size))
 
     def _encode(
         self,
@@ -664,6 +722,23 @@ class GenSARPipeline:
             requests = [as_events(history) for history in histories]
             encoding = self.tokenizer.encode_request(requests, on_unknown=on_unknown, **options)
         return {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
+
+
+def saving_model(folder: str | os.PathLike, replace: bool = True) -> AbstractContextManager[Path]:
+    """`folders.saving` into a folder that may hold a model or an adapter already.
+
+    Args:
+        folder: made if it does not exist.
+        replace: whether files of the earlier model that are not written now are deleted.
+    """
+    try:
+        settings = read_json(Path(folder) / "tokenizer_config.json")
+        is_model = isinstance(settings, dict) and settings.get("tokenizer_class") == GenSARTokenizer.__name__
+    except (InputError, OSError):
+        is_model = False
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    stale = (ADAPTER_CONFIG_FILE, ADAPTER_BASE_FILE, ADAPTER_WEIGHTS_FILE, *weights)
+    return saving(folder, replace=replace, is_own=is_model, stale=stale if is_model and replace else ())
 
 
 def _load_model(
@@ -753,12 +828,6 @@ def ranked_answers(rows: Sequence[np.ndarray], scores: np.ndarray, catalogue: Ca
     return answers
 
 
-def as_batch(history: Any) -> tuple[list[History], bool]:
-    """One history or a list of them as a list, and whether it was one."""
-    is_batch = isinstance(history, Sequence) and len(history) > 0 and isinstance(history[0], (list, tuple))
-    return (list(history) if is_batch else [history]), is_batch
-
-
 def unbatch(answers: list[list[Answer]], is_batch: bool) -> list[Answer] | list[list[Answer]]:
     """The answers of a batch, or those of its only request."""
     return answers if is_batch else answers[0]
@@ -770,17 +839,19 @@ def chunks(rows: Sequence, size: int) -> Iterator[Sequence]:
         yield rows[start : start + size]
 
 
-def checked_top_k(top_k: Any) -> int:
-    """`top_k`; raises a `ValueError` unless it is a positive whole number."""
-    if not isinstance(top_k, (int, np.integer)) or top_k < 1:
-        raise ValueError(f"`top_k` must be a whole number of at least 1; got {top_k!r}.")
-    return int(top_k)
+def check_num_answers(num_requests: int, num_answers: int) -> None:
+    """Raise a `ValueError` where the answers of one call would fill the memory."""
+    if num_requests * num_answers > MAX_ANSWERS:
+        raise ValueError(
+            f"{num_requests:,} requests of {num_answers:,} items each are more than {MAX_ANSWERS:,} answers; make "
+            "several calls."
+        )
 
 
 def distinct_queries(words: list[str], scores: list[float], top_k: int) -> list[Answer]:
     """The first `top_k` different queries with their scores; `words` are sorted, best first."""
     best: dict[str, float] = {}
     for text, score in zip(words, scores, strict=True):
-        if text.strip():
+        if text.strip() and math.isfinite(score):  # beams beyond the last possible query have no score
             best.setdefault(text.strip(), score)
     return [{"query": text, "score": score} for text, score in list(best.items())[:top_k]]

@@ -113,6 +113,21 @@ def test_train_evaluate_and_ask(gensar, tables, config, tmp_path):
     assert "bm25-hard(title)-9" in printed
 
 
+def test_files_of_others_are_neither_replaced_nor_made(gensar, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (run / "results").mkdir()
+    (run / "results" / "tables.md").write_text("mine")
+    assert_one_sentence(gensar("evaluate", run), "results/tables.md would be replaced")
+    assert [path.read_text() for path in (run / "results").iterdir()] == ["mine"]
+    assert_one_sentence(gensar("add-items", "me/films", "--remove", "[B01]"), "There is no folder me/films to change")
+    assert not (tmp_path / "me").exists()
+    (tmp_path / "config.json").write_text("mine")
+    command = ["add-items", run, "--remove", "[B01]", "--output_dir"]
+    assert_one_sentence(gensar(*command, tmp_path), "config.json would be replaced")
+    assert_one_sentence(gensar(*command, tmp_path / "config.json" / "x"), "cannot be made (Not a directory)")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "config.json"}
+
+
 @pytest.mark.slow
 def test_evaluate_compares_with_other_systems(gensar, run):
     status, printed, complaint = gensar("evaluate", run, "--num_negatives=9", "--full_ranking=true", "--max_users=5")

@@ -13,7 +13,6 @@ from gensar_hf.errors import InputError
 from gensar_hf.files import (
     atomic_path,
     fingerprint,
-    last_checkpoint,
     load_array_metadata,
     load_arrays,
     read_json,
@@ -46,7 +45,7 @@ def test_atomic_path_replaces_a_whole_folder(tmp_path):
     path = tmp_path / "model"
     path.mkdir()
     (path / "stale.bin").write_text("old")
-    with atomic_path(path) as aside:
+    with atomic_path(path, replace_folder=True) as aside:
         aside.mkdir()
         (aside / "fresh.bin").write_text("new")
         assert (path / "stale.bin").exists(), "the old folder must be whole until the new one is"
@@ -85,7 +84,7 @@ def test_atomic_path_moves_the_old_folder_back_when_the_rename_fails(tmp_path, m
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", failing_rename)
-    with pytest.raises(OSError, match="disk trouble"), atomic_path(path) as aside:
+    with pytest.raises(OSError, match="disk trouble"), atomic_path(path, replace_folder=True) as aside:
         aside.mkdir()
     assert os.listdir(tmp_path) == ["model"]
     assert (path / "keep").read_text() == "old"
@@ -202,12 +201,3 @@ def test_a_truncated_array_file_is_named(tmp_path, kept):
 def test_a_missing_array_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"a\.safetensors does not exist"):
         load_arrays(tmp_path / "a.safetensors")
-
-
-def test_the_newest_complete_checkpoint_counts(tmp_path):
-    assert last_checkpoint(tmp_path / "none") is None
-    for step, state in ((5, "{}"), (10, "{}"), (15, '{"glob'), (20, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")

@@ -62,6 +62,33 @@ def test_the_auto_classes_give_the_same_sequences(pipe: GenSARPipeline, model_di
     )
 
 
+def test_a_model_replaces_another_as_a_whole_and_leaves_other_files(
+    pipelines: dict[str, GenSARPipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipelines["texts"].save_pretrained(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "adapter_config.json").write_text("{}")  # of an adapter that an earlier version has saved
+
+    def die(folder: Path) -> None:
+        if (Path(folder) / ".files.aside-ready").exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gensar_hf.folders.finish_saving", die)
+        with pytest.raises(KeyboardInterrupt):
+            pipelines["vectors"].save_pretrained(tmp_path)
+    loaded = GenSARPipeline.from_pretrained(tmp_path, device="cpu")  # which completes the save
+    assert loaded.recommend(HISTORIES) == pipelines["vectors"].recommend(HISTORIES)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not list(tmp_path.glob("text_*"))
+    assert not (tmp_path / "adapter_config.json").exists()
+    loaded.card = "a card"
+    loaded.save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("an edited card")
+    with pytest.raises(InputError, match=r"README\.md would be replaced"):
+        loaded.save_pretrained(tmp_path)
+
+
 FRESH_PROCESS = """
 import json, sys
 from gensar_hf import GenSARPipeline

@@ -282,7 +282,7 @@ def test_top_k_must_be_positive(events_pipe: GenSARPipeline, top_k: object) -> N
         events_pipe.suggest_queries,
         lambda history, k: events_pipe.search("a", history, k),
     ):
-        with pytest.raises(ValueError, match="`top_k` must be a whole number of at least 1; got"):
+        with pytest.raises(ValueError, match="`top_k` must be a whole number of at least 1"):
             ask(HISTORY, top_k)
 
 
@@ -379,7 +379,7 @@ def test_settings_out_of_range_are_refused(model_dirs: dict[str, Path], options:
 
 def test_a_wrapped_model_is_refused(events_pipe: GenSARPipeline) -> None:
     with pytest.raises(InputError, match="before it is wrapped"):
-        GenSARPipeline(torch.compile(events_pipe.model, backend="eager"), events_pipe.tokenizer)
+        GenSARPipeline(torch.nn.DataParallel(events_pipe.model), events_pipe.tokenizer)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

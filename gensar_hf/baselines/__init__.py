@@ -1,11 +1,11 @@
 """Baselines behind the protocol of GenSAR's evaluation; `tuning.fit_baseline` fits one by its name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gensar_hf.baselines import dense_retrieval, hybrid
+from gensar_hf.baselines import dense_retrieval
 from gensar_hf.baselines.bm25 import BM25, BM25Config
 from gensar_hf.baselines.dense_retrieval import DenseRetrieval, DenseRetrievalConfig
 from gensar_hf.baselines.gru4rec import GRU4RecConfig, GRU4RecModel
@@ -14,6 +14,7 @@ from gensar_hf.baselines.markov import MarkovChain, MarkovConfig
 from gensar_hf.baselines.matching import JSRConfig, JSRModel, MatchingScorer, QEMConfig, QEMModel, fit_jsr, fit_qem
 from gensar_hf.baselines.popularity import Popularity, PopularityConfig
 from gensar_hf.baselines.sequential import NextItemScorer, fit_next_item_model
+from gensar_hf.data.user_events import UserEvents
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.evaluation import Scorer
@@ -35,12 +36,17 @@ class Baseline:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _fit_hybrid(events: UserEvents, texts: Sequence[str], config: HybridSearchConfig, training: Any) -> HybridSearch:
+    dense = dense_retrieval.fit(events, texts, config, training)
+    return HybridSearch([BM25(texts, config.k1, config.b), dense], config.k)
+
+
 BASELINES: dict[str, Baseline] = {
     "popularity": Baseline(PopularityConfig, lambda events, *_: Popularity(events)),
     "markov": Baseline(MarkovConfig, lambda events, texts, config, _: MarkovChain(events, config)),
     "bm25": Baseline(BM25Config, lambda events, texts, config, _: BM25(texts, config.k1, config.b)),
     "dense_retrieval": Baseline(DenseRetrievalConfig, dense_retrieval.fit),
-    "hybrid": Baseline(HybridSearchConfig, hybrid.fit),
+    "hybrid": Baseline(HybridSearchConfig, _fit_hybrid),
     "sasrec": Baseline(SASRecConfig, partial(fit_next_item_model, SASRecModel, "SASRec")),
     "gru4rec": Baseline(GRU4RecConfig, partial(fit_next_item_model, GRU4RecModel, "GRU4Rec")),
     "qem": Baseline(QEMConfig, fit_qem),

@@ -42,7 +42,7 @@ class DenseRetrieval(QueryScorer):
     read. `item_embeddings` are `(num_items, dim)` in catalogue order, from the same encoder; zero rows score 0.
 
     Raises:
-        ValueError: the embeddings are not a finite matrix, or, in `score`, the dimensions differ.
+        ValueError: in `score`, the dimensions differ.
     """
 
     def __init__(
@@ -53,9 +53,6 @@ class DenseRetrieval(QueryScorer):
         query_prefix: str = "",
         num_parameters: int = 0,
     ) -> None:
-        if item_embeddings.ndim != 2 or not np.isfinite(item_embeddings).all():
-            shape = item_embeddings.shape
-            raise ValueError(f"`item_embeddings` must be a finite (num_items, dim) matrix; got shape {shape}.")
         self.item_embeddings = unit_rows(item_embeddings)
         self.query_encoder, self.query_prefix = query_encoder, query_prefix
         self.name, self.num_parameters = name, num_parameters

@@ -1,15 +1,13 @@
 """Hybrid search: lexical and dense retrieval, fused by reciprocal rank."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gensar_hf.baselines import dense_retrieval
-from gensar_hf.baselines.bm25 import BM25, BM25Config, QueryScorer
+from gensar_hf.baselines.bm25 import BM25Config, QueryScorer
 from gensar_hf.baselines.dense_retrieval import DenseRetrievalConfig
-from gensar_hf.data.user_events import UserEvents
 
 
 @dataclass
@@ -58,11 +56,3 @@ class HybridSearch(QueryScorer):
             ranks = rankdata(np.where(matches, -scores, np.inf), axis=1)  # from 1, ties share their mean
             fused = fused + matches / (self.k + ranks)
         return fused
-
-
-def fit(
-    events: UserEvents, item_texts: Sequence[str], config: HybridSearchConfig, training: Mapping[str, Any]
-) -> HybridSearch:
-    """Index and encode the item texts; see `Baseline.fit`."""
-    bm25 = BM25(item_texts, config.k1, config.b)
-    return HybridSearch([bm25, dense_retrieval.fit(events, item_texts, config, training)], k=config.k)

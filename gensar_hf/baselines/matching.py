@@ -5,7 +5,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +33,6 @@ TRAINING_DEFAULTS = {
     "learning_rate": 5e-3,
     "weight_decay": 0.1,
 }
-
-ModelT = TypeVar("ModelT", bound="MatchingModel")
 
 
 @strict
@@ -243,51 +241,39 @@ def text_examples(item_texts: Sequence[str], model: MatchingModel) -> Examples:
     )
 
 
-def build_model(
-    model_class: type[ModelT],
+def fit_matching(
+    model_class: type[MatchingModel],
     events: UserEvents,
     item_texts: Sequence[str],
     config: MatchingConfig,
-    seed: int,
-    num_users: int | None = None,
-) -> ModelT:
-    """A new model of the data, its sizes and vocabulary set in `config`; texts are read if `text_weight` is positive.
+    training: Mapping[str, Any],
+    clicks: Sequence[Mapping[str, Any]],
+    name: str,
+) -> "MatchingScorer":
+    """Train a model on click examples (options of `click_examples`) and, with `text_weight`, on the item texts.
 
     Item biases start at the log of the training clicks: otherwise training would spend its first steps on the
     popularity.
-    """
-    config.num_users = events.num_users if num_users is None else num_users
-    config.num_items = events.num_items
-    texts = [*events.query_texts, *(item_texts if config.text_weight else ())]
-    # In alphabetical order: that of the log would reveal where held-out queries are.
-    config.words = sorted({word for text in texts for word in split_words(text)})
-    model = new_model(model_class, config, seed)
-    clicked = events.items[events.items >= 0]
-    popularity = np.log1p(np.bincount(clicked, minlength=events.num_items))  # (num_items,)
-    with torch.no_grad():
-        model.item_bias.copy_(torch.from_numpy(popularity - popularity.mean()))
-    return model
-
-
-def fit_matching(
-    model: MatchingModel,
-    parts: Sequence[Examples],
-    item_texts: Sequence[str],
-    training: Mapping[str, Any],
-    name: str,
-) -> "MatchingScorer":
-    """Train a new model in place on click examples and, if `text_weight` is positive, on the item texts.
 
     Raises:
         InputError: there is no click to learn from.
     """
+    config.num_items = events.num_items
+    texts = [*events.query_texts, *(item_texts if config.text_weight else ())]
+    # In alphabetical order: that of the log would reveal where held-out queries are.
+    config.words = sorted({word for text in texts for word in split_words(text)})
+    model = new_model(model_class, config, training["seed"])
+    clicked = events.items[events.items >= 0]
+    popularity = np.log1p(np.bincount(clicked, minlength=events.num_items))  # (num_items,)
+    with torch.no_grad():
+        model.item_bias.copy_(torch.from_numpy(popularity - popularity.mean()))
+    parts = [click_examples(events, model, **options) for options in clicks]
     if not sum(map(len, parts)):
         raise InputError(
             f"{type(model).__name__} cannot be trained: no event before the held-out ones is a click of the kind that "
             "it learns from; give longer histories."
         )
-    texts = [text_examples(item_texts, model)] if model.config.text_weight else []
-    examples = Examples.concatenate([*parts, *texts])
+    examples = Examples.concatenate(parts + ([text_examples(item_texts, model)] if config.text_weight else []))
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -383,10 +369,9 @@ def fit_qem(
     events: UserEvents, item_texts: Sequence[str], config: QEMConfig, training: Mapping[str, Any]
 ) -> MatchingScorer:
     """Train on search clicks and on what the settings add; see `Baseline.fit`."""
-    num_users = None if config.personalized else 0
-    model = build_model(QEMModel, events, item_texts, config, training["seed"], num_users)
-    clicks = click_examples(events, model, CLICKS if config.personalized else [Behavior.SEARCHED_ITEM])
-    return fit_matching(model, [clicks], item_texts, training, "QEM")
+    config.num_users = events.num_users if config.personalized else 0
+    clicks = {"behaviors": CLICKS if config.personalized else [Behavior.SEARCHED_ITEM]}
+    return fit_matching(QEMModel, events, item_texts, config, training, [clicks], "QEM")
 
 
 # ---- JSR
@@ -467,10 +452,10 @@ def fit_jsr(
     events: UserEvents, item_texts: Sequence[str], config: JSRConfig, training: Mapping[str, Any]
 ) -> MatchingScorer:
     """Train on all clicks as clicks of their users, and on search clicks as answers to queries; see `Baseline.fit`."""
-    model = build_model(JSRModel, events, item_texts, config, training["seed"])
+    config.num_users = events.num_users
     length, personalized = config.history_length, config.personalized_search
-    user_clicks = click_examples(events, model, with_words=False, history_length=length)
-    options: dict[str, Any] = {"with_users": personalized, "history_length": length if personalized else 0}
-    search_clicks = click_examples(events, model, [Behavior.SEARCHED_ITEM], **options)
+    user_clicks = {"with_words": False, "history_length": length}
+    search_clicks: dict[str, Any] = {"behaviors": [Behavior.SEARCHED_ITEM], "with_users": personalized}
+    search_clicks["history_length"] = length if personalized else 0
     name = "JSR, personalized search" if personalized else "JSR"
-    return fit_matching(model, [user_clicks, search_clicks], item_texts, training, name)
+    return fit_matching(JSRModel, events, item_texts, config, training, [user_clicks, search_clicks], name)

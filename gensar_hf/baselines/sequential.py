@@ -69,7 +69,7 @@ def fit_next_item_model(
     """
     config.num_items = events.num_items
     model = new_model(model_class, config, training["seed"])
-    histories = user_clicks(events)
+    histories = [items[items >= 0] for items in np.split(events.items, events.offsets[1:-1])]
     with tempfile.TemporaryDirectory() as folder:
         arguments = sasrec_training_arguments(folder, **machine_defaults(), **training, logging_strategy="no")
         arguments.max_steps = num_training_steps(histories, arguments, config.max_length)
@@ -92,11 +92,6 @@ def new_model(model_class: Callable[[Any], Model], config: PreTrainedConfig, see
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return model_class(config)
-
-
-def user_clicks(events: UserEvents) -> list[np.ndarray]:
-    """Each user's clicked items, oldest first, without the queries."""
-    return [items[items >= 0] for items in np.split(events.items, events.offsets[1:-1])]
 
 
 def clicked_items(requests: Requests) -> list[np.ndarray]:

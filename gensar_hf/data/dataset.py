@@ -23,7 +23,8 @@ from gensar_hf.data.splits import Split, SplitMethod, leave_one_out, make_split
 from gensar_hf.data.tables import Table, TableSource, id_column, read_table, text_column, text_of, time_column
 from gensar_hf.data.user_events import UserEvents, user_events
 from gensar_hf.errors import InputError
-from gensar_hf.files import atomic_path, read_json, write_json
+from gensar_hf.files import read_json, write_json
+from gensar_hf.folders import finish_saving, saving
 
 logger = logging.getLogger(__name__)
 
@@ -319,17 +320,20 @@ class InteractionDataset:
         return self._with(items, rows, np.concatenate([self._is_history, other._is_history])[order])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `items.parquet`, `interactions.parquet`, `split.safetensors` and, last, `dataset.json` to `folder`."""
-        folder = Path(folder)
+        """Write `items.parquet`, `interactions.parquet`, `split.safetensors` and `dataset.json` to `folder`.
+
+        Raises:
+            InputError: the folder has a file of such a name that no dataset was saved as, or cannot be written to.
+        """
         history = {"is_history": self._is_history} if self._is_history.any() else {}
         rows = self.interactions.assign(**history)
-        for name, frame in (("items", self.items), ("interactions", rows)):
-            with atomic_path(folder / f"{name}.parquet") as aside:
-                frame.to_parquet(aside, index=False)
-        self.split.save(folder)
         counts = {"num_items": len(self.items), "num_interactions": len(self)}
         about = {"text_columns": list(self.text_columns), "split": self.split_method, **counts}
-        write_json(folder / _ABOUT_FILE, {"format_version": _FORMAT_VERSION, **about})
+        with saving(folder) as aside:
+            for name, frame in (("items", self.items), ("interactions", rows)):
+                frame.to_parquet(aside / f"{name}.parquet", index=False)
+            self.split.save(aside)
+            write_json(aside / _ABOUT_FILE, {"format_version": _FORMAT_VERSION, **about})
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> InteractionDataset:
@@ -339,6 +343,7 @@ class InteractionDataset:
             InputError: a file is missing or damaged, or the files do not belong together.
         """
         folder = Path(folder)
+        finish_saving(folder)
         is_old = not (folder / _ABOUT_FILE).is_file() and (folder / _OLD_ABOUT_FILE).is_file()
         about = read_json(folder / (_OLD_ABOUT_FILE if is_old else _ABOUT_FILE))
         items, rows = (read_table(folder / f"{name}.parquet", name).frame for name in ("items", "interactions"))

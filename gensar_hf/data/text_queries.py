@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 
 ValueT = TypeVar("ValueT")
 
-# Shares of the kinds of training queries. An item that lacks a kind (no attributes, say) gets words of its title.
-WHOLE_TITLE_SHARE = 0.22
-RAREST_WORDS_SHARE = 0.10
-TITLE_WORDS_SHARE = 0.25
-SWAPPED_WORDS_SHARE = 0.05
-PREFIX_SHARE = 0.13
-ATTRIBUTES_SHARE = 0.15
-DESCRIPTION_SHARE = 0.10
-
 MISSPELLED_SHARE = 0.2  # of the training queries of every kind
 AS_WRITTEN_SHARE = 0.5  # of the whole titles: with capitals and punctuation; the others are plain words
 NO_APOSTROPHE_SHARE = 0.5  # of the queries with an apostrophe: "schindlers list"
@@ -175,14 +166,15 @@ class TextQueries:
                 )
         self.titles = list(titles)
         self.columns = {name: list(texts) for name, texts in columns.items()}
+        # Shares of the kinds of training queries. An item that lacks a kind (attributes, say) gets words of its title.
         kinds: dict[Callable[[int, np.random.Generator], str], float] = {
-            self._whole_title: WHOLE_TITLE_SHARE,
-            self._rarest_words: RAREST_WORDS_SHARE,
-            self._swapped_words: SWAPPED_WORDS_SHARE,
-            self._prefix: PREFIX_SHARE,
-            self._attributes: ATTRIBUTES_SHARE,
-            self.description: DESCRIPTION_SHARE,
-            self._title_words: TITLE_WORDS_SHARE,
+            self._whole_title: 0.22,
+            self._rarest_words: 0.10,
+            self._swapped_words: 0.05,
+            self._prefix: 0.13,
+            self._attributes: 0.15,
+            self.description: 0.10,
+            self._title_words: 0.25,
         }
         self._kinds, self._ends = list(kinds), list(accumulate(kinds.values()))[:-1]
 
@@ -199,7 +191,7 @@ class TextQueries:
         return len(self.titles)
 
     def draw(self, item: int, rng: np.random.Generator) -> str:
-        """A training query for the item, by the shares above; "" if the item has no word at all."""
+        """A training query for the item, of a kind drawn by its share; "" if the item has no word at all."""
         query = self._kinds[bisect(self._ends, rng.random())](item, rng)
         query = query or self._title_words(item, rng) or self.attributes(item, rng) or self.description(item, rng)
         if "'" in query and rng.random() < NO_APOSTROPHE_SHARE:
@@ -224,10 +216,6 @@ class TextQueries:
             rarest = sorted(range(len(found)), key=lambda place: (frequencies[found[place]], -len(found[place]), place))
             found = [found[place] for place in sorted(rarest[:2])]
         return " ".join(found)
-
-    def misspelled(self, item: int, rng: np.random.Generator) -> str:
-        """`part` with one typing error, see `misspell`."""
-        return misspell(self.part(item), rng)
 
     def attributes(self, item: int, rng: np.random.Generator) -> str:
         """One or two values of columns of short values (genres, brand, year), in any order and lower case, or ""."""

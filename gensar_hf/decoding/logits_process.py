@@ -105,12 +105,12 @@ class TrieLogitsProcessor(LogitsProcessor):
 
 
 def refuse_nan(scores: torch.Tensor, place: str) -> None:
-    """Raise `ValueError` if a row of the scores, `(num_rows, num_columns)`, holds NaN."""
-    is_nan = scores.isnan().any(dim=1)
-    if is_nan.any():
+    """Raise `ValueError` if a row of the scores, `(num_rows, num_columns)`, holds NaN or +inf; -inf is "impossible"."""
+    is_faulty = (scores.isnan() | (scores == torch.inf)).any(dim=1)
+    if is_faulty.any():
         raise ValueError(
-            f"The model's scores are NaN {place} {int(is_nan.int().argmax())} of {len(scores)}; the weights or the "
-            "inputs hold NaN, or a lower precision overflowed."
+            f"The model's scores are NaN or infinite {place} {int(is_faulty.int().argmax())} of {len(scores)}; the "
+            "weights or the inputs hold such values, or a lower precision overflowed."
         )
 
 

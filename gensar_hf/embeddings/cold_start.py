@@ -58,12 +58,7 @@ class CollaborativeMap:
         semantic, collaborative = checked_pair(semantic, collaborative)
         if len(semantic) < 2:
             raise InputError(f"The map is learned from warm items, of which it needs at least 2; got {len(semantic)}.")
-        clicks = np.full(len(semantic), np.inf) if num_clicks is None else np.asarray(num_clicks, dtype=np.float64)
-        if clicks.shape != (len(semantic),) or not (clicks >= 0).all():
-            raise InputError(
-                f"`num_clicks` must hold one number of clicks, at least 0, for each of the {len(semantic)} items; got "
-                f"an array of shape {clicks.shape}{'' if clicks.size == 0 else f', least value {clicks.min()}'}."
-            )
+        clicks = np.full(len(semantic), np.inf) if num_clicks is None else num_clicks
         trust = np.clip(clicks / FULL_TRUST_CLICKS, _LEAST_TRUST, 1)
         if len(semantic) > MAX_ITEMS:
             chosen = np.sort(np.random.default_rng(seed).choice(len(semantic), MAX_ITEMS, replace=False))

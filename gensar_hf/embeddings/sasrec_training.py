@@ -10,6 +10,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import TrainOutput
 
+from gensar_hf.checkpoints import CheckpointedTrainer
 from gensar_hf.embeddings.modeling_sasrec import IGNORED_LABEL, PADDING, SASRecModel
 from gensar_hf.errors import InputError
 
@@ -106,7 +107,7 @@ class WindowSampler(torch.utils.data.Sampler[int]):
         return iter(get_length_grouped_indices(self.windows.lengths.tolist(), self.batch_size, generator=generator))
 
 
-class WindowTrainer(Trainer):
+class WindowTrainer(CheckpointedTrainer):
     """Trains on `HistoryWindows` in the order of `WindowSampler`."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> WindowSampler:
@@ -160,15 +161,8 @@ def next_item_trainer(
 
     Raises:
         InputError: no history has two items.
-        ValueError: an item index outside the catalogue.
     """
     config: Any = model.config
-    for user, history in enumerate(histories):
-        if len(history) and not 0 <= np.min(history) <= np.max(history) < config.num_items:
-            raise ValueError(
-                f"The history of user {user} holds an item outside 0 … {config.num_items - 1}: smallest "
-                f"{np.min(history)}, largest {np.max(history)}; `num_items` must be the size of the catalogue."
-            )
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     windows = HistoryWindows(histories, config.max_length, seed, config.event_dropout)
     return WindowTrainer(model, training_args, collate_windows, windows, callbacks=callbacks)

@@ -61,6 +61,20 @@ def draw_candidates(
     return random_candidates(requests, num_negatives, seed)
 
 
+def with_negatives(requests: Requests) -> Requests:
+    """The requests of users who have not interacted with every item; a warning tells how many others are left out."""
+    num_items = requests.events.num_items
+    full = [user for user in np.unique(requests.users) if len(np.unique(_items_of_user(requests, user))) == num_items]
+    kept = np.flatnonzero(~np.isin(requests.users, full))
+    if full:
+        logger.warning(
+            f"{len(requests) - len(kept)} of {len(requests)} {requests.task} requests are left out: their users, first "
+            f"{requests.events.user_ids[full[0]]!r}, have interacted with all {num_items} items, so that no negatives "
+            "are left."
+        )
+    return requests.subset(kept) if full else requests
+
+
 def random_candidates(requests: Requests, num_negatives: int = 99, seed: int = 0) -> CandidateSets:
     """Draw distinct random items that the user never interacted with in the whole log; the protocol is `random-NUM`.
 
@@ -136,7 +150,7 @@ def _available_negatives(requests: Requests, num_negatives: int) -> int:
     if available == 0:
         raise InputError(
             f"User {user_id!r} has interacted with all {events.num_items} items, so no random negatives are left; "
-            "evaluate with full ranking, or leave this user out."
+            "leave this user's requests out, as `Evaluation` does."
         )
     logger.warning(
         f"User {user_id!r} has no interaction with only {available} of {events.num_items} items: every request gets "

@@ -18,6 +18,7 @@ from gensar_hf.evaluation.query_kinds import QUERY_KINDS_FILE
 from gensar_hf.evaluation.report import KINDS, comparison_tables, write_markdown
 from gensar_hf.evaluation.significance import metric_intervals
 from gensar_hf.files import read_json, write_json
+from gensar_hf.folders import saving
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,21 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
             by_system.setdefault(run.system, []).append(replace(run, results=folder))
     metrics = {name: [read_json(run.results / METRICS_FILE) for run in group] for name, group in by_system.items()}
     per_request = {name: _per_request(group) for name, group in by_system.items()}
-    reference = next(iter(by_system))
+    reference, variants = next(iter(by_system)), {}
+    for name, group in by_system.items():
+        reports = [run.identifiers for run in group if run.identifiers is not None]
+        tasks = {}
+        for task, values in per_request[name].items():
+            by_seed = [each["tasks"][task]["systems"][run.row] for run, each in zip(group, metrics[name], strict=True)]
+            tasks[task] = _task_metrics(by_seed, values, per_request[reference].get(task))
+        variants[name] = {
+            "seeds": [run.seed for run in group],
+            "seconds": {stage: float(np.mean([run.seconds[stage] for run in group])) for stage in group[0].seconds},
+            "parameters": group[0].parameters,
+            "settings": dict(group[0].settings),
+            "identifiers": summarize_identifiers(reports) if reports else None,
+            "tasks": tasks,
+        }
     return {
         "format_version": 1,
         "reference": reference,
@@ -76,10 +91,7 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
             for task, facts in reports[0]["tasks"].items()
             if facts["systems"]
         },
-        "variants": {
-            name: _variant(group, metrics[name], per_request[name], per_request[reference])
-            for name, group in by_system.items()
-        },
+        "variants": variants,
         "tests": _tests(per_request),
         **({"query_kinds": kinds} if (kinds := mean_query_kinds(runs))["systems"] and not full_ranking else {}),
         "failures": dict(failures),
@@ -111,33 +123,10 @@ def mean_query_kinds(runs: Sequence[RunResult]) -> dict[str, Any]:
 
 def save_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
     """Write `comparison.json`, the tables as `comparison.md`, and the plots of `plot_comparison`."""
-    write_json(folder / "comparison.json", comparison)
-    write_markdown(folder / "comparison.md", comparison_tables(comparison))
-    plot_comparison(comparison, folder)
-
-
-def _variant(
-    runs: Sequence[RunResult],
-    metrics: Sequence[Mapping[str, Any]],
-    per_request: Mapping[str, pd.DataFrame],
-    reference: Mapping[str, pd.DataFrame],
-) -> dict[str, Any]:
-    reports = [run.identifiers for run in runs if run.identifiers is not None]
-    return {
-        "seeds": [run.seed for run in runs],
-        "seconds": {stage: float(np.mean([run.seconds[stage] for run in runs])) for stage in runs[0].seconds},
-        "parameters": runs[0].parameters,
-        "settings": dict(runs[0].settings),
-        "identifiers": summarize_identifiers(reports) if reports else None,
-        "tasks": {
-            task: _task_metrics(
-                [each["tasks"][task]["systems"][run.row] for run, each in zip(runs, metrics, strict=True)],
-                values,
-                reference.get(task),
-            )
-            for task, values in per_request.items()
-        },
-    }
+    with saving(folder) as aside:
+        write_json(aside / "comparison.json", comparison)
+        write_markdown(aside / "comparison.md", comparison_tables(comparison))
+        plot_comparison(comparison, aside)
 
 
 def _per_request(runs: Sequence[RunResult]) -> dict[str, pd.DataFrame]:

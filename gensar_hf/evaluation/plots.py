@@ -74,7 +74,7 @@ def _save(path: Path, panels: Sequence[Panel], size: tuple[float, float]) -> Non
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        logger.warning("%s is not drawn, because matplotlib is not installed (`pip install matplotlib`).", path)
+        logger.warning("%s is not drawn, because matplotlib is not installed (`pip install matplotlib`).", path.name)
         return
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)  # a canvas of this figure: the caller's pyplot backend is not changed

@@ -12,16 +12,17 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from gensar_hf.data.splits import TASKS, Requests
+from gensar_hf.data.splits import RECOMMENDATION, TASKS, Requests
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation.candidates import CandidateSets, draw_candidates
+from gensar_hf.evaluation.candidates import CandidateSets, draw_candidates, with_negatives
 from gensar_hf.evaluation.metrics import hit_rate, metrics_per_request, ndcg
 from gensar_hf.evaluation.plots import plot_metrics
 from gensar_hf.evaluation.ranks import rank_in_catalogue, rank_of_target
 from gensar_hf.evaluation.report import metrics_tables, terminal, write_markdown
 from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer
 from gensar_hf.evaluation.significance import CONFIDENCE, NUM_RESAMPLES, metric_intervals
-from gensar_hf.files import atomic_path, write_json
+from gensar_hf.files import write_json
+from gensar_hf.folders import saving
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -104,8 +105,11 @@ class EvaluationResult:
         """Write `ranks.parquet`, `tables.md`, `ndcg.png` and `metrics.json`; a full ranking goes to `full_ranking/`.
 
         Without matplotlib (an optional extra) there is no `ndcg.png`, and a warning is logged.
+
+        Raises:
+            InputError: the folder has a file of such a name that this package did not write, or cannot be written to.
         """
-        folder, metrics = Path(folder), self.metrics()
+        metrics = self.metrics()
         ranks = [
             (system, task, self.protocols[task], requests.events.user_ids[user], requests.events.item_ids[item], rank)
             for system, by_task in self.ranks.items()
@@ -113,20 +117,21 @@ class EvaluationResult:
             if task in by_task
             for user, item, rank in zip(requests.users, requests.target_items, by_task[task], strict=True)
         ]
-        with atomic_path(folder / RANKS_FILE) as aside:
+        with saving(folder) as aside:
             columns = ["system", "task", "protocol", "user_id", "item_id", "rank"]
-            pd.DataFrame(ranks, columns=columns).to_parquet(aside, index=False)
-        write_markdown(folder / "tables.md", metrics_tables(metrics))
-        plot_metrics(metrics, folder / "ndcg.png")
-        write_json(folder / METRICS_FILE, metrics)
-        if self.full_ranking:
-            self.full_ranking.save(folder / FULL_RANKING_DIR)
+            pd.DataFrame(ranks, columns=columns).to_parquet(aside / RANKS_FILE, index=False)
+            write_markdown(aside / "tables.md", metrics_tables(metrics))
+            plot_metrics(metrics, aside / "ndcg.png")
+            write_json(aside / METRICS_FILE, metrics)
+            if self.full_ranking:
+                self.full_ranking.save(aside / FULL_RANKING_DIR)
 
 
 class Evaluation:
     """The held-out requests of a dataset and their candidates, drawn once and used for every system.
 
     Recommendation targets are ranked among random items, search targets among the best BM25 hits for the query.
+    Recommendations for users who have interacted with every item are left out, with a warning.
 
     Args:
         dataset: an `InteractionDataset`.
@@ -142,7 +147,7 @@ class Evaluation:
         seed: of the sample, the candidates and the bootstrap.
 
     Raises:
-        InputError: an argument is out of range, or a user has interacted with every item.
+        InputError: an argument is out of range.
     """
 
     def __init__(
@@ -175,6 +180,8 @@ class Evaluation:
                 task: requests.subset(np.flatnonzero(np.isin(requests.users, chosen)))
                 for task, requests in self.requests.items()
             }
+        if RECOMMENDATION in self.requests:
+            self.requests[RECOMMENDATION] = with_negatives(self.requests[RECOMMENDATION])
         item_texts = dataset.item_texts() if bm25_columns is None else dataset.item_texts(bm25_columns)
         self.candidates: dict[str, CandidateSets] = {
             task: draw_candidates(task_requests, item_texts, num_negatives, seed, bm25_columns)

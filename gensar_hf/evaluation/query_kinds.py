@@ -17,13 +17,14 @@ import numpy as np
 import pandas as pd
 
 from gensar_hf.data.splits import SEARCH, TASKS, Requests
-from gensar_hf.data.text_queries import TextQueries
+from gensar_hf.data.text_queries import TextQueries, misspell
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation.plots import plot_query_kinds
 from gensar_hf.evaluation.protocol import EvaluationResult, evaluate
 from gensar_hf.evaluation.report import QUERY_KINDS, query_kinds_table, terminal, write_markdown
 from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer
 from gensar_hf.files import write_json
+from gensar_hf.folders import saving
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -131,7 +132,7 @@ def query_kind_requests(
     made: dict[str, tuple[np.ndarray, np.ndarray, Callable[[int, int], str]]] = {
         "title": (items, click_of_item[items], lambda item, _: texts.title(item)),
         "part": (items, click_of_item[items], lambda item, _: texts.part(item)),
-        "misspelled": (items, click_of_item[items], lambda item, _: texts.misspelled(item, rng["misspelled"])),
+        "misspelled": (items, click_of_item[items], lambda item, _: misspell(texts.part(item), rng["misspelled"])),
         "attributes": (events.items[clicks], clicks, lambda item, _: texts.attributes(item, rng["attributes"])),
         "description": (items, click_of_item[items], lambda item, _: texts.description(item, rng["description"])),
         "log": (events.items[searches], searches, lambda _, click: events.query_texts[events.queries[click]]),
@@ -186,10 +187,11 @@ class QueryKindsResult:
 
     def save(self, folder: str | Path) -> None:
         """Write `query_kinds.json`, `query_kinds.md` and, with matplotlib, `query_kinds.png`."""
-        folder, metrics = Path(folder), self.metrics()
-        write_markdown(folder / "query_kinds.md", [query_kinds_table(metrics)])
-        plot_query_kinds(metrics, folder / "query_kinds.png")
-        write_json(folder / QUERY_KINDS_FILE, metrics)
+        metrics = self.metrics()
+        with saving(folder) as aside:
+            write_markdown(aside / "query_kinds.md", [query_kinds_table(metrics)])
+            plot_query_kinds(metrics, aside / "query_kinds.png")
+            write_json(aside / QUERY_KINDS_FILE, metrics)
 
 
 def evaluate_query_kinds(

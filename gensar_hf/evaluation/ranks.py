@@ -15,7 +15,7 @@ def rank_of_target(scores: np.ndarray, target_columns: np.ndarray) -> np.ndarray
         target_columns: `(num_requests,)`, the column that holds the target.
 
     Raises:
-        ValueError: shapes disagree, or a score is NaN.
+        ValueError: a score is NaN.
     """
     scores, columns = _checked(scores, target_columns)
     target_scores = np.take_along_axis(scores, columns[:, None], axis=1)  # (num_requests, 1)
@@ -38,7 +38,7 @@ def rank_in_catalogue(
         excluded: `(num_requests, num_items)` bool, items left out of the ranking. A target is never excluded.
 
     Raises:
-        ValueError: shapes disagree, or a score is NaN.
+        ValueError: a score is NaN.
     """
     scores, targets = _checked(scores, target_items)
     target_scores = np.take_along_axis(scores, targets[:, None], axis=1)  # (num_requests, 1)
@@ -52,8 +52,6 @@ def rank_in_catalogue(
 def _checked(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both as arrays that belong together; NaN compares false with everything, so its item would get the first rank."""
     scores, targets = np.asarray(scores), np.asarray(targets)
-    if scores.ndim != 2 or targets.shape != scores.shape[:1]:
-        raise ValueError(f"There must be one row of scores per target; got {scores.shape} and {targets.shape}.")
     if len(rows := np.flatnonzero(np.isnan(scores).any(axis=1))):
         raise ValueError(
             f"Scores must not be NaN; {len(rows)} of {len(scores)} requests have NaN scores, "

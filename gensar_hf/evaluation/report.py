@@ -198,28 +198,19 @@ def query_kinds_table(metrics: Mapping[str, Any]) -> Table:
         f"{kind} {facts['num_requests']:,}" for kind, facts in kinds.items()
     )  # fmt: skip
     caption = f"Search among all {num_items:,} items by kind of query: {' / '.join(QUERY_KIND_METRICS)} ({counts})"
-    return Table(["System", *kinds], rows, caption, "\n\n".join(_query_kind_notes(metrics, kinds)))
-
-
-def _query_kind_notes(metrics: Mapping[str, Any], kinds: Mapping[str, Any]) -> list[str]:
-    """What the kinds are, how sure the values are, and failures."""
-    measured = [
-        values[metric]
-        for facts in kinds.values()
-        for values in facts["systems"].values()
-        for metric in QUERY_KIND_METRICS
-    ]
-    widths = [(value["high"] - value["low"]) / 2 for value in measured if "low" in value]
-    notes = []
+    notes, measured = (
+        [],
+        [each[kind][metric] for each in values.values() for kind in each for metric in QUERY_KIND_METRICS],
+    )
     if examples := [f"{kind} “{facts['example']['query']}”" for kind, facts in kinds.items()]:
         notes.append(f"Such as: {', '.join(examples)}.")
-    if widths:
+    if widths := [(value["high"] - value["low"]) / 2 for value in measured if "low" in value]:
         notes.append(f"± at most {short_number(max(widths))} (half a {metrics['confidence']:.0%} bootstrap interval).")
     elif num_seeds := metrics.get("num_seeds"):
         notes.append(f"Means over {num_seeds} seeds." if num_seeds > 1 else "One seed.")
     for system, by_kind in metrics["failures"].items():
         notes += [f"{system} failed in {kind}: {message}" for kind, message in by_kind.items()]
-    return notes
+    return Table(["System", *kinds], rows, caption, "\n\n".join(notes))
 
 
 # ---- comparisons of runs

@@ -119,16 +119,16 @@ def lora_config(
         rows[names[id(outputs)]] = rows[names[id(inputs)]]
     if len(item_rows):
         rows[names[id(item_vectors_of(model).table)]] = [int(row) for row in item_rows]
-    targets: Any = target_modules or (["q", "v"] if model.config.model_type == "gensar" else None)
-    if not targets and not TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type):
-        # PEFT does not know the layers of this kind of model.
+    targets = target_modules or (["q", "v"] if model.config.model_type == "gensar" else None)
+    targets = targets or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+    if not targets:
         linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
         targets = sorted(linear - {names[id(outputs)].rpartition(".")[2]})
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
-        target_modules=None if targets is None else list(targets),
+        target_modules=list(targets),
         trainable_token_indices=rows,
     )
 

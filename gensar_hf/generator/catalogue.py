@@ -11,9 +11,9 @@ import numpy as np
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import Trie
 from gensar_hf.decoding.logits_process import ValueList
-from gensar_hf.errors import InputError
+from gensar_hf.errors import InputError, shown
 from gensar_hf.files import fingerprint
-from gensar_hf.generator.history import History
+from gensar_hf.generator.history import History, as_list, warn_of_skipped
 from gensar_hf.generator.text_matching import TextIndex
 from gensar_hf.identifiers import IdentifierTable
 
@@ -148,7 +148,7 @@ class Catalogue:
         if isinstance(items, ItemFilter):
             return items.of(self)
         if isinstance(items, (str, Mapping)) or not isinstance(items, Iterable):
-            raise ValueError(f"`{name}` must be a list of item ids, a boolean mask or a filter; got {items!r}.")
+            raise ValueError(f"`{name}` must be a list of item ids, a boolean mask or a filter; got {shown(items)}.")
         items = items.tolist() if hasattr(items, "tolist") else list(items)
         if items and isinstance(items[0], bool | np.bool_):
             mask, num_items = np.asarray(items), self.identifiers.num_items
@@ -205,20 +205,18 @@ class Catalogue:
         Raises:
             ValueError: not a list, or an item that is unknown or removed.
         """
-        if isinstance(item_ids, (str, Mapping)) or not isinstance(item_ids, Iterable):
-            raise ValueError(f"`candidates` must be a list of item ids such as ['242', '302']; got {item_ids!r}.")
-        rows = []
-        for index, item_id in enumerate(item_ids):
-            row = self.identifiers.rows().get(str(item_id), -1)
-            if row >= 0 and self.identifiers.available[row]:
+        rows, skipped = [], []
+        known, available = self.identifiers.rows(), self.identifiers.available
+        for index, item_id in enumerate(as_list(item_ids, "`candidates`", "of item ids such as ['242', '302']")):
+            row = known.get(str(item_id), -1)
+            if row >= 0 and available[row]:
                 rows.append(row)
                 continue
             trouble = "was removed from the catalogue" if row >= 0 else "is not in the model's catalogue"
+            skipped.append(f"candidates[{index}]: item {shown(item_id)} {trouble}")
             if on_unknown != "skip":
-                raise ValueError(
-                    f"candidates[{index}]: item '{item_id}' {trouble}; leave it out, or pass on_unknown='skip'."
-                )
-            logger.warning("candidates[%d]: item '%s' %s and was skipped.", index, item_id, trouble)
+                raise ValueError(f"{skipped[0]}; leave it out, or pass on_unknown='skip'.")
+        warn_of_skipped(skipped)
         return np.array(rows, dtype=np.int64)
 
 

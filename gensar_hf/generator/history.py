@@ -1,17 +1,23 @@
-"""User histories: the events that callers write, checked, as arrays."""
+"""What callers write, checked: user histories, which become arrays, queries, and the other arguments of a call."""
 
+import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gensar_hf.data import Behavior, UserEvents
 from gensar_hf.data.dataset import MAX_QUERY_CHARACTERS
+from gensar_hf.errors import shown
 
 logger = logging.getLogger(__name__)
 
 ON_UNKNOWN = ("raise", "skip")
+EVENT_KEYS = ("item_id", "query")
+MAX_ENTRIES = 1_000_000  # of a list that a caller gives
 
 History = Sequence[Mapping[str, Any]]
 
@@ -76,25 +82,25 @@ class EventArrays(NamedTuple):
 
 
 def cut_query(query: Any) -> str:
-    """A query as text of at most 1,000 characters.
+    """A query as text of at most 1,000 characters that has a form in UTF-8.
 
     Raises:
         ValueError: not text, or only white space.
     """
     if not isinstance(query, str) or not query.strip():
-        raise ValueError(f"A query must be text with at least one word; got {query!r}.")
+        raise ValueError(f"A query must be text with at least one word; got {shown(query)}.")
     if len(query) > MAX_QUERY_CHARACTERS:
-        logger.warning(
-            "A query of %d characters was cut to the first %d: '%s…'", len(query), MAX_QUERY_CHARACTERS, query[:40]
-        )
-    return query[:MAX_QUERY_CHARACTERS].strip()
+        logger.warning("A query of %d characters was cut to the first %d.", len(query), MAX_QUERY_CHARACTERS)
+    cut = query[:MAX_QUERY_CHARACTERS].strip()
+    # Half of a surrogate pair, as a text that is cut in UTF-16 ends with, is no character.
+    return cut.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def parse_history(history: History, index_of: Callable[[str], int], on_unknown: str = "raise") -> EventArrays:
     """Read a history, oldest event first.
 
     An event is `{"item_id": …}` (clicked after a recommendation), `{"query": …}` (typed) or both (clicked after that
-    query).
+    query). Other keys, such as the title and score of an answer, are ignored.
 
     Args:
         history: the events.
@@ -104,16 +110,19 @@ def parse_history(history: History, index_of: Callable[[str], int], on_unknown: 
     Raises:
         ValueError: an unknown item, or an event that is neither a click nor a query.
     """
-    if on_unknown not in ON_UNKNOWN:
-        raise ValueError(f"`on_unknown` must be one of {', '.join(ON_UNKNOWN)}; got {on_unknown!r}.")
+    check_choice("on_unknown", on_unknown, ON_UNKNOWN)
     rows: list[tuple[int, int, str]] = []
+    skipped: list[str] = []
     for position, entry in enumerate(as_events(history)):
-        if not isinstance(entry, Mapping) or not (entry.get("item_id") is not None or entry.get("query")):
+        if not isinstance(entry, Mapping) or not (entry.get("item_id") is not None or _is_given(entry.get("query"))):
             raise ValueError(
                 f"history[{position}] must be a mapping with 'item_id', 'query' or both, such as {{'item_id': '242'}}; "
-                f"got {entry!r}."
+                f"got {shown(entry)}."
             )
-        query = cut_query(entry["query"]) if entry.get("query") else ""
+        for key in entry.keys() - set(EVENT_KEYS):
+            if meant := _misspelled(key):
+                raise ValueError(f"history[{position}] has the key {shown(key)}; did you mean '{meant}'?")
+        query = cut_query(entry["query"]) if _is_given(entry.get("query")) else ""
         behavior, item = Behavior.SEARCH_QUERY, -1
         if entry.get("item_id") is not None:
             behavior = Behavior.SEARCHED_ITEM if query else Behavior.RECOMMENDED_ITEM
@@ -123,21 +132,99 @@ def parse_history(history: History, index_of: Callable[[str], int], on_unknown: 
             except KeyError:
                 if on_unknown != "skip":
                     raise ValueError(
-                        f"history[{position}]: item '{item_id}' is not in the model's catalogue; remove it, or pass "
-                        "on_unknown='skip' to drop such events."
+                        f"history[{position}]: item {shown(item_id)} is not in the model's catalogue; remove it, or "
+                        "pass on_unknown='skip' to drop such events."
                     ) from None
-                logger.warning("history[%d]: item '%s' is not in the catalogue and was skipped.", position, item_id)
+                skipped.append(f"history[{position}]: item {shown(item_id)} is not in the catalogue")
                 continue
         rows.append((behavior, item, query))
+    warn_of_skipped(skipped)
     return EventArrays(*map(list, zip(*rows, strict=True))) if rows else EventArrays([], [], [])
+
+
+def _is_given(query: Any) -> bool:
+    """Whether an event has a query; None and blank text stand for none."""
+    return bool(query.strip()) if isinstance(query, str) else query is not None
+
+
+@lru_cache(maxsize=1000)
+def _misspelled(key: Any) -> str | None:
+    """The key of an event that another key was probably meant to be."""
+    is_short = isinstance(key, str) and len(key) < 20
+    close = difflib.get_close_matches(key.lower(), EVENT_KEYS, n=1, cutoff=0.8) if is_short else []
+    return close[0] if close else None
+
+
+def warn_of_skipped(skipped: Sequence[str]) -> None:
+    """One warning, however much was skipped."""
+    if skipped:
+        more = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        logger.warning("%s and was skipped%s.", skipped[0], more)
 
 
 def as_events(history: Any) -> list[Any]:
     """One history as a list, its events unchecked.
 
     Raises:
-        ValueError: not a sequence of events.
+        ValueError: not a list of events.
     """
-    if isinstance(history, (str, Mapping)) or not isinstance(history, Sequence):
-        raise ValueError(f"A history must be a list of events such as {{'item_id': '242'}}; got {history!r}.")
-    return list(history)
+    return as_list(history, "A history", "of events such as {'item_id': '242'}")
+
+
+# ---- other arguments of a call
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value can be read as a list: a sequence, an array or a column, but no text and no mapping."""
+    is_ordered = isinstance(value, Sequence) or getattr(value, "ndim", None) == 1
+    return is_ordered and not isinstance(value, (str, bytes, bytearray, Mapping))
+
+
+def as_list(values: Any, name: str, of_what: str) -> list[Any]:
+    """A list that a caller gives.
+
+    Args:
+        values: list, tuple, array or column.
+        name: what it is, for the message.
+        of_what: what it holds, such as "of texts".
+
+    Raises:
+        ValueError: not a list, or one of more than `MAX_ENTRIES` entries.
+    """
+    if not is_list(values):
+        raise ValueError(f"{name} must be a list {of_what}; got {shown(values)}.")
+    if len(values) > MAX_ENTRIES:
+        raise ValueError(f"{name} has {len(values):,} entries; give at most {MAX_ENTRIES:,} in one call.")
+    return list(islice(values, len(values)))  # a stream may go on after the length that it gives
+
+
+def as_batch(history: Any) -> tuple[list[Any], bool]:
+    """One history or a list of them as a list, and whether it was one. An empty list is one history.
+
+    Raises:
+        ValueError: not a list.
+    """
+    values = as_events(history)
+    is_batch = len(values) > 0 and is_list(values[0])
+    return (values if is_batch else [values]), is_batch
+
+
+def whole_number(name: str, value: Any, most: int | None = None) -> int:
+    """The argument `name` as a whole number from 1 to `most`; raises a `ValueError` for anything else."""
+    is_number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_number or value < 1 or (most is not None and value > most):
+        bound = "" if most is None else f" and at most {most:,}"
+        raise ValueError(f"`{name}` must be a whole number of at least 1{bound}; got {shown(value)}.")
+    return int(value)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless the argument `name` is true or false."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` must be True or False; got {shown(value)}.")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise a `ValueError` unless the argument `name` is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}; got {shown(value)}.")

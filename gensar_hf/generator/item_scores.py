@@ -21,6 +21,7 @@ from gensar_hf.generator.catalogue import Catalogue, ItemFilter
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration, event_positions
 from gensar_hf.generator.text_matching import CHANNELS
 
+MAX_BEAMS = 1024  # the memory of a search grows with the square of its beams; beyond, all items are scored
 _NO_ROWS = np.zeros(0, dtype=np.int64)
 
 
@@ -107,7 +108,8 @@ def score_parts(
     if not only or "vector" in only:
         # An added item has the mean probability of its neighbors, of which the identifier has its share already.
         joint = borrowed + item_weight * _of_rows(by_item.trained, scored)
-        parts["vector"] = _merged(joint, counts) - parts.get("identifier", 0.0)
+        with np.errstate(invalid="ignore"):  # of the padding, which is filled below
+            parts["vector"] = _merged(joint, counts) - parts.get("identifier", 0.0)
     for name, values in by_item.text.items():
         if not only or name in only:
             parts[name] = item_weight * _of_rows(values, rows)
@@ -152,11 +154,12 @@ def exact_scores(
     if not values:
         raise ValueError(f"The model's scores have none of the parts {', '.join(only)}.")
     scores = np.sum(list(values.values()), axis=0)
-    if np.isnan(scores).any():
-        raise ValueError(
-            f"The scores of request {int(np.isnan(scores).any(axis=1).argmax())} of {len(scores)} are NaN; the weights "
-            "hold NaN, or a lower precision overflowed, so load the model again, or in float32."
-        )
+    for request, items in enumerate(rows):
+        if not np.isfinite(scores[request, : len(items)]).all():
+            raise ValueError(
+                f"The model's scores are NaN or infinite for request {request} of {len(rows)}; its weights or the "
+                "weights of the parts hold such values, or a lower precision overflowed."
+            )
     return scores
 
 
@@ -178,7 +181,7 @@ def beam_scores(
 ) -> np.ndarray:
     """As `exact_scores`, by a beam search restricted to the candidates, as in the paper; -inf for those not found."""
     search = TrieBeamSearch(catalogue.trie, allowed=rows)
-    beams = search.search(requests.context, requests.behavior_tokens, num_beams)
+    beams = search.search(requests.context, requests.behavior_tokens, min(num_beams, MAX_BEAMS))
     scores = np.full((len(rows), max(map(len, rows), default=0)), -np.inf, dtype=np.float32)
     for request, found in enumerate(zip(beams.values.tolist(), beams.scores.tolist(), strict=True)):
         score_of = dict(zip(*found, strict=True))
@@ -205,7 +208,7 @@ def best_items(
     Args:
         requests: of `encode_requests`.
         catalogue: the items.
-        num_beams: beams, and items proposed by vector.
+        num_beams: beams, and items proposed by vector; with more than `MAX_BEAMS` all items are scored.
         excluded: for each request rows that must not be returned.
         only: parts of the scores that count, see `score_parts`; default: all.
         filters: for each request the items that may be returned, of this catalogue; None: all.
@@ -216,15 +219,18 @@ def best_items(
     is_open = [_is_open(table.available, *own) for own in zip(filters, excluded, strict=True)]
     identifier_weight, item_weight = _weights(requests, only)
     by_item = item_scores(requests, catalogue) if item_weight else None
-    results = [_NO_ROWS] * len(requests.context)
-    if identifier_weight:
+    proposals = [_NO_ROWS] * len(requests.context)
+    scores_all = num_beams > MAX_BEAMS
+    if scores_all:
+        proposals = [np.flatnonzero(own) for own in is_open]
+    elif identifier_weight:
         search = TrieBeamSearch(catalogue.trie)
         if any(map(len, excluded)) or any(own is not None for own in filters):
             # Items that are not open are searched all the same if open ones borrow their scores.
             denied = [np.setdiff1d(rows, table.neighbors) if len(rows) else _NO_ROWS for rows in excluded]
             allowed = [None if own is None else own.values for own in filters]
             search = TrieBeamSearch(catalogue.trie, denied, allowed)
-            num_beams *= 2 if len(table.neighbors) else 1
+            num_beams = min(2 * num_beams, MAX_BEAMS) if len(table.neighbors) else num_beams
         beams = search.search(requests.context, requests.behavior_tokens, num_beams)
         found = [
             _with_added_items(values[values >= 0], scores[values >= 0], catalogue, own)
@@ -232,12 +238,12 @@ def best_items(
         ]
         if by_item is None:
             return found
-        results = [rows for rows, _ in found]
-    assert by_item is not None
-    proposals = [
-        np.union1d(rows, by_item.best(request, num_beams, own, only))
-        for request, (rows, own) in enumerate(zip(results, is_open, strict=True))
-    ]
+        proposals = [rows for rows, _ in found]
+    if by_item is not None and not scores_all:
+        proposals = [
+            np.union1d(rows, by_item.best(request, num_beams, own, only))
+            for request, (rows, own) in enumerate(zip(proposals, is_open, strict=True))
+        ]
     scores = exact_scores(requests, proposals, catalogue, by_item, only)
     ranked = []
     for rows, request_scores in zip(proposals, scores, strict=True):

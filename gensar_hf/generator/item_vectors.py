@@ -70,7 +70,7 @@ class ItemVectors(nn.Module):
         `states` `(num_requests, d_model)` are those of the encoder at the last position of each request. `is_searched`
         `(num_requests,)` long is 1 where the click answers a query, 0 where it is a recommendation.
         """
-        requests = self.request(self.dropout(states)).view(len(states), 2, -1)
+        requests = self.request(self.dropout(states)).view(len(states), 2, states.shape[1])
         requests = requests[torch.arange(len(states), device=states.device), is_searched]
         return F.linear(requests, self.table.weight, self.bias)
 

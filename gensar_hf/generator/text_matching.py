@@ -33,7 +33,8 @@ _NUM_FEATURES = 2**18  # hashed words and n-grams
 _BM25_K1, _BM25_B = 1.5, 0.75  # the defaults of `bm25s`, which the BM25 baseline has
 _CACHED_QUERIES = 20_000
 _CACHED_SCORES = 64 * 1024**2  # of remembered queries, 256 MiB
-_CHUNK_QUERIES = 64
+_CHUNK_QUERIES, _CHUNK_SCORES = 64, 1 << 24  # of all items for the queries that are read at once
+_BLOCK_QUERIES = 8
 _FLOAT_ITEMS = 262_144  # items whose embeddings are held in float32
 FIRST_SHARPNESS = 10.0  # of the softmax over matches
 FIRST_WEIGHT_BIAS = 0.54  # softplus⁻¹(1): all channels start with the weight `_WEIGHT_SCALE`
@@ -168,7 +169,12 @@ class TextIndex:
         result[:, 0] = words(queries)
         result[:, 1] = characters(queries)
         if self._float_vectors is not None:
-            np.matmul(vectors, self._float_vectors.T, out=result[:, 2])
+            # In blocks of one size, so that the last bits of a query's scores do not depend on what else is in a batch:
+            # a resumed training meets its queries in other batches, and must end with the same weights.
+            for rows in row_chunks(len(queries), _BLOCK_QUERIES):
+                block = np.zeros((_BLOCK_QUERIES, self.dim), dtype=np.float32)
+                block[: len(vectors[rows])] = vectors[rows]
+                result[rows, 2] = (block @ self._float_vectors.T)[: len(vectors[rows])]
             return result
         half = torch.from_numpy(self.vectors)
         for row, vector in zip(result, torch.from_numpy(vectors).half(), strict=True):
@@ -196,7 +202,7 @@ class TextIndex:
     def read(self, queries: Sequence[str]) -> QueryReading:
         """What the encoder reads of some queries; remembered, since the queries of a history come again and again."""
         new = [query for query in dict.fromkeys(queries) if query not in self._read]
-        for part in row_chunks(len(new), _CHUNK_QUERIES):
+        for part in row_chunks(len(new), max(1, min(_CHUNK_QUERIES, _CHUNK_SCORES // max(1, len(self))))):
             self._read.update(zip(new[part], map(QueryReading, *self.match(new[part])[0]), strict=True))
         readings = [self._read[query] for query in queries]
         while len(self._read) > _CACHED_QUERIES:

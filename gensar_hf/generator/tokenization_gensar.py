@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,11 @@ from transformers import AutoTokenizer, BatchEncoding, TokenizersBackend
 from gensar_hf.data import Behavior
 from gensar_hf.decoding import Trie
 from gensar_hf.embeddings.text_encoder import TextEncoder
-from gensar_hf.errors import InputError
+from gensar_hf.errors import InputError, shown
 from gensar_hf.files import damage_reported
 from gensar_hf.generator.catalogue import BEHAVIOR_TOKENS, Catalogue, check_fingerprint, table_fingerprint
 from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS, GenSARConfig
-from gensar_hf.generator.history import EventArrays, History, cut_query, parse_history
+from gensar_hf.generator.history import EventArrays, History, as_batch, as_list, cut_query, is_list, parse_history
 from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, all_instructions
 from gensar_hf.generator.text_matching import (
@@ -43,6 +45,9 @@ TOKENIZER_FILES = (
 _FINGERPRINT, _TEXT_MATCHING = "identifiers_fingerprint", "text_matching"  # in tokenizer_config.json
 NO_EVENT = -1
 _MOST_ANSWER_TOKENS = 160  # after a prompt: a behavior token, a query of 128 tokens and its end, or beams of 32
+_MAX_TOKEN_CHARACTERS = 64  # more than a token of a text has on average
+_MAX_TEXT_CHARACTERS, _MAX_WORD_CHARACTERS = 4096, 64  # of what teaches a vocabulary
+_MAX_ALPHABET = 8000  # characters of a vocabulary; rarer ones are unknown
 SPECIAL_TOKENS = PAD, EOS, UNK = ("<pad>", "</s>", "<unk>")
 
 
@@ -59,9 +64,14 @@ class GenSARTokenizer(TokenizersBackend):
     keyword arguments that transformers keeps in tokenizer_config.json: `history_encoding`, `max_history_events`,
     `behavior_tokens`, `decoder_only`.
 
+    Requests are read, and files are written, by a copy of the tokenizer as it was made (`_made`). Its callers may
+    therefore pad and truncate, add tokens or set special tokens, in any thread, and no answer changes.
+
     `catalogue` holds everything that depends on the items and is replaced as a whole. A method that needs several parts
     of it reads it once, at its start.
     """
+
+    _made: "GenSARTokenizer"
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 - transformers declares it so
 
@@ -79,10 +89,13 @@ class GenSARTokenizer(TokenizersBackend):
     ) -> "GenSARTokenizer":
         """Train a lower-cased Unigram vocabulary on the catalogue's text and add the behavior and code tokens.
 
+        Words of more than 64 characters, such as images in base64, teach the vocabulary nothing and are left out.
+
         Args:
             texts: item texts and training queries.
             identifiers: the catalogue's identifiers.
-            vocab_size: upper bound on the number of word pieces.
+            vocab_size: upper bound on the number of word pieces. Where the alphabet alone has more characters, as that
+                of Chinese has, there is room for these (at most 8,000, the frequent ones) and `vocab_size` pieces.
             history_encoding: see `GenSARConfig`.
             max_history_events: longer histories are cut to their last events.
             behavior_tokens: see `Catalogue.of_table`.
@@ -93,10 +106,18 @@ class GenSARTokenizer(TokenizersBackend):
             [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
         )
         tokenizer.decoder = decoders.Metaspace()
+        read = [_teaching_text(text, tokenizer.normalizer) for text in (*all_instructions(), *texts)]
+        counts = Counter(chain.from_iterable(read))
+        alphabet = sorted(counts, key=lambda character: (-counts[character], character))
+        rare = str.maketrans(dict.fromkeys(alphabet[_MAX_ALPHABET:], " "))
+        needed = min(len(alphabet), _MAX_ALPHABET) + len(SPECIAL_TOKENS) + 1  # and the mark of a word's beginning
         trainer = trainers.UnigramTrainer(
-            vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), unk_token=UNK, show_progress=False
+            vocab_size=vocab_size if needed < vocab_size else vocab_size + needed,
+            special_tokens=list(SPECIAL_TOKENS),
+            unk_token=UNK,
+            show_progress=False,
         )
-        tokenizer.train_from_iterator([*all_instructions(), *texts], trainer)
+        tokenizer.train_from_iterator([text.translate(rare) for text in read] if rare else read, trainer)
         tokenizer.model = _in_fixed_order(tokenizer)
         eos_id = tokenizer.token_to_id(EOS)
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -216,13 +237,13 @@ class GenSARTokenizer(TokenizersBackend):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> tuple[str, ...]:  # type: ignore[override]
         """Save the vocabulary, `identifiers.parquet` and, in tokenizer_config.json, a fingerprint of that table."""
         catalogue = self.catalogue
-        self.init_kwargs[_FINGERPRINT] = table_fingerprint(catalogue.identifiers)
-        self.init_kwargs[_TEXT_MATCHING] = catalogue.texts is not None
+        self._made.init_kwargs[_FINGERPRINT] = table_fingerprint(catalogue.identifiers)
+        self._made.init_kwargs[_TEXT_MATCHING] = catalogue.texts is not None
         if self.decoder_only:
             # Without an entry, `AutoTokenizer` takes the class that transformers has for the type of the model, such as
             # Qwen2's. It takes the class of `tokenizer_class` where code of this name is not trusted.
-            self._auto_map = {"AutoTokenizer": [None, "gensar_hf.GenSARTokenizer"]}
-        files = super().save_pretrained(save_directory, **kwargs)
+            self._made._auto_map = {"AutoTokenizer": [None, "gensar_hf.GenSARTokenizer"]}
+        files = super(GenSARTokenizer, self._made).save_pretrained(save_directory, **kwargs)
         identifiers_path = Path(save_directory) / IDENTIFIERS_FILE
         if catalogue.texts is not None:
             catalogue.texts.save(save_directory)
@@ -239,6 +260,10 @@ class GenSARTokenizer(TokenizersBackend):
         Raises:
             InputError: the vocabulary lacks one of the code tokens.
         """
+        if "_made" not in self.__dict__:
+            self._made = type(self)(tokenizer_object=self.backend_tokenizer, **self.init_kwargs)
+            self._made.backend_tokenizer.no_truncation()  # what an earlier version may have saved
+            self._made.backend_tokenizer.no_padding()
         self.catalogue = self.catalogue_of(identifiers, texts)
 
     def catalogue_of(self, identifiers: IdentifierTable, texts: TextIndex | None = None) -> Catalogue:
@@ -253,8 +278,8 @@ class GenSARTokenizer(TokenizersBackend):
             behavior_tokens,
             texts,
             start_length=None if self.decoder_only else 1,
-            end_token_id=self.eos_token_id,
-            pad_token_id=self.pad_token_id,
+            end_token_id=self._made.eos_token_id,
+            pad_token_id=self._made.pad_token_id,
         )
 
     @property
@@ -359,7 +384,7 @@ class GenSARTokenizer(TokenizersBackend):
             queries = [own_queries for *_, own_queries in rows]
             if catalogue.texts is not None:
                 encoding |= query_inputs(queries, catalogue.texts.read, catalogue)
-        encoding["decoder_input_ids"] = np.array([[self.pad_token_id, start] for start in starts])
+        encoding["decoder_input_ids"] = np.array([[self._made.pad_token_id, start] for start in starts])
         return BatchEncoding(encoding, tensor_type=return_tensors)
 
     def _encode_one(
@@ -369,7 +394,7 @@ class GenSARTokenizer(TokenizersBackend):
         behavior = _as_behavior(token)
         if (query is not None) != (behavior is Behavior.SEARCHED_ITEM):
             raise ValueError(
-                f"Behavior {token} {'needs a' if query is None else 'takes no'} query; got query={query!r}. "
+                f"Behavior {token} {'needs a' if query is None else 'takes no'} query; got query={shown(query)}. "
                 "A query goes with <S_I>."
             )
         # Inserted query events only move earlier events out, so the rest of the history is not needed.
@@ -417,31 +442,31 @@ class GenSARTokenizer(TokenizersBackend):
         pieces = [instruction, *events]
         if self.decoder_only:
             pieces.insert(0, self._text_start)
-            too_long = sum(map(len, pieces)) + _MOST_ANSWER_TOKENS - self.model_max_length
+            too_long = sum(map(len, pieces)) + _MOST_ANSWER_TOKENS - self._made.model_max_length
             while too_long > 0 and len(pieces) > 3:  # 3: the latest event, which may be the query
                 too_long -= len(pieces.pop(2))
         elif self.history_encoding == "tokens":
-            pieces.append(np.array([self.eos_token_id]))
+            pieces.append(np.array([self._made.eos_token_id]))
         event_ids = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
         return np.concatenate(pieces), event_ids
 
     @cached_property
     def _tokens_without_bracket(self) -> list[str]:
         """Added tokens of the text tokenizer that are not written as `<…>`, such as Mistral's `[INST]`."""
-        added = [str(token) for token in self.added_tokens_decoder.values()]
+        added = [str(token) for token in self._made.added_tokens_decoder.values()]
         return [token for token in added if "<" not in token and len(token) > 1]
 
     @cached_property
     def _text_start(self) -> np.ndarray:
         """`(1,)` the start token that the text tokenizer puts before every text, or `(0,)` if it puts none."""
-        ids = self.backend_tokenizer.encode("", add_special_tokens=True).ids
-        return np.array([token for token in ids[:1] if token == self.bos_token_id], dtype=np.int64)
+        ids = self._made.backend_tokenizer.encode("", add_special_tokens=True).ids
+        return np.array([token for token in ids[:1] if token == self._made.bos_token_id], dtype=np.int64)
 
     def pad_rows(self, token_rows: Sequence[np.ndarray], event_id_rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Pad rows to one length: `input_ids`, `attention_mask` and, for events, `event_ids`."""
         pad = pad_left if self.decoder_only else pad_right
         encoding = {
-            "input_ids": pad(token_rows, self.pad_token_id),
+            "input_ids": pad(token_rows, self._made.pad_token_id),
             "attention_mask": pad([np.ones_like(row) for row in token_rows], 0),
         }
         if self.history_encoding == "events":
@@ -455,15 +480,20 @@ class GenSARTokenizer(TokenizersBackend):
         from recognizing them. The text is normalized first, because the normalizer maps other characters to `<`, such
         as the full-width one.
         """
-        normalizer = self.backend_tokenizer.normalizer
-        if normalizer is not None:
-            text = normalizer.normalize_str(text)
+        backend = self._made.backend_tokenizer
+        text = text[: max_length * _MAX_TOKEN_CHARACTERS]
+        if backend.normalizer is not None:
+            text = backend.normalizer.normalize_str(text)
         for token in self._tokens_without_bracket:
             text = text.replace(token, f"{token[0]} {token[1:]}")
-        ids = self.backend_tokenizer.encode(text.replace("<", "< "), add_special_tokens=False).ids
+        ids = backend.encode(text.replace("<", "< "), add_special_tokens=False).ids
         return np.array(ids[:max_length], dtype=np.int64)
 
     # ---- answers
+
+    def decode_words(self, sequences: torch.Tensor) -> list[str]:
+        """The words of generated queries, `(num_sequences, length)` tokens without the prompt."""
+        return self._made.batch_decode(sequences, skip_special_tokens=True)  # type: ignore[return-value]
 
     def decode_items(self, sequences: torch.Tensor | np.ndarray | Sequence[Sequence[int]]) -> list[str | None]:
         """Item ids of generated sequences.
@@ -486,7 +516,7 @@ class GenSARTokenizer(TokenizersBackend):
         table = torch.as_tensor(np.asarray(sequences.cpu() if isinstance(sequences, torch.Tensor) else sequences))
         trie = (catalogue or self.catalogue).trie
         codes = trie.answers(table.long())
-        ended = ((codes == self.eos_token_id) | (codes == self.pad_token_id)).cummax(dim=1).values
+        ended = ((codes == self._made.eos_token_id) | (codes == self._made.pad_token_id)).cummax(dim=1).values
         return trie.lookup(codes.masked_fill(ended, -1)).numpy()
 
 
@@ -556,6 +586,15 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             )
 
 
+def _teaching_text(text: str, normalizer: Any) -> str:
+    """The beginning of a text as a vocabulary is trained on it, without overlong words.
+
+    The trainer's time grows steeply with the length of the longest word, and beyond some 400,000 characters it crashes.
+    """
+    words = normalizer.normalize_str(text[:_MAX_TEXT_CHARACTERS]).split()
+    return " ".join(word for word in words if len(word) <= _MAX_WORD_CHARACTERS)
+
+
 def _in_fixed_order(tokenizer: Tokenizer) -> models.Unigram:
     """The trained pieces with deterministic scores, and so with deterministic ids.
 
@@ -590,17 +629,16 @@ def _as_behavior(token: str) -> Behavior:
     for behavior in Behavior:
         if behavior.token == token:
             return behavior
-    raise ValueError(f"Unknown behavior {token!r}; it must be one of {', '.join(BEHAVIOR_TOKENS)}.")
+    raise ValueError(f"Unknown behavior {shown(token)}; it must be one of {', '.join(BEHAVIOR_TOKENS)}.")
 
 
 def _as_batch(
     history: Any, query: str | Sequence[str | None] | None, behavior: str | Sequence[str], is_batch: bool = False
 ) -> list[tuple[Any, str | None, str]]:
     """One (history, query, behavior) per request, from single values or lists."""
-    is_batch |= isinstance(history, Sequence) and len(history) > 0 and isinstance(history[0], (list, tuple))
-    histories = list(history) if is_batch else [history]
-    queries = [query] * len(histories) if query is None or isinstance(query, str) else list(query)
-    behaviors = [behavior] * len(histories) if isinstance(behavior, str) else list(behavior)
+    histories = history if is_batch else as_batch(history)[0]
+    queries = as_list(query, "`query`", "of texts") if is_list(query) else [query] * len(histories)
+    behaviors = as_list(behavior, "`behavior`", "of tokens") if is_list(behavior) else [behavior] * len(histories)
     if not len(histories) == len(queries) == len(behaviors):
         raise ValueError(
             "A batch needs as many queries and behaviors as histories; got "

@@ -121,7 +121,15 @@ def assign_unique_identifiers(
     nothing = np.zeros((0, codes.num_levels), dtype=np.int64)
     taken_kinds = [np.asarray(kind, dtype=np.int64) for kind in taken or (nothing, nothing)]
     num_taken, num_shared = len(taken_kinds[0]), codes.num_shared_levels
-    _require_capacity(codes, num_taken)
+    total, num_levels, size = codes.num_items + num_taken, codes.num_levels, codes.codebook_size
+    if total > size**num_levels:
+        enough_levels = next(levels for levels in count(num_levels) if size**levels >= total)
+        enough_codes = next(number for number in count(size) if number**num_levels >= total)
+        parts = f" ({num_taken} with an identifier and {codes.num_items} new)" if num_taken else ""
+        raise InputError(
+            f"There are {total} items{parts}, but {num_levels} levels of {size} codes make only {size**num_levels} "
+            f"identifiers; use at least {enough_levels} levels or codebooks of at least {enough_codes} codes."
+        )
     raw = (codes.semantic_codes, codes.collaborative_codes)
     semantic, collaborative = (np.concatenate(pair) for pair in zip(taken_kinds, raw, strict=True))  # taken rows first
     residuals, stale = codes.latents.copy(), np.zeros(codes.num_items, dtype=bool)
@@ -148,20 +156,6 @@ def assign_unique_identifiers(
     }
     report["prefixes_moved"] = int((raw[0][:, :num_shared] != unique[0][:, :num_shared]).any(axis=1).sum())
     return UniqueIdentifiers(*unique, report)
-
-
-def _require_capacity(codes: JointCodes, num_taken: int) -> None:
-    """Refuse a catalogue with more items than identifiers."""
-    total, num_levels, size = codes.num_items + num_taken, codes.num_levels, codes.codebook_size
-    if total <= size**num_levels:
-        return
-    enough_levels = next(levels for levels in count(num_levels) if size**levels >= total)
-    enough_codes = next(codes for codes in count(size) if codes**num_levels >= total)
-    parts = f" ({num_taken} with an identifier and {codes.num_items} new)" if num_taken else ""
-    raise InputError(
-        f"There are {total} items{parts}, but {num_levels} levels of {size} codes make only {size**num_levels} "
-        f"identifiers; use at least {enough_levels} levels or codebooks of at least {enough_codes} codes."
-    )
 
 
 def _spread(

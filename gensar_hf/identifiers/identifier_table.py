@@ -539,7 +539,7 @@ def _table_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _read(source: Path) -> tuple[pa.Table, dict]:
-    texts = ["item_id", "title", "text"]
+    texts = sorted({"item_id", "title", "text"}.intersection(pq.read_schema(source).names))
     with pq.ParquetFile(source, read_dictionary=texts) as file:
         schema = file.schema_arrow
         missing = {"item_id", "semantic_codes", "collaborative_codes"} - set(schema.names)

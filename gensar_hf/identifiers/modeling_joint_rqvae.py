@@ -123,7 +123,7 @@ class JointRQVAE(CheckedLoading, PreTrainedModel):
         Args:
             semantic_embeddings: `(batch_size, semantic_dim)`.
             collaborative_embeddings: `(batch_size, collaborative_dim)`.
-            return_loss: tells `Trainer` that a batch without labels has a loss; False leaves the losses out.
+            return_loss: tells `Trainer` that a batch without labels has a loss.
 
         Returns:
             in training mode with `sinkhorn_epsilon > 0` the last level's codes are balanced, otherwise the nearest.
@@ -131,36 +131,27 @@ class JointRQVAE(CheckedLoading, PreTrainedModel):
         semantic = self.semantic_standardization(semantic_embeddings)
         collaborative = self.collaborative_standardization(collaborative_embeddings)
         latents = self.encode_latents(semantic, collaborative)
-        codes, quantized, quantization_loss = self._quantize(latents)
-        loss = reconstruction_loss = None
-        if return_loss:
-            semantic_latents, collaborative_latents = straight_through(latents, quantized).chunk(2, dim=-1)
-            reconstruction_loss = latents.new_zeros(())
-            if self.config.embeddings != "collaborative":
-                decoded = self.semantic_decoder(semantic_latents).float()
-                reconstruction_loss = reconstruction_loss + mean_squared_error(semantic, decoded)
-            if self.config.embeddings != "semantic":
-                decoded = self.collaborative_decoder(collaborative_latents).float()
-                reconstruction_loss = reconstruction_loss + mean_squared_error(collaborative, decoded)
-            loss = reconstruction_loss + quantization_loss
+        of_shared = self.shared_quantizer(latents)
+        semantic_residual, collaborative_residual = (latents - of_shared.quantized).chunk(2, dim=-1)
+        of_semantic = self.semantic_quantizer(semantic_residual)
+        of_collaborative = self.collaborative_quantizer(collaborative_residual)
+        quantized = of_shared.quantized + torch.cat([of_semantic.quantized, of_collaborative.quantized], dim=-1)
+        quantization_loss = of_shared.loss + of_semantic.loss + of_collaborative.loss
+        semantic_latents, collaborative_latents = straight_through(latents, quantized).chunk(2, dim=-1)
+        reconstruction_loss = latents.new_zeros(())
+        if self.config.embeddings != "collaborative":
+            decoded = self.semantic_decoder(semantic_latents).float()
+            reconstruction_loss = reconstruction_loss + mean_squared_error(semantic, decoded)
+        if self.config.embeddings != "semantic":
+            decoded = self.collaborative_decoder(collaborative_latents).float()
+            reconstruction_loss = reconstruction_loss + mean_squared_error(collaborative, decoded)
         return JointRQVAEOutput(
-            loss=loss,
+            loss=reconstruction_loss + quantization_loss,
             reconstruction_loss=reconstruction_loss,
-            quantization_loss=quantization_loss if return_loss else None,
-            semantic_codes=codes[0],
-            collaborative_codes=codes[1],
+            quantization_loss=quantization_loss,
+            semantic_codes=torch.cat([of_shared.codes, of_semantic.codes], dim=-1),
+            collaborative_codes=torch.cat([of_shared.codes, of_collaborative.codes], dim=-1),
         )
-
-    def _quantize(self, latents: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Both kinds' codes `(batch_size, num_levels)`, the quantized latents and the quantization loss."""
-        shared = self.shared_quantizer(latents)
-        semantic_residual, collaborative_residual = (latents - shared.quantized).chunk(2, dim=-1)
-        semantic = self.semantic_quantizer(semantic_residual)
-        collaborative = self.collaborative_quantizer(collaborative_residual)
-        quantized = shared.quantized + torch.cat([semantic.quantized, collaborative.quantized], dim=-1)
-        semantic_codes = torch.cat([shared.codes, semantic.codes], dim=-1)
-        collaborative_codes = torch.cat([shared.codes, collaborative.codes], dim=-1)
-        return (semantic_codes, collaborative_codes), quantized, shared.loss + semantic.loss + collaborative.loss
 
     @torch.no_grad()
     def fit_standardization(self, semantic: Embeddings, collaborative: Embeddings) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,7 +65,8 @@ def fit_projection(
     batches = (batch.double() for batch in standardized.split(ENCODE_BATCH_SIZE))
     products = sum((batch.T @ batch for batch in batches), torch.zeros(()))
     _, directions = torch.linalg.eigh(products)  # columns, by ascending variance
-    widths = [layer.out_features for layer in encoder[::2]]
+    linears: Any = encoder[::2]  # without the ReLUs
+    widths = [layer.out_features for layer in linears]
     latent_dim = widths[-1]
     rank = min([latent_dim, standardized.shape[1], *(width // 2 for width in widths[:-1])])
     directions = directions.flip(-1)[:, :rank].T  # (rank, dim)
@@ -86,7 +88,7 @@ def make_linear(layers: nn.Sequential, inner: torch.Tensor, outer: torch.Tensor)
         inner: `(rank, in_dim)`.
         outer: `(out_dim, rank)`.
     """
-    linears = layers[::2]  # without the ReLUs
+    linears: Any = layers[::2]
     identity = torch.eye(2 * len(inner), device=inner.device)
     blocks = [torch.cat([inner, -inner]), *[identity] * (len(linears) - 2), torch.cat([outer, -outer], dim=1)]
     for linear, block in zip(linears, blocks if len(linears) > 1 else [outer @ inner], strict=True):

@@ -49,6 +49,15 @@ _FROM_PRESET = "the preset decides"
 # Fields of the sub-models' configurations that are not settings.
 _FROM_DATA = {"num_items", "text_dim", "vocab_size", "history_encoding", "semantic_dim", "collaborative_dim"}
 
+# Settings of `TrainingArguments` that would be without effect, or would change the loss behind the model's back.
+_FIXED = {
+    "remove_unused_columns": (False, "examples are drawn, not read from columns"),
+    "train_sampling_strategy": ("sequential", "examples are drawn, not read from columns"),
+    "label_smoothing_factor": (0.0, "the losses are the model's own, and Trainer's would leave out that of the items"),
+    "neftune_noise_alpha": (None, "the embeddings are read by encoder and decoder, where Trainer adds no noise"),
+    "use_liger_kernel": (False, "the losses are the model's own, and there are no such kernels for them"),
+}
+
 
 def _setting(default: Any, text: str) -> Any:
     """A field with its help text; `None` with "preset" in the help stands for the preset's value."""
@@ -150,6 +159,8 @@ class GenSARTrainingArguments(TrainingArguments):
                 setattr(self, name, value)
         if not self.output_dir:
             raise ValueError("`output_dir` names the folder of the run; give one, such as 'films'.")
+        if self.fp16 and self.bf16 is None:
+            self.bf16 = False
         for name, value in machine_defaults().items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -164,13 +175,15 @@ class GenSARTrainingArguments(TrainingArguments):
             "eval_max_users",
             "text_vocab_size",
             "max_target_tokens",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {value}.")
         for name in ("item_weight", "lora_rank", "sasrec_epochs", "rqvae_epochs", "learning_rate"):
             value = getattr(self, name)
-            if value is not None and value < 0:
+            if value is not None and not value >= 0:
                 raise ValueError(f"`{name}` must not be negative; got {value}.")
         if self.history_encoding not in HISTORY_ENCODINGS:
             raise ValueError(
@@ -185,12 +198,11 @@ class GenSARTrainingArguments(TrainingArguments):
                 raise ValueError(f"`report_to` names '{name}', which is not installed; use {', '.join(installed)}.")
         if self.item_vectors and self.history_encoding == "tokens":
             raise ValueError("`item_vectors` needs history_encoding='events': with tokens no position is one click.")
-        for name, required in (
-            ("remove_unused_columns", False),
-            ("train_sampling_strategy", "sequential"),
-        ):
+        for name, (required, reason) in _FIXED.items():
             if getattr(self, name) != required:
-                raise ValueError(f"`{name}` must stay {required!r}: examples are drawn, not read from columns.")
+                raise ValueError(f"`{name}` must stay {required!r}: {reason}.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"`seed` must be from 0 to 4,294,967,295; got {self.seed}.")
         # The sub-models' own checks, before anything runs.
         _check_config("rqvae_config", self.rqvae_config, JointRQVAEConfig, lambda: self.rqvae(8, 8, num_items=1))
         _check_config("sasrec_config", self.sasrec_config, SASRecConfig, lambda: self.sasrec(num_items=1))

@@ -6,7 +6,6 @@ import io
 import logging
 import math
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
 from gensar_hf.baselines import BM25, DenseRetrieval, HybridSearch, NextItemScorer, Popularity
+from gensar_hf.checkpoints import last_checkpoint, remove_checkpoints
 from gensar_hf.data import SEARCH, TASKS, InteractionDataset, training_events, training_mask
 from gensar_hf.embeddings.cold_start import CollaborativeMap
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
@@ -30,13 +30,26 @@ from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import Evaluation, choose_weights
 from gensar_hf.files import (
+    CARD_FILE,
+    RECORD_FILE,
     STAGE_FILE,
     atomic_path,
     damage_reported,
     fingerprint,
-    last_checkpoint,
     read_json,
+    recorded_files,
     write_json,
+)
+from gensar_hf.folders import (
+    content_hashes,
+    finish_saving,
+    is_changed,
+    locked,
+    refuse_changed_stage,
+    refuse_foreign_stage,
+    remove_leftovers,
+    stage_of,
+    write_errors_reported,
 )
 from gensar_hf.generator.backbones import Backbone, position_table_length
 from gensar_hf.generator.configuration_gensar import GenSARConfig
@@ -120,46 +133,42 @@ def train(
         the pipeline in `output_dir/model`.
 
     Raises:
-        InputError: the data cannot be trained on, the output folder holds other files in a stage's place, a model
-            cannot be loaded, or a training diverged.
+        InputError: the data cannot be trained on, the output folder cannot be written to, is used by another process
+            or holds other files in a stage's place, a model cannot be loaded, or a training diverged.
     """
     run_dir = Path(args.output_dir or ".")
-    if run_dir.exists() and not run_dir.is_dir():
-        raise InputError(f"`output_dir` {run_dir} is a file; name a folder.")
+    for path in (args.text_encoder, args.model_name_or_path):
+        refuse_input_in_stage(path, run_dir)
     if args.model_name_or_path is not None:
         Backbone(args.model_name_or_path).check()  # before hours of training
-
-    def stage(name: str, inputs: list[Any], work: Work, is_distributed: bool = False) -> None:
-        report = run_stage(run_dir, name, inputs, work, is_distributed, reuse)
-        logger.info("Stage %s: %s.", name, "already finished" if report.skipped else f"{report.seconds:.1f} s")
-        if on_stage is not None and process_rank() == 0:
-            on_stage(report)
-
     data_dir, embeddings = run_dir / DATA, [run_dir / name / EMBEDDINGS_FILE for name in (SEMANTIC, COLLABORATIVE)]
     items = [data_dir / "items.parquet", data_dir / "dataset.json"]
-    stage(DATA, dataset_inputs(dataset), lambda folder, _: save_dataset(dataset, folder))
     encoder_dir = [Path(args.text_encoder)] if args.text_encoder and Path(args.text_encoder).is_dir() else []
-    stage(
-        SEMANTIC,
-        [args.text_encoder, args.seed, *encoder_dir, *items],
-        lambda folder, _: encode_items(dataset, args, folder),
-    )
     sasrec = [args.sasrec(len(dataset.item_ids)).to_diff_dict(), args.sasrec_epochs, args.seed, args.bf16, data_dir]
-    stage(COLLABORATIVE, sasrec, lambda folder, aside: train_collaborative(dataset, args, folder, aside), True)
     rqvae = [args.rqvae(1, 1, len(dataset.item_ids)).to_diff_dict(), args.rqvae_epochs, args.seed, args.bf16]
-    stage(
-        RQVAE,
-        [*rqvae, *items, *embeddings],
-        lambda folder, aside: train_identifiers(dataset, args, embeddings, folder, aside),
-        True,
-    )
     upstream = [data_dir, run_dir / RQVAE, run_dir / SEMANTIC, run_dir / COLLABORATIVE / "model.safetensors"]
-    stage(
-        MODEL,
-        [generator_settings(args), *upstream, embeddings[1]],
-        lambda folder, aside: train_generator(dataset, args, run_dir, folder, aside, callbacks),
-        True,
-    )
+    inputs: dict[str, list[Any]] = {
+        DATA: dataset_inputs(dataset),
+        SEMANTIC: [args.text_encoder, args.seed, *encoder_dir, *items],
+        COLLABORATIVE: sasrec,
+        RQVAE: [*rqvae, *items, *embeddings],
+        MODEL: [generator_settings(args), *upstream, embeddings[1]],
+    }
+    work: dict[str, Work] = {
+        DATA: lambda folder, _: save_dataset(dataset, folder),
+        SEMANTIC: lambda folder, _: encode_items(dataset, args, folder),
+        COLLABORATIVE: lambda folder, aside: train_collaborative(dataset, args, folder, aside),
+        RQVAE: lambda folder, aside: train_identifiers(dataset, args, embeddings, folder, aside),
+        MODEL: lambda folder, aside: train_generator(dataset, args, run_dir, folder, aside, callbacks),
+    }
+    with locked(run_dir):
+        refuse_foreign_files(run_dir, inputs)
+        for name in STAGES:
+            is_distributed = name not in (DATA, SEMANTIC)
+            report = run_stage(run_dir, name, inputs[name], work[name], is_distributed, reuse)
+            logger.info("Stage %s: %s.", name, "already finished" if report.skipped else f"{report.seconds:.1f} s")
+            if on_stage is not None and process_rank() == 0:
+                on_stage(report)
     if not any(len(requests) for requests in dataset.split.test.values()):
         logger.warning("The dataset holds no click out, so there is nothing to evaluate the model on.")
     with damage_reported(run_dir / MODEL):
@@ -229,6 +238,7 @@ def train_collaborative(
         training.max_steps = num_training_steps(histories, training, model.config.max_length)
     with quiet_trainer():
         output = train_sasrec(model, histories, training, last_checkpoint(checkpoints))
+    check_finite(COLLABORATIVE, {"loss": output.training_loss}, model)
     model.save_pretrained(folder)
     embeddings = model.item_embeddings().detach().float().cpu().numpy()
     save_item_embeddings(folder / EMBEDDINGS_FILE, embeddings, events.item_ids)
@@ -256,6 +266,7 @@ def train_identifiers(
     )
     with quiet_trainer():
         train_joint_rqvae(model, semantic, collaborative, training)
+    check_finite(RQVAE, {}, model)
     table = build_identifier_table(model, semantic, collaborative, item_ids, dataset.titles, texts)
     model.save_pretrained(folder)
     table.save(folder)
@@ -310,7 +321,7 @@ def train_generator(
         output = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     if isinstance(pipe.model, GenSARForConditionalGeneration) and pipe.model.encoder.items is not None:
         merge_features(pipe.model.encoder.items)
-    check_finite(MODEL, {"loss": output.training_loss})
+    check_finite(MODEL, {"loss": output.training_loss}, pipe.model)
     if args.item_weight is None and getattr(pipe.model.config, "num_items", None):
         details |= set_best_weights(pipe, dataset, args)
     if process_rank() == 0:
@@ -322,13 +333,9 @@ def set_best_weights(
     pipe: GenSARPipeline, dataset: InteractionDataset, args: GenSARTrainingArguments
 ) -> dict[str, list[float]]:
     """Give each task the weights of identifier and item vector that rank validation clicks best, if there are any."""
-    try:
-        evaluation = Evaluation(
-            dataset, "validation", num_negatives=args.num_negatives, max_users=args.eval_max_users, seed=args.seed
-        )
-    except InputError as error:  # a user has clicked every item
-        logger.warning("The weights of identifiers and item vectors stay as they are: %s", error)
-        return {}
+    evaluation = Evaluation(
+        dataset, "validation", num_negatives=args.num_negatives, max_users=args.eval_max_users, seed=args.seed
+    )
     best, config = choose_weights(pipe, evaluation.requests, evaluation.candidates), pipe.model.config
     weights = [best.get(task, config.score_weights(task == SEARCH)) for task in TASKS]
     config.identifier_weight, config.item_weight = ([pair[place] for pair in weights] for place in (0, 1))
@@ -435,86 +442,133 @@ def run_stage(
         InputError: an input is missing, the folder holds something that no stage wrote, or a figure in the details is
             not finite, as after a training that diverged.
     """
-    folder, mark = run_dir / stage, fingerprint(stage, *inputs)
-    skipped = is_finished(folder, stage, mark)
-    if not skipped and reuse is not None and process_rank() == 0:
-        skipped = _link_finished(folder, Path(reuse), stage, mark)
-    if not skipped and folder.exists() and not (folder / STAGE_FILE).is_file() and any(folder.iterdir()):
-        raise InputError(
-            f"{folder} holds files that no earlier run of this package wrote, and the stage '{stage}' would replace "
-            "them; name another `output_dir`, or move them away."
-        )
-    _wait_for_all()  # all have looked before the first one writes
-    if not skipped:
+    with locked(run_dir), write_errors_reported(run_dir):
+        _tidy(run_dir, stage)
+        folder, mark = run_dir / stage, fingerprint(stage, *inputs)
+        if reuse is not None and process_rank() == 0 and not is_finished(folder, stage, mark):
+            _link_finished(folder, Path(reuse), stage, mark)
+        _wait_for_all()
+        skipped = is_finished(folder, stage, mark)
+        if skipped:  # a card may be edited
+            files = {name: digest for name, digest in (recorded_files(folder) or {}).items() if name != CARD_FILE}
+            refuse_changed_stage(folder, files)
+        else:
+            refuse_foreign_stage(folder, stage)
+        _wait_for_all()  # all have looked before the first one writes
         checkpoints = run_dir / CHECKPOINTS / f"{stage}-{fingerprint(mark, process_count())[:12]}"
-        if process_rank() == 0:
+        if not skipped and process_rank() == 0:
             _run(folder, stage, mark, work, checkpoints, is_distributed)
-        elif is_distributed:
+        elif not skipped and is_distributed:
             with tempfile.TemporaryDirectory() as unused:
                 work(Path(unused), checkpoints)
             _wait_for_all()
+        if process_rank() == 0:  # after a new result, checkpoints of other settings as well
+            for path in checkpoints.parent.glob(checkpoints.name if skipped else f"{stage}-*"):
+                if stage_of(path) == stage:
+                    remove_checkpoints(path)
+        _wait_for_all()
+        record = read_json(folder / STAGE_FILE)
+        return StageReport(stage, record.get("seconds", 0.0), skipped, record.get("details", {}))
+
+
+def _tidy(run_dir: Path, stage: str) -> None:
+    """Finish or remove what killed processes have left of a stage; the run's lock must be held."""
+    if process_rank() == 0:
+        remove_leftovers(run_dir)
+        if not (run_dir / stage).is_symlink():
+            finish_saving(run_dir / stage)
+            remove_leftovers(run_dir / stage)
     _wait_for_all()
-    record = read_json(folder / STAGE_FILE)
-    return StageReport(stage, record["seconds"], skipped, record["details"])
+
+
+def refuse_foreign_files(run_dir: Path, inputs: dict[str, list[Any]]) -> None:
+    """Refuse a run that would replace somebody's files, before its first stage.
+
+    Args:
+        run_dir: the run's folder, locked.
+        inputs: all that each stage depends on, in the order of the stages.
+
+    Raises:
+        InputError: the folder of a stage that has to be run holds files that are not its own, or edited ones.
+    """
+    is_due = False
+    for stage, its_inputs in inputs.items():
+        _tidy(run_dir, stage)
+        is_due = is_due or not is_finished(run_dir / stage, stage, fingerprint(stage, *its_inputs))
+        if is_due:
+            refuse_foreign_stage(run_dir / stage, stage)
+    if is_due and (run_dir / CHECKPOINTS).exists() and not (run_dir / CHECKPOINTS).is_dir():
+        raise InputError(f"{run_dir / CHECKPOINTS} is a file, but checkpoints are written there; move it away.")
+    _wait_for_all()
+
+
+def refuse_input_in_stage(path: str | None, run_dir: Path) -> None:
+    """Refuse to read what the run would replace.
+
+    Raises:
+        InputError: the file or folder lies in the folder of a stage.
+    """
+    if path and os.path.exists(path):
+        place = Path(path).resolve()
+        for stage in STAGES:
+            if run_dir.resolve() / stage in (place, *place.parents):
+                raise InputError(
+                    f"{path} lies in {run_dir / stage}, which the training would replace; copy it elsewhere, or name "
+                    "another `output_dir`."
+                )
 
 
 def _run(folder: Path, stage: str, mark: str, work: Work, checkpoints: Path, is_distributed: bool) -> None:
     start = time.perf_counter()
-    with atomic_path(folder) as aside:
+    with atomic_path(folder, replace_folder=True) as aside:
         aside.mkdir(parents=True, exist_ok=True)
+        if is_distributed:  # the folder is ours
+            write_json(checkpoints / STAGE_FILE, {"stage": stage, "inputs_fingerprint": mark})
         details = work(aside, checkpoints)
         if is_distributed:
-            _wait_for_all()  # others may still be busy with the last checkpoint, which is deleted below
+            _wait_for_all()  # others may still be busy with the last checkpoint, which is deleted later
         check_finite(stage, details)
-        details["files"] = sorted(path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file())
+        for path in aside.rglob(RECORD_FILE):
+            path.unlink()
         record = {
             "stage": stage,
             "inputs_fingerprint": mark,
             "package_version": _package_version(),
             "seconds": round(time.perf_counter() - start, 3),
             "details": details,
+            "files": content_hashes(aside),
         }
         write_json(aside / STAGE_FILE, record)
-    # Checkpoints of other settings as well, and what a killed process had begun to write.
-    for leftover in [*checkpoints.parent.glob(f"{stage}-*"), *folder.parent.glob(f".{stage}.aside-*")]:
-        shutil.rmtree(leftover, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        checkpoints.parent.rmdir()  # if it is empty
 
 
-def check_finite(stage: str, details: dict[str, Any]) -> None:
+def check_finite(stage: str, details: dict[str, Any], model: torch.nn.Module | None = None) -> None:
     """Refuse the result of a training that diverged.
 
     Raises:
-        InputError: a figure is not finite.
+        InputError: a figure is not finite, or a weight of the model.
     """
     for name, value in details.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"Stage {stage} diverged: its {name} is {value}; lower the learning rate.")
+    if model is not None and not all(bool(weights.isfinite().all()) for weights in model.parameters()):
+        raise InputError(f"Stage {stage} diverged: its weights are not finite; lower the learning rate.")
 
 
 def is_finished(folder: str | os.PathLike[str], stage: str, mark: str) -> bool:
-    """Whether a folder holds this stage, made from the same inputs, and none of its files was deleted since.
-
-    A `stage.json` that cannot be read counts as absent: the stage is run again.
-    """
+    """Whether a folder holds this stage, made from the same inputs, and none of its files was deleted since."""
     path = Path(folder) / STAGE_FILE
-    if not path.is_file():
+    if not path.is_file() or stage_of(Path(folder)) != stage or read_json(path).get("inputs_fingerprint") != mark:
         return False
-    try:
-        record = read_json(path)
-    except InputError as error:
-        logger.warning("%s The stage %s is run again.", error, stage)
-        return False
-    if not isinstance(record, dict) or [record.get("stage"), record.get("inputs_fingerprint")] != [stage, mark]:
-        return False
-    return all((Path(folder) / name).is_file() for name in record.get("details", {}).get("files", []))
+    files = recorded_files(folder)
+    return files is not None and all((Path(folder) / name).is_file() for name in files)
 
 
 def _link_finished(folder: Path, runs: Path, stage: str, mark: str) -> bool:
     """Link another run's stage with the same inputs; whether there was one."""
     for other in sorted(runs.glob(f"*/{stage}")):
-        if other != folder and not other.is_symlink() and is_finished(other, stage, mark):
+        files = recorded_files(other) or {}
+        is_other = other != folder and not other.is_symlink() and is_finished(other, stage, mark)
+        if is_other and not any(is_changed(other, name, digest) for name, digest in files.items()):
             if folder.is_symlink():
                 folder.unlink()
             if not folder.exists():

@@ -1,5 +1,6 @@
 """`GenSARTrainer`: a `transformers.Trainer` for the generator of a pipeline."""
 
+import contextlib
 import copy
 import dataclasses
 import logging
@@ -11,15 +12,16 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import TrainOutput, speed_metrics
 
+from gensar_hf.checkpoints import CheckpointedTrainer
 from gensar_hf.data import InteractionDataset, training_mask
 from gensar_hf.data.text_queries import TextQueries
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import Evaluation, validation_metrics
-from gensar_hf.files import write_json
+from gensar_hf.files import ASIDE_MARK, write_json
 from gensar_hf.generator.adapters import (
     AdapterBase,
     add_adapter,
@@ -39,7 +41,7 @@ from gensar_hf.generator.examples import (
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.prompts import Task
 from gensar_hf.identifiers import IdentifierTable
-from gensar_hf.pipeline import GenSARPipeline
+from gensar_hf.pipeline import GenSARPipeline, saving_model
 from gensar_hf.training.arguments import GenSARTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ class ProgressBar(ProgressCallback):
             self.training_bar.write(f"step {state.global_step}: {text}")
 
 
-class GenSARTrainer(Trainer):
+class GenSARTrainer(CheckpointedTrainer):
     """Trains the generator of a pipeline on all tasks; evaluates with HR@k and NDCG@k on held-out clicks.
 
     Args:
@@ -331,8 +333,8 @@ class GenSARTrainer(Trainer):
             )
             if not evaluation.candidates:
                 raise InputError(
-                    "The dataset has no validation requests to evaluate on: no user has three clicks of one kind; give "
-                    "another `eval_dataset`, or train with eval_strategy='no'."
+                    "The dataset has no validation requests to evaluate on: no user has three clicks of one kind and "
+                    "an item left to click; give another `eval_dataset`, or train with eval_strategy='no'."
                 )
             self._evaluations[id(dataset)] = dataset, evaluation
         return self._evaluations[id(dataset)][1]
@@ -343,7 +345,8 @@ class GenSARTrainer(Trainer):
         """Write a folder that `GenSARPipeline.from_pretrained` loads: a model, or with LoRA an adapter.
 
         Raises:
-            InputError: an adapter for a model that is in no folder, because it has been trained since it was loaded.
+            InputError: an adapter for a model that is in no folder, because it has been trained since it was loaded, or
+                as for `GenSARPipeline.save_pretrained`.
         """
         folder = output_dir or self.args.output_dir or "."
         if self._base is not None and not self._base.name and not _internal_call:
@@ -351,11 +354,15 @@ class GenSARTrainer(Trainer):
                 "An adapter needs the folder of the model that it is for, and this one was trained after it was "
                 "loaded. Write the whole model with `pipe.save_pretrained`, or save it before a training with LoRA."
             )
-        super().save_model(folder, _internal_call)
-        if self.args.should_save and not _internal_call:
-            self.pipe.save_extras(folder)
-            if self._base is None:
-                self.pipe.name_or_path = folder
+        if _internal_call:  # a checkpoint
+            super().save_model(folder, _internal_call)
+            return
+        with saving_model(folder) if self.args.should_save else contextlib.nullcontext(folder) as aside:
+            super().save_model(str(aside))
+            if self.args.should_save:
+                self.pipe.save_extras(aside)
+        if self.args.should_save and self._base is None:
+            self.pipe.name_or_path = folder
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer` saves; the settings as JSON, not as a pickled file."""
@@ -365,7 +372,8 @@ class GenSARTrainer(Trainer):
             super()._save(str(folder), state_dict)
         elif self.args.should_save:
             if base.name and Path(base.name).is_dir():  # as seen from the adapter, so that both may be moved together
-                base = dataclasses.replace(base, name=os.path.relpath(base.name, folder))
+                final = folder.parent if ASIDE_MARK in folder.name else folder
+                base = dataclasses.replace(base, name=os.path.relpath(base.name, final))
             save_adapter(self.accelerator.unwrap_model(self.model), folder, base)
             self.pipe.tokenizer.save_pretrained(folder)
         if self.args.should_save:

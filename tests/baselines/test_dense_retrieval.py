@@ -33,12 +33,6 @@ def test_different_dimensions_are_refused(split, catalogue):
         DenseRetrieval(ITEMS, lambda queries: np.ones((len(queries), 3))).score(split.test[SEARCH], catalogue)
 
 
-@pytest.mark.parametrize("embeddings", [np.full((6, 2), np.nan), np.ones(6)])
-def test_unusable_item_embeddings_are_refused(embeddings):
-    with pytest.raises(ValueError, match="must be a finite"):
-        DenseRetrieval(embeddings, lambda queries: np.ones((len(queries), 2)))
-
-
 class FakeEncoder:
     """Encodes a text as its length and its number of words, and records the texts."""
 

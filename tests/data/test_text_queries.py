@@ -212,7 +212,7 @@ def test_every_item_with_a_word_has_queries(titles, columns):
 def test_an_item_without_words_has_none():
     queries = TextQueries(["...", "a word"], {"genres": ["", "Drama"]})
     assert set(draws(queries, 0, 100)) == {""}
-    assert [queries.title(0), queries.part(0), queries.misspelled(0, rng()), queries.attributes(0, rng())] == [""] * 4
+    assert [queries.title(0), queries.part(0), queries.attributes(0, rng())] == [""] * 3
 
 
 def test_columns_of_a_dataset():

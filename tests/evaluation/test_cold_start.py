@@ -81,21 +81,10 @@ def test_a_subset_keeps_its_histories(parts):
 NUM_ITEMS = 12
 
 
-class Knows:
-    """Ranks items from `first` on before all others, each part in the order of the catalogue."""
-
-    tasks = frozenset({RECOMMENDATION, SEARCH})
-
-    def __init__(self, name: str, first: int) -> None:
-        self.name, self.first = name, first
-
-    def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
-        return np.where(candidates >= self.first, 100.0, 0.0) - candidates
-
-
-class Breaks(Knows):
-    def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
-        raise ValueError("no scores today")
+@pytest.fixture
+def knows(make_scorer: Callable) -> Callable:
+    """A scorer that ranks items from `first` on before all others, each part in the order of the catalogue."""
+    return lambda name, first: make_scorer(name, 100.0 * (np.arange(NUM_ITEMS) >= first) - np.arange(NUM_ITEMS))
 
 
 @pytest.fixture
@@ -112,8 +101,8 @@ GROUPS = {"known": items(0, 10), "new": items(10, 11), "none": items(11, 11), "o
 TEXTS = [f"film {item}" for item in range(NUM_ITEMS)]
 
 
-def test_each_group_has_its_requests(requests: dict[str, Requests]) -> None:
-    scorers = [Knows("before", 12), Knows("after", 10)]
+def test_each_group_has_its_requests(requests: dict[str, Requests], knows: Callable) -> None:
+    scorers = [knows("before", 12), knows("after", 10)]
     result = evaluate_groups(scorers, requests, GROUPS, TEXTS, num_negatives=10)
     assert (result["systems"], result["groups"]) == (["before", "after"], list(GROUPS))
     measured = result["tasks"][RECOMMENDATION]
@@ -132,20 +121,20 @@ def test_each_group_has_its_requests(requests: dict[str, Requests]) -> None:
     )
 
 
-def test_a_group_of_many_requests_is_sampled(requests: dict[str, Requests]) -> None:
-    result = evaluate_groups([Knows("one", 12)], requests, {"all": items(0, 12)}, TEXTS, 10, max_requests=3)
+def test_a_group_of_many_requests_is_sampled(requests: dict[str, Requests], knows: Callable) -> None:
+    result = evaluate_groups([knows("one", 12)], requests, {"all": items(0, 12)}, TEXTS, 10, max_requests=3)
     assert result["tasks"][RECOMMENDATION]["all"]["num_requests"] == 3
 
 
-def test_a_system_that_fails_is_named(requests: dict[str, Requests]) -> None:
-    with pytest.raises(InputError, match="after failed in recommendation: ValueError: no scores today"):
-        evaluate_groups([Knows("before", 12), Breaks("after", 0)], requests, {"all": items(0, 12)}, TEXTS, 10)
+def test_a_system_that_fails_is_named(requests: dict[str, Requests], knows: Callable, make_scorer: Callable) -> None:
+    with pytest.raises(InputError, match="after failed in recommendation: IndexError"):
+        evaluate_groups([knows("before", 12), make_scorer("after", [])], requests, {"all": items(0, 12)}, TEXTS, 10)
 
 
-def test_intervals_may_be_over_items(make_requests: Callable) -> None:
+def test_intervals_may_be_over_items(make_requests: Callable, knows: Callable) -> None:
     """Two of four requests are for item 1, which is always first: over items HR@1 has the clusters {1, 1}, {2}, {3}."""
     requests = {RECOMMENDATION: make_requests([[0, 1], [0, 1], [0, 2], [0, 3]], NUM_ITEMS)}
-    arguments = [Knows("one", 12)], requests, {"all": items(0, 12)}, TEXTS, 10
+    arguments = [knows("one", 12)], requests, {"all": items(0, 12)}, TEXTS, 10
     over_users, over_items = (evaluate_groups(*arguments, by_item=by_item)["tasks"] for by_item in (False, True))
     values = [each[RECOMMENDATION]["all"]["systems"]["one"]["HR@1"] for each in (over_users, over_items)]
     assert values[0]["value"] == values[1]["value"] == 1 / 2

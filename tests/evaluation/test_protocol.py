@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -147,7 +148,7 @@ def test_saved_files(make_scorer, requests_by_task, sets_by_task, tmp_path):
     scorers = [make_scorer("Numbers", np.arange(12)), BrokenScorer(RuntimeError("no memory left"))]
     result = evaluate(scorers, requests_by_task, sets_by_task, seed=3)
     result.save(tmp_path / "results")
-    names = ["metrics.json", "ndcg.png", "ranks.parquet", "tables.md"]
+    names = [".gensar.json", "metrics.json", "ndcg.png", "ranks.parquet", "tables.md"]
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == names
     assert read_json(tmp_path / "results" / "metrics.json") == json.loads(json.dumps(result.metrics()))
     ranks = pd.read_parquet(tmp_path / "results" / "ranks.parquet")
@@ -242,6 +243,18 @@ def test_an_evaluation_draws_candidates_once_for_all_systems(dataset, make_score
     assert Evaluation(dataset, tasks=[SEARCH]).requests.keys() == {SEARCH}
     sampled = Evaluation(dataset, max_users=1).requests
     assert len({int(user) for requests in sampled.values() for user in requests.users}) == 1
+
+
+def test_users_of_every_item_are_left_out(make_requests, identifiers, caplog):
+    full, other = list(range(12)), [0, 5]
+    for clicks, kept in (([full, other], 1), ([full, full], 0)):
+        requests = make_requests(clicks, num_items=12)
+        empty = requests.subset([])
+        split = SimpleNamespace(events=requests.events, test={RECOMMENDATION: requests, SEARCH: empty})
+        evaluation = Evaluation(Dataset(split, identifiers.texts), num_negatives=3)
+        assert len(evaluation.requests[RECOMMENDATION]) == kept
+        assert evaluation.candidates.keys() == ({RECOMMENDATION} if kept else set())
+        assert f"{2 - kept} of 2 recommendation requests are left out: their users, first 'user-0'" in caplog.text
 
 
 def test_hard_candidates_by_other_columns():

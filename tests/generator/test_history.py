@@ -64,7 +64,7 @@ def test_an_unknown_item_may_be_skipped_with_a_warning(caplog: pytest.LogCapture
         ({"item_id": "242"}, r"A history must be a list of events"),
         (None, r"A history must be a list of events .*got None"),
         ([{"query": 7}], r"A query must be text with at least one word; got 7"),
-        ([{"query": " \t"}], r"A query must be text with at least one word"),
+        ([{"query": " \t"}], r"history\[0\] must be a mapping"),
     ],
 )
 def test_what_is_no_history_is_refused(history: object, message: str) -> None:

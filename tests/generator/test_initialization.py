@@ -290,7 +290,7 @@ def test_a_long_prompt_loses_its_oldest_events_where_positions_are_a_table(
     prompt = tokenizer.encode_request(history, "horror", "<S_I>")["input_ids"][0].tolist()
     assert len(prompt) <= 300 - 160
     last = tokenizer.encode_request(history[-1:], "horror", "<S_I>")["input_ids"][0].tolist()
-    assert prompt[-len(last) + 5 :] == last[5:]
+    assert (prompt[:4], prompt[-9:]) == (last[:4], last[-9:])
 
 
 def test_a_t5_s_own_generation_settings_do_not_stay(tokenizer: GenSARTokenizer, tmp_path: Path) -> None:
@@ -306,5 +306,5 @@ def test_a_t5_without_all_its_weights_is_refused(tokenizer: GenSARTokenizer, tmp
     t5 = save_t5(tmp_path, 200)
     state = {name: value for name, value in t5.state_dict().items() if "final_layer_norm" not in name}
     t5.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(InputError, match="decoder.final_layer_norm.weight is missing"):
+    with pytest.raises(InputError, match=r"decoder\.final_layer_norm\.weight is missing"):
         generator_from_t5(tmp_path, tokenizer)

@@ -50,6 +50,11 @@ def test_what_is_not_clicked_yet_changes_nothing(items: ItemVectors) -> None:
         torch.testing.assert_close(items.click_states(EVENT_ITEMS[:, :length]), whole[:, :length], atol=1e-6, rtol=0)
 
 
+def test_no_requests_have_no_logits(items: ItemVectors) -> None:
+    logits = items.logits(torch.zeros(0, items.table.embedding_dim), torch.zeros(0, dtype=torch.long))
+    assert logits.shape == (0, items.table.num_embeddings)
+
+
 def test_without_clicks_there_is_nothing_to_add(items: ItemVectors) -> None:
     assert not items.click_states(torch.full((2, 3), -1)).any()
     plain = ItemVectors(GenSARConfig(vocab_size=10, num_items=12, d_model=16, item_recurrence=False))

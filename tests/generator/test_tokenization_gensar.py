@@ -109,6 +109,36 @@ def test_a_repeated_query_continues_its_search_session(tokenizer: GenSARTokenize
     assert queries([typed, clicked, {"item_id": item}], "space") == 2
 
 
+def test_more_characters_than_pieces_are_learned(identifiers: IdentifierTable) -> None:
+    """As in a catalogue in Chinese, with default settings."""
+    texts = ["".join(chr(0x4E00 + (37 * row + place) % 2500) for place in range(12)) for row in range(400)]
+    tokenizer = GenSARTokenizer.train_from_texts([*texts, "space adventure"], identifiers)
+    for text in (*texts, "Space adventure"):
+        assert tokenizer.decode(tokenizer.text_ids(text)) == text.lower()
+    assert tokenizer.unk_token_id in tokenizer.text_ids("ж")
+
+
+def test_rare_characters_of_a_huge_alphabet_are_unknown(
+    identifiers: IdentifierTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gensar_hf.generator.tokenization_gensar._MAX_ALPHABET", 50)
+    texts = ["".join(chr(0x4E00 + k) for k in range(30)), *["一丁七 film"] * 9]
+    tokenizer = GenSARTokenizer.train_from_texts(texts, identifiers, vocab_size=40)
+    assert tokenizer.unk_token_id not in tokenizer.text_ids("一丁七 film")
+    assert tokenizer.unk_token_id in tokenizer.text_ids(chr(0x4E00 + 29))
+
+
+def test_an_unbroken_text_teaches_nothing(identifiers: IdentifierTable) -> None:
+    """Half a million characters took the trainer minutes, or the process died."""
+    texts = ["red soap", "red soap " + "iVBORw0KGgo+/9dk" * 30_000]
+    tokenizer = GenSARTokenizer.train_from_texts(texts, identifiers)
+    assert (
+        tokenizer.get_vocab().keys()
+        == GenSARTokenizer.train_from_texts(["red soap"] * 2, identifiers).get_vocab().keys()
+    )
+    assert len(tokenizer.text_ids(texts[1])) == 128
+
+
 def test_long_text_is_cut(tokenizer: GenSARTokenizer) -> None:
     assert len(tokenizer.text_ids("space adventure " * 500)) == 128
 

@@ -41,6 +41,12 @@ def test_a_setting_wins_over_the_preset():
     assert args.max_history_events == 20  # of the preset
 
 
+def test_fp16_does_without_the_machine_s_bf16(monkeypatch):
+    monkeypatch.setattr("gensar_hf.training.arguments.machine_defaults", lambda: {"bf16": True, "use_cpu": True})
+    assert not GenSARTrainingArguments("films", fp16=True).bf16
+    assert GenSARTrainingArguments("films").bf16
+
+
 MISTAKES = {
     "preset": ({"preset": "small"}, "`preset` must be one of default, paper; got 'small'"),
     "no folder": ({"output_dir": None}, "`output_dir` names the folder of the run"),
@@ -61,6 +67,13 @@ MISTAKES = {
     "vectors": ({"preset": "paper", "item_vectors": True}, "`item_vectors` needs history_encoding='events'"),
     "negatives": ({"num_negatives": 0}, "`num_negatives` must be at least 1; got 0"),
     "columns": ({"remove_unused_columns": True}, "`remove_unused_columns` must stay False"),
+    "label smoothing": ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` must stay 0.0: the losses are the"),
+    "noise": ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` must stay None"),
+    "kernels": ({"use_liger_kernel": True}, "`use_liger_kernel` must stay False"),
+    "seed": ({"seed": -1}, "`seed` must be from 0 to 4,294,967,295; got -1"),
+    "no rows": ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1; got 0"),
+    "no batches": ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be at least 1; got 0"),
+    "no number": ({"learning_rate": float("nan")}, "`learning_rate` must not be negative; got nan"),
     "transformers' own": ({"save_strategy": "never"}, "never is not a valid SaveStrategy"),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny_runs
@@ -12,6 +13,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from gensar_hf import GenSARPipeline, InputError, InteractionDataset, train
+from gensar_hf.cli import dataset_and_arguments, main
+from gensar_hf.files import fingerprint
 from gensar_hf.training.stages import STAGES, run_stage
 
 
@@ -100,25 +103,61 @@ def test_other_data_repeat_everything(run):
 
 
 @pytest.mark.slow
-def test_a_deleted_or_damaged_file_repeats_its_stage(tiny_data, run):
+def test_a_deleted_file_repeats_its_stage(tiny_data, run):
     (run / "model" / "generation_config.json").unlink()
     assert stages_run(tiny_data, run) == ["model"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model/model.safetensors", "semantic/item_embeddings.safetensors", "rqvae/config.json", "data/items.parquet"],
+)
+def test_a_changed_file_of_a_finished_stage_is_one_sentence(tiny_data, run, name):
+    path = run / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for changes in ({}, {"learning_rate": 1e-3}):
+        with pytest.raises(
+            InputError, match=rf"{name} is damaged, or was edited .*; put the file back, or delete the fo"
+        ):
+            stages_run(tiny_data, run, **changes)
+    assert path.read_bytes() == content
+
+
+def test_a_card_may_be_edited_and_other_files_may_be_added(tiny_data, run):
+    (run / "data" / "notes.txt").write_text("mine")
+    (run / "model" / "README.md").write_text("my card")
+    assert stages_run(tiny_data, run) == []
+    with pytest.raises(InputError, match=r"model holds files that no earlier run of this package wrote \(README\.md\)"):
+        stages_run(tiny_data, run, learning_rate=1e-3)
+
+
+def test_items_that_were_added_in_place_stay(tiny_data, run, tmp_path):
+    pd.DataFrame({"item_id": ["N1"], "title": ["red soap"]}).to_csv(tmp_path / "new.csv", index=False)
+    assert main(["add-items", str(run), str(tmp_path / "new.csv")]) == 0
+    assert stages_run(tiny_data, run) == []
+    assert "N1" in GenSARPipeline.from_pretrained(run / "model", device="cpu").tokenizer.identifiers.rows()
+
+
+def test_a_damaged_record_is_one_sentence(tiny_data, run):
     (run / "data" / "stage.json").write_text('{"stage": "da')
-    assert stages_run(tiny_data, run) == ["data"]
-
-
-def test_a_truncated_file_of_a_finished_stage_is_one_sentence(tiny_data, run):
-    path = run / "model" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match="data holds files that no earlier run of this package wrote"):
         stages_run(tiny_data, run)
 
 
-@pytest.mark.parametrize("name", ["item_embeddings.safetensors"])
-def test_a_truncated_file_of_an_earlier_stage_is_one_sentence(tiny_data, run, name):
-    path = run / "semantic" / name
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"item_embeddings\.safetensors is damaged"):
+def test_stages_of_earlier_versions_are_skipped(tiny_data, run):
+    for stage in STAGES:
+        path = run / stage / "stage.json"
+        record = json.loads(path.read_text())
+        record["details"]["files"] = list(record.pop("files"))
+        path.write_text(json.dumps(record))
+    assert stages_run(tiny_data, run) == []
+    path = run / "rqvae" / "stage.json"
+    path.write_text(
+        json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "details"})
+    )
+    with pytest.raises(InputError, match="rqvae holds files that no earlier run"):
         stages_run(tiny_data, run)
 
 
@@ -148,6 +187,20 @@ def test_a_killed_training_ends_with_the_same_bytes(tiny_data, tiny_run, run, st
     assert {path.name for path in run.iterdir()} == set(STAGES)
 
 
+def test_what_a_kill_has_left_is_removed_or_completed_by_the_next_call(tiny_data, tiny_run, run):
+    left = [".model.aside-0badcafe/half", "rqvae/.README.md.aside-0badcafe", ".gensar.lock"]
+    finished = json.loads((run / "model" / "stage.json").read_text())["inputs_fingerprint"]
+    left += [f"checkpoints/model-{fingerprint(finished, 1)[:12]}/{name}" for name in ("stage.json", "checkpoint-2/x")]
+    for name in left:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text('{"stage": "model"}')
+    (run / "data").rename(run / ".data.aside-old-0badcafe")
+    assert stages_run(tiny_data, run) == []
+    assert {path.relative_to(run) for path in run.rglob("*")} == {
+        path.relative_to(tiny_run) for path in tiny_run.rglob("*")
+    }
+
+
 @pytest.mark.slow
 def test_checkpoints_of_other_settings_are_not_continued(tiny_data, run):
     with pytest.raises(KeyboardInterrupt):
@@ -172,20 +225,54 @@ def test_stages_of_other_runs_are_linked(tiny_data, tiny_run, tmp_path):
 # ---- refusals
 
 
-@pytest.mark.parametrize("stage", ["data", "model"])
-def test_foreign_files_are_refused_and_stay(tiny_data, run, stage):
-    shutil.rmtree(run / stage)
-    (run / stage).mkdir()
-    (run / stage / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="holds files that no earlier run of this package wrote"):
-        stages_run(tiny_data, run, learning_rate=1e-3)
-    assert (run / stage / "thesis.tex").read_text() == "years of work"
+@pytest.mark.parametrize(
+    "name", ["data/items.csv", "model/mine.txt", "model/stage.json", "model", "checkpoints", "rqvae/inner/notes"]
+)
+def test_foreign_files_are_refused_before_the_first_stage_and_stay(tiny_data, tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text('{"stage": "another program"}')
+    with pytest.raises(
+        InputError, match=r"holds files that no earlier run of this package wrote|is no folder|is a file"
+    ):
+        stages_run(tiny_data, tmp_path)
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
+    assert path.read_text() == '{"stage": "another program"}'
+
+
+def test_files_beside_those_of_a_stage_are_not_deleted_with_it(tiny_data, run):
+    (run / "model" / "mine").mkdir()
+    (run / "model" / "mine" / "notes.txt").write_text("mine")
+    (run / "checkpoints" / "model-final").mkdir(parents=True)
+    (run / "checkpoints" / "model-final" / "weights").write_text("mine")
+    with pytest.raises(InputError, match=r"model holds files .* \(mine/notes\.txt\)"):
+        stages_run(tiny_data, run, max_steps=2)
+    shutil.rmtree(run / "model" / "mine")
+    assert stages_run(tiny_data, run, max_steps=2) == ["model"]
+    assert (run / "checkpoints" / "model-final" / "weights").read_text() == "mine"
+
+
+def test_an_input_inside_the_folder_of_a_stage_is_refused(tiny_data, run):
+    with pytest.raises(InputError, match=r"lies in .*model, which the training would replace"):
+        stages_run(tiny_data, run, model_name_or_path=str(run / "model"))
+    options = {"items": str(run / "data/items.parquet"), "interactions": str(run / "data/interactions.parquet")}
+    with pytest.raises(InputError, match=r"items\.parquet lies in .*data, which the training would replace"):
+        dataset_and_arguments({**options, "output_dir": str(run)})
 
 
 def test_an_output_dir_that_is_a_file_is_refused(tiny_data, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"`output_dir` .*file is a file; name a folder"):
+    with pytest.raises(InputError, match=r"The folder .*file cannot be made \(it is a file\); name another folder"):
         train(tiny_data, tiny_runs.arguments(tmp_path / "file"))
+
+
+def test_a_divergence_before_a_kill_is_refused_after_it(tiny_data, run):
+    changes = {"learning_rate": 1e12, "warmup_steps": 0, "optim": "sgd", "max_grad_norm": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        stages_run(tiny_data, run, callbacks=[Killed(3)], **changes)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"Stage model diverged: its (loss is (nan|inf)|weights are not finite);"):
+            stages_run(tiny_data, run, **changes)
 
 
 def test_a_training_that_diverged_is_refused(tiny_data, run):
@@ -239,12 +326,30 @@ def test_other_models_are_trained_saved_and_loaded(tiny_data, tiny_run, tmp_path
 
 
 @pytest.mark.slow
-def test_a_user_who_clicked_every_item_leaves_the_weight_as_it_is(tiny_run, tmp_path, caplog):
+def test_users_who_clicked_every_item_do_not_stop_a_training(tmp_path, caplog):
     items, interactions = tiny_runs.make_tables(num_items=4, num_users=6)
-    args = tiny_runs.arguments(tmp_path / "run", item_weight=None, codebook_size=4, num_negatives=3)
+    args = tiny_runs.arguments(
+        tmp_path / "run", item_weight=None, codebook_size=4, num_negatives=3, eval_strategy="steps", eval_steps=2
+    )
     pipe = train(InteractionDataset(items, interactions), args)
-    assert pipe.model.config.item_weight == 2.0
-    assert "The weights of identifiers and item vectors stay as they are" in caplog.text
+    assert len(pipe.recommend([], top_k=4)) == 4
+    assert "recommendation requests are left out: their users, first" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_batch_without_a_click_is_trained_on(tiny_data, tiny_run, tmp_path):
+    changes = {"per_device_train_batch_size": 1, "task_weights": {"identifier_to_description": 1.0}}
+    pipe = train(tiny_data, tiny_runs.arguments(tmp_path / "run", **changes), reuse=tiny_run.parent)
+    assert len(pipe.recommend([], top_k=4)) == 4
+
+
+@pytest.mark.slow
+def test_a_catalogue_in_any_script_is_trained_on(tmp_path):
+    items, interactions = tiny_runs.make_tables()
+    rng = np.random.default_rng(0)
+    items["title"] = ["".join(map(chr, rng.integers(0x4E00, 0x9FA5, 12))) + "🧼" for _ in range(len(items))]
+    pipe = train(InteractionDataset(items, interactions), tiny_runs.arguments(tmp_path / "run"))
+    assert len(pipe.search(items["title"][3], top_k=4)) == 4
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from gensar_hf.evaluation import GeneratorScorer, evaluate_pipeline
 from gensar_hf.evaluation.cold_start import catalogue_reach, cold_start_requests, evaluate_groups
 from gensar_hf.evaluation.report import cold_start_tables, terminal, write_markdown
 from gensar_hf.files import write_json
+from gensar_hf.folders import saving
 
 
 def main() -> None:
@@ -54,8 +55,9 @@ def main() -> None:
         }
     result = {"num_known_items": len(kept.items), "num_new_items": len(held_out.items), "tasks": tasks}
     folder = Path(args.output_dir) / "results"
-    write_json(folder / "new_items.json", result)
-    write_markdown(folder / "new_items.md", cold_start_tables(result))
+    with saving(folder) as aside:
+        write_json(aside / "new_items.json", result)
+        write_markdown(aside / "new_items.md", cold_start_tables(result))
     Console(width=120).print(terminal(cold_start_tables(result)))
 
 
