@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import io
 import logging
 import os
 import re
@@ -63,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def exit_status(command: Callable[..., int | None], *arguments: Any) -> int:
     """Call a command; 2 and one sentence on stderr for input that cannot be used, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # titles may hold what the terminal cannot show
     try:
         return command(*arguments) or 0
     except InputError as error:
@@ -531,14 +535,15 @@ def ready_to_answer(
     Raises:
         InputError: no model, an unknown item, or no answer wanted.
     """
-    from gensar_hf.data.tables import id_column, read_table
+    from gensar_hf.data.tables import id_column, read_ids, read_table
 
     if settings.top_k < 1:
         raise InputError(f"--top_k must be at least 1; got {settings.top_k}.")
     table = None if settings.among is None else read_table(settings.among, "items")
     if table is not None:
         table.require(["item_id"])
-    pipe, item_ids = load_pipeline(settings.model), settings.history if history is None else history
+    pipe = load_pipeline(settings.model)
+    item_ids = read_ids(settings.history if history is None else history, "history")
     if settings.on_unknown == "raise":
         pipe.tokenizer.catalogue.item_rows(item_ids)
     options = {name: settings[name] for name in ("top_k", "exclude_seen", "on_unknown")}

@@ -18,7 +18,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        text = str(message).replace("\n", " ")
+        text = " ".join(str(message).encode("utf-8", "backslashreplace").decode("utf-8").splitlines())
         if len(text) > MAX_MESSAGE:
             text = f"{text[: MAX_MESSAGE - 203]} … {text[-200:]}"
         super().__init__(text)

@@ -28,23 +28,14 @@ PACKAGES = ("gensar-hf", "torch", "transformers", "sentence-transformers", "hugg
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a card says about the training data.
+    """What a card says about the training data."""
 
-    Attributes:
-        name: for people.
-        dataset_id: in the metadata, such as `ml-100k`.
-        description: source and meaning of the interactions.
-        license: in words.
-        limits: of metrics on these data.
-        metadata: entries of the card's metadata: `license`, `license_name`, `license_link`.
-    """
-
-    name: str = ""
-    dataset_id: str = "interactions"
-    description: str = ""
-    license: str = ""
-    limits: str = ""
-    metadata: Mapping[str, str] | None = None
+    name: str = ""  # for people
+    dataset_id: str = "interactions"  # in the metadata, such as `ml-100k`
+    description: str = ""  # source and meaning of the interactions
+    license: str = ""  # in words
+    limits: str = ""  # of metrics on these data
+    metadata: Mapping[str, str] | None = None  # `license`, `license_name`, `license_link`
 
 
 DATA_SETS: dict[str, DataFacts] = {

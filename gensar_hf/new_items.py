@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gensar_hf.data.tables import TableSource, id_column, read_table, text_column
+from gensar_hf.data.dataset import distinct_ids
+from gensar_hf.data.tables import TableSource, read_table, text_column
 from gensar_hf.embeddings.cold_start import CollaborativeMap
 from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
@@ -105,15 +106,9 @@ def read_new_items(items: TableSource, table: IdentifierTable, text_columns: tup
     """
     source = read_table(items, "items")
     source.require(["item_id", *text_columns])
-    item_ids = id_column(source, "item_id")
+    item_ids = distinct_ids(source)
     names = dict.fromkeys([*text_columns, *(["title"] if "title" in source.frame else [])])
     columns = {name: text_column(source, name, "turn it into text") for name in names}
-    repeated = np.flatnonzero(item_ids.duplicated())
-    if len(repeated):
-        raise source.complain("item_id", repeated, "is in an earlier row", "keep one row per item")
-    missing = np.flatnonzero(item_ids == "")
-    if len(missing):
-        raise source.complain("item_id", missing, "is no item id, the value is missing", "give every item an id")
     rows = zip(*(columns[name] for name in text_columns), strict=True)
     texts = [". ".join(part for part in row if part) for row in rows]
     empty = np.flatnonzero([not text for text in texts])

@@ -17,7 +17,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from gensar_hf.data import Behavior
-from gensar_hf.data.tables import TableSource
+from gensar_hf.data.tables import TableSource, read_ids
 from gensar_hf.decoding.logits_process import refuse_nan
 from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
@@ -592,7 +592,7 @@ class GenSARPipeline:
         Raises:
             InputError: an unknown item.
         """
-        self.set_catalogue(self.tokenizer.identifiers.remove_items(item_ids))
+        self.set_catalogue(self.tokenizer.identifiers.remove_items(read_ids(item_ids, "item_ids")))
 
     def restore_items(self, item_ids: Sequence[str]) -> None:
         """Bring removed items back.
@@ -600,7 +600,7 @@ class GenSARPipeline:
         Raises:
             InputError: an unknown item.
         """
-        self.set_catalogue(self.tokenizer.identifiers.restore_items(item_ids))
+        self.set_catalogue(self.tokenizer.identifiers.restore_items(read_ids(item_ids, "item_ids")))
 
     def load_item_encoder(self) -> ItemEncoder:
         """The item encoder, read from the model's folder or repository at the first call.

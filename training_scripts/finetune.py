@@ -74,7 +74,8 @@ def main() -> None:
     with saving(folder) as aside:
         write_json(aside / RESULT_FILES[0], result)
         write_markdown(aside / RESULT_FILES[1], group_tables(result))
-    Console(width=120).print(terminal(group_tables(result)), f"The adapter and its results are in {folder}.")
+    Console(width=120).print(terminal(group_tables(result)))
+    print(f"The adapter and its results are in {folder}.")
 
 
 if __name__ == "__main__":

@@ -24,16 +24,13 @@ from gensar_hf.evaluation import Scorer
 class Baseline:
     """How to fit one baseline.
 
-    Attributes:
-        config_class: its fields are the baseline's settings.
-        fit: training events, item texts in catalogue order, configuration and training arguments (`seed`, and the
-            training settings of models that have any) → scorer.
-        defaults: settings whose defaults are not those of the configuration.
+    `fit` takes the training events, the item texts in catalogue order, the configuration and the training arguments
+    (`seed`, and the training settings of models that have any).
     """
 
-    config_class: type
+    config_class: type  # its fields are the baseline's settings
     fit: Callable[..., Scorer]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # that are not those of the configuration
 
 
 def _fit_hybrid(events: UserEvents, texts: Sequence[str], config: HybridSearchConfig, training: Any) -> HybridSearch:

@@ -161,10 +161,7 @@ def split_words(text: str) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Examples(torch.utils.data.Dataset):
-    """Training examples: the arguments of `MatchingModel.forward`, with `weights` as float32.
-
-    The items of this data set are row numbers: `collate` gathers a whole batch at once, which is much faster.
-    """
+    """The arguments of `MatchingModel.forward`; `collate` gathers a whole batch at once, which is much faster."""
 
     user_ids: np.ndarray
     word_ids: np.ndarray

@@ -1,9 +1,4 @@
-"""Training and scoring of next-item models: SASRec and GRU4Rec.
-
-SASRec's model lives in `gensar_hf.embeddings`, because its item embeddings are GenSAR's collaborative embeddings.
-References: Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018; the loss as in Klenitskiy and
-Vasilev, Turning Dross Into Gold Loss, RecSys 2023.
-"""
+"""Training and scoring of next-item models: SASRec (whose model is in `gensar_hf.embeddings`) and GRU4Rec."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence

@@ -56,7 +56,8 @@ def tune_baseline(  # noqa: D417
     """Fit a baseline with the settings that are best on the validation requests.
 
     The first trial takes the first value of every setting, the others are drawn at random from the other combinations.
-    A search with one trial fits it without validation. The arguments that are not listed are those of `Evaluation`.
+    A search with one trial fits it without validation, and so does one where all requests are of other tasks. The
+    arguments that are not listed are those of `Evaluation`.
 
     Args:
         name: key of `BASELINES`.
@@ -94,6 +95,9 @@ def tune_baseline(  # noqa: D417
         for task, message in result.failures.get(scorer.name, {}).items():
             raise InputError(f"{scorer.name} failed in {task}: {message}")
         ranks = result.ranks.get(scorer.name, {})
+        if not ranks and evaluation.candidates:
+            logger.warning("%s keeps its first settings, since nobody made validation requests of its tasks.", name)
+            return scorer, trial
         if not ranks:
             raise InputError(
                 f"Baseline '{name}' cannot be tuned, because the split has no validation requests of its tasks "
@@ -108,11 +112,7 @@ def tune_baseline(  # noqa: D417
 
 
 def configure(name: str, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Split a baseline's settings into its configuration and its training settings, and check them.
-
-    Raises:
-        InputError: unknown baseline or setting, or a value out of range.
-    """
+    """Split a baseline's settings into its configuration and its training settings, and check them (InputError)."""
     if name not in BASELINES:
         raise InputError(f"There is no baseline '{name}'; baselines are {', '.join(BASELINES)}.")
     config_class = BASELINES[name].config_class

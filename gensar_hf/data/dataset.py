@@ -33,6 +33,7 @@ DEFAULT_TEXT_COLUMNS = ("title", "name", "brand", "categories", "category", "gen
 MAX_QUERY_CHARACTERS = 1000
 _ABOUT_FILE, _OLD_ABOUT_FILE = "dataset.json", "log.json"
 _FORMAT_VERSION = 2
+_DEEPEST_NESTING = 20  # lists and structs in one another; Parquet cannot read many more than it can write
 
 
 class InteractionDataset:
@@ -369,14 +370,7 @@ def check_items(table: Table, text_columns: Sequence[str] | None) -> tuple[pd.Da
     Raises:
         InputError: a column or an id is missing, an id is repeated, or a value of a text column is not text.
     """
-    table.require(["item_id"])
-    item_ids = id_column(table, "item_id")
-    _refuse(table, "item_id", item_ids == "", "is not an item id, the value is missing", "give every item an id")
-    repeated = item_ids.duplicated()
-    if repeated.any():
-        value = item_ids[repeated].iloc[0]
-        first = int((item_ids == value).argmax())
-        _refuse(table, "item_id", repeated, f"is already in row {first + 1}", "keep one row per item", value)
+    item_ids = distinct_ids(table)
     chosen = _choose_text_columns(table, text_columns)
     remedy = "turn it into text, or leave the column out by naming the text columns (`text_columns`)"
     columns: dict[str, pd.Series] = {"item_id": item_ids}
@@ -384,7 +378,7 @@ def check_items(table: Table, text_columns: Sequence[str] | None) -> tuple[pd.Da
         if column in chosen:
             columns[column] = text_column(table, column, remedy)
         elif column != "item_id":
-            columns[str(column)] = _storable(table.frame[column])
+            columns[column] = _storable(table, column)
     items = pd.DataFrame(columns)
     without_text = int((items[list(chosen)] == "").all(axis=1).sum())
     if without_text == len(items):
@@ -394,6 +388,23 @@ def check_items(table: Table, text_columns: Sequence[str] | None) -> tuple[pd.Da
     if without_text:
         logger.warning("%s: %d of %d items have no text at all.", table.name, without_text, len(items))
     return items, chosen
+
+
+def distinct_ids(table: Table) -> pd.Series:
+    """The ids of an items table.
+
+    Raises:
+        InputError: the column or an id is missing, or an id is repeated.
+    """
+    table.require(["item_id"])
+    item_ids = id_column(table, "item_id")
+    _refuse(table, "item_id", item_ids == "", "is not an item id, the value is missing", "give every item an id")
+    repeated = item_ids.duplicated()
+    if repeated.any():
+        value = item_ids[repeated].iloc[0]
+        first = int((item_ids == value).argmax())
+        _refuse(table, "item_id", repeated, f"is already in row {first + 1}", "keep one row per item", value)
+    return item_ids
 
 
 def _refuse(table: Table, column: str, is_bad: pd.Series, problem: str, remedy: str, value: str | None = None) -> None:
@@ -412,7 +423,7 @@ def _choose_text_columns(table: Table, text_columns: Sequence[str] | None) -> tu
     if not chosen:
         raise InputError(
             f"{table.name} has no text column: none of {', '.join(DEFAULT_TEXT_COLUMNS)} is among its columns "
-            f"{', '.join(map(str, table.frame.columns))}; name those that describe an item (`text_columns`)."
+            f"{table.column_names}; name those that describe an item (`text_columns`)."
         )
     if "item_id" in chosen or len(set(chosen)) < len(chosen):
         raise InputError(
@@ -421,13 +432,20 @@ def _choose_text_columns(table: Table, text_columns: Sequence[str] | None) -> tu
     return tuple(chosen)
 
 
-def _storable(values: pd.Series) -> pd.Series:
-    """The column as it is, or as text if its values have no common type, which Parquet refuses."""
+def _storable(table: Table, column: str) -> pd.Series:
+    """The column as it is, or as text if Parquet refuses it: values without a common type, or deeply nested ones."""
+    values = table.frame[column]
     try:
-        pa.array(values, from_pandas=True)
-    except (pa.ArrowException, TypeError, ValueError):
-        return values.astype("str")
-    return values
+        is_storable = str(pa.array(values, from_pandas=True).type).count("<") < _DEEPEST_NESTING
+    except (pa.ArrowException, ArithmeticError, RecursionError, TypeError, ValueError):
+        is_storable = False
+    if is_storable:
+        return values
+    try:
+        texts = [str(value) if (text := text_of(value)) is None else text for value in values]
+    except (RecursionError, ValueError):
+        raise InputError(f"{table.name}, column {column}: its values cannot be stored; drop the column.") from None
+    return pd.Series([text.encode("utf-8", "backslashreplace").decode("utf-8") for text in texts], index=values.index)
 
 
 def _check_interactions(table: Table, items_name: str, items: pd.DataFrame) -> pd.DataFrame:
@@ -462,7 +480,7 @@ def _merge_rows(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame
 def _check_queries(table: Table) -> pd.Series:
     if "query" not in table.frame.columns:
         return pd.Series("", index=table.frame.index, dtype="str")
-    queries = text_column(table, "query", "give the words that were typed, or nothing")
+    queries = text_column(table, "query", "give the words that were typed, or nothing", separators=())
     too_long = np.flatnonzero(queries.str.len() > MAX_QUERY_CHARACTERS)
     if len(too_long):
         logger.warning(

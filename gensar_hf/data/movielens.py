@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from gensar_hf.data.dataset import InteractionDataset
+from gensar_hf.data.separated import read_separated
 from gensar_hf.errors import InputError
 
 _REMEDY = "pass a folder with GroupLens' u.data and u.item, from https://grouplens.org/datasets/movielens/100k"
@@ -80,18 +80,8 @@ def _read_text(
     path: Path, separator: str, names: list[str], encoding: str = "utf-8", header_rows: int = 0
 ) -> pd.DataFrame:
     try:
-        return pd.read_csv(
-            path,
-            sep=separator,
-            names=names,
-            skiprows=header_rows,
-            dtype=str,
-            keep_default_na=False,
-            index_col=False,
-            quoting=csv.QUOTE_NONE,
-            encoding=encoding,
-        )
-    except (ValueError, pd.errors.ParserError) as error:
+        return read_separated(path, separator, names, num_header_rows=header_rows, is_quoted=False, encoding=encoding)
+    except ValueError as error:
         raise InputError(f"{path.name} is not the file of MovieLens-100k ({error}); {_REMEDY}.") from error
 
 
@@ -128,5 +118,4 @@ def _article_first(title: str) -> str:
     match = _ARTICLE_AT_END.match(title)
     if match is None:
         return title
-    space = "" if match["article"].endswith("'") else " "
-    return f"{match['article']}{space}{match['rest']}"
+    return match["article"] + ("" if match["article"].endswith("'") else " ") + match["rest"]

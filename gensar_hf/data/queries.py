@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from gensar_hf.data.tables import shown_value, text_of
 from gensar_hf.errors import InputError
 
 # Function words of category names. The longer lists of search engines contain words that carry meaning in them.
@@ -26,10 +27,8 @@ def query_from_categories(categories: str | Sequence[str]) -> str:
     """Turn one or more category paths into a query.
 
     Terms keep their order, from general to special, in lower case. Stop words and repeated words are dropped.
-    Apostrophes are removed; all other punctuation separates words.
-
-    Args:
-        categories: a path as text, or a list of names, of paths, or of lists of these.
+    Apostrophes are removed; all other punctuation separates words. Categories are a path as text, or a list of names,
+    of paths, or of lists of these.
 
     >>> query_from_categories("Animation > Children's > Comedy > 1990s")
     'animation childrens comedy 1990s'
@@ -68,11 +67,14 @@ def assign_search_clicks(
             f"The items have no column {category_column}, which queries are made from, only "
             f"{', '.join(items.columns)}; name another column (`category_column`), or give real queries."
         )
-    categories = items[category_column]
-    texts = [
-        "" if missing else query_from_categories(path)
-        for path, missing in zip(categories, categories.isna(), strict=True)
-    ]
+    paths = [text_of(value, (" > ",) * 4) for value in items[category_column]]
+    if None in paths:
+        row = paths.index(None)
+        raise InputError(
+            f"The items, row {row + 1}, column {category_column}: {shown_value(items[category_column].iloc[row])} is "
+            "neither text nor a list of it, so no query can be made from it; name another column (`category_column`)."
+        )
+    texts = [query_from_categories(path) for path in paths if path is not None]
     item_queries = pd.Series(texts, index=items["item_id"], dtype="str")
     is_search = np.random.default_rng(seed).random(len(interactions)) < fraction
     is_search &= ((interactions["query"] == "") & (interactions["item_id"] != "")).to_numpy()

@@ -9,27 +9,35 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from gensar_hf.errors import InputError
+from gensar_hf.data.separated import read_separated
+from gensar_hf.errors import InputError, shown
 
 TableSource: TypeAlias = "str | os.PathLike[str] | pd.DataFrame | Any"  # Any: a datasets.Dataset, not imported here
 
-_EXACT_FLOAT = 2**53  # float64 cannot represent all larger whole numbers
+_PARSER_COMPLAINT = 250  # characters of a parser's message that are shown
+_LARGEST_INTEGER = 10**1000  # more digits are damage, and Python refuses to print more than 4,300
+_LONGEST_NUMBER = 300  # characters; pandas cannot make a float of more digits
+# Times of one column are in one unit: seconds, milli-, micro- or nanoseconds of 1973 and later begin at these numbers.
+_UNITS = np.array([1e8, 1e11, 1e14, 1e17])
 
 
 def shown_value(value: Any) -> str:
     """A value as messages show it, cut to 60 characters."""
-    shown = repr(value.item() if isinstance(value, np.generic) else value)
-    return shown if len(shown) <= 60 else shown[:60] + "…"
+    text = shown(value.item() if isinstance(value, np.generic) else value)
+    return text if len(text) <= 60 else text[:60] + "…"
 
 
 @dataclass(frozen=True)
@@ -55,14 +63,21 @@ class Table:
 
     def require(self, columns: Iterable[str]) -> None:
         """Raise `InputError` if one of `columns` is missing; the message points out a column with a similar name."""
-        present = [str(name) for name in self.frame.columns]
+        present = list(self.frame.columns)
         for column in columns:
             if column in present:
                 continue
             by_plain_name = {name.lower().replace("_", "").replace(" ", ""): name for name in present}
             close = difflib.get_close_matches(column.replace("_", ""), by_plain_name, n=1, cutoff=0.6)
             hint = f"rename {by_plain_name[close[0]]!r} to {column!r}" if close else f"add a column named {column!r}"
-            raise InputError(f"{self.name} has no column {column}, only {', '.join(present) or 'none'}; {hint}.")
+            raise InputError(f"{self.name} has no column {column}, only {self.column_names}; {hint}.")
+
+    @property
+    def column_names(self) -> str:
+        """The columns as messages show them: at most ten."""
+        names = [name if len(name) <= 30 else f"{name[:30]}…" for name in self.frame.columns[:10]]
+        more = len(self.frame.columns) - len(names)
+        return (", ".join(names) or "none") + (f" and {more:,} more" if more else "")
 
 
 def read_table(source: TableSource, role: str) -> Table:
@@ -89,11 +104,19 @@ def read_table(source: TableSource, role: str) -> Table:
             f"The {role} are a {type(source).__name__}; pass a path, a pandas DataFrame or one datasets.Dataset (of a "
             "DatasetDict, pick a split)."
         )
-    if not table.frame.columns.is_unique:
-        twice = table.frame.columns[table.frame.columns.duplicated()][0]
+    frame = table.frame
+    frame.columns = frame.columns.map(str)
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()][0]
         raise InputError(f"{table.name} has two columns named {twice}; rename or drop one of them.")
-    if table.frame.empty:
+    if frame.empty:
         raise InputError(f"{table.name} holds no rows; give a table with at least one.")
+    for name, values in frame.items():
+        if isinstance(values.dtype, pd.StringDtype | pd.ArrowDtype):
+            try:
+                values.array.__arrow_array__().validate(full=True)
+            except (pa.ArrowException, UnicodeError):
+                raise InputError(f"{table.name}, column {name}: text that is not UTF-8; write it again.") from None
     return table
 
 
@@ -104,133 +127,184 @@ def _read_file(path: Path, role: str) -> pd.DataFrame:
             f"{path.name}: {path.suffix or 'a name without an extension'} is not a supported table format; save the "
             f"{role} as one of {', '.join(_READERS)}."
         )
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {problem}; pass the path of the {role} file.")
     try:
+        if not path.is_file():
+            problem = "is a folder" if path.is_dir() else "does not exist"
+            raise InputError(f"{path} {problem}; pass the path of the {role} file.")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path.name} is empty; give a table with a header and at least one row.")
         return reader(path)
-    except pd.errors.EmptyDataError:
-        raise InputError(f"{path.name} is empty; give a table with a header and at least one row.") from None
+    except InputError:
+        raise
     except UnicodeDecodeError as error:
         raise InputError(f"{path.name} is not UTF-8 text ({error}); save it as UTF-8.") from None
-    except (ValueError, pa.ArrowException, pd.errors.ParserError, pd.errors.ParserWarning, OSError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError, pa.ArrowException, OSError) as error:
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, TypeError | LookupError) else str(error)
         raise InputError(
-            f"{path.name} cannot be read as {path.suffix.lower()[1:]} ({error}); correct it or write it again."
+            f"{path.name} cannot be read as {path.suffix.lower()[1:]} ({reason[:_PARSER_COMPLAINT]}); correct it or "
+            "write it again."
         ) from error
 
 
-def _read_separated(path: Path) -> pd.DataFrame:
-    separator = "," if path.suffix.lower() == ".csv" else "\t"
-    with warnings.catch_warnings():
-        # pandas only warns when rows are longer than the header, and then drops or shifts columns
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-
-
-def _read_json_lines(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
-    except ValueError:
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-            try:
-                json.loads(line if line.strip() else "{}")
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is not JSON: {error}") from None
-        raise
-
-
 def _read_json(path: Path) -> pd.DataFrame:
-    records = json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix.lower() == ".json":
+        records = _parse_json(text)
+    else:
+        records = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                try:
+                    records.append(_parse_json(line))
+                except ValueError as error:
+                    raise ValueError(f"line {number} is not JSON: {error}") from None
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ValueError("it is not a list of objects, one object a row")
-    return pd.DataFrame(records)
+    return pd.DataFrame(records, dtype=object)  # other types would turn whole numbers beside missing ones into floats
+
+
+def _parse_json(text: str) -> Any:
+    def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+            raise ValueError(f"the key {shown_value(twice)} is twice in one object")
+        return values
+
+    try:
+        return json.loads(text, object_pairs_hook=record)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    # The metadata of pandas can be damaged, and can turn a column into the index.
+    frame = pq.ParquetFile(path).read().replace_schema_metadata().to_pandas(integer_object_nulls=True)
+    return frame.drop(columns=[name for name in frame.columns if str(name).startswith("__index_level_")])
 
 
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".parquet": pd.read_parquet,
-    ".csv": _read_separated,
-    ".tsv": _read_separated,
-    ".jsonl": _read_json_lines,
+    ".parquet": _read_parquet,
+    ".csv": partial(read_separated, separator=","),
+    ".tsv": partial(read_separated, separator="\t"),
+    ".jsonl": _read_json,
     ".json": _read_json,
 }
 
 
-def id_column(table: Table, column: str) -> pd.Series:
-    """Ids as text, "" where missing, without surrounding spaces.
+def id_of(value: Any, exact_bits: int = 53) -> str | None:
+    """One id as text without surrounding spaces, "" where missing; None if it is neither one line of text nor a number.
 
-    Whole numbers become text, so that 242, "242" and the 242.0 of a column with missing values are the same id. If
-    every value of a text column ends in ".0" (such a column, saved as CSV), that ending is dropped.
+    Whole numbers become text, so that 242, "242" and the 242.0 of a column with missing values are the same id.
+
+    Args:
+        value: as callers and tables have it.
+        exact_bits: floats from 2 to this power on have lost digits and are refused.
     """
-    values = _unwrapped(table.frame[column])
-    if pd.api.types.is_float_dtype(values):
-        large = np.flatnonzero(values.abs().to_numpy(dtype=float, na_value=0.0) >= _EXACT_FLOAT)
-        if len(large):
-            raise table.complain(
-                column, large, "has lost its last digits in a column of floats", "store the ids as text"
-            )
-    texts, bad = _scalar_texts(values)
+    if isinstance(value, float | np.floating) and abs(value) >= 2 ** min(exact_bits, np.finfo(type(value)).nmant + 1):
+        return None
+    text = text_of(value, separators=())
+    text = None if text is None else text.strip()
+    return None if text is None or any(character in text for character in "\n\r\0") else text
+
+
+def read_ids(values: Iterable[Any], name: str) -> list[str]:
+    """Ids that a caller passes, read as those of a table.
+
+    Raises:
+        ValueError: not a list, or a value that is missing or not an id.
+    """
+    if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable):
+        raise InputError(f"`{name}` must be a list of item ids such as ['242', '302']; got {shown_value(values)}.")
+    values = list(values)
+    ids = [id_of(value) for value in values]
+    for index, read in enumerate(ids):
+        if not read:
+            raise InputError(f"{name}[{index}]: {shown_value(values[index])} is not an item id; leave it out.")
+    return [read for read in ids if read]
+
+
+def id_column(table: Table, column: str) -> pd.Series:
+    """Ids as text, "" where missing, read by `id_of`.
+
+    If every value of a text column ends in ".0" (a column of floats, saved as CSV), that ending is dropped.
+    """
+    values = table.frame[column]
+    is_float = getattr(values.dtype, "kind", "") == "f"
+    exact_bits = {2: 11, 4: 24}.get(getattr(values.dtype, "itemsize", 8), 53) if is_float else 53
+    texts, bad = _read_each(values, partial(id_of, exact_bits=exact_bits))
     if len(bad):
-        raise table.complain(column, bad, "is not an id", "ids are text or whole numbers")
-    texts = texts.str.strip()
-    if texts.str.endswith(".0").any() and texts[texts != ""].str.fullmatch(r"\d+\.0").all():
+        value = values.iloc[int(bad[0])]
+        if isinstance(value, float | np.floating) and float(value).is_integer():
+            raise table.complain(column, bad, "has lost its last digits in a column of floats", "store the ids as text")
+        raise table.complain(column, bad, "is not an id", "ids are one line of text, or whole numbers")
+    if texts.str.endswith(".0").any() and texts[texts != ""].str.fullmatch(r"-?\d+\.0").all():
         texts = texts.str.removesuffix(".0")
     return texts
 
 
-def text_column(table: Table, column: str, remedy: str) -> pd.Series:
-    """Text, "" where missing, with each run of white space replaced by one space.
+def tidy(text: str) -> str:
+    """The text with each run of white space replaced by one space."""
+    return " ".join(text.split())
 
-    Whole numbers (a year) become text. A list is joined with ", ", a list inside it (a category path) with " > ".
+
+def text_column(table: Table, column: str, remedy: str, separators: tuple[str, ...] = (", ", " > ")) -> pd.Series:
+    """Text, "" where missing, read by `text_of`, with each run of white space replaced by one space.
+
     `remedy` ends the sentence about a value that is not text.
     """
-    texts, bad = _scalar_texts(_unwrapped(table.frame[column]))
+
+    def read(value: Any) -> str | None:
+        text = text_of(value, separators)
+        return None if text is None else tidy(text)
+
+    texts, bad = _read_each(table.frame[column], read)
     if len(bad):
         value = table.frame[column].iloc[int(bad[0])]
-        raise table.complain(column, bad, f"is not text but a {type(value).__name__}", remedy)
-    texts = texts.str.strip()
-    untidy = texts.str.contains(r"\s\s|[\t\r\n]", regex=True)  # replacing in the few rows only is ten times faster
-    return texts.mask(untidy, texts[untidy].str.split().str.join(" ")) if untidy.any() else texts
+        problem = "holds half a character" if isinstance(value, str) else f"is not text but a {type(value).__name__}"
+        raise table.complain(column, bad, problem, remedy)
+    return texts
 
 
-def _unwrapped(values: pd.Series) -> pd.Series:
-    """A categorical column as the column of its values; a column of objects of one type as that type."""
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(values.cat.categories.dtype)
-    return values.infer_objects() if values.dtype == object else values
+def _read_each(values: pd.Series, read: Callable[[Any], str | None]) -> tuple[pd.Series, np.ndarray]:
+    """What `read` makes of each value, and the positions of the values that it refuses (None).
 
-
-def _scalar_texts(values: pd.Series) -> tuple[pd.Series, np.ndarray]:
-    """Each value as text, and the positions of the values that cannot be text."""
-    missing = values.isna().to_numpy()
-    none = np.empty(0, dtype=np.int64)
-    if pd.api.types.is_integer_dtype(values):
-        return values.astype("str").mask(missing, ""), none
-    if pd.api.types.is_float_dtype(values):
-        numbers = values.to_numpy(dtype=float, na_value=0.0)
-        whole = np.isfinite(numbers) & (numbers == np.trunc(numbers))
-        as_integers = pd.Series(np.where(whole & ~missing, numbers, 0).astype(np.int64), index=values.index)
-        return as_integers.astype("str").mask(missing, ""), np.flatnonzero(~whole & ~missing)
-    if isinstance(values.dtype, pd.StringDtype):
-        return values.fillna("").astype("str"), none
-    if values.dtype != object:  # bool, datetime, ...
-        return values.astype("str"), np.flatnonzero(~missing)
-    texts = ["" if absent else text_of(value) for value, absent in zip(values, missing, strict=True)]
-    bad = np.array([position for position, text in enumerate(texts) if text is None], dtype=np.int64)
-    return pd.Series(["" if text is None else text for text in texts], index=values.index, dtype="str"), bad
+    Columns of one type are read once per distinct value. In a column of objects, 1 and True would be one value.
+    """
+    if isinstance(values.dtype, pd.SparseDtype):
+        values = values.sparse.to_dense()
+    codes, distinct = np.arange(len(values)), values
+    if values.dtype != object:
+        with suppress(TypeError, pa.ArrowException):  # lists have no hash
+            codes, distinct = pd.factorize(values)  # the code of a missing value is -1, the last of `texts`
+    texts = [*map(read, distinct), ""]
+    is_bad = np.array([text is None for text in texts])
+    column = pd.array([text or "" for text in texts], dtype="str").take(codes)
+    return pd.Series(column, index=values.index), np.flatnonzero(is_bad[codes])
 
 
 def text_of(value: Any, separators: tuple[str, ...] = (", ", " > ")) -> str | None:
-    """One value as text; None if it is neither text, a whole number, nor a list of these, at most two levels deep."""
+    """One value as text, "" where missing; None if it is neither text, a whole number, nor a list of these.
+
+    Whole numbers (a year) become text. A list is joined with the first separator, a list inside it (a category path)
+    with the second one. Text with half a surrogate pair, which UTF-8 cannot store, is not text.
+    """
+    if isinstance(value, np.generic | np.ndarray) and value.dtype.kind not in "mM":  # a date would become a number
+        value = value.tolist()
     if isinstance(value, str):
-        return value
-    if isinstance(value, bool | np.bool_):
+        return value if value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value) else None
+    if value is None or value is pd.NA or value is pd.NaT:
+        return ""
+    if isinstance(value, bool):
         return None
-    if isinstance(value, int | np.integer):
-        return str(value)
-    if isinstance(value, float | np.floating):
-        return str(int(value)) if float(value).is_integer() else None
-    if isinstance(value, list | tuple | np.ndarray) and separators:
-        inner = [text_of(part, separators[1:]) for part in value if part is not None]
+    if isinstance(value, int | float | Decimal):
+        if value != value:
+            return ""
+        if not -_LARGEST_INTEGER < value < _LARGEST_INTEGER:  # infinities, too
+            return None
+        return str(int(value)) if value == int(value) else None
+    if isinstance(value, list | tuple) and separators:
+        inner = [text_of(part, separators[1:]) for part in value]
         return None if None in inner else separators[0].join(part for part in inner if part)
     return None
 
@@ -239,49 +313,76 @@ def time_column(table: Table, column: str) -> np.ndarray:
     """Times as float64: numbers as they are, dates as seconds since 1970-01-01 (UTC unless a zone is named).
 
     Raises:
-        InputError: a value is missing, infinite or neither a number nor an ISO date, or the column mixes the two.
+        InputError: a value is missing, infinite or neither a number nor an ISO date; or the column mixes the two, or
+            seconds with parts of seconds.
     """
-    values = _unwrapped(table.frame[column])
+    values = table.frame[column]
     remedy = "give a number (seconds, or a position) or an ISO date such as 2024-05-31T12:00:00"
-    is_missing = values.isna().to_numpy()
-    if isinstance(values.dtype, pd.StringDtype):
-        is_missing = is_missing | (values.str.strip() == "").to_numpy(dtype=bool, na_value=False)
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(values.cat.categories.dtype)
+    kind = getattr(values.dtype, "kind", "")
+    if kind in ("i", "u", "f"):
+        is_missing, times = values.isna().to_numpy(), values.to_numpy(dtype=np.float64, na_value=np.nan)
+    elif pd.api.types.is_datetime64_any_dtype(values):
+        is_missing, times = values.isna().to_numpy(), _seconds(pd.to_datetime(values, utc=True))
+    else:
+        texts, bad = _read_each(values, _time_text)
+        if len(bad):
+            raise table.complain(column, bad, "is neither a number nor an ISO date", remedy)
+        is_missing = (texts == "").to_numpy()
+        kind, times = ("", np.zeros(0)) if is_missing.any() else _parse_times(table, column, texts, remedy)
     missing = np.flatnonzero(is_missing)
     if len(missing):
         raise table.complain(column, missing, "is not a time, the value is missing", remedy)
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        numbers = values.to_numpy(dtype=np.float64)
-    else:
-        numbers = _parse_times(table, column, values, remedy)
-    infinite = np.flatnonzero(~np.isfinite(numbers))
+    infinite = np.flatnonzero(~np.isfinite(times))
     if len(infinite):
         raise table.complain(column, infinite, "is not a finite number", remedy)
-    return numbers
+    units = np.digitize(np.abs(times), _UNITS)
+    is_other = units != np.bincount(units).argmax()
+    if column == "timestamp" and kind in ("i", "u", "f") and units.min() > 0 and is_other.any():
+        problem = "is in another unit than most times of the column"
+        raise table.complain(column, np.flatnonzero(is_other), problem, "give all of them in seconds")
+    return times
 
 
-def _parse_times(table: Table, column: str, values: pd.Series, remedy: str) -> np.ndarray:
-    """Times from text or dates; the first row determines whether the column holds numbers or dates."""
-    kind, parse, other, parse_other = "number", _numbers, "date", _dates
-    if parse(values.iloc[:1]).isna().all():
-        kind, parse, other, parse_other = other, parse_other, kind, parse
-    parsed = parse(values)
-    bad = np.flatnonzero(parsed.isna().to_numpy())
+def _time_text(value: Any) -> str | None:
+    """A time as the text of a number or a date, "" where missing; None if it is neither."""
+    if hasattr(value, "isoformat") and value is not pd.NaT:
+        return value.isoformat()
+    if isinstance(value, np.datetime64):
+        return str(value)
+    if isinstance(value, float | np.floating | Decimal) and value == value:
+        return str(value)
+    text = text_of(value, separators=())
+    return None if text is None else text.strip()
+
+
+def _parse_times(table: Table, column: str, texts: pd.Series, remedy: str) -> tuple[str, np.ndarray]:
+    """The kind of times, "f" (numbers) or "M" (dates), and the times; the first row determines the kind."""
+    readers = {"f": ("number", _numbers), "M": ("date", _dates)}
+    kind, other = ("M", "f") if np.isnan(_numbers(texts.iloc[:1])).all() else ("f", "M")
+    (name, parse), (other_name, parse_other) = readers[kind], readers[other]
+    times = parse(texts)
+    bad = np.flatnonzero(np.isnan(times))
     if not len(bad):
-        return parsed.to_numpy(dtype=np.float64)
-    if bad[0] and parse_other(values.iloc[bad[:1]]).notna().all():
-        raise table.complain(column, bad, f"is a {other}, but row 1 holds a {kind}", "use one of the two")
+        return kind, times
+    if bad[0] and not np.isnan(parse_other(texts.iloc[bad[:1]])).all():
+        raise table.complain(column, bad, f"is a {other_name}, but row 1 holds a {name}", "use one of the two")
     raise table.complain(column, bad[:1] if bad[0] == 0 else bad, "is neither a number nor an ISO date", remedy)
 
 
-def _numbers(values: pd.Series) -> pd.Series:
-    if pd.api.types.is_datetime64_any_dtype(values) or pd.api.types.is_bool_dtype(values):
-        return pd.Series(np.nan, index=values.index)
-    return pd.to_numeric(values, errors="coerce").astype("float64")
+def _numbers(texts: pd.Series) -> np.ndarray:
+    short = texts.mask(texts.str.len() > _LONGEST_NUMBER, "inf")
+    return pd.to_numeric(short, errors="coerce").to_numpy(dtype=np.float64)
 
 
-def _dates(values: pd.Series) -> pd.Series:
-    """Seconds since 1970, NaN where a value is not an ISO date."""
-    if pd.api.types.is_bool_dtype(values):
-        return pd.Series(np.nan, index=values.index)
-    dates = pd.to_datetime(values, errors="coerce", format="ISO8601", utc=True)
-    return (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+def _dates(texts: pd.Series) -> np.ndarray:
+    """Seconds since 1970, NaN where a text is not an ISO date. pandas reads "now" as one, too."""
+    dated = texts.where(texts.str.match(r"\d{4}"))
+    return _seconds(pd.to_datetime(dated, errors="coerce", format="ISO8601", utc=True))
+
+
+def _seconds(dates: pd.Series) -> np.ndarray:
+    index = pd.DatetimeIndex(dates)
+    seconds = index.asi8 / {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[index.unit]
+    return np.where(index.isna(), np.nan, seconds)

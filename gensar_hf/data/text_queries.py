@@ -207,10 +207,7 @@ class TextQueries:
         return self._words_of_titles[item]
 
     def part(self, item: int) -> str:
-        """The two rarest words of the title, in their order.
-
-        Rare: in few titles. Of equally rare words the longer one counts as rarer, then the earlier one.
-        """
+        """The two words that are in the fewest titles, in order; of equally rare ones the longer, then the earlier."""
         found, frequencies = list(dict.fromkeys(self.title_words(item))), self._title_frequencies
         if len(found) > 2:
             rarest = sorted(range(len(found)), key=lambda place: (frequencies[found[place]], -len(found[place]), place))

@@ -19,19 +19,12 @@ _MAX_PAIRS = 1 << 21  # pairs of nodes in the attention of one forward over seve
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """The distinct prefixes of one request's candidates, decoder start first.
+    """The distinct prefixes of one request's candidates, decoder start first."""
 
-    Attributes:
-        tokens: `(num_nodes,)` the last token of each prefix.
-        depths: `(num_nodes,)` 0 for the decoder start.
-        ancestors: `(num_nodes, num_nodes)` bool: `ancestors[i, j]`: prefix i begins with prefix j, or is prefix j.
-        nodes: `(num_candidates, length)` the node from which each token of each candidate is predicted.
-    """
-
-    tokens: np.ndarray
-    depths: np.ndarray
-    ancestors: np.ndarray
-    nodes: np.ndarray
+    tokens: np.ndarray  # (num_nodes,) the last token of each prefix
+    depths: np.ndarray  # (num_nodes,) 0 for the decoder start
+    ancestors: np.ndarray  # (num_nodes, num_nodes) bool: prefix i begins with prefix j, or is prefix j
+    nodes: np.ndarray  # (num_candidates, length) the node from which each token of each candidate is predicted
 
     @classmethod
     def of_sequences(cls, sequences: np.ndarray, start_token_id: int) -> "PrefixTree":

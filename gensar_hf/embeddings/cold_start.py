@@ -24,20 +24,14 @@ class CollaborativeMap:
 
     `v̂_c = mean + Σ_i exp(-sharpness ‖u - u_i‖²) coefficients_i`, with u the semantic embedding scaled to length 1
     (Hastie, Tibshirani and Friedman 2009, sec. 12.3.7, with a Gaussian kernel). Predictions are shorter than learned
-    embeddings, because what the text does not determine is predicted as its mean. They are not rescaled: stretched to
-    the warm items' norm they are further from the embeddings that the items would have learned, and share fewer codes.
-
-    Attributes:
-        semantic: `(num_fitted, semantic_dim)` float32 rows of length 1, rounded to float16, in which they are saved.
-        coefficients: `(num_fitted, collaborative_dim)` float32.
-        mean: `(collaborative_dim,)` float32.
-        sharpness: `()` float32, of the kernel.
+    embeddings, because what the text does not determine is predicted as its mean. They are not rescaled: stretched they
+    are further from the embeddings that the items would have learned.
     """
 
-    semantic: np.ndarray
-    coefficients: np.ndarray
-    mean: np.ndarray
-    sharpness: np.ndarray
+    semantic: np.ndarray  # (num_fitted, semantic_dim) float32 rows of length 1, rounded to float16, as they are saved
+    coefficients: np.ndarray  # (num_fitted, collaborative_dim) float32
+    mean: np.ndarray  # (collaborative_dim,) float32
+    sharpness: np.ndarray  # () float32, of the kernel
 
     @classmethod
     def fit(

@@ -19,16 +19,11 @@ IGNORED_LABEL = -100
 
 @dataclass
 class SASRecOutput(ModelOutput):
-    """What `SASRecModel` returns.
+    """What `SASRecModel` returns: with labels the loss, without them the logits."""
 
-    loss: scalar, None without labels. logits: `(batch_size, length, num_items)`, column `i` is item `i`; None with
-    labels.
-    last_hidden_state: `(batch_size, length, hidden_size)`.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
+    loss: torch.Tensor | None = None  # scalar
+    logits: torch.Tensor | None = None  # (batch_size, length, num_items), column i is item i
+    last_hidden_state: torch.Tensor | None = None  # (batch_size, length, hidden_size)
 
 
 class SASRecBlock(nn.Module):

@@ -46,16 +46,11 @@ class LexicalTextEncoder:
 
     Texts with common words, or with parts of words in common, get similar vectors. Nothing is downloaded, and the same
     texts and seed give the same encoder. A text without any term that `fit` has seen gets the zero vector.
-
-    Attributes:
-        terms: for `"words"` and for `"characters"` (3 to 5 within a word) the terms of the columns, in order.
-        weights: `(num_terms,)` inverse document frequencies, words first.
-        components: `(dim, num_terms)` float32, rounded to float16, in which they are saved.
     """
 
-    terms: dict[str, list[str]]
-    weights: np.ndarray
-    components: np.ndarray
+    terms: dict[str, list[str]]  # of "words" and of "characters" (3 to 5 within a word), in the order of the columns
+    weights: np.ndarray  # (num_terms,) inverse document frequencies, words first
+    components: np.ndarray  # (dim, num_terms) float32, rounded to float16, in which they are saved
 
     def fit(self, texts: Sequence[str], dim: int = LEXICAL_DIM, seed: int = 0) -> "LexicalTextEncoder":
         """Learn terms, weights and components; of more than 100,000 texts a seeded sample is used.
@@ -143,9 +138,7 @@ class LexicalTextEncoder:
 class TextEncoder:
     """One interface to sentence-transformers models and `LexicalTextEncoder`: load, encode, save.
 
-    Attributes:
-        name: the model's name or folder; None for the lexical encoder.
-        max_length: tokens that are read of each text, or None for the model's own limit.
+    `name` is the model's name or folder, None for the lexical encoder.
     """
 
     def __init__(

@@ -10,12 +10,7 @@ class BM25Index:
     """A `bm25s` index of the catalogue's texts (Lù 2024, "BM25S: Orders of magnitude faster lexical search").
 
     Texts and queries are lower-cased and split into words of two or more letters or digits, without `bm25s`' English
-    stop words and without stemming. Scores are those of Lucene's variant.
-
-    Args:
-        item_texts: one text per item, in catalogue order.
-        k1: saturation of repeated words. 0 = repeats do not count.
-        b: normalization by text length. 0 = none, 1 = full.
+    stop words and without stemming. Scores are those of Lucene's variant, `k1` and `b` as in `BM25Config`.
     """
 
     def __init__(self, item_texts: Sequence[str], k1: float = 1.5, b: float = 0.75):

@@ -19,18 +19,13 @@ logger = logging.getLogger(__name__)
 class CandidateSets:
     """Candidates of all requests of one task: targets and negatives, shuffled because ties are broken by column.
 
-    Args:
-        candidates: `(num_requests, num_candidates)` int64 item indices, distinct within a row.
-        target_columns: `(num_requests,)` int64, the column of the target.
-        protocol: name with the actual number of negatives, such as `"random-99"` or `"bm25-hard-99"`.
-
     Raises:
         ValueError: a row has a repeated or negative item.
     """
 
-    candidates: np.ndarray
-    target_columns: np.ndarray
-    protocol: str
+    candidates: np.ndarray  # (num_requests, num_candidates) int64 item indices, distinct within a row
+    target_columns: np.ndarray  # (num_requests,) int64
+    protocol: str  # with the actual number of negatives, such as "random-99" or "bm25-hard-99"
 
     def __post_init__(self) -> None:
         in_order = np.sort(self.candidates, axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation.metrics import METRICS, metrics_per_request
 from gensar_hf.evaluation.plots import plot_comparison
 from gensar_hf.evaluation.protocol import FULL_RANKING_DIR, METRICS_FILE, RANKS_FILE
@@ -20,37 +22,28 @@ from gensar_hf.evaluation.significance import metric_intervals
 from gensar_hf.files import read_json, write_json
 from gensar_hf.folders import saving
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of one system with one seed.
+    """The result of one system with one seed."""
 
-    Attributes:
-        system: its row in the tables.
-        seed: of its training.
-        results: folder of its `metrics.json` and `ranks.parquet`.
-        row: the system's name in these two files.
-        seconds: stage → duration.
-        parameters: used for scoring; None if unknown.
-        identifiers: report of the identifier stage, if there is one.
-        settings: chosen for this system.
-    """
-
-    system: str
-    seed: int
-    results: Path
-    row: str = "GenSAR"
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    parameters: int | None = None
-    identifiers: Mapping[str, Any] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    system: str  # its row in the tables
+    seed: int  # of its training
+    results: Path  # folder of its `metrics.json` and `ranks.parquet`
+    row: str = "GenSAR"  # the system's name in these two files
+    seconds: Mapping[str, float] = field(default_factory=dict)  # of each stage
+    parameters: int | None = None  # used for scoring; None if unknown
+    identifiers: Mapping[str, Any] | None = None  # report of the identifier stage, if there is one
+    settings: Mapping[str, Any] = field(default_factory=dict)  # chosen for this system
 
 
 def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking: bool = False) -> dict[str, Any]:
     """Compare runs by system, each with the first system.
 
     Args:
-        runs: at least one.
+        runs: at least one. Systems without a request of their tasks (search, where nobody searched) are left out.
         failures: run → why it has no result.
         full_ranking: compare the ranks among all items. Systems without them are left out.
 
@@ -58,12 +51,21 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
         plain values. `variants`: per system, task and metric the `mean`, `sd` and `values` over the seeds, with the
         `difference` from the first system, its 95 % bootstrap interval over users, and the `p_value` of a paired t-test
         over requests. `tests`: that test for any two systems. Both use each request's mean over the seeds.
+
+    Raises:
+        InputError: no system has requests of its tasks.
     """
     by_system: dict[str, list[RunResult]] = {}
     for run in runs:
         folder = run.results / FULL_RANKING_DIR if full_ranking else run.results
-        if not full_ranking or folder.is_dir():
+        if full_ranking and not folder.is_dir():
+            continue
+        if any(run.row in facts["systems"] for facts in read_json(folder / METRICS_FILE)["tasks"].values()):
             by_system.setdefault(run.system, []).append(replace(run, results=folder))
+        else:
+            logger.warning("%s is left out, since there are no requests of its tasks.", run.system)
+    if not by_system:
+        raise InputError("No system has requests of its tasks, so there is nothing to compare; give longer histories.")
     metrics = {name: [read_json(run.results / METRICS_FILE) for run in group] for name, group in by_system.items()}
     per_request = {name: _per_request(group) for name, group in by_system.items()}
     reference, variants = next(iter(by_system)), {}

@@ -42,27 +42,18 @@ _CHUNK_SIZE = 256  # requests per call of a scorer; a full ranking holds `_CHUNK
 class EvaluationResult:
     """Ranks of the targets by every system in every task, under one protocol per task.
 
-    Attributes:
-        requests: of each task.
-        protocols: task → protocol (`random-99`, `bm25-hard-99`, `full-ranking`, or one of them with `-unseen`).
-        num_candidates: task → number of ranked items, the target included.
-        systems: names of the scorers, in the order of the tables.
-        empty_tasks: tasks without requests.
-        ranks: system → task → `(num_requests,)` ranks of the targets, from 1.
-        failures: system → task → text of the exception that a scorer raised.
-        seed: of the bootstrap, and of the ties in a full ranking.
-        full_ranking: the result of the same systems and requests among all items, if there is one.
+    A protocol is `random-99`, `bm25-hard-99` or `full-ranking`, or one of them with `-unseen`.
     """
 
-    requests: dict[str, Requests]
-    protocols: dict[str, str]
-    num_candidates: dict[str, int]
-    systems: list[str]
-    empty_tasks: list[str] = field(default_factory=list)
-    ranks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    failures: dict[str, dict[str, str]] = field(default_factory=dict)
-    seed: int = 0
-    full_ranking: EvaluationResult | None = None
+    requests: dict[str, Requests]  # of each task
+    protocols: dict[str, str]  # of each task
+    num_candidates: dict[str, int]  # of each task, the target included
+    systems: list[str]  # names of the scorers, in the order of the tables
+    empty_tasks: list[str] = field(default_factory=list)  # without requests
+    ranks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # system → task → (num_requests,), from 1
+    failures: dict[str, dict[str, str]] = field(default_factory=dict)  # system → task → text of the exception
+    seed: int = 0  # of the bootstrap, and of the ties in a full ranking
+    full_ranking: EvaluationResult | None = None  # the same systems and requests among all items
 
     def metrics(self) -> dict[str, Any]:
         """All metrics as plain values: the content of `metrics.json`.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.evaluation.metrics import METRICS
@@ -55,12 +56,14 @@ class Table:
 
     def terminal(self) -> RichTable:
         """A table for `rich.console.Console().print`, caption on top and note below."""
-        table = RichTable(title=escape(self.caption) or None, title_justify="left", caption_justify="left")
-        table.caption = escape(self.note) or None
+        caption, note = (Text(text) if text else None for text in (self.caption, self.note))
+        table = RichTable(title=caption, title_justify="left", caption=note, caption_justify="left")
         for number, name in enumerate(self.header):
-            table.add_column(escape(name), justify="right" if number else "left", max_width=None if number else 40)
+            table.add_column(Text(name), justify="right" if number else "left", max_width=None if number else 40)
         for row in self.rows:
-            table.add_row(*(re.sub(r"\*\*(.+?)\*\*", r"[bold]\1[/bold]", escape(cell)) for cell in row))
+            # Text rather than markup, since titles and names may hold brackets. Every second part is between asterisks.
+            parts = (re.split(r"\*\*(.+?)\*\*", cell) for cell in row)
+            table.add_row(*(Text.assemble(*zip(part, cycle(("", "bold")))) for part in parts))
         return table
 
 
@@ -286,8 +289,9 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
             p_value = each["tasks"][task][TESTED_METRIC].get("difference", {}).get("p_value", np.nan)
             row.append("< .001" if p_value < 0.001 else "" if np.isnan(p_value) else short_number(p_value))
         if has_sizes:
-            seconds = sum(each["seconds"].values())
-            row += [_size(each["parameters"]), f"{seconds / 60:.1f}" if seconds >= 3 else "< 0.1"]
+            seconds, size = sum(each["seconds"].values()), each["parameters"] or 0
+            row.append("–" if not size else f"{size / 1e6:.2f} M" if size >= 1e5 else f"{size / 1e3:.1f} k")
+            row.append(f"{seconds / 60:.1f}" if seconds >= 3 else "< 0.1")
     header = ["System", *METRICS, "Δ NDCG@10", *["p"] * has_tests, *["parameters", "minutes"] * has_sizes]
     caption = f"{task.capitalize()}: {describe_protocol(facts['protocol'])} ({facts['num_requests']:,} requests)"
     return Table(header, rows, caption)
@@ -296,12 +300,6 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
 def _mean_cell(value: Mapping[str, float], digits: int) -> str:
     spread = "" if value["sd"] is None else f" ± {short_number(value['sd'], digits)}"
     return short_number(value["mean"], digits) + spread
-
-
-def _size(parameters: int | None) -> str:
-    if not parameters:
-        return "–"
-    return f"{parameters / 1e6:.2f} M" if parameters >= 1e5 else f"{parameters / 1e3:.1f} k"
 
 
 # ---- new items

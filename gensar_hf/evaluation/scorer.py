@@ -47,8 +47,7 @@ class GeneratorScorer:
         pipeline: a trained model. Items are matched to its identifier table by item id.
         name: row name in tables.
         parts: of the scores that count, see `score_parts`; default: all.
-        as_answered: score only the items that a search or recommendation answers with: much faster where all items are
-            candidates.
+        as_answered: score only the items that a search or recommendation answers with: faster for whole catalogues.
     """
 
     tasks = frozenset({RECOMMENDATION, SEARCH})

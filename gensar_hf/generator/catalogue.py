@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gensar_hf.data import Behavior
+from gensar_hf.data.tables import id_of
 from gensar_hf.decoding import Trie
 from gensar_hf.decoding.logits_process import ValueList
 from gensar_hf.errors import InputError, shown
@@ -107,8 +108,7 @@ class Catalogue:
     def rows_in(self, history: History) -> set[int]:
         """Rows of a history's items; unknown items are ignored."""
         rows = self.identifiers.rows()
-        item_ids = {str(event["item_id"]) for event in history if event.get("item_id") is not None}
-        return {rows[item_id] for item_id in item_ids & rows.keys()}
+        return {rows[item_id] for event in history if (item_id := id_of(event.get("item_id"))) in rows}
 
     def trained_rows(self, rows: np.ndarray) -> np.ndarray:
         """The rows, each added item that is not marked as trained replaced by its nearest trained item."""
@@ -208,7 +208,7 @@ class Catalogue:
         rows, skipped = [], []
         known, available = self.identifiers.rows(), self.identifiers.available
         for index, item_id in enumerate(as_list(item_ids, "`candidates`", "of item ids such as ['242', '302']")):
-            row = known.get(str(item_id), -1)
+            row = known.get(id_of(item_id) or "", -1)
             if row >= 0 and available[row]:
                 rows.append(row)
                 continue

@@ -11,6 +11,7 @@ import numpy as np
 
 from gensar_hf.data import Behavior, UserEvents
 from gensar_hf.data.dataset import MAX_QUERY_CHARACTERS
+from gensar_hf.data.tables import id_of, text_of, tidy
 from gensar_hf.errors import shown
 
 logger = logging.getLogger(__name__)
@@ -82,13 +83,14 @@ class EventArrays(NamedTuple):
 
 
 def cut_query(query: Any) -> str:
-    """A query as text of at most 1,000 characters that has a form in UTF-8.
+    """A query with single spaces, as in tables, of at most 1,000 characters that have a form in UTF-8.
 
     Raises:
         ValueError: not text, or only white space.
     """
     if not isinstance(query, str) or not query.strip():
         raise ValueError(f"A query must be text with at least one word; got {shown(query)}.")
+    query = tidy(query)
     if len(query) > MAX_QUERY_CHARACTERS:
         logger.warning("A query of %d characters was cut to the first %d.", len(query), MAX_QUERY_CHARACTERS)
     cut = query[:MAX_QUERY_CHARACTERS].strip()
@@ -100,7 +102,8 @@ def parse_history(history: History, index_of: Callable[[str], int], on_unknown: 
     """Read a history, oldest event first.
 
     An event is `{"item_id": …}` (clicked after a recommendation), `{"query": …}` (typed) or both (clicked after that
-    query). Other keys, such as the title and score of an answer, are ignored.
+    query). Ids and queries are read as those of a table: 242.0 is "242", and NaN, None and "" are missing. Other keys,
+    such as the title and score of an answer, are ignored.
 
     Args:
         history: the events.
@@ -114,7 +117,11 @@ def parse_history(history: History, index_of: Callable[[str], int], on_unknown: 
     rows: list[tuple[int, int, str]] = []
     skipped: list[str] = []
     for position, entry in enumerate(as_events(history)):
-        if not isinstance(entry, Mapping) or not (entry.get("item_id") is not None or _is_given(entry.get("query"))):
+        item_id: str | None = ""
+        is_typed = False
+        if isinstance(entry, Mapping):
+            item_id, is_typed = id_of(entry.get("item_id")), _is_given(entry.get("query"))
+        if item_id is None or not (item_id or is_typed):
             raise ValueError(
                 f"history[{position}] must be a mapping with 'item_id', 'query' or both, such as {{'item_id': '242'}}; "
                 f"got {shown(entry)}."
@@ -122,11 +129,10 @@ def parse_history(history: History, index_of: Callable[[str], int], on_unknown: 
         for key in entry.keys() - set(EVENT_KEYS):
             if meant := _misspelled(key):
                 raise ValueError(f"history[{position}] has the key {shown(key)}; did you mean '{meant}'?")
-        query = cut_query(entry["query"]) if _is_given(entry.get("query")) else ""
+        query = cut_query(entry["query"]) if is_typed else ""
         behavior, item = Behavior.SEARCH_QUERY, -1
-        if entry.get("item_id") is not None:
+        if item_id:
             behavior = Behavior.SEARCHED_ITEM if query else Behavior.RECOMMENDED_ITEM
-            item_id = str(entry["item_id"])
             try:
                 item = index_of(item_id)
             except KeyError:
@@ -143,8 +149,9 @@ def parse_history(history: History, index_of: Callable[[str], int], on_unknown: 
 
 
 def _is_given(query: Any) -> bool:
-    """Whether an event has a query; None and blank text stand for none."""
-    return bool(query.strip()) if isinstance(query, str) else query is not None
+    """Whether an event has a query; blank text, None and NaN stand for none."""
+    text = text_of(query, separators=())
+    return text is None or bool(text.strip())
 
 
 @lru_cache(maxsize=1000)

@@ -18,23 +18,14 @@ from gensar_hf.errors import InputError
 
 @dataclass(frozen=True)
 class JointCodes:
-    """Codes of all items, not yet unique, and the latents and codebooks that they come from.
+    """Codes of all items, not yet unique, and the latents and codebooks that they come from."""
 
-    Attributes:
-        semantic_codes: `(num_items, num_levels)` int64, shared levels first.
-        collaborative_codes: the same; the shared levels are equal to those of `semantic_codes`.
-        latents: `(num_items, 2 * latent_dim)`, semantic half first.
-        shared_codebooks: `(num_shared_levels, codebook_size, 2 * latent_dim)`.
-        semantic_codebooks: `(num_specific_levels, codebook_size, latent_dim)`.
-        collaborative_codebooks: the same.
-    """
-
-    semantic_codes: np.ndarray
-    collaborative_codes: np.ndarray
-    latents: np.ndarray
-    shared_codebooks: np.ndarray
-    semantic_codebooks: np.ndarray
-    collaborative_codebooks: np.ndarray
+    semantic_codes: np.ndarray  # (num_items, num_levels) int64, shared levels first
+    collaborative_codes: np.ndarray  # the same, with the same shared levels
+    latents: np.ndarray  # (num_items, 2 * latent_dim), semantic half first
+    shared_codebooks: np.ndarray  # (num_shared_levels, codebook_size, 2 * latent_dim)
+    semantic_codebooks: np.ndarray  # (num_specific_levels, codebook_size, latent_dim)
+    collaborative_codebooks: np.ndarray  # the same
 
     @property
     def num_items(self) -> int:
@@ -79,16 +70,13 @@ class JointCodes:
 class UniqueIdentifiers:
     """What `assign_unique_identifiers` returns.
 
-    Attributes:
-        semantic_codes: `(num_items, num_levels)` int64; all rows differ.
-        collaborative_codes: the same, with the same shared levels.
-        report: for `"semantic"` and `"collaborative"` each: `collision_rate_before`, `collision_rate_after`,
-            `items_moved`, `distortion_before` and `distortion_after` (squared error of the latents, mean over items);
-            and `prefixes_moved`, the number of items whose shared codes had to change.
+    The report has for `"semantic"` and `"collaborative"` each: `collision_rate_before`, `collision_rate_after`,
+    `items_moved`, `distortion_before` and `distortion_after` (squared error of the latents, mean over items); and
+    `prefixes_moved`, the number of items whose shared codes had to change.
     """
 
-    semantic_codes: np.ndarray
-    collaborative_codes: np.ndarray
+    semantic_codes: np.ndarray  # (num_items, num_levels) int64; all rows differ
+    collaborative_codes: np.ndarray  # the same, with the same shared levels
     report: dict
 
 

@@ -271,9 +271,7 @@ class IdentifierTable:
         )
 
     def remove_items(self, item_ids: Sequence[str]) -> "IdentifierTable":
-        """A new table in which these items are not available: never generated, but still readable in histories.
-
-        Their identifiers stay taken, so that a model does not mistake a later item for them.
+        """A new table without these items: never generated, still readable in histories, their identifiers taken.
 
         Raises:
             InputError: an id that is unknown, occurs twice or is removed already, or no item would be left.

@@ -28,19 +28,13 @@ Embeddings = np.ndarray | torch.Tensor
 
 @dataclass
 class JointRQVAEOutput(ModelOutput):
-    """What `JointRQVAE.forward` returns.
+    """What `JointRQVAE.forward` returns."""
 
-    loss: scalar, the sum of the two below.
-    reconstruction_loss: scalar, ‖v_s − v̂_s‖² + ‖v_c − v̂_c‖² on standardized embeddings.
-    quantization_loss: scalar, codebook and commitment losses of all levels of both kinds.
-    semantic_codes, collaborative_codes: `(batch_size, num_levels)` long, shared levels first.
-    """
-
-    loss: torch.Tensor | None = None
-    reconstruction_loss: torch.Tensor | None = None
-    quantization_loss: torch.Tensor | None = None
-    semantic_codes: torch.Tensor | None = None
-    collaborative_codes: torch.Tensor | None = None
+    loss: torch.Tensor | None = None  # scalar, the sum of the two below
+    reconstruction_loss: torch.Tensor | None = None  # scalar, ‖v_s − v̂_s‖² + ‖v_c − v̂_c‖² of standardized embeddings
+    quantization_loss: torch.Tensor | None = None  # scalar, codebook and commitment losses of all levels
+    semantic_codes: torch.Tensor | None = None  # (batch_size, num_levels) long, shared levels first
+    collaborative_codes: torch.Tensor | None = None  # the same
 
 
 class JointRQVAE(CheckedLoading, PreTrainedModel):

@@ -82,11 +82,7 @@ def make_linear(layers: nn.Sequential, inner: torch.Tensor, outer: torch.Tensor)
 
     A value y passes a ReLU as its two parts, y = ReLU(y) − ReLU(−y), so `2 * rank` units of each hidden layer carry the
     map; the other units keep their random weights and reach the output once the last layer has learned to use them.
-
-    Args:
-        layers: `mlp([in_dim, ..., out_dim])`, hidden layers of at least `2 * rank` units.
-        inner: `(rank, in_dim)`.
-        outer: `(out_dim, rank)`.
+    `inner` is `(rank, in_dim)`, `outer` `(out_dim, rank)`.
     """
     linears: Any = layers[::2]
     identity = torch.eye(2 * len(inner), device=inner.device)

@@ -14,16 +14,11 @@ MAX_VECTORS_PER_CODE = 256
 
 
 class QuantizerOutput(NamedTuple):
-    """What quantizing a batch gives.
+    """What quantizing a batch gives."""
 
-    codes: `(batch_size,)` of one level, `(batch_size, num_levels)` of a residual quantizer, long.
-    quantized: `(batch_size, codebook_dim)`, the chosen code, or the sum of the chosen codes; carries no gradient.
-    loss: scalar, codebook loss + commitment_weight * commitment loss, summed over the levels.
-    """
-
-    codes: torch.Tensor
-    quantized: torch.Tensor
-    loss: torch.Tensor
+    codes: torch.Tensor  # (batch_size,) of one level, (batch_size, num_levels) of a residual quantizer, long
+    quantized: torch.Tensor  # (batch_size, codebook_dim), sum of the chosen codes; carries no gradient
+    loss: torch.Tensor  # scalar, codebook loss + commitment_weight * commitment loss, summed over the levels
 
 
 def mean_squared_error(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

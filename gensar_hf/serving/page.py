@@ -93,8 +93,8 @@ class Page:
 
     def blocks(self) -> gr.Blocks:
         """The layout, and which function answers which event."""
-        name = Path(self.pipe.name_or_path or "GenSAR").resolve()
-        name = name.parent.name if name.name == "model" else name.name
+        folder = Path(self.pipe.name_or_path or "GenSAR").absolute()
+        name = folder.parent.name if folder.name == "model" else folder.name
         table = self.pipe.tokenizer.identifiers
         with gr.Blocks(title=f"GenSAR: {name}", analytics_enabled=False, fill_width=True) as blocks:
             gr.HTML(_HEADER.format(name=escape(name), num_items=table.num_available))

@@ -18,7 +18,7 @@ from gensar_hf.baselines.matching import (
 )
 from gensar_hf.baselines.sequential import new_model
 from gensar_hf.baselines.tuning import fit_baseline
-from gensar_hf.data import Behavior, training_events
+from gensar_hf.data import Behavior
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.embeddings import sasrec_training
 from gensar_hf.errors import InputError
@@ -101,16 +101,6 @@ def test_a_user_without_training_clicks_has_a_zero_vector(make_events, fit):
     with torch.inference_mode():
         nobody = scorer.model(torch.tensor([0]), torch.tensor([[1]]), torch.tensor([[0]])).logits
     np.testing.assert_allclose(scorer.score(requests, every_item(requests)), nobody.numpy(), atol=1e-6)
-
-
-def test_only_training_queries_and_texts_that_are_read_make_the_vocabulary(tiny_split, fit):
-    # "horror classics" is a query of bob's held-out session only.
-    events = training_events(tiny_split)
-    assert "horror classics" in tiny_split.events.query_texts
-    words = fit(tiny_split).model.config.words
-    assert set(words) == {word for text in events.query_texts for word in text.split()}
-    assert "horror" not in words
-    assert "number7" in fit(tiny_split, text_weight=0.1).model.config.words
 
 
 def test_no_clicks_are_an_error(make_events, fit):

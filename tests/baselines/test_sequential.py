@@ -37,14 +37,6 @@ def test_scores_are_the_models_after_the_latest_clicks(split, catalogue, model):
         np.testing.assert_allclose(scores[row], direct_scores(model, history)[catalogue[row]], rtol=1e-5)
 
 
-def test_only_the_latest_clicks_are_read(split, catalogue):
-    config = SASRecConfig(num_items=6, hidden_size=8, num_layers=1, max_length=1, initializer_range=0.5)
-    short = new_model(SASRecModel, config, seed=0)
-    requests = Requests(RECOMMENDATION, split.events, split.test[SEARCH].targets)
-    scores = NextItemScorer(short).score(requests, catalogue)
-    np.testing.assert_allclose(scores[1], direct_scores(short, [4])[catalogue[1]], rtol=1e-5)
-
-
 def test_a_user_without_clicks_gets_equal_scores(split, catalogue, model):
     first_clicks = Requests(RECOMMENDATION, split.events, np.array([0, 5, 8]))
     scores = NextItemScorer(model).score(first_clicks, catalogue)

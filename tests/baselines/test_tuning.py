@@ -91,6 +91,13 @@ def test_without_validation_requests_there_is_nothing_to_choose_by(split, datase
             tune_baseline("markov", dataset, **arguments)
 
 
+def test_a_log_without_searches_leaves_bm25_with_its_first_settings(make_events, dataset_of):
+    events = make_events({f"user-{user}": [(0, item) for item in range(5)] for user in range(3)}, list("abcdefghi"), [])
+    dataset = dataset_of(leave_one_out(events))
+    settings = tune_baseline("bm25", dataset, space={"k1": [1.5, 2.0]}, max_trials=2, num_negatives=2)[1]
+    assert settings == {"k1": 1.5}
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [

@@ -244,7 +244,7 @@ def test_naming_a_text_column_that_is_not_there():
         ("items.xlsx", b"x", r"items\.xlsx: \.xlsx is not a supported table format.*\.parquet, \.csv"),
         ("items.csv", b"", r"items\.csv is empty"),
         ("items.csv", b"item_id,title\n", r"items\.csv holds no rows"),
-        ("items.csv", b"item_id,title\na,b\nc,d,e\n", r"items\.csv cannot be read as csv .*line 3"),
+        ("items.csv", b"item_id,title\na,b\nc,d,e\n", r"items\.csv cannot be read as csv .*row 2: 3"),
         ("items.csv", b"item_id,title\na,b,c\nc,d,e\n", r"items\.csv cannot be read as csv"),
         ("items.csv", "item_id,title\na,caf\xe9\n".encode("latin-1"), r"items\.csv is not UTF-8"),
         ("items.parquet", b"PAR1 no", r"items\.parquet cannot be read as parquet"),

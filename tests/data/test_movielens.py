@@ -109,3 +109,12 @@ def test_a_file_of_another_kind(recbole_folder):
     (recbole_folder / "ml-100k.item").write_bytes(b"header\n\xff\xfe")
     with pytest.raises(InputError, match=r"^ml-100k\.item is not the file of MovieLens-100k .*; pass a folder with"):
         load_movielens_100k(recbole_folder)
+
+
+def test_a_short_row_is_refused_by_its_number(grouplens_folder):
+    path = grouplens_folder / "u.data"
+    path.write_bytes(path.read_bytes() + b"1\t2\n")
+    with pytest.raises(
+        InputError, match=r"^u\.data is not the file of MovieLens-100k \(number of cells in row \d+: 2, "
+    ):
+        load_movielens_100k(grouplens_folder)

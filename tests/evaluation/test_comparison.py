@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation.comparison import compare, paired_t_test, save_comparison
 from gensar_hf.evaluation.metrics import METRICS, ndcg_per_request
 from gensar_hf.evaluation.report import comparison_tables, markdown
@@ -77,6 +78,17 @@ def test_a_system_of_one_task_is_in_the_table_of_that_task_only(run_result):
     assert comparison["variants"]["SASRec"]["identifiers"] is None
     assert comparison["tests"] == []  # they have no task in common
     assert sorted(comparison["tasks"]) == ["recommendation", "search"]
+
+
+def test_systems_without_requests_of_their_tasks_are_left_out(run_result, caplog):
+    """BM25, for example, where nobody searched."""
+    bm25 = run_result("BM25", 0, [1, 2, 3, 4], 0.5, row="BM25")
+    write_json(bm25.results / "metrics.json", {"tasks": {"recommendation": {"systems": {}}}})
+    joint = run_result("GenSAR", 0, [1, 2, 3, 4], 0.5)
+    assert compare([bm25, joint], {})["order"] == ["GenSAR"]
+    assert "BM25 is left out, since there are no requests of its tasks." in caplog.text
+    with pytest.raises(InputError, match="No system has requests of its tasks"):
+        compare([bm25], {})
 
 
 def test_full_ranking_compares_the_folder_inside_the_results(run_result):

@@ -1,10 +1,8 @@
-import io
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from gensar_hf.baselines import DenseRetrieval
 from gensar_hf.baselines.tuning import fit_baseline
@@ -266,17 +264,6 @@ def test_results_are_saved_as_json_table_and_plot(dataset, tmp_path):
     with_matplotlib = pytest.importorskip("matplotlib")
     assert with_matplotlib
     assert (tmp_path / "results" / "query_kinds.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_terminal_table_fits_120_columns(dataset):
-    text = io.StringIO()
-    names = ["GenSAR", "GenSAR, no history", "Dense retrieval"]
-    result = evaluate_query_kinds([NamedScorer(name, a=1) for name in names], dataset)
-    Console(file=text, width=120).print(result.terminal_table())
-    lines = text.getvalue().splitlines()
-    header = next(line for line in lines if "System" in line)
-    assert all(kind in header for kind in QUERY_KINDS)  # no column is squeezed
-    assert any("GenSAR, no history" in line and line.count(" / ") == len(QUERY_KINDS) for line in lines)
 
 
 @pytest.fixture

@@ -186,6 +186,14 @@ def test_the_trade_off_is_drawn_where_systems_do_both_tasks(run_result, tmp_path
 # ---- other tables
 
 
+def test_no_text_is_markup_in_the_terminal():
+    text = io.StringIO()
+    words = ["[/] film", "[/b] user", "**[red]**", "back\\", "**[/x] [bold**"]
+    Console(file=text, width=80).print(Table(words, [words], words[0], words[1]).terminal())
+    for word in words:
+        assert word.strip("*") in text.getvalue()
+
+
 def test_cells_are_escaped_in_both_forms():
     table = Table(["Name", "a|b"], [["x|y [z]", "**.5** ± .1"]], "A [caption]", "A note.")
     assert (

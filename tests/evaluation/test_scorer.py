@@ -76,18 +76,6 @@ def test_items_are_found_by_their_ids_not_by_their_order(
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
-def test_scores_agree_with_the_ranking_that_the_pipeline_answers(
-    tiny_split: Split, pipelines: dict[str, GenSARPipeline], encoding: str
-) -> None:
-    pipe, requests = pipelines[encoding], tiny_split.test[SEARCH]
-    scores = GeneratorScorer(pipe).score(requests, np.tile(np.arange(12), (len(requests), 1)))
-    histories = [request_history(requests, row) for row in range(len(requests))]
-    answers = pipe.search(requests.query_texts, histories, top_k=12)
-    for row, answer in enumerate(answers):
-        ranked = [pipe.tokenizer.identifiers.item_ids[item] for item in np.argsort(-scores[row])]
-        assert [found["item_id"] for found in answer] == ranked
-
-
 def test_no_request_is_no_error(tiny_split: Split, pipelines: dict[str, GenSARPipeline]) -> None:
     for task, nothing in tiny_split.validation.items():
         scores = GeneratorScorer(pipelines["events"]).score(nothing, np.zeros((0, 100), dtype=int))

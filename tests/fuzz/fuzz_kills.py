@@ -1,4 +1,3 @@
-# ruff: noqa: T201
 """Kill trainings and saves at random moments, start commands twice, and compare what remains with undisturbed runs.
 
     python tests/fuzz/fuzz_kills.py --kills 50 --double_starts 10 --seed 0

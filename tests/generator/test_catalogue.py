@@ -96,6 +96,7 @@ def test_the_tokenizer_s_parts_are_those_of_its_catalogue(
 def test_rows_of_a_history(catalogue: Catalogue) -> None:
     history = [{"item_id": "film-3"}, {"query": "a"}, {"item_id": "film-9", "query": "a"}, {"item_id": "nothing"}, {}]
     assert catalogue.rows_in(history) == {3, 9}
+    assert catalogue.rows_in([{"item_id": " film-3"}, {"item_id": float("nan")}, {"item_id": ["film-9"]}]) == {3}
 
 
 def test_rows_of_candidates(
@@ -104,6 +105,7 @@ def test_rows_of_candidates(
     catalogue = of_items(tokenizers["events"], identifiers.remove_items(["film-2"]))
     assert catalogue.candidate_rows(["film-5", "film-0", "film-5"]).tolist() == [5, 0, 5]
     assert catalogue.candidate_rows([]).tolist() == []
+    assert catalogue.candidate_rows([" film-5 ", np.str_("film-0")]).tolist() == [5, 0]
     with pytest.raises(ValueError, match=r"candidates\[1\]: item 'film-2' was removed from the catalogue"):
         catalogue.candidate_rows(["film-5", "film-2"])
     with caplog.at_level(logging.WARNING):

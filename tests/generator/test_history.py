@@ -1,5 +1,6 @@
 import logging
 
+import pandas as pd
 import pytest
 
 from gensar_hf.data import Behavior
@@ -84,3 +85,14 @@ def test_a_long_query_is_cut_with_a_warning(caplog: pytest.LogCaptureFixture) ->
     caplog.clear()
     assert cut_query("x" * 1000) == "x" * 1000
     assert not caplog.text
+
+
+def test_a_history_made_from_a_data_frame() -> None:
+    """Ids become floats, and missing queries NaN, where a frame has missing values."""
+    for missing in (None, float("nan"), pd.NA, pd.NaT, "", " "):
+        frame = pd.DataFrame({"item_id": [242.0, None, 302.0], "query": ["war", "space  film", None]})
+        records = frame.astype(object).where(frame.notna(), missing).to_dict("records")
+        assert parse_history(records, ROWS.__getitem__) == ([S, Q, R], [0, -1, 1], ["war", "space film", ""])
+    for event in ({"item_id": [242]}, {"item_id": True}, {"item_id": 242.5}, {"item_id": float("nan")}):
+        with pytest.raises(ValueError, match=r"history\[0\] must be a mapping"):
+            parse_history([event], ROWS.__getitem__)

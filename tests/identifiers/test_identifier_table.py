@@ -46,13 +46,6 @@ def test_tokens_are_numbered_as_in_the_paper():
     assert used <= set(tokens)
 
 
-def test_lookup_and_counts():
-    table = small_table()
-    assert (table.num_items, table.num_levels, table.index_of("242")) == (3, 3, 1)
-    with pytest.raises(KeyError):
-        table.index_of("243")
-
-
 @pytest.mark.parametrize("name", ["model", "model/other.parquet"])
 @pytest.mark.parametrize("with_texts", [True, False])
 def test_round_trip(tmp_path: Path, name: str, with_texts: bool):

@@ -96,7 +96,7 @@ def test_a_server_that_is_told_to_end_answers_what_is_under_way(tiny_run: Path, 
         for thread in threads:
             thread.start()
         metrics = ""
-        while "gensar_waiting_requests 128" not in metrics and "gensar_waiting_requests 64" not in metrics:
+        while "gensar_waiting_requests 128" not in metrics:  # one body is being answered, two wait
             metrics = urllib.request.urlopen(f"{address}/metrics", timeout=60).read().decode()
             if all(not thread.is_alive() for thread in threads):
                 pytest.fail("All was answered before the end.")

@@ -79,8 +79,8 @@ def test_a_removed_item_is_not_found_until_it_is_restored(pipe):
 
 MISTAKES = {
     "known": (NEW.replace("N2", "B07"), "The new item 'B07' is in the model's catalogue; leave it out."),
-    "twice": (NEW.replace("N2", "N1"), "row 2, column item_id: 'N1' is in an earlier row"),
-    "no id": (NEW.replace("N2", ""), "row 2, column item_id: '' is no item id"),
+    "twice": (NEW.replace("N2", "N1"), "row 2, column item_id: 'N1' is already in row 1"),
+    "no id": (NEW.replace("N2", ""), "row 2, column item_id: '' is not an item id"),
     "no column": (NEW.rename(columns={"title": "name"}), "has no column title"),
     "no text": (NEW.replace("red soap oil", ""), "row 1, column item_id: 'N1' has no text in title"),
     "no rows": (NEW[:0], "no rows"),

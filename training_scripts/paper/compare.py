@@ -60,19 +60,20 @@ def main(path: str, *options: str) -> int:
     folder, calls = read_comparison(Path(path), dict(zip(names, map(yaml.safe_load, options[1::2]), strict=True)))
     console, runs, failures = Console(width=140), list[RunResult](), dict[str, str]()
     for number, (name, call) in enumerate(calls.items(), start=1):
-        console.print(f"[bold]{number}/{len(calls)} {name}[/bold]")
+        print(f"{number}/{len(calls)} {name}", flush=True)
         try:
             runs.append(call())
         except Exception as error:  # an error of one system must not lose the results of the others
             failures[name] = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            console.print(f"[red]{name} failed: {failures[name]}[/red]")
+            print(f"{name} failed: {failures[name]}", flush=True)
     if runs:
         places = {folder / "results": compare(runs, failures)}
         if all((run.results / "full_ranking").is_dir() for run in runs):
             places[folder / "results" / "full_ranking"] = compare(runs, failures, full_ranking=True)
         for place, comparison in places.items():
             save_comparison(comparison, place)
-            console.print(terminal(comparison_tables(comparison)), f"Saved in {place}.")
+            console.print(terminal(comparison_tables(comparison)))
+            print(f"Saved in {place}.")
     return 1 if failures else 0
 
 
