@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
-from gensar_hf.data.tables import Table, id_column, text_column, text_of, time_column
+from gensar_hf.data.tables import Table, id_column, id_of, text_column, text_of, time_column
 from gensar_hf.errors import InputError
 from gensar_hf.files import atomic_path, fingerprint, read_json, write_json
 from gensar_hf.generator.catalogue import table_fingerprint
@@ -251,11 +251,9 @@ def read_requests(source: Path, task: str, aside: Path) -> Iterator[Request]:
 
 def _event(event: Any) -> dict[str, Any] | None:
     """An event as the pipeline reads it; None for something else."""
-    if not isinstance(event, dict):
-        item_id = text_of(event, ())
-        return None if item_id is None else {"item_id": item_id}
-    read = {name: text_of(event[name], ()) for name in ("item_id", "query") if event.get(name) is not None}
-    return read if read and None not in read.values() else None
+    values = event if isinstance(event, dict) else {"item_id": event}
+    read = {"item_id": id_of(values.get("item_id")), "query": text_of(values.get("query"), ())}
+    return None if None in read.values() else {name: value for name, value in read.items() if value} or None
 
 
 def _grouped_events(source: Path, aside: Path) -> Iterator[Request]:
