@@ -28,8 +28,8 @@ USAGE = """usage: gensar COMMAND ... (gensar COMMAND --help lists the settings)
 
   train      two tables → a model that searches and recommends
   evaluate   a run's model on the clicks that were held out, next to other systems
-  search     items for a query
-  recommend  items for a history of clicks
+  search     items for a query, or for all queries of a file
+  recommend  items for a history of clicks, or for all users of a file
   serve      a page and a REST API of a model
   space      a Hugging Face Space of a model
   add-items  take new items up, remove or restore items; nothing is trained
@@ -473,44 +473,83 @@ def evaluate_command(argv: Sequence[str]) -> int:
 
 
 def search_command(argv: Sequence[str]) -> None:
-    """`gensar search`: answers to a query."""
-    parser = SettingsParser("gensar search", "Items for a query, with or without the user's history.")
+    """`gensar search`: answers to a query, or to all queries of a file."""
+    parser = SettingsParser("gensar search", "Items for a query, or for every query of a file.")
     parser.add_argument("model", type=str, help="run, model folder, adapter folder or Hub name.")
-    parser.add_argument("query", type=str, help="what was typed.")
+    parser.add_argument("query", type=str, help="what was typed; or a .parquet or .jsonl file of queries.")
+    parser.add_argument("answers", type=str, nargs="?", help="folder for the answers to a file's queries.")
     parser.add_argument("--history", type=list[str], default=[], help="item ids clicked before, oldest first: [a,b].")
-    parser.add_argument("--top_k", type=int, default=10, help="number of answers.")
-    parser.add_argument("--explain", type=bool, default=False, help="show the parts of each score.")
+    _add_answer_settings(parser, exclude_seen=False)
+    parser.add_argument("--explain", type=bool, default=False, help="show the parts of each score of one request.")
     settings = read_settings(parser, argv)
-    pipe, history = ready_to_answer(settings)
+    if settings.answers is not None:
+        answer_file(settings, "search", settings.query, settings.answers)
+        return
+    pipe, history, options = ready_to_answer(settings)
     with settings_checked("gensar_hf"):
-        _print_answers(pipe.search(settings.query, history, top_k=settings.top_k, explain=settings.explain))
+        _print_answers(pipe.search(settings.query, history, explain=settings.explain, **options))
 
 
 def recommend_command(argv: Sequence[str]) -> None:
-    """`gensar recommend`: the next items for a history."""
-    parser = SettingsParser("gensar recommend", "The items that a user will click next.")
+    """`gensar recommend`: the next items for a history, or for all histories of a file."""
+    parser = SettingsParser("gensar recommend", "The items that a user will click next, or every user of a file.")
     parser.add_argument("model", type=str, help="run, model folder, adapter folder or Hub name.")
-    parser.add_argument("history", type=str, nargs="*", help="item ids clicked before, oldest first.")
-    parser.add_argument("--top_k", type=int, default=10, help="number of answers.")
+    about = "item ids clicked before, oldest first; or a .parquet or .jsonl file of histories or events, and a folder."
+    parser.add_argument("history", type=str, nargs="*", help=about)
+    _add_answer_settings(parser, exclude_seen=True)
     settings = read_settings(parser, argv)
-    pipe, history = ready_to_answer(settings)
+    first = Path(settings.history[0]) if settings.history else Path()
+    if first.suffix in (".parquet", ".jsonl") or (len(settings.history) == 2 and first.is_dir()):
+        if len(settings.history) != 2:
+            raise InputError(f"Name one folder for the answers: gensar recommend {settings.model} {first} answers.")
+        answer_file(settings, "recommend", *settings.history)
+        return
+    pipe, history, options = ready_to_answer(settings)
     with settings_checked("gensar_hf"):
-        _print_answers(pipe.recommend(history, top_k=settings.top_k, exclude_seen=True))
+        _print_answers(pipe.recommend(history, **options))
 
 
-def ready_to_answer(settings: Any) -> tuple[Any, list[dict[str, str]]]:
-    """The pipeline and the history of a request.
+def _add_answer_settings(parser: SettingsParser, exclude_seen: bool) -> None:
+    parser.add_argument("--top_k", type=int, default=10, help="number of answers.")
+    parser.add_argument("--among", type=str | None, help="table with a column item_id: no other items are answers.")
+    parser.add_argument("--exclude_seen", type=bool, default=exclude_seen, help="leave out the items of the history.")
+    on_unknown = typing.Literal["raise", "skip"]
+    parser.add_argument("--on_unknown", type=on_unknown, default="raise", help="about unknown items")
+    parser.add_argument("--part_size", type=int, default=10_000, help="of a file: requests in a part of the answers.")
+
+
+def answer_file(settings: Any, task: str, source: str, output_dir: str) -> None:
+    """Answer every request of a file into a folder; the same command continues after a kill."""
+    from gensar_hf.serving.bulk import BulkAnswers, write_answers
+
+    pipe, _, options = ready_to_answer(settings, history=[])
+    number = write_answers(BulkAnswers(pipe, task, **options), source, output_dir, settings.part_size)
+    print(f"{number:,} requests are answered in {output_dir}.")
+
+
+def ready_to_answer(
+    settings: Any, history: Sequence[str] | None = None
+) -> tuple[Any, list[dict[str, str]], dict[str, Any]]:
+    """The pipeline, the history of a request, and the options of `recommend` and `search`.
 
     Raises:
         InputError: no model, an unknown item, or no answer wanted.
     """
+    from gensar_hf.data.tables import id_column, read_ids, read_table
+
     if settings.top_k < 1:
         raise InputError(f"--top_k must be at least 1; got {settings.top_k}.")
-    from gensar_hf.data.tables import read_ids
-
-    pipe, item_ids = load_pipeline(settings.model), read_ids(settings.history, "history")
-    pipe.tokenizer.catalogue.item_rows(item_ids)
-    return pipe, [{"item_id": item_id} for item_id in item_ids]
+    table = None if settings.among is None else read_table(settings.among, "items")
+    if table is not None:
+        table.require(["item_id"])
+    pipe = load_pipeline(settings.model)
+    item_ids = read_ids(settings.history if history is None else history, "history")
+    if settings.on_unknown == "raise":
+        pipe.tokenizer.catalogue.item_rows(item_ids)
+    options = {name: settings[name] for name in ("top_k", "exclude_seen", "on_unknown")}
+    with settings_checked("gensar_hf"):
+        options["among"] = None if table is None else pipe.filter(id_column(table, "item_id"), settings.on_unknown)
+    return pipe, [{"item_id": item_id} for item_id in item_ids], options
 
 
 def load_pipeline(name: str) -> Any:

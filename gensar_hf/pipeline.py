@@ -31,7 +31,7 @@ from gensar_hf.generator.adapters import (
     load_adapter,
     merge_adapter,
 )
-from gensar_hf.generator.catalogue import Catalogue
+from gensar_hf.generator.catalogue import Catalogue, ItemFilter
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.history import (
     ON_UNKNOWN,
@@ -74,6 +74,7 @@ from gensar_hf.new_items import ItemEncoder, read_new_items
 
 Answer = dict[str, Any]
 MAX_SUGGESTION_TOKENS = 32
+NUM_CHECKED_ANSWERS = 10  # of a suggested query, of which one must be allowed
 MAX_SUGGESTIONS = 100  # each takes two beams, which hold keys and values of the whole decoder
 MAX_ANSWERS = 5_000_000  # of one call, which take 1.5 GB
 MAX_SCORED_ITEMS = 100_000  # where more items are wanted than a search has beams, all are scored: half a minute
@@ -281,6 +282,9 @@ class GenSARPipeline:
         self,
         history: History | Sequence[History],
         top_k: int = 10,
+        *,
+        among: Any = None,
+        exclude: Any = None,
         exclude_seen: bool = False,
         on_unknown: str = "raise",
         explain: bool = False,
@@ -291,9 +295,15 @@ class GenSARPipeline:
             history: events, oldest first, such as `[{"item_id": "242"}, {"query": "comedy"}, {"item_id": "302",
                 "query": "comedy"}]`; or a list of such lists, answered as a batch. An empty list is one user without
                 events, not an empty batch.
-            top_k: number of items; fewer if the catalogue has fewer. At most 1,024 of more than 100,000 items.
+            top_k: number of items; fewer if the catalogue, or what is allowed of it, has fewer. At most 1,024 of more
+                than 100,000 items.
+            among: the only items that may be answers: item ids, a mask of one truth value per item (in the order of
+                `pipe.items`), or a `pipe.filter` of either; or a list of one of these, or None, per request of a batch.
+                Scores are those without a filter. No item allowed: no answers.
+            exclude: items that must not be answers, in the same forms.
             exclude_seen: leave out the items of the history.
-            on_unknown: `"raise"`, or `"skip"`: events with an unknown item are left out, with a warning.
+            on_unknown: `"raise"`, or `"skip"`: events with an unknown item, and unknown ids in `among` and `exclude`,
+                are left out, with a warning.
             explain: add the parts of each score, which sum up to it: `{…, "parts": {"identifier", "vector", "words",
                 "characters", "meaning"}}`, the last three in a search. See `score_parts`.
 
@@ -303,17 +313,21 @@ class GenSARPipeline:
             times the logarithm of the item's probability by its vector and text. For a batch, a list of such lists.
 
         Raises:
-            ValueError: an item of the history is unknown, an argument has another type or is out of range, the answers
-                would fill the memory, or the model's scores are not finite.
+            ValueError: an item of the history or of a filter is unknown, an argument has another type or is out of
+                range, the answers would fill the memory, or the model's scores are not finite.
         """
         histories, is_batch = as_batch(history)
-        return unbatch(self._items(histories, None, top_k, exclude_seen, on_unknown, explain), is_batch)
+        options = {"among": among, "exclude": exclude, "exclude_seen": exclude_seen, "on_unknown": on_unknown}
+        return unbatch(self._items(histories, None, top_k, explain=explain, **options), is_batch)
 
     def search(
         self,
         query: str | Sequence[str],
         history: History | Sequence[History] = (),
         top_k: int = 10,
+        *,
+        among: Any = None,
+        exclude: Any = None,
         exclude_seen: bool = False,
         on_unknown: str = "raise",
         explain: bool = False,
@@ -324,12 +338,14 @@ class GenSARPipeline:
             query: the typed text; a list makes a batch, with one history per query or no history.
             history: as in `recommend`; empty or None: searches without a user.
             top_k: number of items.
+            among: as in `recommend`.
+            exclude: as in `recommend`.
             exclude_seen: leave out the items of the history.
             on_unknown: as in `recommend`.
             explain: as in `recommend`.
 
         Raises:
-            ValueError: an empty query, an unknown item in the history, or lists of different lengths.
+            ValueError: an empty query, an unknown item in the history or a filter, or lists of different lengths.
         """
         is_batch = is_list(query)
         queries = as_list(query, "`query`", "of texts") if is_batch else [query]
@@ -337,16 +353,20 @@ class GenSARPipeline:
         histories = [[] for _ in queries] if nobody else as_batch(history)[0]
         if len(histories) != len(queries):
             raise ValueError(f"A batch needs one history for each query; got {len(histories)} and {len(queries)}.")
-        return unbatch(self._items(histories, queries, top_k, exclude_seen, on_unknown, explain), is_batch)
+        options = {"among": among, "exclude": exclude, "exclude_seen": exclude_seen, "on_unknown": on_unknown}
+        return unbatch(self._items(histories, queries, top_k, explain=explain, **options), is_batch)
 
     def suggest_queries(
-        self, history: History | Sequence[History], top_k: int = 3, on_unknown: str = "raise"
+        self, history: History | Sequence[History], top_k: int = 3, *, among: Any = None, on_unknown: str = "raise"
     ) -> list[Answer] | list[list[Answer]]:
         """Suggest next queries: `{"query", "score"}`, the likeliest first, all different.
 
         Args:
             history: as for `recommend`.
-            top_k: number of queries, at most 100.
+            top_k: number of queries, at most 100; fewer if fewer of the likeliest are left.
+            among: as in `recommend`: of the `4 * top_k` likeliest queries (at least 10), those that have an answer
+                there. A query has if one of these items is among the 10 best answers of `pipe.search` for it, with
+                this history and without a filter. Each of the queries is searched, which costs that many searches.
             on_unknown: as for `recommend`.
 
         Raises:
@@ -355,10 +375,11 @@ class GenSARPipeline:
         histories, is_batch = as_batch(history)
         self.model.eval()
         catalogue, top_k = self.tokenizer.catalogue, whole_number("top_k", top_k, MAX_SUGGESTIONS)
+        filters = catalogue.filters(among, len(histories), on_unknown)
         suppressed = self.tokenizer.code_token_ids.tolist()
-        num_beams = max(2 * top_k, 5)  # different tokens may spell the same words
+        num_beams = max(2 * top_k, 5) if among is None else max(4 * top_k, 10)  # several may spell the same words
         num_rows = min(_MAX_ROWS, _MAX_LOGITS // len(self.model.get_input_embeddings().weight))
-        answers = []
+        answers: list[list[Answer]] = []
         for chunk in chunks(histories, max(1, min(self.batch_size, num_rows // num_beams))):
             inputs = self._inputs(chunk, None, Behavior.SEARCH_QUERY, catalogue, on_unknown)
             output = self.model.generate(
@@ -378,8 +399,20 @@ class GenSARPipeline:
             scores = output.sequences_scores.tolist()
             for row in range(len(chunk)):
                 beams = slice(row * num_beams, (row + 1) * num_beams)
-                answers.append(distinct_queries(words[beams], scores[beams], top_k))
-        return unbatch(answers, is_batch)
+                answers.append(distinct_queries(words[beams], scores[beams], num_beams))
+        for row, own in enumerate(filters):
+            if own is not None and answers[row]:
+                queries = [answer["query"] for answer in answers[row]]
+                found: Any = self.search(
+                    queries, [histories[row]] * len(queries), NUM_CHECKED_ANSWERS, on_unknown=on_unknown
+                )
+                allowed = {catalogue.identifiers.item_ids[item] for item in np.flatnonzero(own.is_open)}
+                answers[row] = [
+                    answer
+                    for answer, items in zip(answers[row], found, strict=True)
+                    if any(item["item_id"] in allowed for item in items)
+                ]
+        return unbatch([own[:top_k] for own in answers], is_batch)
 
     def rank(
         self,
@@ -388,6 +421,8 @@ class GenSARPipeline:
         query: str | Sequence[str] | None = None,
         on_unknown: str = "raise",
         method: str = "exact",
+        *,
+        among: Any = None,
     ) -> list[Answer] | list[list[Answer]]:
         """Rank a list of items, the likeliest next click first.
 
@@ -400,10 +435,11 @@ class GenSARPipeline:
             method: `"exact"` scores every candidate, in one decoder forward over their prefixes. `"beam_search"`, the
                 paper's way, is a beam search restricted to the candidates that uses identifiers only; candidates that
                 no beam reaches come last with the score -inf.
+            among: as in `recommend`; candidates outside it are left out.
 
         Returns:
-            one answer per candidate, as in `recommend`, ties in the order of `candidates`; for a batch a list of such
-            lists.
+            one answer per candidate that is left, as in `recommend`, ties in the order of `candidates`; for a batch a
+            list of such lists.
 
         Raises:
             ValueError: an unknown item, a removed candidate, lists of different lengths, or an unknown method.
@@ -427,6 +463,8 @@ class GenSARPipeline:
                 f"{'no' if queries is None else num_queries} queries."
             )
         rows = [catalogue.candidate_rows(given, on_unknown) for given in candidate_lists]
+        for place, own in enumerate(catalogue.filters(among, len(rows), on_unknown)):
+            rows[place] = rows[place] if own is None else rows[place][own.is_open[rows[place]]]
         check_num_answers(len(rows), max(map(len, rows), default=0))
         score = self.score_items if method == "exact" else self._beam_scores
         scores = score(histories, rows, queries, on_unknown, catalogue)
@@ -498,6 +536,23 @@ class GenSARPipeline:
         _check_item_vectors(self.model, catalogue)
         catalogue.trie  # noqa: B018 - built here, not by the first request
         self.tokenizer.catalogue = catalogue
+
+    def filter(self, items: Any, on_unknown: str = "raise") -> ItemFilter:
+        """Prepare a list of items once, to be the `among` or `exclude` of many requests.
+
+        The filter stands for item ids and may be used after the catalogue has changed: added items are not in it,
+        removed ones are no longer answers, restored ones are again.
+
+        Args:
+            items: item ids, or a mask of one truth value per item, removed ones included, in the order of `pipe.items`.
+            on_unknown: `"raise"`, or `"skip"`: unknown ids are left out, with a warning.
+
+        Raises:
+            ValueError: an unknown item, or a mask of another length.
+        """
+        prepared = self.tokenizer.catalogue.filter(items, on_unknown, "items")
+        prepared.is_open, prepared.values  # noqa: B018 - prepared here, not by the first request
+        return prepared
 
     @property
     def items(self) -> pd.DataFrame:
@@ -572,6 +627,8 @@ class GenSARPipeline:
         histories: list[History],
         queries: Sequence[str] | None,
         top_k: int,
+        among: Any,
+        exclude: Any,
         exclude_seen: bool,
         on_unknown: str,
         explain: bool,
@@ -584,19 +641,26 @@ class GenSARPipeline:
         check_num_answers(len(histories), top_k)
         check_flag("exclude_seen", exclude_seen)
         check_flag("explain", explain)
+        filters = catalogue.filters(among, len(histories), on_unknown)
+        denied = catalogue.filters(exclude, len(histories), on_unknown, "exclude")
         histories, num_beams = [as_events(history) for history in histories], max(self.num_beams, top_k)
         answers = []
         for rows in self._request_chunks(len(histories), num_beams):
             chunk = [histories[row] for row in rows]
             chunk_queries = None if queries is None else [queries[row] for row in rows]
             encoded = self._encode(chunk, chunk_queries, catalogue, on_unknown)
-            excluded = [catalogue.rows_in(history) for history in chunk] if exclude_seen else None
-            found = best_items(encoded, catalogue, num_beams, excluded)
+            seen = [catalogue.rows_in(history) if exclude_seen else () for history in chunk]
+            excluded = [
+                np.union1d(np.array([*items], dtype=np.int64), () if own is None else own.rows).astype(np.int64)
+                for items, own in zip(seen, [denied[row] for row in rows], strict=True)
+            ]
+            own_filters = [filters[row] for row in rows]
+            found = best_items(encoded, catalogue, num_beams, excluded, filters=own_filters)
             answers += [answers_of(items[:top_k], scores[:top_k], catalogue) for items, scores in found]
             if explain:
                 parts = score_parts(encoded, [items[:top_k] for items, _ in found], catalogue)
-                for row, own in enumerate(answers[-len(found) :]):
-                    for column, answer in enumerate(own):
+                for row, own_answers in enumerate(answers[-len(found) :]):
+                    for column, answer in enumerate(own_answers):
                         answer["parts"] = {name: float(values[row, column]) for name, values in parts.items()}
         return answers
 

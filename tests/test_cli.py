@@ -146,6 +146,36 @@ def test_search_and_recommend(gensar, tiny_run):
     assert "[B01]" not in printed
 
 
+def test_files_of_histories_and_queries(gensar, tiny_run, tmp_path):
+    pipe = GenSARPipeline.from_pretrained(tiny_run / "model", device="cpu")
+    histories = [["B01", "B02"], ["B03"], []]
+    rows = pd.DataFrame({"user_id": [1, 2, 3], "history": histories, "query": ["red", "soap", "blue gel"]})
+    rows.to_parquet(tmp_path / "rows.parquet")
+    pd.DataFrame({"item_id": ["B01", "B04", "B05", "B06"]}).to_csv(tmp_path / "stock.csv", index=False)
+    options = ["--top_k=3", "--among", tmp_path / "stock.csv"]
+    for task in ("recommend", "search"):
+        folder = tmp_path / task
+        for _ in range(2):
+            status, printed, complaint = gensar(task, tiny_run, tmp_path / "rows.parquet", folder, *options)
+            assert (status, printed) == (0, f"3 requests are answered in {folder}.\n"), complaint
+        (part,) = folder.glob("part-*.parquet")
+        found = pd.read_parquet(part)
+        events = [[{"item_id": item_id} for item_id in own] for own in histories]
+        among = {"among": ["B01", "B04", "B05", "B06"], "top_k": 3}
+        expected = pipe.search(rows["query"].tolist(), events, **among)
+        if task == "recommend":
+            expected = pipe.recommend(events, exclude_seen=True, **among)
+        assert found["item_id"].tolist() == [answer["item_id"] for own in expected for answer in own]
+        assert found["user_id"].unique().tolist() == ["1", "2", "3"]
+        assert_one_sentence(
+            gensar(task, tiny_run, tmp_path / "rows.parquet", folder), "another top_k, among; name a new"
+        )
+    status, printed, _ = gensar("recommend", tiny_run, "B01", *options)
+    assert (status, len(printed.splitlines())) == (0, 3)
+    assert_one_sentence(gensar("recommend", tiny_run, tmp_path / "rows.parquet"), "Name one folder for the answers")
+    assert_one_sentence(gensar("recommend", tiny_run, "B01", "--among", tmp_path / "no.csv"), "does not exist")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -44,7 +44,7 @@ def test_every_public_name_is_listed_and_documented() -> None:
     "method",
     [
         "from_pretrained", "save_pretrained", "push_to_hub", "recommend", "search", "suggest_queries", "rank",
-        "set_catalogue", "add_items", "remove_items", "restore_items",
+        "filter", "set_catalogue", "add_items", "remove_items", "restore_items",
     ],
 )  # fmt: skip
 def test_the_methods_of_the_pipeline_are_documented(method: str) -> None:

@@ -42,10 +42,11 @@ def shown_value(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A table and its name in messages."""
+    """A table and its name in messages; `first_row` is the number of rows before a piece of a longer table."""
 
     name: str
     frame: pd.DataFrame
+    first_row: int = 0
 
     def complain(self, column: str, rows: np.ndarray, problem: str, remedy: str, value: Any = None) -> InputError:
         """The error for a column with bad `rows` (positions from 0), of which it shows the first.
@@ -56,7 +57,7 @@ class Table:
         value = self.frame[column].iloc[first] if value is None else value
         others = f" Bad rows in this column: {len(rows):,}." if len(rows) > 1 else ""
         return InputError(
-            f"{self.name}, row {first + 1}, column {column}: {shown_value(value)} {problem}; {remedy} "
+            f"{self.name}, row {self.first_row + first + 1}, column {column}: {shown_value(value)} {problem}; {remedy} "
             f"(rows are counted from 1, without the header).{others}"
         )
 

@@ -1,10 +1,9 @@
 """Beam search through a trie: the results of `generate`, several times faster."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import (
     EosTokenCriteria,
@@ -15,7 +14,7 @@ from transformers import (
 )
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput
 
-from gensar_hf.decoding.logits_process import DEAD_SCORE, ItemLists, refuse_nan
+from gensar_hf.decoding.logits_process import DEAD_SCORE, ItemLists, Values, refuse_nan
 from gensar_hf.decoding.tree_decoder import DecodingContext, EncoderContext, PromptContext
 from gensar_hf.decoding.trie import Trie
 
@@ -56,18 +55,18 @@ class TrieBeamSearch:
         trie: the allowed sequences.
         excluded: for each request (not for each beam) the trie values that must not be generated, such as the items
             that the user has seen.
-        allowed: for each request the only trie values that may be generated.
+        allowed: for each request the only trie values that may be generated; None for a request that may generate all.
+            Lists that are used often are prepared once, as a `ValueList`.
     """
 
     def __init__(
         self,
         trie: Trie,
-        excluded: Sequence[Collection[int] | np.ndarray] | None = None,
-        allowed: Sequence[Collection[int] | np.ndarray] | None = None,
+        excluded: Sequence[Values] | None = None,
+        allowed: Sequence[Values | None] | None = None,
     ) -> None:
         self.trie = trie
-        self.excluded = None if excluded is None else ItemLists(trie, excluded)
-        self.allowed = None if allowed is None else ItemLists(trie, allowed)
+        self.lists = None if excluded is None and allowed is None else ItemLists(trie, excluded, allowed)
 
     def __call__(
         self,
@@ -168,13 +167,9 @@ class TrieBeamSearch:
 
     def _is_forbidden(self, children: torch.Tensor) -> torch.Tensor:
         """Bool, `(batch_size, num_parents, num_children)` as `children`: no allowed sequence is below the child."""
-        forbidden = children == self.trie.dead_node
-        requests = torch.arange(len(children), device=children.device)[:, None, None]
-        if self.excluded is not None:
-            forbidden |= self.excluded.cover(children, requests)
-        if self.allowed is not None:
-            forbidden |= self.allowed.miss(children, requests)
-        return forbidden
+        if self.lists is None:
+            return children == self.trie.dead_node
+        return self.lists.forbid(children, torch.arange(len(children), device=children.device)[:, None, None])
 
     def _prompt_length(self, prompts: torch.Tensor) -> int:
         """Number of tokens before the first edge, the same in every row."""
@@ -191,12 +186,11 @@ class TrieBeamSearch:
 
     def _check(self, context: DecodingContext, prefixes: torch.Tensor) -> None:
         self.trie.check_vocabulary(context.vocab_size)
-        for name, lists in (("excluded", self.excluded), ("allowed", self.allowed)):
-            if lists is not None and lists.num_requests != len(context):
-                raise ValueError(
-                    f"`{name}` has lists for {lists.num_requests} requests, but the batch has {len(context)}; pass one "
-                    "list of items for each request of the batch."
-                )
+        if self.lists is not None and self.lists.num_requests != len(context):
+            raise ValueError(
+                f"`excluded` or `allowed` has lists for {self.lists.num_requests} requests, but the batch has "
+                f"{len(context)}; pass one list of items for each request of the batch."
+            )
         if self.trie.free_text_token_id is not None and prefixes.shape[1] > 0:
             is_free_text = prefixes[:, 0] == self.trie.free_text_token_id
             if is_free_text.any():

@@ -70,9 +70,9 @@ class TrieLogitsProcessor(LogitsProcessor):
         rows, tokens, children = self.trie.allowed_tokens(nodes.masked_fill(is_end.any(dim=1), self.trie.dead_node))
         is_complete = self.trie.sequences_at(nodes) >= 0
         if self.excluded is not None:
-            keep = ~self.excluded.cover(children, requests[rows])
+            keep = ~self.excluded.forbid(children, requests[rows])
             rows, tokens = rows[keep], tokens[keep]
-            is_complete &= ~self.excluded.cover(nodes, requests)
+            is_complete &= ~self.excluded.forbid(nodes, requests)
         constrained[rows, tokens] = scores[rows, tokens]
 
         dead_score = max(DEAD_SCORE, torch.finfo(scores.dtype).min)
@@ -114,36 +114,76 @@ def refuse_nan(scores: torch.Tensor, place: str) -> None:
         )
 
 
-class ItemLists:
-    """One list of trie values per request, such as allowed or excluded items, for queries by trie node.
-
-    The lists are stored as one sorted array of (request, sorted sequence) keys.
+class ValueList:
+    """A list of trie values, such as the items that may be answers, prepared once for many requests.
 
     Args:
         trie: the trie that is decoded with.
-        values: one collection of values per request; values that are not in the trie are ignored.
+        values: values that are not in the trie are ignored.
+
+    Attributes:
+        sequences: `(num_sequences,)` long, the sorted sequences of the trie that have one of the values, ascending.
     """
 
-    def __init__(self, trie: Trie, values: Sequence[Collection[int] | np.ndarray]) -> None:
-        self.num_requests = len(values)
+    def __init__(self, trie: Trie, values: Collection[int] | np.ndarray) -> None:
+        flat = torch.from_numpy(np.fromiter(values, dtype=np.int64, count=len(values)))
+        self.sequences = trie.sequences_of(flat)[1].unique()  # sorted, without duplicates
+
+
+Values = Collection[int] | np.ndarray | ValueList
+
+
+class ItemLists:
+    """What each request may generate: the trie values of its allow list, or all, without those of its deny list.
+
+    The lists are stored as one sorted array of (list, sequence) keys; requests that pass the same objects share a list.
+
+    Args:
+        trie: the trie that is decoded with.
+        excluded: one deny list per request; None: there are none.
+        allowed: one allow list per request, None for a request that may generate everything; None: there are none.
+
+    Raises:
+        ValueError: the two have different lengths.
+    """
+
+    def __init__(
+        self, trie: Trie, excluded: Sequence[Values] | None = None, allowed: Sequence[Values | None] | None = None
+    ) -> None:
+        excluded = [()] * (0 if allowed is None else len(allowed)) if excluded is None else list(excluded)
+        allowed = [None] * len(excluded) if allowed is None else list(allowed)
+        if len(excluded) != len(allowed):
+            raise ValueError(
+                f"`excluded` has lists for {len(excluded)} requests, `allowed` for {len(allowed)}; pass one list of "
+                "items for each request of the batch."
+            )
+        self.num_requests = len(allowed)
         self._trie = trie
-        requests = np.repeat(np.arange(len(values)), [len(items) for items in values])
-        flat = [np.fromiter(items, dtype=np.int64, count=len(items)) for items in values]
-        owners, sequences = trie.sequences_of(torch.from_numpy(np.concatenate([*flat, np.empty(0, dtype=np.int64)])))
-        keys = torch.from_numpy(requests)[owners] * trie.num_sequences + sequences
-        self._keys = keys.unique()  # sorted, without duplicates
+        places: dict[tuple[int, int], int] = {}
+        keys = [torch.zeros(0, dtype=torch.long)]
+        for own_allowed, own_excluded in zip(allowed, excluded, strict=True):
+            if (id(own_allowed), id(own_excluded)) not in places:
+                place = places[id(own_allowed), id(own_excluded)] = len(places)
+                keys.append(self._sequences(own_allowed, own_excluded) + place * trie.num_sequences)
+        self._keys = torch.cat(keys)
+        pairs = zip(allowed, excluded, strict=True)
+        self._offsets = torch.tensor([places[id(one), id(other)] * trie.num_sequences for one, other in pairs])
+        self._is_allowed = torch.tensor([own is not None for own in allowed], dtype=torch.bool)
 
-    def cover(self, nodes: torch.Tensor, requests: torch.Tensor) -> torch.Tensor:
-        """Bool, the shape of `nodes`: does the request's list hold every sequence below the node?"""
+    def _sequences(self, allowed: Values | None, excluded: Values) -> torch.Tensor:
+        """The sequences of an allow list without those of the deny list, or of the deny list alone."""
+        denied = excluded if isinstance(excluded, ValueList) else ValueList(self._trie, excluded)
+        if allowed is None:
+            return denied.sequences
+        sequences = (allowed if isinstance(allowed, ValueList) else ValueList(self._trie, allowed)).sequences
+        return sequences[torch.isin(sequences, denied.sequences, assume_unique=True, invert=True)]
+
+    def forbid(self, nodes: torch.Tensor, requests: torch.Tensor) -> torch.Tensor:
+        """Bool, the shape of `nodes`: may the request generate none of the sequences below the node?"""
+        self._keys, self._offsets, self._is_allowed = (
+            array.to(nodes.device) for array in (self._keys, self._offsets, self._is_allowed)
+        )
         first, last = self._trie.sequences_below(nodes)
-        return self._count(first, last, requests) == last - first
-
-    def miss(self, nodes: torch.Tensor, requests: torch.Tensor) -> torch.Tensor:
-        """Bool, the shape of `nodes`: does the request's list hold no sequence below the node?"""
-        return self._count(*self._trie.sequences_below(nodes), requests) == 0
-
-    def _count(self, first: torch.Tensor, last: torch.Tensor, requests: torch.Tensor) -> torch.Tensor:
-        """How many of the sorted sequences `first` … `last - 1` are in each request's list."""
-        self._keys = self._keys.to(first.device)
-        offsets = requests * self._trie.num_sequences
-        return torch.searchsorted(self._keys, offsets + last) - torch.searchsorted(self._keys, offsets + first)
+        offsets = self._offsets[requests]
+        number = torch.searchsorted(self._keys, offsets + last) - torch.searchsorted(self._keys, offsets + first)
+        return torch.where(self._is_allowed[requests], number, last - first - number) == 0

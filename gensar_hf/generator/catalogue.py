@@ -1,6 +1,7 @@
 """The catalogue: identifiers of the items as token ids, and the trie of the available ones."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,11 +11,14 @@ import numpy as np
 from gensar_hf.data import Behavior
 from gensar_hf.data.tables import id_of
 from gensar_hf.decoding import Trie
+from gensar_hf.decoding.logits_process import ValueList
 from gensar_hf.errors import InputError, shown
 from gensar_hf.files import fingerprint
 from gensar_hf.generator.history import History, as_list, warn_of_skipped
 from gensar_hf.generator.text_matching import TextIndex
 from gensar_hf.identifiers import IdentifierTable
+
+logger = logging.getLogger(__name__)
 
 BEHAVIOR_TOKENS = tuple(behavior.token for behavior in Behavior)
 
@@ -129,6 +133,68 @@ class Catalogue:
             )
         return rows
 
+    def filter(self, items: Any, on_unknown: str = "raise", name: str = "among") -> "ItemFilter":
+        """The items that answers may hold.
+
+        Args:
+            items: item ids; or a mask of one truth value per item of the table, removed ones included; or a filter,
+                which is renewed if it was made for another catalogue.
+            on_unknown: `"raise"`, or `"skip"`: leave out unknown ids, with a warning.
+            name: of the argument, in messages.
+
+        Raises:
+            ValueError: neither a list nor a mask of the right length, or an unknown item.
+        """
+        if isinstance(items, ItemFilter):
+            return items.of(self)
+        if isinstance(items, (str, Mapping)) or not isinstance(items, Iterable):
+            raise ValueError(f"`{name}` must be a list of item ids, a boolean mask or a filter; got {shown(items)}.")
+        items = items.tolist() if hasattr(items, "tolist") else list(items)
+        if items and isinstance(items[0], bool | np.bool_):
+            mask, num_items = np.asarray(items), self.identifiers.num_items
+            if mask.dtype != bool or mask.shape != (num_items,):
+                raise ValueError(
+                    f"`{name}` must hold one truth value for each of the {num_items} items of the catalogue, removed "
+                    f"ones included, in the order of `pipe.items`; got {len(items)} values."
+                )
+            return ItemFilter(self, np.flatnonzero(mask))
+        known = self.identifiers.rows()
+        rows = np.fromiter((known.get(str(item_id), -1) for item_id in items), dtype=np.int64, count=len(items))
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown):
+            trouble = (
+                f"`{name}`: {len(unknown)} of {len(items)} items, first '{str(items[unknown[0]])[:60]}', are not in "
+                "the catalogue"
+            )
+            if on_unknown != "skip":
+                raise ValueError(f"{trouble}; leave them out, or pass on_unknown='skip'.")
+            logger.warning("%s and were skipped.", trouble)
+        return ItemFilter(self, np.unique(rows[rows >= 0]))
+
+    def filters(
+        self, items: Any, num_requests: int, on_unknown: str = "raise", name: str = "among"
+    ) -> "list[ItemFilter | None]":
+        """One filter per request, None for a request without.
+
+        Args:
+            items: as for `filter`, for all requests; or a list of one such filter, or None, per request; or None.
+            num_requests: in the batch.
+            on_unknown: as for `filter`.
+            name: as for `filter`.
+
+        Raises:
+            ValueError: as for `filter`, or filters for another number of requests.
+        """
+        first = items[0] if isinstance(items, list | tuple) and len(items) else ""
+        is_one = isinstance(first, str) or not (first is None or isinstance(first, ItemFilter | Iterable))
+        if is_one:
+            return [None if items is None else self.filter(items, on_unknown, name)] * num_requests
+        if len(items) != num_requests:
+            raise ValueError(
+                f"`{name}` has {len(items)} filters for {num_requests} requests; pass one for all or one for each."
+            )
+        return [None if own is None else self.filter(own, on_unknown, name) for own in items]
+
     def candidate_rows(self, item_ids: Any, on_unknown: str = "raise") -> np.ndarray:
         """`(num_candidates,)` rows of candidates for ranking.
 
@@ -152,6 +218,55 @@ class Catalogue:
                 raise ValueError(f"{skipped[0]}; leave it out, or pass on_unknown='skip'.")
         warn_of_skipped(skipped)
         return np.array(rows, dtype=np.int64)
+
+
+class ItemFilter:
+    """The items that answers may hold, prepared once for many requests: what `pipe.filter` returns.
+
+    A filter stands for item ids, so it survives a change of the catalogue: it is prepared again at the first request
+    after it. Added items are not in it, removed ones are no longer answers, and restored ones are again.
+
+    Args:
+        catalogue: that the rows belong to.
+        rows: `(num_allowed,)` of its identifier table, ascending, removed items included.
+    """
+
+    def __init__(self, catalogue: Catalogue, rows: np.ndarray) -> None:
+        self.catalogue, self.rows = catalogue, rows
+        self._renewed: ItemFilter | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of(self, catalogue: Catalogue) -> "ItemFilter":
+        """The same items as rows of another catalogue.
+
+        Raises:
+            ValueError: the catalogue lacks one of them.
+        """
+        if catalogue is self.catalogue:
+            return self
+        renewed = self._renewed
+        if renewed is None or renewed.catalogue is not catalogue:
+            item_ids = self.catalogue.identifiers.item_ids
+            renewed = self._renewed = catalogue.filter([item_ids[row] for row in self.rows.tolist()])
+        return renewed
+
+    @cached_property
+    def is_open(self) -> np.ndarray:
+        """`(num_items,)` bool: the items that may be answers, which removed ones may not."""
+        is_open = np.zeros(self.catalogue.identifiers.num_items, dtype=bool)
+        is_open[self.rows] = self.catalogue.identifiers.available[self.rows]
+        return is_open
+
+    @cached_property
+    def values(self) -> ValueList:
+        """What a beam search may generate: the trained items, and those that the added ones borrow from."""
+        table = self.catalogue.identifiers
+        rows = np.flatnonzero(self.is_open)
+        borrowed = table.neighbors[rows[rows >= table.num_trained] - table.num_trained]
+        rows = rows[rows < table.num_trained + table.num_marked]
+        return ValueList(self.catalogue.trie, np.concatenate([rows, borrowed.ravel()]))
 
 
 def table_fingerprint(table: IdentifierTable, num_items: int | None = None) -> str:

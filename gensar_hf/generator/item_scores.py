@@ -17,11 +17,12 @@ from gensar_hf.data import Behavior
 from gensar_hf.decoding import TrieBeamSearch
 from gensar_hf.decoding.candidate_scoring import score_candidates
 from gensar_hf.decoding.tree_decoder import DecodingContext, EncoderContext, PromptContext
-from gensar_hf.generator.catalogue import Catalogue
+from gensar_hf.generator.catalogue import Catalogue, ItemFilter
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration, event_positions
 from gensar_hf.generator.text_matching import CHANNELS
 
 MAX_BEAMS = 1024  # the memory of a search grows with the square of its beams; beyond, all items are scored
+_NO_ROWS = np.zeros(0, dtype=np.int64)
 
 
 class EncodedRequests(NamedTuple):
@@ -99,7 +100,8 @@ def score_parts(
     borrowed: np.ndarray = np.zeros((len(rows), max(map(len, scored), default=0)), dtype=np.float32)
     if identifier_weight:
         sequences = [catalogue.item_token_ids[requests.behavior][items] for items in scored]
-        borrowed = identifier_weight * score_candidates(requests.context, sequences).cpu().numpy()
+        found = score_candidates(requests.context, sequences).cpu().numpy()
+        borrowed = identifier_weight * np.where(np.isneginf(found), 0, found)  # padding, which is set below
         parts["identifier"] = _merged(borrowed, counts)
     if by_item is None:
         return parts
@@ -194,8 +196,9 @@ def best_items(
     requests: EncodedRequests,
     catalogue: Catalogue,
     num_beams: int,
-    excluded: Sequence[Collection[int]] | None = None,
+    excluded: Sequence[np.ndarray] | None = None,
     only: Collection[str] = (),
+    filters: Sequence[ItemFilter | None] | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The best items for each request: rows of the identifier table and their scores, best first.
 
@@ -208,30 +211,38 @@ def best_items(
         num_beams: beams, and items proposed by vector; with more than `MAX_BEAMS` all items are scored.
         excluded: for each request rows that must not be returned.
         only: parts of the scores that count, see `score_parts`; default: all.
+        filters: for each request the items that may be returned, of this catalogue; None: all.
     """
-    excluded = excluded or [()] * len(requests.context)
+    table = catalogue.identifiers
+    excluded = excluded or [_NO_ROWS] * len(requests.context)
+    filters = filters or [None] * len(requests.context)
+    is_open = [_is_open(table.available, *own) for own in zip(filters, excluded, strict=True)]
     identifier_weight, item_weight = _weights(requests, only)
     by_item = item_scores(requests, catalogue) if item_weight else None
-    proposals = [np.zeros(0, dtype=np.int64)] * len(requests.context)
-    if num_beams > MAX_BEAMS:
-        available = np.flatnonzero(catalogue.identifiers.available)
-        proposals = [available[~np.isin(available, list(rows))] for rows in excluded]
+    proposals = [_NO_ROWS] * len(requests.context)
+    scores_all = num_beams > MAX_BEAMS
+    if scores_all:
+        proposals = [np.flatnonzero(own) for own in is_open]
     elif identifier_weight:
-        search = TrieBeamSearch(catalogue.trie, excluded=excluded if any(excluded) else None)
+        search = TrieBeamSearch(catalogue.trie)
+        if any(map(len, excluded)) or any(own is not None for own in filters):
+            # Items that are not open are searched all the same if open ones borrow their scores.
+            denied = [np.setdiff1d(rows, table.neighbors) if len(rows) else _NO_ROWS for rows in excluded]
+            allowed = [None if own is None else own.values for own in filters]
+            search = TrieBeamSearch(catalogue.trie, denied, allowed)
+            num_beams = min(2 * num_beams, MAX_BEAMS) if len(table.neighbors) else num_beams
         beams = search.search(requests.context, requests.behavior_tokens, num_beams)
         found = [
-            _with_added_items(values[values >= 0], scores[values >= 0], catalogue, rows)
-            for values, scores, rows in zip(
-                beams.values.cpu().numpy(), beams.scores.cpu().numpy(), excluded, strict=True
-            )
+            _with_added_items(values[values >= 0], scores[values >= 0], catalogue, own)
+            for values, scores, own in zip(beams.values.cpu().numpy(), beams.scores.cpu().numpy(), is_open, strict=True)
         ]
         if by_item is None:
             return found
         proposals = [rows for rows, _ in found]
-    if by_item is not None and num_beams <= MAX_BEAMS:
+    if by_item is not None and not scores_all:
         proposals = [
-            np.union1d(rows, by_item.best(request, num_beams, catalogue, excluded_rows, only))
-            for request, (rows, excluded_rows) in enumerate(zip(proposals, excluded, strict=True))
+            np.union1d(rows, by_item.best(request, num_beams, own, only))
+            for request, (rows, own) in enumerate(zip(proposals, is_open, strict=True))
         ]
     scores = exact_scores(requests, proposals, catalogue, by_item, only)
     ranked = []
@@ -239,6 +250,15 @@ def best_items(
         order = np.argsort(-request_scores[: len(rows)], kind="stable")
         ranked.append((rows[order], request_scores[order]))
     return ranked
+
+
+def _is_open(available: np.ndarray, own_filter: ItemFilter | None, excluded: np.ndarray) -> np.ndarray:
+    """`(num_items,)` bool: the items that a request may have as answers."""
+    is_open = available if own_filter is None else own_filter.is_open
+    if len(excluded):
+        is_open = is_open.copy()
+        is_open[excluded] = False
+    return is_open
 
 
 class ItemScores(NamedTuple):
@@ -254,19 +274,15 @@ class ItemScores(NamedTuple):
     all: np.ndarray
     text: dict[str, np.ndarray]
 
-    def best(
-        self, request: int, number: int, catalogue: Catalogue, excluded: Collection[int], only: Collection[str] = ()
-    ) -> np.ndarray:
-        """The best available items of a request by vector and text together, and by either alone, `number` each.
+    def best(self, request: int, number: int, is_open: np.ndarray, only: Collection[str] = ()) -> np.ndarray:
+        """The best open items of a request by vector and text together, and by either alone, `number` each.
 
-        `only` as in `score_parts`.
+        `is_open`: `(num_items,)` bool. `only` as in `score_parts`.
         """
         texts = [values[request] for name, values in self.text.items() if not only or name in only]
         rankings = [self.all[request]] if not only or "vector" in only else []
         rankings += [np.sum(texts, axis=0)] if texts else []
         rankings += [rankings[0] + rankings[1]] if len(rankings) > 1 else []
-        is_open = catalogue.identifiers.available.copy()
-        is_open[list(excluded)] = False
         rows = np.flatnonzero(is_open)
         number = min(number, len(rows))
         best = [rows[np.argpartition(-ranking[rows], number - 1)[:number]] for ranking in rankings]
@@ -324,15 +340,16 @@ def _with_neighbors(rows: np.ndarray, catalogue: Catalogue) -> tuple[np.ndarray,
 
 
 def _with_added_items(
-    rows: np.ndarray, scores: np.ndarray, catalogue: Catalogue, excluded: Collection[int]
+    rows: np.ndarray, scores: np.ndarray, catalogue: Catalogue, is_open: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The result of a search with the catalogue's added items inserted, except excluded ones."""
+    """The open items of a search's result, and the open added items inserted; `is_open`: `(num_items,)` bool."""
     table = catalogue.identifiers
-    if len(table.neighbors) == 0:
-        return rows, scores
-    is_trained = rows < table.num_trained + table.num_marked
-    cold = np.setdiff1d(np.flatnonzero(table.available[table.num_trained :]) + table.num_trained, list(excluded))
-    return rank_with_cold_items(rows[is_trained], scores[is_trained], cold, table.neighbors[cold - table.num_trained])
+    if len(table.neighbors):
+        is_trained = rows < table.num_trained + table.num_marked
+        neighbors = table.neighbors[is_open[table.num_trained :]]
+        cold = np.flatnonzero(is_open[table.num_trained :]) + table.num_trained
+        rows, scores = rank_with_cold_items(rows[is_trained], scores[is_trained], cold, neighbors)
+    return rows[is_open[rows]], scores[is_open[rows]]
 
 
 def rank_with_cold_items(

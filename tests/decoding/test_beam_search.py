@@ -336,7 +336,9 @@ def test_a_vocabulary_too_small_and_wrong_numbers_of_requests_are_named(t5: T5Fo
     refused("holds the token 40, but the model scores only 40", t5, Trie([[RECOMMENDED, 40, 3, 3]]))
     for name in ("excluded", "allowed"):
         search = TrieBeamSearch(trie, **{name: [{1}, {2}, {3}]})
-        refused(f"`{name}` has lists for 3 requests, but the batch has 2", t5, trie, search=search)
+        refused("has lists for 3 requests, but the batch has 2", t5, trie, search=search)
+    with pytest.raises(ValueError, match="`excluded` has lists for 2 requests, `allowed` for 1; pass one list"):
+        TrieBeamSearch(trie, excluded=[{1}, {2}], allowed=[{1}])
 
 
 @pytest.mark.parametrize("place", ["encoder", "decoder", "head"])

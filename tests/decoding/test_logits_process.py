@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import T5Config, T5ForConditionalGeneration
 
 from gensar_hf.decoding import Trie, TrieLogitsProcessor
-from gensar_hf.decoding.logits_process import DEAD_SCORE, ItemLists
+from gensar_hf.decoding.logits_process import DEAD_SCORE, ItemLists, ValueList
 
 PAD, EOS, FREE_TEXT, RECOMMENDED, SEARCHED = range(5)
 VOCAB_SIZE = 12
@@ -237,18 +237,25 @@ def below(sequences, values, prefix):
     return {values[row] for row, sequence in enumerate(sequences) if sequence[: len(prefix)] == prefix}
 
 
-@given(sequence_lists(), ITEM_LISTS)
+@given(sequence_lists(), ITEM_LISTS, st.sets(st.integers(0, 30)))
 @settings(max_examples=20, deadline=None)
-def test_a_list_covers_a_node_if_it_holds_all_below_and_misses_it_if_it_holds_none(sequences, lists):
+def test_a_node_is_forbidden_if_no_sequence_below_it_is_allowed_and_not_excluded(sequences, lists, other):
     values = np.arange(len(sequences)) // 2  # two sequences per value, like the two identifiers of an item
     trie = Trie(sequences, values=values)
-    item_lists = ItemLists(trie, lists)
     prefixes = sorted({sequence[:size] for sequence in sequences for size in range(1, len(sequence) + 1)})
     padded = [(*prefix, -1, -1, -1, -1)[:4] for prefix in prefixes]
     nodes = trie.walk(torch.tensor(padded))
+    prepared = ValueList(trie, other)  # one list that all requests share
+    values_below = [below(sequences, values, prefix) for prefix in prefixes]
 
     for request, items in enumerate(lists):
         requests = torch.full_like(nodes, request)
-        values_below = [below(sequences, values, prefix) for prefix in prefixes]
-        assert item_lists.cover(nodes, requests).tolist() == [own <= items for own in values_below]
-        assert item_lists.miss(nodes, requests).tolist() == [own.isdisjoint(items) for own in values_below]
+        for arguments, is_open in (
+            ({"excluded": lists}, lambda own, items=items: own - items),
+            ({"allowed": lists}, lambda own, items=items: own & items),
+            ({"allowed": lists, "excluded": [prepared] * len(lists)}, lambda own, items=items: own & items - other),
+            ({"allowed": [prepared] * len(lists), "excluded": lists}, lambda own, items=items: own & other - items),
+            ({"allowed": [None] * len(lists), "excluded": lists}, lambda own, items=items: own - items),
+        ):
+            forbidden = ItemLists(trie, **arguments).forbid(nodes, requests).tolist()
+            assert forbidden == [not is_open(own) for own in values_below]
