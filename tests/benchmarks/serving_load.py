@@ -35,7 +35,8 @@ def bodies(folder: Path, kind: str, number: int, seed: int = 0) -> list[dict[str
         if kind == "search":
             body["query"] = draw.choice(titles).lower()[: draw.randint(3, 30)].strip() or "a"
         elif kind == "rank":
-            body["candidates"] = draw.sample(table.item_ids, min(100, len(table.item_ids)))
+            found = [item_id for item_id, is_open in zip(table.item_ids, table.available, strict=True) if is_open]
+            body["candidates"] = draw.sample(found, min(100, len(found)))
         made.append(body)
     return made
 
