@@ -182,6 +182,7 @@ class GenSARPipeline:
             InputError: a file is missing, damaged or refused (see `SECURITY.md`), or the files do not belong together;
                 an adapter's model is missing, or another one.
         """
+        num_beams, batch_size = whole_number("num_beams", num_beams, MAX_BEAMS), whole_number("batch_size", batch_size)
         finish_saving(Path(path) / (kwargs.get("subfolder") or ""))
         is_local = Path(path).is_dir()
         folder, kwargs = open_folder(path, PIPELINE_FILES, kwargs)
@@ -189,6 +190,11 @@ class GenSARPipeline:
         with damage_reported(f"The device {device!r} cannot be used, so the model in {folder}", "name another device"):
             torch.zeros(1, device=device)
         with damage_reported(f"The model in {folder}", COPY_AGAIN):
+            if not (folder / "tokenizer_config.json").is_file():
+                raise InputError(
+                    f"The model in {folder} cannot be loaded: it holds no tokenizer_config.json; name the "
+                    "`model` folder of a run."
+                )
             tokenizer_class = read_object(folder / "tokenizer_config.json").get("tokenizer_class")
             if tokenizer_class != GenSARTokenizer.__name__:
                 _refuse_kind(folder, tokenizer_class)
@@ -353,8 +359,9 @@ class GenSARPipeline:
         histories = [[] for _ in queries] if nobody else as_batch(history)[0]
         if len(histories) != len(queries):
             raise ValueError(f"A batch needs one history for each query; got {len(histories)} and {len(queries)}.")
-        options = {"among": among, "exclude": exclude, "exclude_seen": exclude_seen, "on_unknown": on_unknown}
-        return unbatch(self._items(histories, queries, top_k, explain=explain, **options), is_batch)
+        options: dict[str, Any] = {"among": among, "exclude": exclude, "exclude_seen": exclude_seen}
+        found = self._items(histories, queries, top_k, on_unknown=on_unknown, explain=explain, **options)
+        return unbatch(found, is_batch)
 
     def suggest_queries(
         self, history: History | Sequence[History], top_k: int = 3, *, among: Any = None, on_unknown: str = "raise"

@@ -200,7 +200,7 @@ def test_items_are_added_removed_and_restored(gensar, run, tmp_path):
     assert "N1  red soap oil" in printed
     assert "now finds 31 items" in printed
     changed = {path.name for path, content in before.items() if path.read_bytes() != content}
-    assert changed == {"identifiers.parquet", "text_vectors.safetensors"}
+    assert changed == {"identifiers.parquet", "text_vectors.safetensors", "stage.json"}
     pipe = GenSARPipeline.from_pretrained(run / "model", device="cpu")
     found = {answer["item_id"] for answer in pipe.recommend([], top_k=32)}
     assert {"N1", "N2"} <= found

@@ -365,13 +365,13 @@ def test_a_weight_of_zero_ranks_by_identifiers_only(
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"num_beams": -3}, "`num_beams` must be a whole number of at least 1; got -3"),
+        ({"num_beams": -3}, "`num_beams` must be a whole number of at least 1 and at most 1,024; got -3"),
         ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1; got 0"),
         ({"device": "nowhere"}, "The device 'nowhere' cannot be used"),
     ],
 )
 def test_settings_out_of_range_are_refused(model_dirs: dict[str, Path], options: dict, word: str) -> None:
-    with pytest.raises(InputError, match=word):
+    with pytest.raises(ValueError, match=word):
         GenSARPipeline.from_pretrained(model_dirs["events"], **{"device": "cpu", **options})
     loaded = GenSARPipeline.from_pretrained(model_dirs["events"], device="cpu", num_beams=7, batch_size=2)
     assert (loaded.num_beams, loaded.batch_size) == (7, 2)

@@ -1,6 +1,5 @@
 """Train on MovieLens-100k, evaluate on the held-out clicks, and answer one user: `make demo`.
 
-    python training_scripts/demo.py
     python training_scripts/demo.py --output_dir runs/short --max_steps 100
 
 The settings are in configs/ml-100k.yaml; any setting can follow the command. A repeated call skips what is finished.
@@ -47,9 +46,9 @@ def main() -> None:
     def evaluate(folder: Path, _: Path) -> dict[str, Any]:
         systems = run_systems(run_dir, dataset)
         kinds = evaluate_query_kinds([*gensar_rows(pipe), *systems], dataset, max_requests=QUERIES_PER_KIND)
+        kinds.save(folder)
         result = evaluate_pipeline(pipe, dataset, systems=systems, num_negatives=args.num_negatives)
-        for each in (kinds, result):
-            each.save(folder)
+        result.save(folder)
         return {"systems": len(result.systems), "failures": len({*kinds.failures, *result.failures})}
 
     trained = [run_dir / stage for stage in (DATA, SEMANTIC, COLLABORATIVE, MODEL)]
@@ -65,12 +64,11 @@ def main() -> None:
                 console.print(str(error), markup=False, soft_wrap=True)
 
     stages = {report.stage: (report.seconds, report.skipped, report.details) for report in reports}
-    requests = dataset.split.test[SEARCH]
     tables = [stage_table(stages), query_kinds_table(kinds), *metrics_tables(metrics)]
-    console.print(terminal([*tables, *example_tables(pipe, requests)]))
+    console.print(terminal([*tables, *example_tables(pipe, dataset.split.test[SEARCH])]))
     console.print(
         f"The model is in {run_dir / MODEL}, metrics, tables and a plot in {run_dir / RESULTS}. Next:\n"
-        f'    gensar search {run_dir / MODEL} "{requests.query_texts[0]}"\n'
+        f'    gensar search {run_dir / MODEL} "star wars"\n'
         f"    gensar recommend {run_dir / MODEL} {' '.join(dataset.item_ids[:2])}\n"
         "    make serve                     (a page to try the model on, and its REST API)\n"
         "    gensar train --items items.csv --interactions clicks.csv --output_dir runs/mine",

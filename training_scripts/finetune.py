@@ -3,8 +3,7 @@
     python training_scripts/finetune.py --config training_scripts/configs/ml-100k-finetune.yaml
     python training_scripts/finetune.py --items items.csv --interactions clicks.csv --output_dir runs/mine
 
-The newest interactions are not trained on: the model before and after answers their clicks. OUTPUT_DIR/adapter loads as
-a model does; finetune.json and finetune.md lie next to it.
+The model before and after answers the newest clicks, which are not trained on. OUTPUT_DIR/adapter loads as a model.
 """
 
 import sys
@@ -74,8 +73,7 @@ def main() -> None:
     with saving(folder) as aside:
         write_json(aside / RESULT_FILES[0], result)
         write_markdown(aside / RESULT_FILES[1], group_tables(result))
-    Console(width=120).print(terminal(group_tables(result)))
-    print(f"The adapter and its results are in {folder}.")
+    Console(width=120).print(terminal(group_tables(result)), f"The adapter and its results are in {folder}.")
 
 
 if __name__ == "__main__":

@@ -121,7 +121,11 @@ def parse_history(history: History, index_of: Callable[[str], int], on_unknown: 
         is_typed = False
         if isinstance(entry, Mapping):
             item_id, is_typed = id_of(entry.get("item_id")), _is_given(entry.get("query"))
-        if item_id is None or not (item_id or is_typed):
+        if item_id is None:
+            raise ValueError(
+                f"history[{position}]: {shown(entry.get('item_id'))} is no item id; ids are texts or whole numbers."
+            )
+        if not (item_id or is_typed):
             raise ValueError(
                 f"history[{position}] must be a mapping with 'item_id', 'query' or both, such as {{'item_id': '242'}}; "
                 f"got {shown(entry)}."

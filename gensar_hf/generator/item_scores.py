@@ -103,14 +103,12 @@ def score_parts(
         found = score_candidates(requests.context, sequences).cpu().numpy()
         borrowed = identifier_weight * np.where(np.isneginf(found), 0, found)  # padding, which is set below
         parts["identifier"] = _merged(borrowed, counts)
-    if by_item is None:
-        return parts
-    if not only or "vector" in only:
+    if by_item is not None and (not only or "vector" in only):
         # An added item has the mean probability of its neighbors, of which the identifier has its share already.
         joint = borrowed + item_weight * _of_rows(by_item.trained, scored)
         with np.errstate(invalid="ignore"):  # of the padding, which is filled below
             parts["vector"] = _merged(joint, counts) - parts.get("identifier", 0.0)
-    for name, values in by_item.text.items():
+    for name, values in by_item.text.items() if by_item is not None else ():
         if not only or name in only:
             parts[name] = item_weight * _of_rows(values, rows)
     for part in parts.values():

@@ -220,6 +220,9 @@ class GenSARTokenizer(TokenizersBackend):
             identifiers = IdentifierTable.load(path)
         texts = None
         if tokenizer.init_kwargs.get(_TEXT_MATCHING, False):
+            for name in (TEXT_VECTORS_FILE, TEXT_ENCODER_DIR):
+                if not (folder / name).exists():
+                    raise InputError(f"{folder} holds no {name}, which its tokenizer needs; {COPY_AGAIN}.")
             with damage_reported(f"{TEXT_VECTORS_FILE} or {TEXT_ENCODER_DIR} in {folder}", COPY_AGAIN):
                 encoder = TextEncoder.load(folder / TEXT_ENCODER_DIR)
                 texts = TextIndex.load(folder / TEXT_VECTORS_FILE, encoder, *titles_and_texts(identifiers))

@@ -332,7 +332,7 @@ def _tables(source: Path) -> Iterator[Table]:
     for path in _files(source):
         first_row = 0
         if path.suffix == ".parquet":
-            frames = (
+            frames: Iterator[pd.DataFrame] = (
                 pd.DataFrame(batch.to_pylist(), columns=batch.schema.names)
                 for batch in _parquet(path).iter_batches(batch_size=_CHUNK_ROWS)
             )

@@ -351,14 +351,14 @@ def test_nan_is_named_and_no_list_is_returned(place: str) -> None:
     }[place]
     with torch.no_grad():
         weight[3, 3] = torch.nan
-    refused("scores are NaN for request 0 of 2", model, random_trie(20, 3, 5))
+    refused("scores are NaN or infinite for request 0 of 2", model, random_trie(20, 3, 5))
 
 
 def test_one_request_with_nan_is_named(t5: T5ForConditionalGeneration) -> None:
     states = torch.randn(3, 4, 16)
     states[1, 2, 5] = torch.nan
     context, prefixes = EncoderContext(t5, states, torch.ones(3, 4).bool()), torch.tensor([[RECOMMENDED]] * 3)
-    with pytest.raises(ValueError, match="NaN for request 1 of 3"):
+    with pytest.raises(ValueError, match="NaN or infinite for request 1 of 3"):
         TrieBeamSearch(random_trie(20, 3, 5)).search(context, prefixes, 4)
 
 

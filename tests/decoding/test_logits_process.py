@@ -147,7 +147,7 @@ def test_nan_a_small_vocabulary_and_a_wrong_number_of_requests_are_named():
     scores = torch.zeros(3, VOCAB_SIZE)
     scores[1, 4] = torch.nan
 
-    with pytest.raises(ValueError, match="NaN in row 1 of 3"):
+    with pytest.raises(ValueError, match="NaN or infinite in row 1 of 3"):
         TrieLogitsProcessor(trie)(ids, scores)
     with pytest.raises(ValueError, match="scores only 5 tokens"):
         TrieLogitsProcessor(trie)(ids, torch.zeros(3, 5))

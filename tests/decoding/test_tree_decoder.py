@@ -317,5 +317,5 @@ def test_nan_is_named() -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
     inputs = prompts_of([RECOMMENDED, SEARCHED])
-    with pytest.raises(ValueError, match="scores are NaN for request 0 of 2"):
+    with pytest.raises(ValueError, match="scores are NaN or infinite for request 0 of 2"):
         model.generate(**inputs, custom_generate=TrieBeamSearch(item_trie()), num_beams=3, max_new_tokens=3)

@@ -180,7 +180,7 @@ class Calls:
             if draw.random() < 0.1:
                 event |= {"query": draw.choice([None, "", " "])} if "item_id" in event else {"item_id": None}
             if with_unknown and draw.random() < 0.3 and "item_id" in event:
-                event["item_id"] = draw.choice(["nothing", 7, "\ud800", "x" * 10_000])
+                event["item_id"] = draw.choice(["nothing", 7, "x" * 10_000])
             events.append(event)
         return events
 

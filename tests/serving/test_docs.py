@@ -1,4 +1,4 @@
-"""docs/http.md: its commands run and its requests are answered. Slow: it starts servers."""
+"""docs/serving.md: its commands run and its requests are answered. Slow: it starts servers."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tiny_runs import SETTINGS
 from gensar_hf import GenSARTrainingArguments, InteractionDataset, train
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs/http.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs/serving.md").read_text(encoding="utf-8").partition("\n## Filters")[0]
 
 
 @pytest.mark.slow

@@ -72,8 +72,7 @@ def main(path: str, *options: str) -> int:
             places[folder / "results" / "full_ranking"] = compare(runs, failures, full_ranking=True)
         for place, comparison in places.items():
             save_comparison(comparison, place)
-            console.print(terminal(comparison_tables(comparison)))
-            print(f"Saved in {place}.")
+            console.print(terminal(comparison_tables(comparison)), f"Saved in {place}.", markup=False)
     return 1 if failures else 0
 
 
