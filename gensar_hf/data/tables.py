@@ -327,7 +327,10 @@ def time_column(table: Table, column: str) -> np.ndarray:
     elif pd.api.types.is_datetime64_any_dtype(values):
         is_missing, times = values.isna().to_numpy(), _seconds(pd.to_datetime(values, utc=True))
     else:
-        texts, bad = _read_each(values, _time_text)
+        if isinstance(values.dtype, pd.StringDtype):  # most times differ, and one by one they take five times as long
+            texts, bad = values.fillna("").astype("str").str.strip(), np.zeros(0, dtype=np.int64)
+        else:
+            texts, bad = _read_each(values, _time_text)
         if len(bad):
             raise table.complain(column, bad, "is neither a number nor an ISO date", remedy)
         is_missing = (texts == "").to_numpy()
