@@ -42,7 +42,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Keep other processes and threads from writing a folder; it is made if it does not exist.
 
     The lock is the operating system's (`fcntl.lockf`): it ends with the process, however that ends. A thread can take
-    it several times. A stage's folder is locked with its run. Under `torchrun` the first process alone takes it. There
+    it several times, and a folder that was made for nothing is removed. A stage's folder is locked with its run. Under `torchrun` the first process alone takes it. There
     is no lock on Windows, in file systems without locks, and in folders that cannot be written to.
 
     Raises:
@@ -51,6 +51,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     if int(os.environ.get("RANK", "0")) > 0:
         yield
         return
+    is_new = not os.path.lexists(folder)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         place = Path(folder).resolve()
@@ -80,6 +81,9 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
                 if descriptor is not None:
                     (place / LOCK_FILE).unlink(missing_ok=True)
                     os.close(descriptor)
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something
+                os.rmdir(folder)
 
 
 def _take_lock(folder: Path) -> int | None:

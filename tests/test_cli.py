@@ -388,6 +388,7 @@ def test_requests_are_checked(gensar, tiny_run, tmp_path):
     assert_one_sentence(gensar("evaluate", tmp_path), "holds no finished run")
     assert_one_sentence(gensar("evaluate", tiny_run, "--part", "training"), "`part` must be test or validation")
     assert_one_sentence(gensar("evaluate", tiny_run, "--num_negatives", "0"), "must be at least 1")
+    assert not (tiny_run / "results").exists()
 
 
 def test_a_defect_shows_where_it_is(gensar, tables, tmp_path, monkeypatch):

@@ -94,5 +94,5 @@ def test_a_history_made_from_a_data_frame() -> None:
         records = frame.astype(object).where(frame.notna(), missing).to_dict("records")
         assert parse_history(records, ROWS.__getitem__) == ([S, Q, R], [0, -1, 1], ["war", "space film", ""])
     for event in ({"item_id": [242]}, {"item_id": True}, {"item_id": 242.5}, {"item_id": float("nan")}):
-        with pytest.raises(ValueError, match=r"history\[0\] must be a mapping"):
+        with pytest.raises(ValueError, match=r"history\[0\](: .* is no item id| must be a mapping)"):
             parse_history([event], ROWS.__getitem__)

@@ -157,7 +157,7 @@ def test_an_overloaded_or_slow_server_says_so(pipelines: dict) -> None:
         ("recommend", {"top_k": 0}, "top_k: Input should be greater than or equal to 1"),
         ("recommend", {"top_k": 101}, "top_k: this server gives at most 100 answers; got 101."),
         ("recommend", {"topk": 1}, "topk: Extra inputs are not permitted"),
-        ("recommend", {"among": ["nothing"]}, "first 'nothing', are not in the model's catalogue"),
+        ("recommend", {"among": ["nothing"]}, "first 'nothing', are not in the catalogue"),
         ("recommend", {"requests": []}, "requests: List should have at least 1 item"),
         ("recommend", {"requests": [{}] * 5}, "requests: this server takes at most 4 requests in one body; got 5."),
         ("recommend", {"requests": [{}, {"history": [{"item_id": "no"}]}]}, "requests[1]: history[0]: item 'no'"),
