@@ -42,8 +42,9 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Keep other processes and threads from writing a folder; it is made if it does not exist.
 
     The lock is the operating system's (`fcntl.lockf`): it ends with the process, however that ends. A thread can take
-    it several times, and a folder that was made for nothing is removed. A stage's folder is locked with its run. Under `torchrun` the first process alone takes it. There
-    is no lock on Windows, in file systems without locks, and in folders that cannot be written to.
+    it several times, and a folder that was made for nothing is removed. A stage's folder is locked with its run. Under
+    `torchrun` the first process alone takes the lock. There is no lock on Windows, in file systems without locks, and
+    in folders that cannot be written to.
 
     Raises:
         InputError: another process or thread writes the folder, or it cannot be made.
