@@ -354,7 +354,7 @@ class GenSARPipeline:
             ValueError: an empty query, an unknown item in the history or a filter, or lists of different lengths.
         """
         is_batch = is_list(query)
-        queries = as_list(query, "`query`", "of texts") if is_batch else [query]
+        queries: Any = as_list(query, "`query`", "of texts") if is_batch else [query]
         nobody = history is None or (is_list(history) and len(history) == 0)
         histories = [[] for _ in queries] if nobody else as_batch(history)[0]
         if len(histories) != len(queries):
