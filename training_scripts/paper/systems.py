@@ -12,7 +12,7 @@ from gensar_hf.baselines.tuning import fit_baseline, tune_baseline
 from gensar_hf.cli import dataset_and_arguments
 from gensar_hf.data import InteractionDataset
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation import Evaluation, gensar_rows
+from gensar_hf.evaluation import Evaluation, GeneratorScorer, gensar_rows
 from gensar_hf.evaluation.comparison import RunResult
 from gensar_hf.evaluation.query_kinds import MAX_REQUESTS, evaluate_query_kinds
 from gensar_hf.training.stages import DATA, MODEL, RQVAE, StageReport, dataset_inputs, run_stage
@@ -26,13 +26,14 @@ def run_variant(name: str, seed: int, settings: dict[str, Any], folder: Path) ->
     run_dir = folder / f"{'-'.join(re.findall('[a-z0-9]+', name.lower()))}-seed-{seed}"
     evaluation = settings.pop("evaluation", {})
     dataset, args = dataset_and_arguments({**settings, "output_dir": str(run_dir), "seed": seed})
-    reports = dict[str, StageReport]()
+    reports: dict[str, StageReport] = {}
     pipe = train(dataset, args, reuse=folder, on_stage=lambda report: reports.update({report.stage: report}))
     inputs = [evaluation, *dataset_inputs(dataset), run_dir / MODEL]
-    run_stage(run_dir, RESULTS, inputs, lambda out, _: evaluated(gensar_rows(pipe), dataset, evaluation, out))
+    rows = [GeneratorScorer(pipe), *gensar_rows(pipe)]  # candidates are scored, and queries of all kinds are answered
+    run_stage(run_dir, RESULTS, inputs, lambda out, _: evaluated(rows, dataset, evaluation, out))
     seconds = {stage: report.seconds for stage, report in reports.items() if stage != DATA}
-    parameters, identifiers = reports[MODEL].details["parameters"], reports[RQVAE].details
-    return RunResult(name, seed, run_dir / RESULTS, "GenSAR", seconds, parameters, identifiers)
+    parameters = reports[MODEL].details["parameters"]
+    return RunResult(name, seed, run_dir / RESULTS, "GenSAR", seconds, parameters, reports[RQVAE].details)
 
 
 def run_baseline(
@@ -40,7 +41,7 @@ def run_baseline(
 ) -> RunResult:
     """Fit a baseline of `configs/baselines`, with the settings that are best on validation clicks with `first_seed`."""
     evaluation, folder = settings.pop("evaluation", {}), folder / name
-    dataset, _ = dataset_and_arguments({**settings, "output_dir": str(folder)})
+    dataset = dataset_and_arguments({**settings, "output_dir": str(folder)})[0]
     search = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     search["max_trials"] = max_trials or search["max_trials"]
     chosen = {setting: values[0] for setting, values in search["space"].items()}
@@ -66,13 +67,13 @@ def run_baseline(
 
 
 def evaluated(rows: list[Any], dataset: InteractionDataset, evaluation: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Save the ranks of a system, the first row, and the query kinds of all its rows; a failure is an error."""
-    options = dict(evaluation)
-    is_full, count = options.pop("full_ranking", False), options.pop("query_kinds", 0)
-    count = MAX_REQUESTS if count is True else count
+    """Save the ranks of the first row, and the query kinds of the others, or of the only one; a failure is an error."""
+    options = {"full_ranking": False, "query_kinds": 0, **evaluation}
+    is_full, count = options.pop("full_ranking"), options.pop("query_kinds")
     results: list[Any] = [Evaluation(dataset, **options).run(rows[:1], is_full)]
     if count:
-        results.append(evaluate_query_kinds(rows, dataset, options.get("part", "test"), count, options.get("seed", 0)))
+        part = options.get("part", "test"), MAX_REQUESTS if count is True else count, options.get("seed", 0)
+        results.append(evaluate_query_kinds(rows[1:] or rows, dataset, *part))
     for result in results:
         for name, failures in result.failures.items():
             raise InputError(f"{name} failed in {', '.join(failures)}: {next(iter(failures.values()))}")
