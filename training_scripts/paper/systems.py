@@ -60,10 +60,9 @@ def run_baseline(
         evaluated([scorer], dataset, evaluation, out)
         return {"row": scorer.name, "parameters": scorer.num_parameters, "training": seconds}
 
-    stage = f"seed-{seed}"
-    details = run_stage(folder, stage, [chosen, seed, evaluation, *dataset_inputs(dataset)], fit).details
+    details = run_stage(folder, f"seed-{seed}", [chosen, seed, evaluation, *dataset_inputs(dataset)], fit).details
     row, seconds = details["row"], {"training": details["training"]}
-    return RunResult(row, seed, folder / stage, row, seconds, details["parameters"], settings=chosen)
+    return RunResult(row, seed, folder / f"seed-{seed}", row, seconds, details["parameters"], settings=chosen)
 
 
 def evaluated(rows: list[Any], dataset: InteractionDataset, evaluation: dict[str, Any], folder: Path) -> dict[str, Any]:
