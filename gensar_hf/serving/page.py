@@ -43,8 +43,12 @@ def add_page(app: FastAPI, server: Server) -> FastAPI:
     """Mount the page on an application that `create_app` has made."""
     page = Page(server)
     css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none are downloaded
-    theme = gr.themes.Base(**fonts, neutral_hue="gray", primary_hue="slate")
+    theme = gr.themes.Base(
+        font=["system-ui", "sans-serif"],  # none are downloaded
+        font_mono=["ui-monospace", "monospace"],
+        neutral_hue="gray",
+        primary_hue="slate",
+    )
     return gr.mount_gradio_app(app, page.blocks(), "/", css=css, theme=theme, show_error=False, footer_links=[])
 
 
