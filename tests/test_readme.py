@@ -65,8 +65,8 @@ def check_answers(printed: str) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert README.count("\n") <= 180
-    assert len(README.split()) <= 1500
+    assert README.count("\n") <= 165
+    assert len(README.split()) <= 1310
 
 
 def test_the_first_snippet_needs_12_lines_and_one_import_and_is_answered_before_line_40() -> None:

@@ -177,8 +177,12 @@ def metrics_tables(metrics: Mapping[str, Any]) -> list[Table]:
 # ---- kinds of queries
 
 
-def query_kinds_table(metrics: Mapping[str, Any]) -> Table:
-    """HR@1 and HR@10 of every system for every kind of query, from `query_kinds.json` or means over seeds."""
+def query_kinds_table(metrics: Mapping[str, Any], systems: Sequence[str] = ()) -> Table:
+    """HR@1 and HR@10 of every system for every kind of query, from `query_kinds.json` or means over seeds.
+
+    `systems`: only these rows.
+    """
+    metrics = {**metrics, "systems": [name for name in metrics["systems"] if name in systems or not systems]}
     kinds = {kind: metrics["kinds"][kind] for kind in QUERY_KINDS if kind in metrics["kinds"]}
     values = {
         system: {kind: facts["systems"][system] for kind, facts in kinds.items() if system in facts["systems"]}

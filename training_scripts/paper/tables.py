@@ -18,10 +18,12 @@ from gensar_hf.errors import InputError
 from gensar_hf.evaluation import report
 from gensar_hf.files import atomic_path, read_json
 
+RIVALS = ("GenSAR", "GenSAR, no history", "BM25", "Dense retrieval", "Hybrid (RRF)")
 BLOCK = re.compile(r"<!-- table: (\S+) ([^>]+?) -->\n.*?<!-- end of table -->", re.DOTALL)
 PARTS: dict[str, Callable[[Any], str]] = {
     "report": lambda metrics: report.markdown(report.metrics_tables(metrics)),
-    "query_kinds": lambda metrics: report.query_kinds_table(metrics).markdown(),
+    "query_kinds": lambda metrics: report.query_kinds_table(metrics.get("query_kinds", metrics)).markdown(),
+    "rivals": lambda metrics: report.query_kinds_table(metrics, RIVALS).markdown(),
     "identifiers": lambda comparison: report.identifier_table(comparison).markdown(),
     "note": report.comparison_note,
     "groups": lambda result: report.markdown(report.group_tables(result)),
@@ -34,11 +36,9 @@ def with_tables(text: str, folder: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         name, parts = match.groups()
-        if name.endswith(".md"):
-            body = _read(folder / name).strip()
-        else:
-            content = read_json(folder / name)
-            body = "\n\n".join(_part(content, name, part).strip() for part in parts.split())
+        content = _read(folder / name) if name.endswith(".md") else read_json(folder / name)
+        texts = [content] if name.endswith(".md") else [_part(content, name, part) for part in parts.split()]
+        body = "\n\n".join(map(str.strip, texts))
         return f"<!-- table: {name} {parts} -->\n{body}\n<!-- end of table -->"
 
     return BLOCK.sub(block, text)
