@@ -708,10 +708,10 @@ class GenSARPipeline:
         self.model.eval()  # a training may have left dropout on
         behavior = Behavior.RECOMMENDED_ITEM if queries is None else Behavior.SEARCHED_ITEM
         queries = None if queries is None else [cut_query(query) for query in queries]
-        inputs = self._inputs(histories, queries, behavior, catalogue, on_unknown)
         text_scores = None
         if queries is not None and catalogue.texts is not None:
-            text_scores = catalogue.texts.scores(queries)
+            _, text_scores = catalogue.texts.match(queries)  # what the inputs need of it is remembered
+        inputs = self._inputs(histories, queries, behavior, catalogue, on_unknown)
         return encode_requests(self.model, inputs, behavior, text_scores)
 
     def _inputs(

@@ -146,13 +146,13 @@ class TextIndex:
             the item reaches (0 to 1), and two cosines.
         """
         if encode:
-            # One by one, so that the last bits of a query's scores do not depend on what else is asked.
-            rows = [self._computed_scores([query], self.encode([query])) for query in queries]
-            return np.concatenate([np.zeros((0, len(CHANNELS), len(self)), dtype=np.float32), *rows])
+            return self._computed_scores(queries, self.encode(queries), max(1, len(queries)))
         result = np.empty((len(queries), len(CHANNELS), len(self)), dtype=np.float32)
         new = [place for place, query in enumerate(queries) if query not in self._scored]
         new_queries = [queries[place] for place in new]
-        result[new] = self._computed_scores(new_queries, self._vectors_of(new_queries, encode=False))
+        # In blocks of one size, so that the last bits of a query's scores do not depend on what else is in a batch:
+        # a resumed training meets its queries in other batches, and must end with the same weights.
+        result[new] = self._computed_scores(new_queries, self._vectors_of(new_queries, encode=False), _BLOCK_QUERIES)
         for place, query in enumerate(queries):
             if query in self._scored:
                 result[place] = self._scored[query]
@@ -160,8 +160,8 @@ class TextIndex:
                 self._scored[query] = result[place].copy()
         return result
 
-    def _computed_scores(self, queries: Sequence[str], vectors: np.ndarray) -> np.ndarray:
-        """`scores` of queries with these embeddings."""
+    def _computed_scores(self, queries: Sequence[str], vectors: np.ndarray, block_size: int) -> np.ndarray:
+        """`scores` of queries with these embeddings, compared with the items' in blocks of one size."""
         result = np.zeros((len(queries), len(CHANNELS), len(self)), dtype=np.float32)
         if not len(queries):
             return result
@@ -169,10 +169,8 @@ class TextIndex:
         result[:, 0] = words(queries)
         result[:, 1] = characters(queries)
         if self._float_vectors is not None:
-            # In blocks of one size, so that the last bits of a query's scores do not depend on what else is in a batch:
-            # a resumed training meets its queries in other batches, and must end with the same weights.
-            for rows in row_chunks(len(queries), _BLOCK_QUERIES):
-                block = np.zeros((_BLOCK_QUERIES, self.dim), dtype=np.float32)
+            for rows in row_chunks(len(queries), block_size):
+                block = np.zeros((block_size, self.dim), dtype=np.float32)
                 block[: len(vectors[rows])] = vectors[rows]
                 result[rows, 2] = (block @ self._float_vectors.T)[: len(vectors[rows])]
             return result
@@ -187,23 +185,27 @@ class TextIndex:
         return self.vectors.astype(np.float32) if len(self) <= _FLOAT_ITEMS else None
 
     def match(self, queries: Sequence[str], encode: bool = True) -> tuple[QueryReading, np.ndarray]:
-        """What the encoder reads of some queries, and `scores`; `encode` as there."""
+        """What the encoder reads of some queries, remembered for `read`, and `scores`; `encode` as there."""
         scores = self.scores(queries, encode)
         total = scores.sum(axis=1)
         num_best = min(NUM_MATCHES, len(self))
-        best = np.argpartition(-total, num_best - 1, axis=1)[:, :num_best]
+        # Rounded, so that the last bits, which depend on the batch, do not decide between items of the same text.
+        best = np.argpartition(-total.round(5), num_best - 1, axis=1)[:, :num_best]
         best_scores = np.take_along_axis(scores, best[:, None], axis=2).transpose(0, 2, 1)
         best = np.where(np.take_along_axis(total, best, axis=1) > 0, best, -1)
         missing = NUM_MATCHES - num_best
         best = np.pad(best, ((0, 0), (0, missing)), constant_values=-1)
         best_scores = np.pad(best_scores, ((0, 0), (0, missing), (0, 0)))
-        return QueryReading(self._vectors_of(queries, encode), best, best_scores), scores
+        reading = QueryReading(self._vectors_of(queries, encode), best, best_scores)
+        if encode:
+            self._read.update(zip(queries, map(QueryReading, *reading), strict=True))
+        return reading, scores
 
     def read(self, queries: Sequence[str]) -> QueryReading:
         """What the encoder reads of some queries; remembered, since the queries of a history come again and again."""
         new = [query for query in dict.fromkeys(queries) if query not in self._read]
         for part in row_chunks(len(new), max(1, min(_CHUNK_QUERIES, _CHUNK_SCORES // max(1, len(self))))):
-            self._read.update(zip(new[part], map(QueryReading, *self.match(new[part])[0]), strict=True))
+            self.match(new[part])
         readings = [self._read[query] for query in queries]
         while len(self._read) > _CACHED_QUERIES:
             self._read.popitem(last=False)

@@ -40,10 +40,11 @@ class CountingEncoder(TextEncoder):
 
     def __init__(self) -> None:
         super().__init__(None)
-        self.num_read = 0
+        self.num_read = self.num_calls = 0
 
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         self.num_read += len(texts)
+        self.num_calls += 1
         return np.array([[text.lower().count("s"), text.lower().count("o")] for text in texts], dtype=np.float32)
 
 
@@ -84,11 +85,25 @@ def test_a_large_catalogue_is_compared_in_float16(index: TextIndex, monkeypatch:
     np.testing.assert_allclose(large.scores(["ssso", "star"]), exact, atol=2e-3)
 
 
-def test_a_query_is_encoded_once(index: TextIndex) -> None:
-    index.encoder.num_read = 0
-    index.scores(["sos", "so", "sos"])
+def test_a_query_is_encoded_once_and_with_the_others_of_its_batch(index: TextIndex) -> None:
+    index.encoder.num_read = index.encoder.num_calls = 0
+    index.match(["sos", "so", "sos"])
     index.read(["sos", "so"])
-    assert index.encoder.num_read == 2
+    assert (index.encoder.num_read, index.encoder.num_calls) == (2, 1)
+
+
+def test_scores_and_matches_do_not_depend_on_the_batch() -> None:
+    """Items of the same text among them, of which ten match."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["red", "soap", "blue", "cup"], 2)) for _ in range(200)]
+    encoder = TextEncoder.load(None, texts, dim=16)
+    vectors, queries = encoder.encode(texts), ["red soap", "blu", "cup cup red", "soap", "a red cup"] * 4
+    index, alone = (TextIndex(texts, texts, vectors, encoder) for _ in range(2))
+    reading, scores = index.match(queries)
+    for place, query in enumerate(queries):
+        own, own_scores = alone.match([query])
+        np.testing.assert_allclose(scores[place], own_scores[0], atol=1e-6)
+        np.testing.assert_array_equal(reading.items[place], own.items[0])
 
 
 def test_training_knows_the_meaning_of_remembered_queries_alone(index: TextIndex) -> None:
