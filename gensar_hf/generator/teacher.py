@@ -83,11 +83,12 @@ def _windows(events: UserEvents, train_ends: np.ndarray, max_length: int) -> lis
     Windows overlap by half, so that nearly every prediction has half a window of clicks before it.
     """
     windows: list[tuple[np.ndarray, int]] = []
-    half = max(1, max_length // 2)
+    half = max_length // 2
+    step = max(1, half)
     for start, end in zip(events.offsets[:-1], train_ends, strict=True):
         clicks = np.arange(start, end)
         clicks = clicks[events.items[clicks] >= 0]
-        for first in range(0, len(clicks) - 1, half):
+        for first in range(0, len(clicks) - 1, step):
             before = max(0, first - half)
-            windows.append((clicks[before : first + half + 1], first - before))
+            windows.append((clicks[before : first + step + 1], first - before))
     return windows

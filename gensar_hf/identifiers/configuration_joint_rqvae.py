@@ -69,6 +69,11 @@ class JointRQVAEConfig(PreTrainedConfig):
             raise ValueError(
                 f"`codebook_size` must be at least 2, or all items get one code; got {self.codebook_size}."
             )
+        if self.codebook_size > 2**16 or self.num_levels > 32:
+            raise ValueError(
+                "`codebook_size` must be at most 65,536, and an identifier have at most 32 codes, because each code of "
+                f"each level is a token of the generator; got {self.codebook_size} and {self.num_levels}."
+            )
         if any(size < 2 for size in self.hidden_sizes):
             raise ValueError(f"`hidden_sizes` must all be at least 2; got {list(self.hidden_sizes)}.")
         if self.num_shared_levels < 0 or self.num_specific_levels < 0 or self.num_levels == 0:

@@ -1,6 +1,7 @@
 """Every setting of a run, declared once: `GenSARTrainingArguments`."""
 
 import difflib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -57,6 +58,31 @@ _FIXED = {
     "neftune_noise_alpha": (None, "the embeddings are read by encoder and decoder, where Trainer adds no noise"),
     "use_liger_kernel": (False, "the losses are the model's own, and there are no such kernels for them"),
 }
+
+# The least and the greatest value of each number. Transformers checks few of its own.
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        (
+            "codebook_size", "max_history_events", "num_negatives", "eval_max_users", "max_target_tokens",
+            "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+            "save_total_limit",
+        ),
+        (1, math.inf),
+    ),
+    **dict.fromkeys(
+        (
+            "item_weight", "lora_rank", "sasrec_epochs", "rqvae_epochs", "learning_rate", "num_train_epochs",
+            "warmup_steps", "weight_decay", "max_grad_norm", "adam_epsilon", "dataloader_num_workers",
+        ),
+        (0, math.inf),
+    ),
+    "text_vocab_size": (1, 1_000_000),  # the training of a vocabulary takes memory for all of it at its start
+    "text_query_share": (0, 1),
+    "teacher_share": (0, 1),
+    "seed": (0, 2**32 - 1),
+    "data_seed": (0, 2**32 - 1),
+}  # fmt: skip
+_INTERVALS = ("logging_steps", "save_steps", "eval_steps")
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -168,29 +194,32 @@ class GenSARTrainingArguments(TrainingArguments):
         super().__post_init__()
 
     def _check(self) -> None:
-        for name in (
-            "codebook_size",
-            "max_history_events",
-            "num_negatives",
-            "eval_max_users",
-            "text_vocab_size",
-            "max_target_tokens",
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-        ):
+        for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {value}.")
-        for name in ("item_weight", "lora_rank", "sasrec_epochs", "rqvae_epochs", "learning_rate"):
+            if value is not None and not least <= value <= most:
+                rule = f"be at least {least}" if least else "not be negative"
+                rule = rule if most == math.inf else f"be from {least:,} to {most:,}"
+                raise ValueError(f"`{name}` must {rule}; got {value}.")
+        for name in _INTERVALS:
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"`{name}` must not be negative; got {value}.")
+            if value is not None and not value > 0:
+                raise ValueError(f"`{name}` must be above 0: steps, or below 1 a share of all steps; got {value}.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 0 and below 1; got {getattr(self, name)}.")
+        if not (self.max_steps == -1 or self.max_steps > 0):
+            raise ValueError(
+                f"`max_steps` must be above 0, or -1 for as many as `num_train_epochs` take; got {self.max_steps}."
+            )
+        if not (self.learning_rate or 0) * self.weight_decay < 1:
+            raise ValueError(
+                "`learning_rate` times `weight_decay`, the share by which a step shrinks each weight, must be below 1; "
+                f"got {self.learning_rate} and {self.weight_decay}."
+            )
         if self.history_encoding not in HISTORY_ENCODINGS:
             raise ValueError(
                 f"`history_encoding` must be one of {', '.join(HISTORY_ENCODINGS)}; got {self.history_encoding!r}."
             )
-        if not 0 <= (self.text_query_share or 0) <= 1:
-            raise ValueError(f"`text_query_share` is a share, from 0 to 1; got {self.text_query_share}.")
         self._check_task_weights()
         installed = ["none", "all", *get_available_reporting_integrations()]
         for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to or []:
@@ -201,8 +230,6 @@ class GenSARTrainingArguments(TrainingArguments):
         for name, (required, reason) in _FIXED.items():
             if getattr(self, name) != required:
                 raise ValueError(f"`{name}` must stay {required!r}: {reason}.")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"`seed` must be from 0 to 4,294,967,295; got {self.seed}.")
         # The sub-models' own checks, before anything runs.
         _check_config("rqvae_config", self.rqvae_config, JointRQVAEConfig, lambda: self.rqvae(8, 8, num_items=1))
         _check_config("sasrec_config", self.sasrec_config, SASRecConfig, lambda: self.sasrec(num_items=1))

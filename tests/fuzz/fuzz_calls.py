@@ -10,7 +10,7 @@ all before it. Prints how many calls of each kind ended in which way, and exits 
 - `refused`: an invalid call, a ValueError of this package with one sentence of at most 500 characters;
 - `traceback`: any other exception; `unclear`: a refusal that is no such sentence;
 - `refused wrongly` and `answered wrongly`: a valid call that is refused, an invalid one that is not;
-- `wrong answer`: a check of the answer failed; `hang`: more than 30 seconds.
+- `wrong answer`: a check of the answer failed; `hang`: more than 30 seconds of processor time.
 """
 
 import argparse
@@ -76,7 +76,7 @@ class Calls:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.bad: list[str] = []
         self.num_added = 0
-        signal.signal(signal.SIGALRM, alarm)
+        signal.signal(signal.SIGPROF, alarm)
 
     def run(self, number: int) -> None:
         """Make one call, and note how it ended."""
@@ -84,8 +84,8 @@ class Calls:
         kinds = ["recommend", "search", "suggest_queries", "rank exact", "rank beam_search", "catalogue"]
         kind = self.random.choices(kinds, [5, 5, 1, 3, 2, 1])[0]
         arguments, outcome, detail = {}, "right", ""
-        start = time.perf_counter()
-        signal.alarm(LIMIT_S)
+        start = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
         try:
             if kind == "catalogue":
                 call, arguments, is_valid = self.catalogue_call()
@@ -105,8 +105,8 @@ class Calls:
             outcome = "hang"
         except Exception:
             outcome, detail = "traceback", traceback.format_exc(limit=-3)
-        signal.alarm(0)
-        if time.perf_counter() - start > LIMIT_S:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        if time.process_time() - start > LIMIT_S:
             outcome = "hang"
         self.counts[kind, outcome] += 1
         if outcome not in GOOD:
@@ -330,13 +330,23 @@ class Calls:
 
 
 def check_same(answer: list[dict[str, Any]], alone: list[dict[str, Any]], key: str) -> None:
-    """Raise `WrongAnswer` unless two answers are the same up to rounding, which may exchange neighbors."""
-    scores, others = (np.array([a["score"] for a in each]) for each in (answer, alone))
-    same_length = len(scores) == len(others)
-    require(same_length and np.allclose(scores, others, atol=1e-3), "a batch differs from a single request")
-    is_clear = np.isfinite(scores).all() and (len(scores) < 2 or np.diff(scores).max() < -1e-3)
-    same_order = [a[key] for a in answer] == [a[key] for a in alone]
-    require(not is_clear or same_order, "a batch has another order than a single request")
+    """Raise `WrongAnswer` unless two answers are the same up to rounding.
+
+    Rounding decides between equal scores: which neighbor is first, which item is the last, and which beam is kept. A
+    tenth of the items may therefore differ, and those that score as the last one.
+    """
+    require(len(answer) == len(alone), "a batch has another number of answers than a single request")
+    scores, others = ({a[key]: a["score"] for a in each} for each in (answer, alone))
+    both = [name for name in scores if name in others]
+    differ = [abs(scores[name] - others[name]) for name in both if np.isfinite([scores[name], others[name]]).any()]
+    require(max(differ, default=0.0) < 1e-3, "a batch has other scores than a single request")
+    for own, other in ((scores, others), (others, scores)):
+        last = min(own.values(), default=0.0)
+        missing = [name for name in own if name not in other and abs(own[name] - last) > 1e-3]
+        require(len(missing) <= len(own) / 10, "a batch has other answers than a single request")
+    values = np.array([scores[name] for name in both])
+    is_clear = np.isfinite(values).all() and (len(values) < 2 or np.diff(values).max() < -1e-3)
+    require(not is_clear or both == [a[key] for a in alone if a[key] in scores], "a batch has another order")
 
 
 def require(holds: bool, trouble: str) -> None:

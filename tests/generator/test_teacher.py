@@ -70,3 +70,10 @@ def test_few_items_are_kept_and_share_the_whole_probability(events: UserEvents, 
     assert np.array_equal(teacher.items, again.items)
     assert np.array_equal(teacher.cumulative, again.cumulative)
     assert teacher.cumulative[2, -1] == pytest.approx(1)
+
+
+def test_a_window_may_be_one_click(events: UserEvents) -> None:
+    torch.manual_seed(0)
+    config = SASRecConfig(num_items=12, hidden_size=8, num_heads=2, max_length=1, initializer_range=1.0)
+    teacher = teacher_of_sasrec(SASRecModel(config).eval(), events, events.offsets[:-1] + TRAIN_LENGTHS)
+    assert np.flatnonzero(teacher.cumulative[:, -1]).tolist() == [2, 3, 4, 5, 6, 7, 8, 12]
