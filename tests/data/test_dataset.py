@@ -234,7 +234,8 @@ def test_columns_of_words_that_are_not_read_are_named(caplog):
     items = pd.DataFrame(
         {
             "item_id": ["a", "b"], "title": ["x", "y"], "genre": ["Drama", "Comedy"], "plot": ["A man, 12 cats", None],
-            "tags": [["big cat", "dog"], []], "price": [1.5, 2], "image": ["https://x/a.jpg"] * 2, "sku": ["B07Q", "K9"],
+            "tags": [["big cat", "dog"], []], "price": [1.5, 2], "image": ["https://x/a.jpg"] * 2,
+            "sku": ["B07Q", "K9"],
         }
     )  # fmt: skip
     clicks = pd.DataFrame({"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": [1, 2]})
