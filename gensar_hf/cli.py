@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from gensar_hf.errors import InputError
+from gensar_hf.errors import InputError, shown
 
 USAGE = """usage: gensar COMMAND ... (gensar COMMAND --help lists the settings)
 
@@ -71,6 +71,12 @@ def exit_status(command: Callable[..., int | None], *arguments: Any) -> int:
         return command(*arguments) or 0
     except InputError as error:
         print(f"error: {_one_sentence(error)}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:  # torch raises a RuntimeError where the memory of the CPU is full
+        if isinstance(error, RuntimeError) and not re.search(r"can't allocate memory|out of memory", str(error)):
+            raise
+        reason = _one_sentence(error)[:200] if str(error) else "MemoryError."
+        print(f"error: There is too little memory; give smaller sizes or batches ({reason[:-1]}).", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. The same command continues where it stopped.", file=sys.stderr)
@@ -128,16 +134,23 @@ def read_settings(parser: SettingsParser, argv: Sequence[str]) -> Any:
         InputError: a setting that does not exist or has a wrong type, or a file that cannot be read.
     """
     known = [name.removesuffix("+") for action in parser._actions for name in action.option_strings]
-    for place, word in enumerate(argv):
+    options = [*argv][: argv.index("--") if "--" in argv else None]  # what follows begins with - and is no setting
+    for place, word in enumerate(options):
         name, _, value = word.partition("=")
         if name == "--config" and "--config" in known:
-            path = value or next(iter(argv[place + 1 :]), "")
+            path = value or next(iter(options[place + 1 :]), "")
             _check_names(_read_config(path), known, f" in {path}")
         elif name.startswith("--"):
             _check_names([name.removeprefix("--").partition(".")[0].removesuffix("+")], known, "")
     try:
         settings = parser.parse_args(argv)
     except argparse.ArgumentError as error:
+        dashed = next((word for word in options if re.match(r"-[^-]", word)), None)
+        if dashed is not None and re.search(r"expected one argument|nrecognized", str(error)):
+            raise InputError(
+                f"{shown(dashed)} begins like a setting; write such ids and queries at the end, after --, and lists of "
+                f"them as in --history=[-abc]. {HINT}"
+            ) from None
         raise InputError(_explained(parser, error)) from None
     settings.pop("config", None)
     if settings.pop("print_config", False):

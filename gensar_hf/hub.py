@@ -1,6 +1,8 @@
 """Uploads to the Hub, and explanations of Hub errors."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
@@ -12,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from gensar_hf.errors import InputError
+from gensar_hf.errors import InputError, shown
 
 
 def push_folder(
@@ -43,7 +45,7 @@ def push_folder(
         InputError: the Hub refuses, or cannot be reached.
     """
     api = HfApi(token=token)
-    try:
+    with push_errors_reported(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -54,13 +56,24 @@ def push_folder(
             commit_message=commit_message,
             create_pr=create_pr,
         )
-    except Exception as error:  # the client's transport raises its own kinds of errors
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"Nothing was pushed to '{repo_id}' ({reason}); check the name, the connection, and that the account may "
-            "write there: log in with `hf auth login`, or pass `token`."
-        ) from error
     return commit.commit_url
+
+
+@contextmanager
+def push_errors_reported(repo_id: str) -> Iterator[None]:
+    """Report whatever the Hub's client raises as one sentence.
+
+    Raises:
+        InputError: the Hub refuses, or cannot be reached.
+    """
+    try:
+        yield
+    except Exception as error:  # the client's transport raises its own kinds of errors
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"Nothing was pushed to {shown(repo_id)} ({reason[:200]}); check the name, the connection, and that the "
+            "account may write there: log in with `hf auth login`, or pass `token`."
+        ) from error
 
 
 def explain_hub_error(path: str | os.PathLike, error: BaseException) -> str:

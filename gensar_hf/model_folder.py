@@ -252,9 +252,15 @@ def load_model(
         if kwargs.get("quantization_config") is None:
             _check_shapes(folder, model_class, config, header)
         kwargs |= {"use_safetensors": True, "trust_remote_code": False, "ignore_mismatched_sizes": True}
-        model, info = (load or model_class.from_pretrained)(
-            folder, *args, config=config, output_loading_info=True, **kwargs
-        )
+        try:
+            model, info = (load or model_class.from_pretrained)(
+                folder, *args, config=config, output_loading_info=True, **kwargs
+            )
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            name = str(error).rpartition("argument ")[2]
+            raise InputError(f"`from_pretrained` has no argument {name}; correct its name, or leave it out.") from error
         wrong = [f"{name} has another shape" for name, *_ in sorted(info["mismatched_keys"])]
         wrong += [f"{name} is missing" for name in sorted(info["missing_keys"])]
         wrong += [f"{name} is not a weight of the model" for name in sorted(info["unexpected_keys"])]

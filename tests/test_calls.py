@@ -1,6 +1,7 @@
 """What callers give: wrong types, odd texts, huge numbers, a tokenizer that is used for something else."""
 
 import copy
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets.fingerprint import Hasher
 from pipeline_requests import HISTORIES, HISTORY, QUERIES, assert_same_answers, item_ids
 
 from gensar_hf import GenSARPipeline
@@ -44,6 +46,17 @@ def test_no_use_of_the_tokenizer_changes_an_answer(pipe: GenSARPipeline, tmp_pat
     assert_same_answers(answers(loaded), before, "item_id")
     assert_same_answers(loaded.suggest_queries(HISTORIES), suggested, "query")
     assert len(loaded.tokenizer) == len(pipe.tokenizer) - 2
+
+
+@pytest.mark.parametrize("kind", ["tokens", "texts", "causal"])
+def test_use_does_not_change_the_tokenizer_s_hash(model_dirs: dict[str, Path], kind: str) -> None:
+    pipe = GenSARPipeline.from_pretrained(model_dirs[kind], device="cpu")
+    before = Hasher.hash(pipe.tokenizer)  # `datasets.map` finds its cache by it
+    expected = answers(pipe)
+    pipe.suggest_queries(HISTORIES)
+    assert Hasher.hash(pipe.tokenizer) == before
+    pickled = GenSARPipeline(pipe.model, pickle.loads(pickle.dumps(pipe.tokenizer)))  # as for processes of a DataLoader
+    assert_same_answers(answers(pickled), expected, "item_id")
 
 
 # ---- wrong arguments

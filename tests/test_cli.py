@@ -182,6 +182,9 @@ def test_files_of_histories_and_queries(gensar, tiny_run, tmp_path):
         (["search", "  "], "A query must be text with at least one word"),
         (["search", "red", "--top_k", "0"], "--top_k must be at least 1; got 0"),
         (["recommend", "B01", "--top_k", "-3"], "--top_k must be at least 1; got -3"),
+        (["recommend", "-abc"], "'-abc' begins like a setting; write such ids and queries at the end, after --"),
+        (["recommend", "--", "-abc", "--def"], "items are not in the model's identifier table, first '-abc'"),
+        (["search", "--top_k", "0", "--", "--def"], "--top_k must be at least 1; got 0"),
     ],
 )
 def test_requests_that_cannot_be_answered_are_one_sentence(gensar, tiny_run, arguments, sentence):
@@ -214,6 +217,8 @@ def test_items_are_added_removed_and_restored(gensar, run, tmp_path):
     assert_one_sentence(gensar("add-items", run, tmp_path / "new.csv"), "'N1'", "is in the model's catalogue")
     assert_one_sentence(gensar("add-items", run, "--remove", "[NOWHERE]"), "NOWHERE", "cannot be removed")
     assert_one_sentence(gensar("add-items", run), "Nothing to do")
+    assert_one_sentence(gensar("add-items", run, "--remove", "-abc"), "'-abc' begins like a setting", "=[-abc]")
+    assert_one_sentence(gensar("add-items", run, "--remove=[-abc]"), "'-abc' cannot be removed")
 
 
 def test_push(gensar, tiny_run, monkeypatch):
@@ -298,6 +303,7 @@ ARGUMENTS = {
     "--output_dir a --task_weights many": "--task_weights takes a mapping {name: value}; got many",
     "--output_dir a --exclude_seen 3": "--exclude_seen takes true or false; got 3",
     "--output_dir a extra.csv": "extra.csv",
+    "--output_dir -abc": "'-abc' begins like a setting; write such ids and queries at the end, after --",
     "--output_dir a --task_weights '{swim: 1}'": "the unknown task 'swim'",
     "--output_dir a --codebook_size 1": "`codebook_size` must be at least 2",
     "--output_dir a --sasrec_config.num_heads 3": "`num_heads` must divide `hidden_size`",
@@ -389,6 +395,17 @@ def test_requests_are_checked(gensar, tiny_run, tmp_path):
     assert_one_sentence(gensar("evaluate", tiny_run, "--part", "training"), "`part` must be test or validation")
     assert_one_sentence(gensar("evaluate", tiny_run, "--num_negatives", "0"), "must be at least 1")
     assert not (tiny_run / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")]
+)
+def test_too_little_memory_is_one_sentence(gensar, monkeypatch, error):
+    def recommend(*_, **__):
+        raise error
+
+    monkeypatch.setattr("gensar_hf.cli.load_pipeline", recommend)
+    assert_one_sentence(gensar("recommend", "films"), "There is too little memory; give smaller sizes or batches")
 
 
 def test_a_defect_shows_where_it_is(gensar, tables, tmp_path, monkeypatch):

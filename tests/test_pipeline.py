@@ -377,6 +377,11 @@ def test_settings_out_of_range_are_refused(model_dirs: dict[str, Path], options:
     assert (loaded.num_beams, loaded.batch_size) == (7, 2)
 
 
+def test_an_argument_that_does_not_exist_is_named(model_dirs: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="`from_pretrained` has no argument 'qurey'"):
+        GenSARPipeline.from_pretrained(model_dirs["events"], device="cpu", qurey=1)
+
+
 def test_a_wrapped_model_is_refused(events_pipe: GenSARPipeline) -> None:
     with pytest.raises(InputError, match="before it is wrapped"):
         GenSARPipeline(torch.nn.DataParallel(events_pipe.model), events_pipe.tokenizer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,16 @@ import pyarrow as pa
 
 from gensar_hf.data.queries import assign_search_clicks
 from gensar_hf.data.splits import Split, SplitMethod, leave_one_out, make_split
-from gensar_hf.data.tables import Table, TableSource, id_column, read_table, text_column, text_of, time_column
+from gensar_hf.data.tables import (
+    Table,
+    TableSource,
+    id_column,
+    read_table,
+    shown_value,
+    text_column,
+    text_of,
+    time_column,
+)
 from gensar_hf.data.user_events import UserEvents, user_events
 from gensar_hf.errors import InputError
 from gensar_hf.files import read_json, write_json
@@ -417,6 +427,15 @@ def _refuse(table: Table, column: str, is_bad: pd.Series, problem: str, remedy: 
 def _choose_text_columns(table: Table, text_columns: Sequence[str] | None) -> tuple[str, ...]:
     if text_columns is None:
         chosen = [column for column in DEFAULT_TEXT_COLUMNS if column in table.frame.columns]
+        passed_over = [name for name in table.frame if name not in (*chosen, "item_id") and _holds_words(table, name)]
+        if chosen and passed_over:
+            logger.warning(
+                "%s: the items' texts are made from %s and not from %s; name all columns that describe an item "
+                "(`text_columns`) if they should be.",
+                table.name,
+                ", ".join(chosen),
+                ", ".join(map(shown_value, passed_over[:5])),
+            )
     else:
         chosen = [text_columns] if isinstance(text_columns, str) else list(text_columns)
         table.require(chosen)
@@ -430,6 +449,13 @@ def _choose_text_columns(table: Table, text_columns: Sequence[str] | None) -> tu
             f"The text columns {', '.join(chosen)} name item_id or one column twice; name others, once each."
         )
     return tuple(chosen)
+
+
+def _holds_words(table: Table, column: str) -> bool:
+    """Whether most values of a column, of its first 100, are words, and not numbers, codes or addresses."""
+    values = [text for value in table.frame[column].iloc[:100] if (text := text_of(value))]
+    words = [value for value in values if re.search(r"(^|[\s,>|])[^\W\d_]{3,}\b", value) and "://" not in value]
+    return len(words) > len(values) / 2
 
 
 def _storable(table: Table, column: str) -> pd.Series:

@@ -67,6 +67,11 @@ class Table:
         for column in columns:
             if column in present:
                 continue
+            if len(present) == 1 and (marks := [mark for mark in ";\t|," if mark in present[0]]):
+                raise InputError(
+                    f"{self.name} has one column, {shown_value(present[0])}, which {marks[0]!r} seems to separate; "
+                    "separate columns by commas in a .csv file, by tabs in a .tsv file."
+                )
             by_plain_name = {name.lower().replace("_", "").replace(" ", ""): name for name in present}
             close = difflib.get_close_matches(column.replace("_", ""), by_plain_name, n=1, cutoff=0.6)
             hint = f"rename {by_plain_name[close[0]]!r} to {column!r}" if close else f"add a column named {column!r}"

@@ -154,6 +154,10 @@ class TextEncoder:
         self._lexical = lexical
         self._model: SentenceTransformer | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model, which is loaded again when it is needed."""
+        return {**self.__dict__, "_model": None}
+
     @classmethod
     def load(
         cls,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -92,6 +92,10 @@ class Catalogue:
             for behavior, (codes, level_ids) in kinds.items()
         }
         return cls(table, behavior_ids, item_token_ids, row_format, texts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the trie, as in `GenSARTokenizer`."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
     @cached_property
     def trie(self) -> Trie:

@@ -95,6 +95,12 @@ class TextIndex:
         self._known: OrderedDict[str, np.ndarray] = OrderedDict()  # the same, the latest ones
         self._read: OrderedDict[str, QueryReading] = OrderedDict()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made again when it is needed, some of which cannot be pickled."""
+        made = ("_lexical", "_float_vectors")
+        state = {name: value for name, value in self.__dict__.items() if name not in made}
+        return state | {"_scored": {}, "_known": OrderedDict(), "_read": OrderedDict()}
+
     def __len__(self) -> int:
         return len(self.texts)
 

@@ -73,6 +73,11 @@ class GenSARTokenizer(TokenizersBackend):
 
     _made: "GenSARTokenizer"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made at its first use, so that the hash of `datasets`' cache stays."""
+        kind = type(self)
+        return {name: v for name, v in self.__dict__.items() if not isinstance(getattr(kind, name, 0), cached_property)}
+
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 - transformers declares it so
 
     # ---- building, saving, loading

@@ -168,6 +168,10 @@ class IdentifierTable:
         """Row of an item, available or removed; KeyError if it is not in the catalogue."""
         return self.rows()[item_id]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the rows, which are built again when they are needed."""
+        return {**self.__dict__, "_rows": None}
+
     def rows(self) -> dict[str, int]:
         """Row of every item, by its id; read only."""
         if self._rows is None:  # built at the first call: for a million items it takes longer than reading the file

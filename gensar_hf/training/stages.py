@@ -136,6 +136,11 @@ def train(
         InputError: the data cannot be trained on, the output folder cannot be written to, is used by another process
             or holds other files in a stage's place, a model cannot be loaded, or a training diverged.
     """
+    if args.push_to_hub:
+        raise InputError(
+            "`push_to_hub` would upload the checkpoints of a stage; leave it out, and push the finished model with "
+            "`gensar push` or `pipe.push_to_hub`."
+        )
     run_dir = Path(args.output_dir or ".")
     for path in (args.text_encoder, args.model_name_or_path):
         refuse_input_in_stage(path, run_dir)

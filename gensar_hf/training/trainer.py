@@ -40,6 +40,7 @@ from gensar_hf.generator.examples import (
 )
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.prompts import Task
+from gensar_hf.hub import push_errors_reported
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline, saving_model
 from gensar_hf.training.arguments import GenSARTrainingArguments
@@ -219,6 +220,11 @@ class GenSARTrainer(CheckpointedTrainer):
             item_vectors=getattr(self.pipe.model.config, "num_items", 0) > 0,
             text_query_share=args.text_query_share or 0.0,
         )
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """As `Trainer.init_hf_repo`; a Hub that cannot be reached is one sentence."""
+        with push_errors_reported(str(self.args.hub_model_id or Path(str(self.args.output_dir)).name)):
+            super().init_hf_repo(*args, **kwargs)
 
     # ---- training
 

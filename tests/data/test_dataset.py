@@ -230,6 +230,32 @@ def test_bad_tables_are_refused_with_place_value_and_remedy(case):
     assert str(caught.value).rstrip("0123456789,").endswith((".", ": "))
 
 
+def test_columns_of_words_that_are_not_read_are_named(caplog):
+    items = pd.DataFrame(
+        {
+            "item_id": ["a", "b"], "title": ["x", "y"], "genre": ["Drama", "Comedy"], "plot": ["A man, 12 cats", None],
+            "tags": [["big cat", "dog"], []], "price": [1.5, 2], "image": ["https://x/a.jpg"] * 2,
+            "sku": ["B07Q", "K9"],
+        }
+    )  # fmt: skip
+    clicks = pd.DataFrame({"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": [1, 2]})
+    with caplog.at_level(logging.WARNING):
+        InteractionDataset(items, clicks)
+    warning = "texts are made from title and not from 'genre', 'plot', 'tags'; name all columns that describe an item"
+    assert warning in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        InteractionDataset(items, clicks, text_columns=["title"])
+    assert caplog.text == ""
+
+
+def test_a_table_with_another_separator_is_told(tmp_path):
+    for name, mark in (("items.csv", ";"), ("items.tsv", ",")):
+        (tmp_path / name).write_text(f"item_id{mark}title\na{mark}x\n")
+        with pytest.raises(InputError, match=f"which '{mark}' seems to separate; separate columns by commas in a .csv"):
+            InteractionDataset(tmp_path / name, pd.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1]}))
+
+
 def test_naming_a_text_column_that_is_not_there():
     with pytest.raises(InputError, match="no column titel, only item_id, title"):
         InteractionDataset(ITEMS, INTERACTIONS, text_columns=["titel"])

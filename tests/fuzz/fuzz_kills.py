@@ -8,6 +8,7 @@ wrong result. Exit status 1 if there is any of the last three. Processes are for
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -259,16 +260,19 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        fuzz, kills, number = Fuzz(Path(folder), args.seed), 0, 0
-        while kills < args.kills:
-            number += 1
-            if number % 3 == 0:
-                kills += fuzz.kill_training(number)
-            else:
-                fuzz.kill_save(number)
-                kills += 1
-        for number in range(args.double_starts):
-            (fuzz.start_twice if number % 2 else fuzz.add_twice)(number)
+        fuzz, kills, starts, number = Fuzz(Path(folder), args.seed), 0, 0, 0
+        with contextlib.suppress(KeyboardInterrupt):  # the table of the cases until then
+            while kills < args.kills or starts < args.double_starts:
+                number += 1
+                if starts * args.kills < kills * args.double_starts or kills >= args.kills:
+                    starts += 1
+                    (fuzz.start_twice if starts % 2 else fuzz.add_twice)(number)
+                elif number % 3 == 0:
+                    kills += fuzz.kill_training(number)
+                else:
+                    fuzz.kill_save(number)
+                    kills += 1
+        print(f"{kills} kills, {starts} double starts")
     print(f"{'':<20}" + "".join(f"{outcome:>14}" for outcome in OUTCOMES))
     for kind, counts in fuzz.counts.items():
         print(f"{kind:<20}" + "".join(f"{counts[outcome]:>14}" for outcome in OUTCOMES))

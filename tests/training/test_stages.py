@@ -282,6 +282,12 @@ def test_a_training_that_diverged_is_refused(tiny_data, run):
     assert (run / "model" / "model.safetensors").read_bytes() == before
 
 
+def test_checkpoints_are_not_pushed(tiny_data, tmp_path):
+    with pytest.raises(InputError, match="`push_to_hub` would upload the checkpoints of a stage; leave it out"):
+        train(tiny_data, tiny_runs.arguments(tmp_path / "run", push_to_hub=True))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_text_encoder_is_one_sentence(tiny_data, tmp_path):
     with pytest.raises(InputError) as error:
         train(tiny_data, tiny_runs.arguments(tmp_path / "run", text_encoder=str(tmp_path / "nothing")))

@@ -287,6 +287,17 @@ def test_only_newer_clicks_are_targets_and_new_items_are_trained(tiny_pipe, newe
     assert {"N1", "N2"} <= {answer["item_id"] for answer in load(tmp_path / "saved").recommend([], top_k=32)}
 
 
+def test_a_hub_that_cannot_be_reached_is_one_sentence(tiny_pipe, tiny_data, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionError("no route to host. " * 90)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    arguments = tiny_runs.arguments(tmp_path / "run", hub_model_id="me/films", push_to_hub=True)
+    with pytest.raises(InputError, match=r"^Nothing was pushed to 'me/films' \(no route to host") as raised:
+        GenSARTrainer(tiny_pipe, arguments, tiny_data)
+    assert len(str(raised.value)) < 500
+
+
 def test_pushing_uploads_what_the_pipeline_is(tiny_pipe, tiny_data, tmp_path, monkeypatch):
     sent = {}
 
