@@ -16,6 +16,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -529,14 +530,23 @@ def _add_answer_settings(parser: SettingsParser, exclude_seen: bool) -> None:
     on_unknown = typing.Literal["raise", "skip"]
     parser.add_argument("--on_unknown", type=on_unknown, default="raise", help="about unknown items")
     parser.add_argument("--part_size", type=int, default=10_000, help="of a file: requests in a part of the answers.")
+    engine = typing.Literal["local", "ray"]
+    parser.add_argument("--engine", type=engine, default="local", help="of a file: this process, or workers of Ray")
+    parser.add_argument("--num_workers", type=int, default=2, help="of --engine ray: copies of the model.")
+    parser.add_argument("--num_gpus", type=float, default=0.0, help="of --engine ray: GPUs of each worker.")
 
 
 def answer_file(settings: Any, task: str, source: str, output_dir: str) -> None:
     """Answer every request of a file into a folder; the same command continues after a kill."""
     from gensar_hf.serving.bulk import BulkAnswers, write_answers
 
+    write: Callable[..., int] = write_answers
+    if settings.engine == "ray":
+        with extra_installed("ray"):
+            from gensar_hf.serving.ray_bulk import write_answers_on_ray
+        write = partial(write_answers_on_ray, num_workers=settings.num_workers, num_gpus=settings.num_gpus)
     pipe, _, options = ready_to_answer(settings, history=[])
-    number = write_answers(BulkAnswers(pipe, task, **options), source, output_dir, settings.part_size)
+    number = write(BulkAnswers(pipe, task, **options), source, output_dir, settings.part_size)
     print(f"{number:,} requests are answered in {output_dir}.")
 
 

@@ -1,6 +1,10 @@
 """Requests to the tiny pipelines of conftest.py, and what is looked at in their answers."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -22,6 +26,14 @@ def assert_same_answers(batch: list[list[dict]], singles: list[list[dict]], key:
     for one, other in zip(batch, singles, strict=True):
         assert [answer[key] for answer in one] == [answer[key] for answer in other]
         assert [answer["score"] for answer in one] == pytest.approx([answer["score"] for answer in other], abs=1e-4)
+
+
+def answers_in(folder: Path) -> pd.DataFrame:
+    """All parts of bulk answers; the names of the parts must name their rows' place without a gap."""
+    paths = sorted(folder.glob("part-*.parquet"))
+    bounds = [path.stem.split("-")[1:] for path in paths]
+    assert [int(first) for first, _ in bounds] == [0, *(int(end) for _, end in bounds[:-1])]
+    return pd.concat([pq.read_table(path).to_pandas() for path in paths], ignore_index=True)
 
 
 def weighted_by_vector(pipe: GenSARPipeline, history: list, query: str | None) -> np.ndarray:

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -21,12 +21,13 @@ from tqdm.auto import tqdm
 
 from gensar_hf.data.tables import Table, id_column, id_of, text_column, text_of, time_column
 from gensar_hf.errors import InputError
-from gensar_hf.files import atomic_path, fingerprint, read_json, write_json
+from gensar_hf.files import ASIDE_MARK, atomic_path, fingerprint, read_json, write_json
 from gensar_hf.generator.catalogue import table_fingerprint
 from gensar_hf.generator.history import cut_query, parse_history
 from gensar_hf.pipeline import GenSARPipeline
 
 RECORD_FILE = "answers.json"
+RAY_DIR = ".ray"  # of a run on Ray that has not ended
 PART_SIZE = 10_000  # requests in a part: what a kill loses at most
 TASKS = ("recommend", "search")
 FORMATS = (".parquet", ".jsonl")
@@ -85,6 +86,17 @@ class BulkAnswers:
         rows = None if among is None else fingerprint(among.rows)
         return {"model": _model_fingerprint(self.pipe), "task": self.task, **options, "among": rows}
 
+    def arguments(self) -> dict[str, Any]:
+        """Arguments that make the same answers of a pipeline with the same catalogue."""
+        among = self.options["among"]
+        item_ids = self.pipe.tokenizer.identifiers.item_ids
+        return {**self.options, "among": None if among is None else [item_ids[row] for row in among.rows.tolist()]}
+
+    def requests(self, source: Path, folder: Path) -> Iterator[Request]:
+        """`read_requests` with a temporary folder inside another one."""
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".events-") as aside:
+            yield from read_requests(source, self.task, Path(aside))
+
     def __call__(self, requests: Sequence[Request]) -> pa.Table:
         """`user_id`, `query` (of a search), `rank` from 1, `item_id`, `score` and, where items have them, `title`.
 
@@ -98,7 +110,7 @@ class BulkAnswers:
             else:
                 found = self.pipe.recommend(histories, **self.options)
         except ValueError as error:
-            self._name_the_user(requests)
+            self.check(requests)
             raise InputError(str(error)) from error
         answers = [answer for own in found for answer in own]
         counts = [len(own) for own in found]
@@ -113,8 +125,19 @@ class BulkAnswers:
             columns["title"] = pa.array([answer["title"] for answer in answers], pa.string())
         return pa.table(columns)
 
-    def _name_the_user(self, requests: Sequence[Request]) -> None:
-        """Raise an `InputError` about the first request that the pipeline refuses."""
+    def write(
+        self, requests: Sequence[Request], path: Path, on_step: Callable[[int], Any] = lambda number: None
+    ) -> None:
+        """Answer the requests of a part, which appears complete or not at all; `on_step` gets numbers of requests."""
+        tables, step = [], 8 * self.pipe.batch_size
+        for start in range(0, len(requests), step):
+            tables.append(self(requests[start : start + step]))
+            on_step(len(requests[start : start + step]))
+        with atomic_path(path) as partial:
+            pq.write_table(pa.concat_tables(tables), partial)
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raise an `InputError` about the first request that the pipeline refuses; it names the user."""
         known = self.pipe.tokenizer.identifiers
         for request in requests:
             try:
@@ -150,32 +173,36 @@ def write_answers(
         InputError: the input cannot be read, or the folder holds answers of another model, input or settings.
     """
     source, folder = Path(source), Path(output_dir)
+    record = open_answers(answer, source, folder, part_size)
+    number = 0
+    with tqdm(desc=answer.task, unit=" requests", mininterval=1.0) as bar:
+        requests = answer.requests(source, folder)
+        while part := list(islice(requests, part_size)):
+            path = part_path(folder, number, number + len(part))
+            if not path.exists():
+                answer.write(part, path, bar.update)
+            number += len(part)
+            bar.n = number  # also of parts that were there
+    write_json(folder / RECORD_FILE, {**record, "num_requests": number})
+    shutil.rmtree(folder / RAY_DIR, ignore_errors=True)
+    return number
+
+
+def part_path(folder: Path, first: int, end: int) -> Path:
+    """The file of the answers to the requests `first` … `end - 1`."""
+    return folder / f"part-{first:010d}-{end:010d}.parquet"
+
+
+def open_answers(answer: BulkAnswers, source: Path, folder: Path, part_size: int) -> dict[str, Any]:
+    """Write, or compare, the record of what the answers in a folder are made of; errors as in `write_answers`."""
     if part_size < 1:
         raise InputError(f"A part must hold at least 1 request; got {part_size}.")
     _check_columns(source, answer.task)
     record = {"input": fingerprint(source), "part_size": part_size, **answer.settings()}
     _check_record(folder, record)
-    for leftover in folder.glob(".events-*"):  # of a killed run
-        shutil.rmtree(leftover, ignore_errors=True)
-    number = 0
-    with (
-        tempfile.TemporaryDirectory(dir=folder, prefix=".events-") as aside,
-        tqdm(desc=answer.task, unit=" requests", mininterval=1.0) as bar,
-    ):
-        requests = read_requests(source, answer.task, Path(aside))
-        while part := list(islice(requests, part_size)):
-            path = folder / f"part-{number:010d}-{number + len(part):010d}.parquet"
-            if not path.exists():
-                tables, step = [], 8 * answer.pipe.batch_size
-                for start in range(0, len(part), step):
-                    tables.append(answer(part[start : start + step]))
-                    bar.update(len(part[start : start + step]))
-                with atomic_path(path) as partial:
-                    pq.write_table(pa.concat_tables(tables), partial)
-            number += len(part)
-            bar.n = number  # also of parts that were there
-    write_json(folder / RECORD_FILE, {**record, "num_requests": number})
-    return number
+    for leftover in [*folder.glob(".events-*"), *folder.glob(f".part-*{ASIDE_MARK}*")]:  # of a killed run
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    return record
 
 
 def _check_record(folder: Path, record: dict[str, Any]) -> None:

@@ -84,7 +84,7 @@ class ModelWorker:
     def __init__(
         self,
         pipe: GenSARPipeline,
-        max_batch_size: int = 16,
+        max_batch_size: int = 32,
         max_wait_ms: float = 3.0,
         max_queue: int = 256,
         on_batch: Callable[[str, int, float], None] | None = None,

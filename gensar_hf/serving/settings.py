@@ -24,7 +24,7 @@ class ServingSettings:
     )
     private: bool = field(default=False, metadata={"help": "whether all requests need the token."})
     page: bool = field(default=True, metadata={"help": "whether / is a page to try the model on."})
-    max_batch_size: int = field(default=16, metadata={"help": "requests that the model answers at once."})
+    max_batch_size: int = field(default=32, metadata={"help": "requests that the model answers at once."})
     max_wait_ms: float = field(default=3.0, metadata={"help": "how long a request waits for others to join its batch."})
     max_queue: int = field(default=256, metadata={"help": "requests that may wait; further ones get status 429."})
     timeout_s: float = field(default=30.0, metadata={"help": "seconds after which a request gets status 504."})

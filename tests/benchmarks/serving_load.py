@@ -2,7 +2,8 @@
 
     python tests/benchmarks/serving_load.py runs/ml-100k/model --requests 640
 
-Each client sends its next request when it has the answer to the last one. The server runs in a process of its own.
+Each client sends its next request when it has the answer to the last one. The servers run in processes of their own and
+take turns.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import sys
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +26,38 @@ import httpx
 
 from gensar_hf.identifiers import IdentifierTable
 
+KINDS, MIXED = ("recommend", "search", "suggest", "rank"), "mixed"
 
-def bodies(folder: Path, kind: str, number: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Requests with histories of up to 20 clicks; searches are for words of titles."""
+
+def bodies(folder: Path, kind: str, number: int, seed: int = 0) -> list[tuple[str, dict[str, Any]]]:
+    """Kinds and bodies; histories of up to 20 clicks, searches for words of titles. `MIXED`: all kinds in turn."""
     table, draw = IdentifierTable.load(folder), random.Random(seed)
     titles = table.titles or table.item_ids
     made = []
-    for _ in range(number):
+    for place in range(number):
+        own = KINDS[place % len(KINDS)] if kind == MIXED else kind
         history = [{"item_id": draw.choice(table.item_ids)} for _ in range(draw.randint(0, 20))]
         body: dict[str, Any] = {"history": history}
-        if kind == "search":
+        if own == "search":
             body["query"] = draw.choice(titles).lower()[: draw.randint(3, 30)].strip() or "a"
-        elif kind == "rank":
+        elif own == "rank":
             found = [item_id for item_id, is_open in zip(table.item_ids, table.available, strict=True) if is_open]
             body["candidates"] = draw.sample(found, min(100, len(found)))
-        made.append(body)
+        made.append((own, body))
     return made
 
 
-async def closed_loop(url: str, requests: list[dict[str, Any]], clients: int) -> tuple[float, list[float], Counter]:
+async def closed_loop(
+    url: str, requests: list[tuple[str, dict[str, Any]]], clients: int
+) -> tuple[float, list[float], Counter]:
     """Seconds in all, the seconds of each request, and the statuses."""
     waiting, seconds, statuses = iter(requests), list[float](), Counter[str]()
 
     async def client(session: httpx.AsyncClient) -> None:
-        for body in waiting:
+        for kind, body in waiting:
             start = time.perf_counter()
             try:
-                status = str((await session.post(url, json=body)).status_code)
+                status = str((await session.post(url + kind, json=body)).status_code)
             except httpx.HTTPError as error:
                 status = type(error).__name__
             seconds.append(time.perf_counter() - start)
@@ -68,13 +76,13 @@ def resident_mb(port: int) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith("process_resident_memory_bytes ")) / 2**20
 
 
-def measure(folder: Path, options: argparse.Namespace, batch_size: int) -> dict[str, dict[str, Any]]:
-    """Kind of request → figures of a server with this size of batches."""
+@contextmanager
+def served(folder: Path, batch_size: int) -> Iterator[int]:
+    """The port of a server with this size of batches."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = {"port": port, "page": "false", "max_batch_size": batch_size, "timeout_s": 600, "max_queue": 1000}
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    result: dict[str, dict[str, Any]] = {}
     with subprocess.Popen([sys.executable, "-m", "gensar_hf", "serve", str(folder), *words]) as process:
         while True:
             try:
@@ -83,20 +91,41 @@ def measure(folder: Path, options: argparse.Namespace, batch_size: int) -> dict[
             except OSError:
                 assert process.poll() is None
                 time.sleep(0.5)
-        for kind in options.kinds:
-            url, made = f"http://127.0.0.1:{port}/v1/{kind}", bodies(folder, kind, options.requests)
-            asyncio.run(closed_loop(url, made[: 2 * options.clients], options.clients))  # warm-up
-            before = resident_mb(port)
-            took, seconds, statuses = asyncio.run(closed_loop(url, made, options.clients))
-            percentiles = statistics.quantiles(seconds, n=100)
-            result[kind] = {
-                "requests_per_s": len(seconds) / took,
-                "p50_ms": 1000 * percentiles[49],
-                "p99_ms": 1000 * percentiles[98],
-                "statuses": dict(statuses),
-                "memory_growth_mb": resident_mb(port) - before,
-            }
+        yield port
         process.terminate()
+
+
+def measure(options: argparse.Namespace, kind: str, ports: dict[int, int]) -> dict[int, dict[str, Any]]:
+    """Size of batches → figures; the servers take turns, so that all see the same load of the machine."""
+    made = bodies(options.model, kind, options.requests)
+    took, seconds, statuses, before = (
+        Counter[int](),
+        {size: [] for size in ports},
+        {size: Counter() for size in ports},
+        {},
+    )
+    for size, port in ports.items():
+        url = f"http://127.0.0.1:{port}/v1/"
+        asyncio.run(closed_loop(url, bodies(options.model, kind, 2 * options.clients, seed=1), options.clients))
+        before[size] = resident_mb(port)
+    step = -(-len(made) // options.rounds)
+    for start in range(0, len(made), step):
+        for size, port in ports.items():
+            own = closed_loop(f"http://127.0.0.1:{port}/v1/", made[start : start + step], options.clients)
+            own_took, own_seconds, own_statuses = asyncio.run(own)
+            took[size] += own_took
+            seconds[size] += own_seconds
+            statuses[size] += own_statuses
+    result = {}
+    for size, port in ports.items():
+        percentiles = statistics.quantiles(seconds[size], n=100)
+        result[size] = {
+            "requests_per_s": len(seconds[size]) / took[size],
+            "p50_ms": 1000 * percentiles[49],
+            "p99_ms": 1000 * percentiles[98],
+            "statuses": dict(statuses[size]),
+            "memory_growth_mb": resident_mb(port) - before[size],
+        }
     return result
 
 
@@ -106,24 +135,33 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=640, help="of each kind")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 16], help="first: to compare with")
-    parser.add_argument("--kinds", nargs="+", default=["recommend", "search", "suggest", "rank"])
+    parser.add_argument("--rounds", type=int, default=4, help="in which the servers take turns")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 32], help="first: to compare with")
+    parser.add_argument("--kinds", nargs="+", default=[*KINDS, MIXED])
     parser.add_argument("--output", type=Path, help="JSON file of the figures")
     options = parser.parse_args()
-    measured = {size: measure(options.model, options, size) for size in options.batch_sizes}
-    alone = measured[options.batch_sizes[0]]
     print(f"{options.clients} clients, {options.requests} requests of each kind")
-    for kind in options.kinds:
-        for size, result in measured.items():
-            own = result[kind]
-            print(
-                f"{kind:<10} batches of {size:>3}: {own['requests_per_s']:7.1f} requests/s "
-                f"({own['requests_per_s'] / alone[kind]['requests_per_s']:.1f} x), p50 {own['p50_ms']:6.0f} ms, "
-                f"p99 {own['p99_ms']:6.0f} ms ({own['p99_ms'] / own['p50_ms']:.1f} x p50), {own['statuses']}, "
-                f"memory {own['memory_growth_mb']:+.1f} MB"
-            )
+    measured: dict[str, dict[int, dict[str, Any]]] = {}
+    with ExitStack() as stack:
+        ports = {size: stack.enter_context(served(options.model, size)) for size in options.batch_sizes}
+        for kind in options.kinds:
+            measured[kind] = measure(options, kind, ports)
+            show(kind, measured[kind])
     if options.output:
         options.output.write_text(json.dumps(measured, indent=2))
+
+
+def show(kind: str, results: dict[int, dict[str, Any]]) -> None:
+    """Print the figures of one kind of request."""
+    alone = next(iter(results.values()))["requests_per_s"]
+    for size, own in results.items():
+        print(
+            f"{kind:<10} batches of {size:>3}: {own['requests_per_s']:7.1f} requests/s "
+            f"({own['requests_per_s'] / alone:.1f} x), p50 {own['p50_ms']:6.0f} ms, "
+            f"p99 {own['p99_ms']:6.0f} ms ({own['p99_ms'] / own['p50_ms']:.1f} x p50), {own['statuses']}, "
+            f"memory {own['memory_growth_mb']:+.1f} MB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

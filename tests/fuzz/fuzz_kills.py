@@ -1,6 +1,7 @@
-"""Kill trainings and saves at random moments, start commands twice, and compare what remains with undisturbed runs.
+"""Kill trainings, saves and bulk answers at random moments, start commands twice, and compare what remains with
+undisturbed runs.
 
-    python tests/fuzz/fuzz_kills.py --kills 50 --double_starts 10 --seed 0
+    python tests/fuzz/fuzz_kills.py --kills 50 --bulk_kills 10 --double_starts 10 --seed 0
 
 A kill is a signal after a random time, or SIGKILL before a random file operation. Every disturbed command is repeated
 until it ends. The table counts, for each class: right; refused with a sentence and exit status 2; traceback; hang;
@@ -144,6 +145,12 @@ class Fuzz:
             each.load_item_encoder()
             each.save_pretrained(folder / f"saved-{number}")
             self.saved.append(contents(folder / f"saved-{number}"))
+        item_ids = pipe.items["item_id"].tolist()
+        rows = [{"user_id": f"u{user}", "history": self.random.choices(item_ids, k=3)} for user in range(400)]
+        (folder / "histories.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        start = time.monotonic()
+        assert Process(lambda: self.answer("answers"), folder / "log").outcome() == RIGHT, (folder / "log").read_text()
+        self.seconds_of_answers, self.answers = time.monotonic() - start, contents(folder / "answers")
 
     def train(self, name: str) -> None:
         """The run that all are compared with."""
@@ -217,6 +224,25 @@ class Fuzz:
             self.count("killed save", WRONG, ("the next save", what))
         shutil.rmtree(folder)
 
+    def answer(self, name: str) -> int:
+        """Bulk answers in 20 parts."""
+        words = [str(self.folder / part) for part in ("saved-0", "histories.jsonl", name)]
+        return cli.main(["recommend", *words, "--part_size=20", "--top_k=3"])
+
+    def kill_answers(self, number: int) -> int:
+        """One to three kills of bulk answers, then the same command until its end; the number of kills."""
+        name, kills = f"answers-{number}", self.random.randint(1, 3)
+        seconds, operations = 1.1 * self.seconds_of_answers, 300
+        done = [self.disturb(lambda: self.answer(name), seconds, operations) for _ in range(kills)]
+        outcome = Process(lambda: self.answer(name), self.folder / "log").outcome()
+        if any(hang for _, hang in done):
+            outcome = HANG
+        elif outcome == RIGHT and contents(self.folder / name) != self.answers:
+            outcome = WRONG
+        self.count("killed answers", TRACEBACK if outcome == REFUSED else outcome, [what for what, _ in done])
+        shutil.rmtree(self.folder / name)
+        return kills
+
     def start_twice(self, number: int) -> None:
         """The same training twice at once: the second is refused or finds it finished, and the result is right."""
         name = f"twice-{number}"
@@ -255,6 +281,7 @@ def main() -> int:
     """Run all cases, print the table; 1 if there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--bulk_kills", type=int, default=10)
     parser.add_argument("--double_starts", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -272,6 +299,11 @@ def main() -> int:
                 else:
                     fuzz.kill_save(number)
                     kills += 1
+            bulk_kills = number = 0
+            while bulk_kills < args.bulk_kills:
+                number += 1
+                bulk_kills += fuzz.kill_answers(number)
+            kills += bulk_kills
         print(f"{kills} kills, {starts} double starts")
     print(f"{'':<20}" + "".join(f"{outcome:>14}" for outcome in OUTCOMES))
     for kind, counts in fuzz.counts.items():

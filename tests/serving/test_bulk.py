@@ -9,23 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
-from pipeline_requests import HISTORIES, QUERIES
+from pipeline_requests import HISTORIES, QUERIES, answers_in
 
 from gensar_hf import GenSARPipeline, InputError
+from gensar_hf.files import ASIDE_MARK
 from gensar_hf.serving import bulk
 from gensar_hf.serving.bulk import BulkAnswers, write_answers
 
 USERS = ["ann", "bob", "cem", "dan"]
-
-
-def answers_in(folder: Path) -> pd.DataFrame:
-    """All parts; the names of the parts must name their rows' place without a gap."""
-    paths = sorted(folder.glob("part-*.parquet"))
-    bounds = [path.stem.split("-")[1:] for path in paths]
-    assert [int(first) for first, _ in bounds] == [0, *(int(end) for _, end in bounds[:-1])]
-    return pd.concat([pq.read_table(path).to_pandas() for path in paths], ignore_index=True)
 
 
 def expected_rows(answers: list[list[dict]], users: list[str]) -> list[tuple]:
@@ -118,7 +110,8 @@ def test_a_stopped_run_continues_and_another_run_is_refused(events_pipe: GenSARP
 
     with pytest.raises(KeyboardInterrupt):
         write_answers(Stopped(events_pipe, top_k=2), path, folder, part_size=1)
-    (folder / ".events-left").mkdir()  # as after a kill
+    (folder / ".events-left").mkdir()  # as after kills
+    (folder / f".part-0000000002-0000000003.parquet{ASIDE_MARK}1234").touch()
     before = {part: part.stat().st_mtime_ns for part in folder.glob("part-*")}
     assert len(before) == 2
     write_answers(BulkAnswers(events_pipe, top_k=2), path, folder, part_size=1)
