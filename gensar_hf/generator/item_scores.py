@@ -62,8 +62,10 @@ def encode_requests(
         return EncodedRequests(PromptContext.of_prompts(model, tokens[:, :-1], mask[:, :-1]), tokens[:, -1:], behavior)
     encoder_inputs = dict(inputs)
     starts, event_ids = encoder_inputs.pop("decoder_input_ids"), inputs.get("event_ids")
-    mask = inputs["attention_mask"].bool() if event_ids is None else event_positions(event_ids)
     states = model.encoder(**encoder_inputs).last_hidden_state
+    mask = inputs["attention_mask"].bool()
+    if event_ids is not None:
+        mask = event_positions(event_ids, states.shape[1])
     return EncodedRequests(EncoderContext(model, states, mask, starts[:, 0]), starts[:, 1:], behavior, text_scores)
 
 
