@@ -81,7 +81,7 @@ MAX_SCORED_ITEMS = 100_000  # where more items are wanted than a search has beam
 RANKING_METHODS = ("exact", "beam_search")
 # What the requests of one forward pass may take together, about half a gigabyte each.
 _MAX_PAIRS = 1 << 21  # of beams, since each beam may see all others
-_MAX_SCORES = 1 << 23  # of all items
+_MAX_SCORES = 1 << 25  # of all items; a search has five each, by channels and their sums
 _MAX_ROWS = 1 << 10  # beams of suggested queries
 _MAX_LOGITS = 1 << 26  # of these beams
 
@@ -485,6 +485,7 @@ class GenSARPipeline:
         on_unknown: str = "raise",
         catalogue: Catalogue | None = None,
         parts: Sequence[str] = (),
+        is_normalized: bool = True,
     ) -> np.ndarray:
         """Exact scores of given items, without a search: for ranking and for evaluation.
 
@@ -495,11 +496,13 @@ class GenSARPipeline:
             on_unknown: as for `recommend`.
             catalogue: that the rows belong to; default: the current one.
             parts: of the scores, see `score_parts`; default: all.
+            is_normalized: False: the scores of a request may all differ from those of `recommend` by one number, which
+                saves scoring the whole catalogue where only few items are ranked.
 
         Returns:
             `(num_requests, num_candidates)` scores as in `recommend`, padded with -inf.
         """
-        score = partial(exact_scores, only=parts)
+        score = partial(exact_scores, only=parts, is_normalized=is_normalized)
         return self._scores(score, histories, candidates, queries, on_unknown, catalogue)
 
     def _beam_scores(self, *request: Any) -> np.ndarray:
@@ -518,7 +521,7 @@ class GenSARPipeline:
         catalogue = catalogue or self.tokenizer.catalogue
         longest = candidates.shape[1] if isinstance(candidates, np.ndarray) else max(map(len, candidates), default=0)
         scores = np.full((len(histories), longest), -np.inf, dtype=np.float32)
-        for chunk in self._request_chunks(len(histories)):
+        for chunk in self._request_chunks(len(histories), is_search=queries is not None):
             chunk_queries = None if queries is None else [queries[row] for row in chunk]
             chunk_histories: list[Any] = [histories[row] for row in chunk]
             encoded = self._encode(chunk_histories, chunk_queries, catalogue, on_unknown)
@@ -652,7 +655,7 @@ class GenSARPipeline:
         denied = catalogue.filters(exclude, len(histories), on_unknown, "exclude")
         histories, num_beams = [as_events(history) for history in histories], max(self.num_beams, top_k)
         answers = []
-        for rows in self._request_chunks(len(histories), num_beams):
+        for rows in self._request_chunks(len(histories), num_beams, queries is not None):
             chunk = [histories[row] for row in rows]
             chunk_queries = None if queries is None else [queries[row] for row in rows]
             encoded = self._encode(chunk, chunk_queries, catalogue, on_unknown)
@@ -672,29 +675,42 @@ class GenSARPipeline:
         return answers
 
     def found_items(
-        self, histories: Sequence[EventArrays], queries: Sequence[str] | None, parts: Sequence[str] = ()
+        self,
+        histories: Sequence[EventArrays],
+        queries: Sequence[str] | None,
+        parts: Sequence[str] = (),
+        num_beams: int | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """What a search or recommendation proposes and how it scores, for evaluation; arguments as in `score_items`.
+
+        Args:
+            histories: one per request.
+            queries: one per request, or None.
+            parts: of the scores.
+            num_beams: default: the pipeline's.
 
         Returns:
             for each request rows of the identifier table and their scores, best first, about `num_beams` to three
             times as many.
         """
         found = []
-        for rows in self._request_chunks(len(histories)):
+        for rows in self._request_chunks(len(histories), num_beams, queries is not None):
             chunk: list[Any] = [histories[row] for row in rows]
             chunk_queries = None if queries is None else [queries[row] for row in rows]
             encoded = self._encode(chunk, chunk_queries, self.tokenizer.catalogue, "raise")
-            found += best_items(encoded, self.tokenizer.catalogue, self.num_beams, only=parts)
+            found += best_items(encoded, self.tokenizer.catalogue, num_beams or self.num_beams, only=parts)
         return found
 
-    def _request_chunks(self, num_requests: int, num_beams: int | None = None) -> Iterator[Sequence[int]]:
+    def _request_chunks(
+        self, num_requests: int, num_beams: int | None = None, is_search: bool = False
+    ) -> Iterator[Sequence[int]]:
         """Requests that are answered together: at most `batch_size`, fewer where beams or items would fill the memory.
 
         `num_beams`: default: the pipeline's.
         """
-        beams, num_items = min(num_beams or self.num_beams, MAX_BEAMS), self.tokenizer.identifiers.num_items
-        size = min(self.batch_size, _MAX_PAIRS // beams**2, _MAX_SCORES // num_items)
+        beams = min(num_beams or self.num_beams, MAX_BEAMS)
+        num_scores = self.tokenizer.identifiers.num_items * (5 if is_search else 1)
+        size = min(self.batch_size, _MAX_PAIRS // beams**2, _MAX_SCORES // num_scores)
         return chunks(range(num_requests), max(1, size))
 
     def _encode(

@@ -9,6 +9,9 @@ import pandas as pd
 
 from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.evaluation.bm25_index import BM25Index
+from gensar_hf.item_embeddings import row_chunks
+
+_BLOCK_QUERIES = 16  # whose scores of all items are held at a time
 
 
 class QueryScorer(ABC):
@@ -25,7 +28,12 @@ class QueryScorer(ABC):
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """Score of each candidate, `(num_requests, num_candidates)`; each distinct query is scored once."""
         query_codes, queries = pd.factorize(np.asarray(requests.query_texts, dtype=object))
-        return self.score_items(list(queries))[query_codes[:, None], candidates]
+        scores = np.zeros(candidates.shape)
+        for block in row_chunks(len(queries), _BLOCK_QUERIES):
+            by_query = np.asarray(self.score_items(list(queries[block])))
+            rows = np.flatnonzero((query_codes >= block.start) & (query_codes < block.stop))
+            scores[rows] = by_query[query_codes[rows, None] - block.start, candidates[rows]]
+        return scores
 
 
 @dataclass

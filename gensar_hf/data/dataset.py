@@ -50,7 +50,8 @@ class InteractionDataset:
     """Two tables, validated: a catalogue and what users clicked and typed.
 
     Args:
-        items: path (.parquet, .csv, .tsv, .jsonl, .json), DataFrame or `datasets.Dataset`; one row per item.
+        items: path, folder, pattern or URL of .parquet, .csv, .tsv, .jsonl or .json files (see `read_table`),
+            DataFrame or `datasets.Dataset`; one row per item.
         interactions: the same kinds; one row per click or search. Columns other than `user_id`, `item_id`,
             `timestamp` (or `order`: a number that grows with time, for data without times; `timestamp` wins) and
             `query` are dropped.

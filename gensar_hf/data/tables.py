@@ -7,9 +7,11 @@ memory.
 from __future__ import annotations
 
 import difflib
+import glob
 import json
 import os
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -29,6 +31,7 @@ TableSource: TypeAlias = "str | os.PathLike[str] | pd.DataFrame | Any"  # Any: a
 
 _PARSER_COMPLAINT = 250  # characters of a parser's message that are shown
 _LARGEST_INTEGER = 10**1000  # more digits are damage, and Python refuses to print more than 4,300
+_STREAM_ROWS = 65_536  # of a streamed dataset that are read at a time
 _LONGEST_NUMBER = 300  # characters; pandas cannot make a float of more digits
 # Times of one column are in one unit: seconds, milli-, micro- or nanoseconds of 1973 and later begin at these numbers.
 _UNITS = np.array([1e8, 1e11, 1e14, 1e17])
@@ -42,11 +45,16 @@ def shown_value(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A table and its name in messages; `first_row` is the number of rows before a piece of a longer table."""
+    """A table and its name in messages.
+
+    `first_row` is the number of rows before a piece of a longer table; `parts` are the names and numbers of rows of the
+    files that a table was read from, if these are several.
+    """
 
     name: str
     frame: pd.DataFrame
     first_row: int = 0
+    parts: Sequence[tuple[str, int]] = ()
 
     def complain(self, column: str, rows: np.ndarray, problem: str, remedy: str, value: Any = None) -> InputError:
         """The error for a column with bad `rows` (positions from 0), of which it shows the first.
@@ -56,8 +64,14 @@ class Table:
         first = int(rows[0])
         value = self.frame[column].iloc[first] if value is None else value
         others = f" Bad rows in this column: {len(rows):,}." if len(rows) > 1 else ""
+        name, row = self.name, self.first_row + first + 1
+        for part, num_rows in self.parts:
+            name = part
+            if row <= num_rows:
+                break
+            row -= num_rows
         return InputError(
-            f"{self.name}, row {self.first_row + first + 1}, column {column}: {shown_value(value)} {problem}; {remedy} "
+            f"{name}, row {row}, column {column}: {shown_value(value)} {problem}; {remedy} "
             f"(rows are counted from 1, without the header).{others}"
         )
 
@@ -91,19 +105,22 @@ def read_table(source: TableSource, role: str) -> Table:
     CSV and TSV values are read as text, so that an id like `007` and a title like `NA` stay as they are.
 
     Args:
-        source: path of a .parquet, .csv, .tsv, .jsonl or .json file (UTF-8; .json holds a list of records), a
-            DataFrame, or a `datasets.Dataset`.
+        source: path of a .parquet, .csv, .tsv, .jsonl or .json file (UTF-8; .json holds a list of records); a folder
+            of such files of one kind, or a pattern such as `log/2024-*.parquet`, which are read one after the other in
+            the order of their names; the same as a URL of any file system that `fsspec` knows, such as `hf://` and
+            `s3://`; a DataFrame; or a `datasets.Dataset`, streamed ones included.
         role: `items` or `interactions`; the name in messages of a table without a file.
 
     Raises:
-        InputError: the file is missing, damaged or in another format, or the table has no rows.
+        InputError: a file is missing, damaged or in another format, the parts have different columns, or the table has
+            no rows.
     """
     if isinstance(source, pd.DataFrame):
         table = Table(f"the {role} table", source.reset_index(drop=True))
     elif hasattr(source, "to_pandas") and hasattr(source, "column_names"):
-        table = Table(f"the {role} dataset", source.to_pandas())
+        table = Table(f"the {role} dataset", _frame_of_dataset(source))
     elif isinstance(source, str | os.PathLike):
-        table = Table(Path(source).name, _read_file(Path(source), role))
+        table = _read_path(os.fspath(source), role)
     else:
         raise InputError(
             f"The {role} are a {type(source).__name__}; pass a path, a pandas DataFrame or one datasets.Dataset (of a "
@@ -123,6 +140,81 @@ def read_table(source: TableSource, role: str) -> Table:
             except (pa.ArrowException, UnicodeError):
                 raise InputError(f"{table.name}, column {name}: text that is not UTF-8; write it again.") from None
     return table
+
+
+def _frame_of_dataset(dataset: Any) -> pd.DataFrame:
+    """A `datasets.Dataset` or a stream (`IterableDataset`) as a table."""
+    if hasattr(dataset, "num_rows"):
+        return dataset.to_pandas()
+    pieces = [pa.table(piece) for piece in dataset.with_format("arrow").iter(batch_size=_STREAM_ROWS)]
+    return pa.concat_tables(pieces, promote_options="permissive").to_pandas() if pieces else pd.DataFrame()
+
+
+def _read_path(path: str, role: str) -> Table:
+    """A file, a folder or a pattern, in the local file system or in another one."""
+    if "://" in path:
+        with tempfile.TemporaryDirectory() as folder:
+            return _read_parts(path, _fetched(path, Path(folder), role), role)
+    if os.path.isdir(path):  # False for a name that is too long, which pathlib refuses
+        names = (found.relative_to(path) for found in Path(path).rglob("*") if found.is_file())
+        # Spark and others write `_SUCCESS` and hidden checksums beside the parts.
+        visible = [name for name in names if not any(part.startswith((".", "_")) for part in name.parts)]
+        return _read_parts(path, {name.as_posix(): Path(path) / name for name in sorted(visible)}, role)
+    if glob.has_magic(path) and not os.path.exists(path):
+        found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
+        return _read_parts(path, {Path(name).name if "**" not in path else name: Path(name) for name in found}, role)
+    return Table(Path(path).name, _read_file(Path(path), role))
+
+
+def _fetched(url: str, folder: Path, role: str) -> dict[str, Path]:
+    """Copy the files of a URL into a folder: name → copy."""
+    import fsspec
+
+    try:
+        system, root = fsspec.core.url_to_fs(url)
+        if system.isdir(root):
+            found = system.find(root)
+        else:
+            found = system.glob(root) if glob.has_magic(root) else [root] if system.exists(root) else []
+        copies = {}
+        for number, name in enumerate(sorted(found)):
+            relative = name.removeprefix(root).lstrip("/") or Path(name).name
+            if not any(part.startswith((".", "_")) for part in Path(relative).parts):
+                copies[relative] = folder / f"{number:06d}{Path(name).suffix}"
+                system.get_file(name, str(copies[relative]))
+    except (ImportError, ValueError, OSError) as error:
+        raise InputError(
+            f"{url} cannot be read ({str(error)[:_PARSER_COMPLAINT]}); correct the address of the {role}, or install "
+            "what reads it."
+        ) from error
+    return copies
+
+
+def _read_parts(path: str, files: dict[str, Path], role: str) -> Table:
+    """The rows of several files of one kind and with the same columns; `files`: name in messages → file."""
+    if not files:
+        raise InputError(f"{path} does not exist or holds no files; pass the path of the {role}.")
+    kinds = {Path(name).suffix.lower() for name in files}
+    if len(kinds) > 1:
+        raise InputError(f"{path} holds files of several kinds ({', '.join(sorted(kinds))}); leave one kind there.")
+    frames: dict[str, pd.DataFrame] = {}
+    for name, file in files.items():
+        try:
+            frames[name] = _read_file(file, role)
+        except InputError as error:  # of a copy, which has another name
+            raise InputError(str(error).replace(str(file), name).replace(file.name, name)) from error
+        first = next(iter(frames))
+        if different := set(frames[name].columns) ^ set(frames[first].columns):
+            raise InputError(
+                f"{path}: only one of {first} and {name} has the column {min(map(str, different))!r}; give parts of "
+                "one table."
+            )
+    if len(frames) == 1:
+        ((name, frame),) = frames.items()
+        return Table(Path(name).name, frame)
+    sizes = [(name, len(frame)) for name, frame in frames.items()]
+    frame = pd.concat([frame for frame in frames.values() if len(frame)] or [*frames.values()], ignore_index=True)
+    return Table(f"{Path(path).name} ({len(frames)} files)", frame, parts=sizes)
 
 
 def _read_file(path: Path, role: str) -> pd.DataFrame:

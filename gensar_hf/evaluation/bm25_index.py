@@ -41,14 +41,34 @@ class BM25Index:
         index.
         """
         items = np.full((len(queries), top_n), -1, dtype=np.int64)
-        for row, query in enumerate(queries):
-            (scores,) = self.scores([query])
-            floor = np.partition(scores, -top_n)[-top_n] if 0 < top_n < len(scores) else -np.inf
-            contenders = np.flatnonzero((scores > 0) & (scores >= floor))  # with all ties of the last one
+        if self._index is None or not len(queries):
+            return items
+        scores = np.zeros(self.num_items, dtype=np.float32)  # one for all queries, cleared where a query has written
+        for row, words in enumerate(_words(queries)):
+            postings = [self._postings(word_id) for word_id in self._index.get_tokens_ids(words)]
+            if not postings:
+                continue
+            for places, values in postings:  # in the order in which `bm25s` adds them up
+                scores[places] += values
+            places = np.concatenate([own for own, _ in postings])
+            found = scores[places]
+            scores[places] = 0
+            # An item stands here once for each word, so that the last of these is not above the last of the best.
+            last = top_n * len(postings)
+            floor = np.partition(found, -last)[-last] if 0 < last < len(found) else -np.inf
+            is_contender = (found > 0) & (found >= floor)  # with all ties of the last one
+            contenders, first = np.unique(places[is_contender], return_index=True)
+            found = found[is_contender][first]
             positions = contenders if tie_order is None else tie_order[contenders]
-            best = contenders[np.lexsort((positions, -scores[contenders]))][:top_n]
+            best = contenders[np.lexsort((positions, -found))][:top_n]
             items[row, : len(best)] = best
         return items
+
+    def _postings(self, word_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """The items that hold a word, and what it adds to their scores."""
+        matrix = self._index.scores
+        own = slice(matrix["indptr"][word_id], matrix["indptr"][word_id + 1])
+        return matrix["indices"][own], matrix["data"][own]
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:

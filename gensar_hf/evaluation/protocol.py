@@ -35,7 +35,8 @@ METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.parquet"
 FULL_RANKING_DIR = "full_ranking"
 
-_CHUNK_SIZE = 256  # requests per call of a scorer; a full ranking holds `_CHUNK_SIZE * num_items` scores
+_CHUNK_SIZE = 256  # requests per call of a scorer
+_CHUNK_SCORES = 1 << 24  # of all items that a full ranking holds at a time
 
 
 @dataclass
@@ -332,8 +333,9 @@ def target_ranks(
     """
     num_items, ranks = requests.events.num_items, [np.zeros(0, dtype=np.int64)]
     tie_draws = np.random.default_rng(seed).random(len(requests))  # drawn at once: the same for every chunk size
-    for start in tqdm(range(0, len(requests), _CHUNK_SIZE), desc=scorer.name, leave=False, delay=2):
-        rows = np.arange(start, min(start + _CHUNK_SIZE, len(requests)))
+    size = _CHUNK_SIZE if sets is not None else max(1, min(_CHUNK_SIZE, _CHUNK_SCORES // num_items))
+    for start in tqdm(range(0, len(requests), size), desc=scorer.name, leave=False, delay=2):
+        rows = np.arange(start, min(start + size, len(requests)))
         chunk = requests.subset(rows)
         candidates = (
             np.broadcast_to(np.arange(num_items), (len(rows), num_items)) if sets is None else sets.candidates[rows]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from gensar_hf.data import Behavior
@@ -20,9 +21,12 @@ from gensar_hf.decoding.tree_decoder import DecodingContext, EncoderContext, Pro
 from gensar_hf.generator.catalogue import Catalogue, ItemFilter
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration, event_positions
 from gensar_hf.generator.text_matching import CHANNELS
+from gensar_hf.item_embeddings import row_chunks
 
 MAX_BEAMS = 1024  # the memory of a search grows with the square of its beams; beyond, all items are scored
 _NO_ROWS = np.zeros(0, dtype=np.int64)
+_BLOCK_LOGITS, _BLOCK_ITEMS = 1 << 18, 1 << 10  # made at a time, so that they stay in the processor's cache; at least
+_GROUP = 64  # neighboring items of which only the best is looked at first
 
 
 class EncodedRequests(NamedTuple):
@@ -62,8 +66,10 @@ def encode_requests(
         return EncodedRequests(PromptContext.of_prompts(model, tokens[:, :-1], mask[:, :-1]), tokens[:, -1:], behavior)
     encoder_inputs = dict(inputs)
     starts, event_ids = encoder_inputs.pop("decoder_input_ids"), inputs.get("event_ids")
-    mask = inputs["attention_mask"].bool() if event_ids is None else event_positions(event_ids)
     states = model.encoder(**encoder_inputs).last_hidden_state
+    mask = inputs["attention_mask"].bool()
+    if event_ids is not None:
+        mask = event_positions(event_ids, states.shape[1])
     return EncodedRequests(EncoderContext(model, states, mask, starts[:, 0]), starts[:, 1:], behavior, text_scores)
 
 
@@ -76,6 +82,8 @@ def score_parts(
     catalogue: Catalogue,
     by_item: "ItemScores | None" = None,
     only: Collection[str] = (),
+    is_normalized: bool = True,
+    by_identifier: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> dict[str, np.ndarray]:
     """The parts of the items' scores, each weighted; a score is their sum.
 
@@ -83,8 +91,11 @@ def score_parts(
         requests: of `encode_requests`.
         rows: for each request an array of rows of the identifier table.
         catalogue: the items.
-        by_item: `item_scores` of the requests, if they are known already.
+        by_item: `ItemScores` of the requests, if they have been made already.
         only: the parts that are wanted, also those that weigh nothing in the model's scores; default: all that do.
+        is_normalized: False: leave out of the part `"vector"` what is the same for all items of a request, for which
+            the whole catalogue has to be scored.
+        by_identifier: for each request rows of items whose identifiers have been scored already, and these scores.
 
     Returns:
         part → `(batch_size, most rows)`, padded with -inf. `"identifier"`: log-probability of the item's identifier,
@@ -94,35 +105,59 @@ def score_parts(
     """
     identifier_weight, item_weight = _weights(requests, only)
     if by_item is None and item_weight:
-        by_item = item_scores(requests, catalogue)
+        by_item = ItemScores(requests, catalogue)
     scored, counts = zip(*[_with_neighbors(items, catalogue) for items in rows], strict=True)
     parts: dict[str, np.ndarray] = {}
     borrowed: np.ndarray = np.zeros((len(rows), max(map(len, scored), default=0)), dtype=np.float32)
     if identifier_weight:
-        sequences = [catalogue.item_token_ids[requests.behavior][items] for items in scored]
-        found = score_candidates(requests.context, sequences).cpu().numpy()
-        borrowed = identifier_weight * np.where(np.isneginf(found), 0, found)  # padding, which is set below
+        borrowed = identifier_weight * _identifier_scores(requests, scored, catalogue, by_identifier)
         parts["identifier"] = _merged(borrowed, counts)
     if by_item is not None and (not only or "vector" in only):
         # An added item has the mean probability of its neighbors, of which the identifier has its share already.
-        joint = borrowed + item_weight * _of_rows(by_item.trained, scored)
+        joint = borrowed + item_weight * by_item.by_vector(_padded(scored), is_normalized)
         with np.errstate(invalid="ignore"):  # of the padding, which is filled below
             parts["vector"] = _merged(joint, counts) - parts.get("identifier", 0.0)
-    for name, values in by_item.text.items() if by_item is not None else ():
-        if not only or name in only:
-            parts[name] = item_weight * _of_rows(values, rows)
+    if by_item is not None and by_item.text_weights is not None:
+        for name, values in zip(CHANNELS, by_item.by_text(_padded(rows)), strict=True):
+            if not only or name in only:
+                with np.errstate(invalid="ignore"):  # of weights that are not finite, which are refused later
+                    parts[name] = item_weight * values
     for part in parts.values():
         for request, items in enumerate(rows):
             part[request, len(items) :] = -np.inf
     return parts
 
 
-def _of_rows(values: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
-    """`(batch_size, most rows)` of `(batch_size, num_items)`, padded with 0."""
-    chosen = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.float32)
+def _identifier_scores(
+    requests: EncodedRequests,
+    rows: Sequence[np.ndarray],
+    catalogue: Catalogue,
+    known: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
+) -> np.ndarray:
+    """`(batch_size, most rows)` log-probabilities of the items' identifiers, padded with 0.
+
+    `known`: `by_identifier` of `score_parts`; only the other items are decoded.
+    """
+    known = known or [(_NO_ROWS, np.zeros(0, dtype=np.float32))] * len(rows)
+    is_new = [np.isin(items, own, invert=True) for items, (own, _) in zip(rows, known, strict=True)]
+    token_ids = catalogue.item_token_ids[requests.behavior]
+    sequences = [token_ids[items[new]] for items, new in zip(rows, is_new, strict=True)]
+    decoded = score_candidates(requests.context, sequences).cpu().numpy()
+    scores = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.float32)
+    for request, (items, new, (own, own_scores)) in enumerate(zip(rows, is_new, known, strict=True)):
+        order = np.argsort(own)
+        places = order[np.searchsorted(own, items[~new], sorter=order)]
+        scores[request, : len(items)][new] = decoded[request, : int(new.sum())]
+        scores[request, : len(items)][~new] = own_scores[places]
+    return scores
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """`(batch_size, most rows)` int64, padded with row 0."""
+    padded = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.int64)
     for request, items in enumerate(rows):
-        chosen[request, : len(items)] = values[request, items]
-    return chosen
+        padded[request, : len(items)] = items
+    return padded
 
 
 def _merged(scores: np.ndarray, counts: Sequence[np.ndarray]) -> np.ndarray:
@@ -146,9 +181,11 @@ def exact_scores(
     catalogue: Catalogue,
     by_item: "ItemScores | None" = None,
     only: Collection[str] = (),
+    is_normalized: bool = True,
+    by_identifier: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> np.ndarray:
     """`(batch_size, most rows)` scores of items, padded with -inf: the sum of `score_parts`, or of some of them."""
-    values = score_parts(requests, rows, catalogue, by_item, only)
+    values = score_parts(requests, rows, catalogue, by_item, only, is_normalized, by_identifier)
     if not values:
         raise ValueError(f"The model's scores have none of the parts {', '.join(only)}.")
     scores = np.sum(list(values.values()), axis=0)
@@ -216,8 +253,8 @@ def best_items(
     filters = filters or [None] * len(requests.context)
     is_open = [_is_open(table.available, *own) for own in zip(filters, excluded, strict=True)]
     identifier_weight, item_weight = _weights(requests, only)
-    by_item = item_scores(requests, catalogue) if item_weight else None
-    proposals = [_NO_ROWS] * len(requests.context)
+    by_item = ItemScores(requests, catalogue) if item_weight else None
+    proposals, by_identifier = [_NO_ROWS] * len(requests.context), None
     scores_all = num_beams > MAX_BEAMS
     if scores_all:
         proposals = [np.flatnonzero(own) for own in is_open]
@@ -230,19 +267,18 @@ def best_items(
             search = TrieBeamSearch(catalogue.trie, denied, allowed)
             num_beams = min(2 * num_beams, MAX_BEAMS) if len(table.neighbors) else num_beams
         beams = search.search(requests.context, requests.behavior_tokens, num_beams)
+        values_and_scores = zip(beams.values.cpu().numpy(), beams.scores.cpu().numpy(), strict=True)
+        by_identifier = [(values[values >= 0], scores[values >= 0]) for values, scores in values_and_scores]
         found = [
-            _with_added_items(values[values >= 0], scores[values >= 0], catalogue, own)
-            for values, scores, own in zip(beams.values.cpu().numpy(), beams.scores.cpu().numpy(), is_open, strict=True)
+            _with_added_items(*own, catalogue, own_open) for own, own_open in zip(by_identifier, is_open, strict=True)
         ]
         if by_item is None:
             return found
         proposals = [rows for rows, _ in found]
     if by_item is not None and not scores_all:
-        proposals = [
-            np.union1d(rows, by_item.best(request, num_beams, own, only))
-            for request, (rows, own) in enumerate(zip(proposals, is_open, strict=True))
-        ]
-    scores = exact_scores(requests, proposals, catalogue, by_item, only)
+        by_vector = by_item.best(num_beams, is_open, only)
+        proposals = [np.union1d(rows, best) for rows, best in zip(proposals, by_vector, strict=True)]
+    scores = exact_scores(requests, proposals, catalogue, by_item, only, by_identifier=by_identifier)
     ranked = []
     for rows, request_scores in zip(proposals, scores, strict=True):
         order = np.argsort(-request_scores[: len(rows)], kind="stable")
@@ -259,57 +295,173 @@ def _is_open(available: np.ndarray, own_filter: ItemFilter | None, excluded: np.
     return is_open
 
 
-class ItemScores(NamedTuple):
-    """Scores of all items for some requests, by their vectors and texts; their sum is a log-probability.
+class ItemScores:
+    """Scores of items for some requests, by their vectors and texts.
+
+    Their sum is the logarithm of the item's probability among all items that training knew.
+
+    Args:
+        requests: of `encode_requests`, by a model with item vectors.
+        catalogue: the items.
 
     Attributes:
-        trained: `(batch_size, num_vectors)`.
-        all: `(batch_size, num_items)`; an added item has the mean probability of its neighbors.
-        text: channel → `(batch_size, num_items)`; without text matching there is none.
+        text_weights: `(batch_size, 3)` of the channels; None without text matching.
     """
 
-    trained: np.ndarray
-    all: np.ndarray
-    text: dict[str, np.ndarray]
+    @torch.inference_mode()
+    def __init__(self, requests: EncodedRequests, catalogue: Catalogue) -> None:
+        context: Any = requests.context
+        encoder = context.model.encoder
+        last = context.mask.sum(dim=1) - 1  # positions are filled from the left
+        states = context.states[torch.arange(len(last), device=last.device), last]
+        of_both_kinds = encoder.items.request(states).unflatten(1, (2, -1))
+        self._requests = of_both_kinds[:, int(requests.behavior is Behavior.SEARCHED_ITEM)]
+        self._vectors, self._biases = encoder.items.table.weight, encoder.items.bias
+        self._table = catalogue.identifiers
+        self.text_weights: torch.Tensor | None = None
+        if encoder.text is not None and requests.text_scores is not None:
+            self._texts = torch.from_numpy(requests.text_scores).to(states.device)
+            # The weights are made from the items that training knew, as in training.
+            known = self._texts[:, :, : len(self._vectors)].to(states.dtype)
+            self.text_weights = encoder.text.weights(states, known).float()
+        self._log_normalizers: torch.Tensor | None = None
 
-    def best(self, request: int, number: int, is_open: np.ndarray, only: Collection[str] = ()) -> np.ndarray:
-        """The best open items of a request by vector and text together, and by either alone, `number` each.
+    @torch.inference_mode()
+    def by_vector(self, rows: np.ndarray, is_normalized: bool = True) -> np.ndarray:
+        """The part of the items' vectors.
 
-        `is_open`: `(num_items,)` bool. `only` as in `score_parts`.
+        Args:
+            rows: `(batch_size, num_rows)` of the identifier table, of items with vectors.
+            is_normalized: False: without what is the same for all items of a request.
+
+        Returns:
+            `(batch_size, num_rows)` float32.
         """
-        texts = [values[request] for name, values in self.text.items() if not only or name in only]
-        rankings = [self.all[request]] if not only or "vector" in only else []
-        rankings += [np.sum(texts, axis=0)] if texts else []
-        rankings += [rankings[0] + rankings[1]] if len(rankings) > 1 else []
-        rows = np.flatnonzero(is_open)
-        number = min(number, len(rows))
-        best = [rows[np.argpartition(-ranking[rows], number - 1)[:number]] for ranking in rankings]
-        return np.unique(np.concatenate(best))
+        places = torch.from_numpy(rows).to(self._vectors.device)
+        if len(self._vectors) <= _BLOCK_ITEMS or 4 * rows.shape[1] > len(self._vectors):
+            values = self._logits(is_normalized).gather(1, places)
+        else:
+            values = torch.empty(rows.shape, dtype=torch.float32, device=places.device)
+            for chunk in row_chunks(rows.shape[1]):
+                own = places[:, chunk]
+                # Not a matrix product, whose last bits depend on the number of rows.
+                products = (self._requests[:, None] * F.embedding(own, self._vectors)).sum(dim=-1)
+                values[:, chunk] = (products + self._biases[own]).float()
+            if is_normalized and self._log_normalizers is None:
+                self._normalize(None)
+        if is_normalized:
+            values = values - self._log_normalizers[:, None]  # type: ignore[index]  # set above
+        return values.cpu().numpy()
+
+    @torch.inference_mode()
+    def by_text(self, rows: np.ndarray) -> np.ndarray:
+        """The parts of the channels, `(3, batch_size, num_rows)` float32; `rows` as in `by_vector`."""
+        if self.text_weights is None:
+            raise ValueError("The requests have no queries, or the model does not match texts.")
+        places = torch.from_numpy(rows).to(self._texts.device)[:, None].expand(-1, len(CHANNELS), -1)
+        return (self.text_weights[:, :, None] * self._texts.gather(2, places)).transpose(0, 1).cpu().numpy()
+
+    @torch.inference_mode()
+    def best(self, number: int, is_open: Sequence[np.ndarray], only: Collection[str] = ()) -> list[np.ndarray]:
+        """The best open items of each request by vector and text together, and by either alone, `number` each.
+
+        Of equal items those come first that come first in the catalogue.
+
+        Args:
+            number: of items.
+            is_open: for each request `(num_items,)` bool.
+            only: as in `score_parts`.
+
+        Returns:
+            for each request distinct rows of the identifier table, in any order.
+        """
+        rankings = []
+        if not only or "vector" in only:
+            logits = self._logits(is_normalized=True)
+            if len(neighbors := self._table.neighbors):
+                borrowed = logits[:, torch.from_numpy(neighbors).to(logits.device)].logsumexp(dim=-1)
+                borrowed -= math.log(neighbors.shape[1])
+                logits = torch.cat([logits[:, : self._table.num_trained], borrowed], dim=1)
+            rankings.append(logits)
+        if self.text_weights is not None and any(not only or name in only for name in CHANNELS):
+            rankings.append(self._text(only))
+            rankings += [rankings[0] + rankings[1]] if len(rankings) > 1 else []
+        for request, own in enumerate(is_open):
+            if not own.all():
+                is_closed = torch.from_numpy(~own).to(self._vectors.device)
+                for ranking in rankings:
+                    ranking[request].masked_fill_(is_closed, -torch.inf)
+        found = [_best_columns(ranking, number) for ranking in rankings]
+        return [np.unique(np.concatenate(own)) for own in zip(*found, strict=True)]
+
+    def _text(self, only: Collection[str] = ()) -> torch.Tensor:
+        """`(batch_size, num_items)`: the weighted sum of the channels, or of some."""
+        counts = torch.tensor([not only or name in only for name in CHANNELS], device=self._texts.device)
+        return torch.bmm((self.text_weights * counts)[:, None], self._texts)[:, 0]  # type: ignore[operator]
+
+    def _logits(self, is_normalized: bool) -> torch.Tensor:
+        """`(batch_size, num_vectors)` float32; with `is_normalized` the normalizers are made in the same pass."""
+        logits = torch.empty(
+            (len(self._requests), len(self._vectors)), dtype=torch.float32, device=self._vectors.device
+        )
+        if is_normalized:
+            self._normalize(logits)
+        else:
+            for rows in self._blocks():
+                logits[:, rows] = self._block(rows)
+        return logits
+
+    def _normalize(self, kept: torch.Tensor | None) -> None:
+        """Make the logarithms of the sums of all items' exponentials, block by block.
+
+        `kept`: `(batch_size, num_vectors)`, which the logits by vector are written to.
+        """
+        texts = None if self.text_weights is None else self._text()
+        maxima, sums = [], []
+        for rows in self._blocks():
+            logits = self._block(rows)
+            if kept is not None:
+                kept[:, rows] = logits
+            if texts is not None:
+                logits = logits + texts[:, rows]
+            maxima.append(logits.amax(dim=1, keepdim=True))
+            sums.append((logits - maxima[-1]).exp_().sum(dim=1, keepdim=True))
+        self._log_normalizers = (torch.cat(maxima, dim=1) + torch.cat(sums, dim=1).log()).logsumexp(dim=1)
+
+    def _blocks(self) -> list[slice]:
+        size = max(_BLOCK_ITEMS, _BLOCK_LOGITS // max(1, len(self._requests)))
+        starts = range(0, len(self._vectors), size)
+        return [slice(start, min(start + size, len(self._vectors))) for start in starts]
+
+    def _block(self, rows: slice) -> torch.Tensor:
+        return F.linear(self._requests, self._vectors[rows], self._biases[rows]).float()
 
 
-@torch.inference_mode()
-def item_scores(requests: EncodedRequests, catalogue: Catalogue) -> ItemScores:
-    """Scores of all items by their vectors and texts, of a model with item vectors."""
-    context: Any = requests.context
-    encoder = context.model.encoder
-    last = context.mask.sum(dim=1) - 1  # positions are filled from the left
-    states = context.states[torch.arange(len(last), device=last.device), last]
-    is_searched = torch.full_like(last, requests.behavior is Behavior.SEARCHED_ITEM)
-    logits = encoder.items.logits(states, is_searched).float()
-    texts, table, total = dict[str, np.ndarray](), catalogue.identifiers, logits
-    if encoder.text is not None and requests.text_scores is not None:
-        # The weights are made from the items that training knew, as in training.
-        known = torch.from_numpy(requests.text_scores[:, :, : logits.shape[1]]).to(states)
-        weights = encoder.text.weights(states, known).float()
-        total = logits + torch.bmm(weights[:, None], known.float())[:, 0]
-        by_channel = weights.cpu().numpy()[:, :, None] * requests.text_scores
-        texts = {name: by_channel[:, place] for place, name in enumerate(CHANNELS)}
-    trained = (logits - total.logsumexp(dim=1, keepdim=True)).cpu().numpy()
-    every = trained
-    if len(table.neighbors):
-        borrowed = mean_probability(trained[:, table.neighbors])
-        every = np.concatenate([trained[:, : table.num_trained], borrowed], axis=1)
-    return ItemScores(trained, every, texts)
+def _best_columns(scores: torch.Tensor, number: int) -> list[np.ndarray]:
+    """For each row of `(num_rows, num_columns)` scores the `number` best columns that are not -inf, in any order.
+
+    Of equal columns the first ones are taken. A whole row is read once, for the best of each group of columns: the best
+    columns are in the best groups.
+    """
+    num_columns = scores.shape[1]
+    columns = torch.arange(num_columns, device=scores.device).expand(len(scores), -1)
+    num_groups = num_columns // _GROUP
+    if num_groups > 4 * number:
+        grouped = scores[:, : num_groups * _GROUP].unflatten(1, (num_groups, _GROUP))
+        groups = grouped.amax(dim=2).topk(number + 1, sorted=False).indices
+        inside = groups[:, :, None] * _GROUP + torch.arange(_GROUP, device=scores.device)
+        columns = torch.cat([inside.flatten(1), columns[:, num_groups * _GROUP :]], dim=1)
+    best, places = scores.gather(1, columns).topk(min(number + 1, columns.shape[1]))
+    best_columns, values = columns.gather(1, places).cpu().numpy(), best.cpu().numpy()
+    found = []
+    for row, (own, own_values) in enumerate(zip(best_columns, values, strict=True)):
+        chosen = own[:number][own_values[:number] != -np.inf]
+        if len(own) > number and len(chosen) == number and own_values[number - 1] == own_values[number]:
+            better = own[own_values > own_values[number]]
+            equal = torch.nonzero(scores[row] == best[row, number])[:, 0].cpu().numpy()
+            chosen = np.concatenate([better, equal[: number - len(better)]])
+        found.append(chosen)
+    return found
 
 
 # ---- items added after training

@@ -52,6 +52,8 @@ class ItemVectors(nn.Module):
             of an example, and everywhere without the layer.
         """
         is_click = event_items >= 0
+        if starts is None and self.gru is not None and self.gru_projection is not None:
+            return self._click_states_of_rows(event_items, is_click)
         if self.gru is None or self.gru_projection is None or not is_click.any():
             return self.read.weight.new_zeros(*event_items.shape, len(self.read.weight))
         examples, num_clicks = _clicks_so_far(is_click, starts)
@@ -63,6 +65,20 @@ class ItemVectors(nn.Module):
         states = F.pad(states, (0, 0, 1, 0))  # before the first click
         num_clicks = num_clicks.clamp(max=states.shape[1] - 1)  # padding counts the clicks of other examples
         return self.gru_projection(self.dropout(states[examples, num_clicks]))
+
+    def _click_states_of_rows(self, event_items: torch.Tensor, is_click: torch.Tensor) -> torch.Tensor:
+        """`click_states` of rows with one example each, in sizes that do not depend on values."""
+        if self.gru is None or self.gru_projection is None:
+            raise ValueError("The model has no recurrent layer.")
+        num_clicks = is_click.cumsum(dim=1)
+        vectors = self.dropout(self.table(event_items.clamp(min=0))) / ITEM_VECTOR_STD
+        # The clicks move to the left; what is no click goes to one place behind them.
+        places = torch.where(is_click, num_clicks - 1, is_click.shape[1])[:, :, None].expand_as(vectors)
+        histories = vectors.new_zeros(vectors.shape[0], is_click.shape[1] + 1, vectors.shape[2])
+        states, _ = self.gru(histories.scatter(1, places, vectors)[:, :-1])
+        states = F.pad(states, (0, 0, 1, 0))  # before the first click
+        own = states.gather(1, num_clicks[:, :, None].expand_as(vectors))
+        return self.gru_projection(self.dropout(own))
 
     def logits(self, states: torch.Tensor, is_searched: torch.Tensor) -> torch.Tensor:
         """`(num_requests, num_items)` logits of all items.

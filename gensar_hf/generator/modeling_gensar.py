@@ -20,7 +20,9 @@ from gensar_hf.model_folder import CheckedLoading
 IGNORED_LABEL = -100
 
 
-def pool_events(embeddings: torch.Tensor, event_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def pool_events(
+    embeddings: torch.Tensor, event_ids: torch.Tensor, num_positions: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the embeddings of each event's tokens and divide by the square root of their number.
 
     The square root keeps the variance of a sum of independent embeddings at that of one embedding, for queries of any
@@ -29,28 +31,27 @@ def pool_events(embeddings: torch.Tensor, event_ids: torch.Tensor) -> tuple[torc
     Args:
         embeddings: `(batch_size, num_tokens, d_model)`.
         event_ids: `(batch_size, num_tokens)` long, the position that each token belongs to, -1 for padding.
+        num_positions: above all of these.
 
     Returns:
         `(batch_size, num_positions, d_model)` pooled embeddings and `(batch_size, num_positions)` bool, true
         where a position holds an event.
     """
     batch_size, _, d_model = embeddings.shape
-    num_positions = int(event_ids.max()) + 1
     # An extra position in each row collects the padding and is cut off again.
     slots = torch.where(event_ids < 0, num_positions, event_ids)
     slots = slots + torch.arange(batch_size, device=slots.device)[:, None] * (num_positions + 1)
     num_slots = batch_size * (num_positions + 1)
     sums = embeddings.new_zeros(num_slots, d_model).index_add_(0, slots.flatten(), embeddings.flatten(0, 1))
-    counts = torch.bincount(slots.flatten(), minlength=num_slots)
+    counts = slots.new_zeros(num_slots).index_add_(0, slots.flatten(), torch.ones_like(slots).flatten())
     pooled = sums * counts.clamp(min=1).to(sums.dtype).rsqrt()[:, None]
     pooled = pooled.view(batch_size, num_positions + 1, d_model)[:, :-1]
     return pooled, counts.view(batch_size, num_positions + 1)[:, :-1] > 0
 
 
-def event_positions(event_ids: torch.Tensor) -> torch.Tensor:
+def event_positions(event_ids: torch.Tensor, num_positions: int) -> torch.Tensor:
     """`(batch_size, num_positions)` bool: the positions that hold an event (positions are filled from the left)."""
-    num_events = event_ids.amax(dim=1) + 1
-    return torch.arange(int(num_events.max()), device=event_ids.device) < num_events[:, None]
+    return torch.arange(num_positions, device=event_ids.device) <= event_ids.amax(dim=1, keepdim=True)
 
 
 def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -141,8 +142,8 @@ class GenSAREncoder(T5Initialization, T5Stack):
     ) -> BaseModelOutput:
         """Encode, with the arguments of `GenSARForConditionalGeneration.forward`.
 
-        Without `event_ids` it is plain T5, where every token is a position and sees all others. `event_items` are
-        ignored by a model without item vectors.
+        Without `event_ids` it is plain T5, where every token is a position and sees all others. Of `event_items` a
+        model without item vectors reads the number of positions only.
 
         Returns:
             `last_hidden_state` `(batch_size, num_positions, d_model)`.
@@ -153,7 +154,9 @@ class GenSAREncoder(T5Initialization, T5Stack):
             )
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        pooled, is_event = pool_events(inputs_embeds, event_ids)
+        # From a shape where there is one: reading the number would wait for the device.
+        num_positions = int(event_ids.max()) + 1 if event_items is None else event_items.shape[1]
+        pooled, is_event = pool_events(inputs_embeds, event_ids, num_positions)
         if self.event_projection is not None:
             pooled = self.event_projection(pooled)
         if self.items is not None and event_items is not None:
@@ -284,7 +287,7 @@ class GenSARForConditionalGeneration(CheckedLoading, T5Initialization, T5ForCond
                 input_ids, attention_mask, event_ids, event_items, encoder_starts, inputs_embeds, *queries, **kwargs
             )
         hidden_states = encoder_outputs[0]
-        encoder_mask = attention_mask if event_ids is None else event_positions(event_ids)
+        encoder_mask = attention_mask if event_ids is None else event_positions(event_ids, hidden_states.shape[1])
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self._shift_right(labels)
         if decoder_target_ids is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
@@ -104,6 +105,7 @@ class GenSARTrainer(CheckpointedTrainer):
         self._steps_follow_epochs = args.max_steps <= 0
         if train_dataset is not None:
             pipe.tokenizer.catalogue.item_rows(train_dataset.item_ids)  # all are known, or the pipeline stays as it is
+        self._scalars: set[str] = set()  # names of parameters that FSDP has made vectors of
         self._base: AdapterBase | None = None  # with LoRA, the model that the adapter is for
         model: Any = self._prepare_model(args)
         if train_dataset is not None:
@@ -233,6 +235,13 @@ class GenSARTrainer(CheckpointedTrainer):
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._answer_with_trained()
         return output
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer` wraps the model; with FSDP2 the tables that share one weight are one unit."""
+        if self.accelerator.is_fsdp2:
+            self._scalars |= set(flatten_scalars(self.model))
+            group_tied_tables(self.accelerator, self.model)
+        return super()._prepare_for_training(*args, **kwargs)
 
     def _answer_with_trained(self) -> None:
         """Let the pipeline answer with the trainer's model."""
@@ -373,6 +382,8 @@ class GenSARTrainer(CheckpointedTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer` saves; the settings as JSON, not as a pickled file."""
         folder = Path(output_dir or self.args.output_dir or ".")
+        for name in self._scalars & set(state_dict or {}):
+            state_dict[name] = state_dict[name].reshape(())  # type: ignore[index]
         base = self._base
         if base is None:
             super()._save(str(folder), state_dict)
@@ -397,6 +408,39 @@ class GenSARTrainer(CheckpointedTrainer):
         if not name:
             raise InputError("Name the repository: `trainer.push_to_hub('me/films')`, or set `hub_model_id`.")
         return self.pipe.push_to_hub(name, **kwargs)
+
+
+def flatten_scalars(model: Any) -> list[str]:
+    """Make vectors of the parameters that are single numbers, which FSDP2 refuses, in place; returns their names."""
+    scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
+    for name in scalars:
+        owner, _, own_name = name.rpartition(".")
+        parameter = model.get_parameter(name)
+        flat = torch.nn.Parameter(parameter.detach().reshape(1), requires_grad=parameter.requires_grad)
+        setattr(model.get_submodule(owner), own_name, flat)
+    return scalars
+
+
+def group_tied_tables(accelerator: Any, model: Any) -> None:
+    """Make one unit of FSDP2 of all modules that share the table of token embeddings, in place.
+
+    T5 has four of them: its table, those of encoder and decoder, and the head. accelerate 1.15 groups the first and the
+    last only, and torch refuses a parameter in two groups.
+    """
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    weight = model.get_input_embeddings().weight
+    owners = [module for module in model.modules() if any(own is weight for own in module.parameters(recurse=False))]
+    if len(owners) <= 2 or isinstance(owners[0], FSDPModule):
+        return
+    plugin, mesh = accelerator.state.fsdp_plugin, getattr(accelerator, "torch_device_mesh", None)
+    fully_shard(
+        owners,
+        mesh=mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)] if mesh is not None else None,
+        reshard_after_forward=False,  # the decoder reads the table after the encoder
+        mp_policy=plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+        offload_policy=plugin.cpu_offload,
+    )
 
 
 def rows_per_step(args: Any) -> int:

@@ -7,7 +7,8 @@ import torch
 from gensar_hf import GenSARPipeline
 from gensar_hf.data import Behavior, Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
-from gensar_hf.evaluation import CandidateSets, ndcg, rank_of_target
+from gensar_hf.evaluation import CandidateSets, ndcg, protocol, rank_of_target, scorer
+from gensar_hf.evaluation.protocol import target_ranks
 from gensar_hf.evaluation.scorer import SCORE_WEIGHTS, GeneratorScorer, choose_weights, request_history
 
 R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
@@ -116,3 +117,15 @@ def test_weights_are_chosen_for_a_model_with_item_vectors(
     with pytest.raises(ValueError, match="for a model with item vectors"):
         choose_weights(pipelines["events"], tiny_split.test, candidates)
     assert choose_weights(pipelines["vectors"], tiny_split.test, {}) == {}
+
+
+@pytest.mark.parametrize("task", [RECOMMENDATION, SEARCH])
+def test_a_full_ranking_of_many_items_scores_the_best_of_them(
+    task: str, tiny_split: Split, pipe: GenSARPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = tiny_split.test[task]
+    whole = target_ranks(GeneratorScorer(pipe), requests)
+    monkeypatch.setattr(scorer, "_SCORED_ITEMS", 11)
+    monkeypatch.setattr(scorer, "_FULL_RANKING_BEAMS", 12)
+    monkeypatch.setattr(protocol, "_CHUNK_SCORES", 24)  # two requests at a time
+    np.testing.assert_array_equal(target_ranks(GeneratorScorer(pipe), requests), whole)

@@ -22,7 +22,7 @@ def model(generators: dict[str, GenSARForConditionalGeneration]) -> GenSARForCon
 
 def test_pooling_sums_an_event_and_divides_by_the_root_of_its_length() -> None:
     embeddings = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0], [9.0, 9.0]]])
-    pooled, is_event = pool_events(embeddings, torch.tensor([[0, 1, 1, 1, -1]]))
+    pooled, is_event = pool_events(embeddings, torch.tensor([[0, 1, 1, 1, -1]]), 2)
     expected = torch.tensor([[[1.0, 2.0], [15 / 3**0.5, 18 / 3**0.5]]])
     torch.testing.assert_close(pooled, expected)
     assert is_event.tolist() == [[True, True]]
@@ -30,13 +30,13 @@ def test_pooling_sums_an_event_and_divides_by_the_root_of_its_length() -> None:
 
 def test_pooling_leaves_padding_out_in_every_row() -> None:
     embeddings = torch.arange(8.0).view(2, 4, 1)
-    pooled, is_event = pool_events(embeddings, torch.tensor([[0, 1, 2, 2], [0, 0, -1, -1]]))
+    pooled, is_event = pool_events(embeddings, torch.tensor([[0, 1, 2, 2], [0, 0, -1, -1]]), 3)
     torch.testing.assert_close(pooled[:, :, 0], torch.tensor([[0.0, 1.0, 5 / 2**0.5], [9 / 2**0.5, 0.0, 0.0]]))
     assert is_event.tolist() == [[True, True, True], [True, False, False]]
 
 
 def test_event_positions_count_the_events_of_each_row() -> None:
-    assert event_positions(EVENT_IDS).tolist() == [[True] * 4, [True, True, False, False]]
+    assert event_positions(EVENT_IDS, 4).tolist() == [[True] * 4, [True, True, False, False]]
 
 
 def test_the_encoder_has_one_position_for_each_event(model: GenSARForConditionalGeneration) -> None:
