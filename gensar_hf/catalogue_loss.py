@@ -54,7 +54,10 @@ def sample_items(present: torch.Tensor, num_items: int, generator: torch.Generat
         generator: default: torch's global one, whose state a checkpoint holds.
     """
     own = present.flatten().unique()
-    drawn = torch.randint(num_items, (NUM_NEGATIVES,), generator=generator, device=own.device)
+    # One from each of as many parts of the catalogue: less variance than independent draws, and hardly a repetition.
+    shares = torch.rand(NUM_NEGATIVES, generator=generator, device=own.device, dtype=torch.float64)
+    shares = (torch.arange(NUM_NEGATIVES, device=own.device) + shares) / NUM_NEGATIVES
+    drawn = (shares * num_items).long().clamp(max=num_items - 1)
     places = torch.searchsorted(own, drawn).clamp(max=len(own) - 1)
     weight = torch.full((NUM_NEGATIVES,), num_items / NUM_NEGATIVES, device=own.device).log()
     weight = weight.masked_fill(own[places] == drawn, -torch.inf)
@@ -106,6 +109,7 @@ def catalogue_losses(
     bias: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
     present: torch.Tensor | None = None,
+    sparse: bool = False,
 ) -> torch.Tensor:
     """`(num_labels,)` cross entropies of the labels over a catalogue, by the product of states and item vectors.
 
@@ -117,12 +121,13 @@ def catalogue_losses(
         label_smoothing: share of the target that is spread over all items, as in torch.
         present: item indices of the batch besides the labels, such as those of the histories, of any shape; they stand
             for themselves in a sample. Given in training only: without it no items are sampled.
+        sparse: whether the gradient of the table is sparse where items are sampled.
     """
     num_items = len(table) - 1
     if present is not None and len(labels) and is_sampled(num_items):
         sample = sample_items(torch.cat([labels, present.flatten()]), num_items)
         own_bias = None if bias is None else bias[sample.items]
-        logits = F.linear(states, F.embedding(sample.items + 1, table), own_bias)
+        logits = F.linear(states, F.embedding(sample.items + 1, table, sparse=sparse), own_bias)
         return sampled_losses(logits, sample, labels, label_smoothing)
 
     def over_all(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

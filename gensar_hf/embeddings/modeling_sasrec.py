@@ -116,6 +116,7 @@ class SASRecModel(CheckedLoading, PreTrainedModel):  # type: ignore[misc]  # its
             self.item_table.weight,
             label_smoothing=self.config.label_smoothing * self.training,
             present=input_ids[is_labelled] - 1 if self.training else None,
+            sparse=self.item_table.sparse,
         )
         loss_sum = losses.sum()
         num_labels = is_labelled.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch

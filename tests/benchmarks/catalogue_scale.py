@@ -5,9 +5,9 @@
 
 SASRec and the generator train for some steps with the default settings, each size in a process of its own, one thread.
 Printed are the CPU seconds of the start (of the model and its trainer, without the log), the median CPU seconds of a
-step, its ratio to the smallest catalogue, and the peak resident memory of the process. The log is made up: one of 40,000
-users with 400,000 clicks, a half of them after a query, in catalogues of different sizes. Embeddings and identifiers
-are random, since only the costs are measured.
+step, its ratio to the smallest catalogue, and the peak resident memory of the process. The log is made up: 40,000 users
+with 400,000 clicks, a half of them after a query, in catalogues of different sizes. Embeddings and identifiers are
+random, since only the costs are measured.
 """
 
 import argparse
