@@ -9,9 +9,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
 
+from gensar_hf.catalogue_loss import is_sampled
 from gensar_hf.errors import InputError
 from gensar_hf.files import ASIDE_MARK, RECORD_FILE, STAGE_FILE, flush, read_json, recorded_files, write_json
 from gensar_hf.folders import (
@@ -25,19 +27,59 @@ from gensar_hf.folders import (
 
 logger = logging.getLogger(__name__)
 
+_ITEM_TABLES = ("item_table", "table")  # names of the modules
 _NAME = re.compile(r"checkpoint-\d+")
 # What a checkpoint of an earlier version must have, or one that was killed before its files were recorded.
 _NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "*.safetensors")
 
 
+class RowAdamW(torch.optim.AdamW):
+    """AdamW that updates the rows of a sparse gradient alone, as `torch.optim.SparseAdam` does, with weight decay.
+
+    Moments and weights of a row stay as they are in steps that do not read the row, where those of `AdamW` decay.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of all parameters."""
+        sparse = [
+            (group, parameter, parameter.grad)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None and parameter.grad.is_sparse
+        ]
+        for _, parameter, _ in sparse:
+            parameter.grad = None
+        loss = super().step(closure)
+        for group, parameter, gradient in sparse:
+            self._step_rows(group, parameter, gradient.coalesce())
+        return loss
+
+    def _step_rows(self, group: dict[str, Any], parameter: torch.Tensor, gradient: torch.Tensor) -> None:
+        state, (beta1, beta2) = self.state[parameter], group["betas"]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        step, rows, values = float(state["step"]), gradient._indices()[0], gradient._values()
+        mean = state["exp_avg"][rows].lerp_(values, 1 - beta1)
+        square = state["exp_avg_sq"][rows].lerp_(values.square(), 1 - beta2)
+        state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
+        change = (mean / (1 - beta1**step)) / ((square / (1 - beta2**step)).sqrt() + group["eps"])
+        kept = parameter[rows] * (1 - group["lr"] * group["weight_decay"])
+        parameter[rows] = kept - group["lr"] * change
+
+
 class CheckpointedTrainer(Trainer):
     """Records each checkpoint's files, and sums the loss over all steps, those before a resumption included.
 
-    A training that writes checkpoints holds the lock of its `output_dir`.
+    A training that writes checkpoints holds the lock of its `output_dir`. In one process, the item tables of large
+    catalogues have sparse gradients, so that a step updates the rows of its batch alone (`RowAdamW`).
     """
 
     _loss_before = 0.0  # summed over the steps before the resumption
     _num_kept: int | None = None  # `save_total_limit`
+    _has_sparse = False  # gradients
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Trainer.train`; with `True` the newest whole checkpoint is continued.
@@ -83,6 +125,42 @@ class CheckpointedTrainer(Trainer):
         steps, first = self.state.global_step, getattr(self, "_initial_global_step", 0)
         loss = (self._loss_before + output.training_loss * (steps - first)) / max(steps, 1)
         return output._replace(training_loss=loss, metrics={**output.metrics, "train_loss": loss})
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with `RowAdamW` for a model with a table of many items."""
+        settings, model = self.args, self.model
+        is_adamw = str(settings.optim).rpartition(".")[2].lower() in ("adamw_torch", "adamw_torch_fused")
+        if (
+            self.optimizer is None
+            and model is not None
+            and is_adamw
+            and settings.world_size == 1
+            and settings.n_gpu < 2
+        ):
+            for name, module in model.named_modules():
+                is_table = isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _ITEM_TABLES
+                if is_table and is_sampled(module.num_embeddings) and all(p.requires_grad for p in module.parameters()):
+                    module.sparse = self._has_sparse = True
+        return super().create_optimizer(*args, **kwargs)
+
+    def get_optimizer_cls_and_kwargs(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # type: ignore[override]
+        """As in transformers, see `create_optimizer`."""
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(*args, **kwargs)
+        return (RowAdamW, options) if self._has_sparse else (optimizer, options)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if not self._has_sparse:
+            return super()._clip_grad_norm(model)
+        parts = []
+        for parameter in model.parameters():
+            part = parameter
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+                values = parameter.grad._values()  # the gradient's own, which the clipping scales
+                part = torch.nn.Parameter(torch.empty_like(values))
+                part.grad = values
+            parts.append(part)
+        return self.accelerator.clip_grad_norm_(parts, self.args.max_grad_norm)
 
     def _is_last(self, state: TrainerState) -> bool:
         """Whether a checkpoint is that of the last step, after which `Trainer` would take one more."""

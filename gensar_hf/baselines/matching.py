@@ -17,6 +17,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from gensar_hf.baselines.sequential import clicked_items, new_model, train_quietly
+from gensar_hf.catalogue_loss import catalogue_losses
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.data.user_events import Behavior, UserEvents
 from gensar_hf.embeddings import sasrec_training
@@ -122,7 +123,7 @@ class MatchingModel(PreTrainedModel, ABC):
         weights: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> SequenceClassifierOutput:
-        """Score the whole catalogue; with labels, also compute the cross entropy over it.
+        """Score the whole catalogue, or with labels compute the cross entropy over it.
 
         Args:
             user_ids: `(batch_size,)` user index + 1, 0 = no user.
@@ -133,13 +134,13 @@ class MatchingModel(PreTrainedModel, ABC):
             num_items_in_batch: labels in the whole batch, as Trainer counts them; default: the labels of this call.
         """
         vectors = self.dropout(self.request_vectors(user_ids, word_ids, history_ids))
-        logits = F.linear(vectors, self.item_table.weight[1:], self.item_bias)
         if labels is None:
-            return SequenceClassifierOutput(logits=logits)
-        losses = F.cross_entropy(logits, labels, reduction="none")  # (batch_size,)
+            return SequenceClassifierOutput(logits=F.linear(vectors, self.item_table.weight[1:], self.item_bias))
+        clicked = history_ids[history_ids != PADDING] - 1 if self.training else None
+        losses = catalogue_losses(vectors, labels, self.item_table.weight, self.item_bias, present=clicked)
         total = losses.sum() if weights is None else (losses * weights).sum()
         num_labels = len(labels) if num_items_in_batch is None else num_items_in_batch
-        return SequenceClassifierOutput(loss=total / num_labels, logits=logits)
+        return SequenceClassifierOutput(loss=total / num_labels)
 
     def encode_words(self, texts: Sequence[str]) -> np.ndarray:
         """Ids of the first `MAX_WORDS` known words of each text, `(num_texts, longest)` int64, 0 = padding."""

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from gensar_hf.catalogue_loss import catalogue_losses
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.model_folder import CheckedLoading
 
@@ -109,9 +110,15 @@ class SASRecModel(CheckedLoading, PreTrainedModel):  # type: ignore[misc]  # its
             return SASRecOutput(logits=F.linear(hidden, self.item_embeddings()), last_hidden_state=hidden)
         # The catalogue's logits are the largest tensor by far, so only labelled positions get any.
         is_labelled = labels > PADDING
-        logits = F.linear(hidden[is_labelled], self.item_embeddings())  # (num_labels, num_items)
-        smoothing = self.config.label_smoothing * self.training
-        loss_sum = F.cross_entropy(logits, labels[is_labelled] - 1, reduction="sum", label_smoothing=smoothing)
+        losses = catalogue_losses(
+            hidden[is_labelled],
+            labels[is_labelled] - 1,
+            self.item_table.weight,
+            label_smoothing=self.config.label_smoothing * self.training,
+            present=input_ids[is_labelled] - 1 if self.training else None,
+            sparse=self.item_table.sparse,
+        )
+        loss_sum = losses.sum()
         num_labels = is_labelled.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return SASRecOutput(loss=loss_sum / num_labels, last_hidden_state=hidden)
 

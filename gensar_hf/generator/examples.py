@@ -13,9 +13,11 @@ rows, in any order and grouping.
 """
 
 import math
+import zlib
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, chain
 from typing import Any
 
@@ -24,6 +26,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from gensar_hf.catalogue_loss import is_sampled, sample_items
 from gensar_hf.data import Behavior, UserEvents
 from gensar_hf.data.text_queries import TextQueries
 from gensar_hf.errors import InputError
@@ -32,7 +35,8 @@ from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.modeling_gensar import IGNORED_LABEL
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, Task
 from gensar_hf.generator.teacher import TeacherItems
-from gensar_hf.generator.text_matching import TextIndex
+from gensar_hf.generator.text_matching import QueryReading, TextIndex
+from gensar_hf.generator.text_sampling import SampledTexts
 from gensar_hf.generator.tokenization_gensar import (
     NO_EVENT,
     GenSARTokenizer,
@@ -125,7 +129,6 @@ class TrainingExamples:
         item_rows: `(events.num_items,)` row of each item in the identifier table.
         items: `(num_events,)` the same for each event, -1 for a query.
         query_tokens: tokens of the queries in training events, by query.
-        item_text_tokens: words of each row's text (its title if the table has no texts).
         is_target: `(num_events,)` bool, events that may be targets.
         described: `(num_described,)` rows that have a text.
         typed: `(num_typed,)` items of the events that text queries are made for, those that may be targets.
@@ -162,9 +165,8 @@ class TrainingExamples:
         used = np.unique(events.queries[is_train & (events.queries >= 0)])
         texts = [events.query_texts[query] for query in used]
         self.query_tokens = {text: tokenizer.query_tokens(text, self._catalogue) for text in texts}
-        item_texts = table.texts or table.titles or [""] * table.num_items
-        self.item_text_tokens = [tokenizer.text_ids(text) for text in item_texts]
-        self.described = np.flatnonzero([len(tokens) > 0 for tokens in self.item_text_tokens[:num_trained]])
+        self._item_texts = table.texts or table.titles or [""] * table.num_items
+        self.described = np.flatnonzero([bool(text.strip()) for text in self._item_texts[:num_trained]])
         is_typed = [bool(text_queries and text_queries.title(item)) for item in range(events.num_items)]
         typed = np.flatnonzero(np.array(is_typed, dtype=bool) & (self.item_rows < num_trained))
         self.typed = typed[np.argsort(self.item_rows[typed])]  # draws do not depend on the order of the items
@@ -178,9 +180,11 @@ class TrainingExamples:
 
     def _draw_encoded_queries(self, text_queries: TextQueries) -> dict[int, list[str]]:
         """A text encoder takes milliseconds for a query, so that it reads a part of them only, before the training."""
-        rng = np.random.default_rng(0)
-        num_queries = max(1, min(_ENCODED_QUERIES, _MOST_ENCODED_QUERIES // max(1, len(self.typed))))
-        return {item: [text_queries.draw(item, rng) for _ in range(num_queries)] for item in self.typed.tolist()}
+        rng, items = np.random.default_rng(0), self.typed
+        num_queries = max(1, min(_ENCODED_QUERIES, _MOST_ENCODED_QUERIES // max(1, len(items))))
+        if len(items) > _MOST_ENCODED_QUERIES:
+            items = np.sort(rng.choice(items, _MOST_ENCODED_QUERIES, replace=False))
+        return {item: [text_queries.draw(item, rng) for _ in range(num_queries)] for item in items.tolist()}
 
     def _add_vague_queries(self, texts: TextIndex, text_queries: TextQueries) -> None:
         """To each item a query that means it, in words that are not in its text, as in "sled dogs in the snow".
@@ -230,6 +234,10 @@ class TrainingExamples:
         """`(num_table_items,)` target clicks on each row of the identifier table."""
         clicked = self.items[self.is_target & (self.items >= 0)]
         return np.bincount(clicked, minlength=self._catalogue.identifiers.num_items)
+
+    def item_text_tokens(self, item: int) -> np.ndarray:
+        """`(num_tokens,)` words of a row's text, of its title if the table has no texts."""
+        return self.tokenizer.text_ids(self._item_texts[item])
 
     def response(self, event: int, tokens: np.ndarray) -> np.ndarray:
         """What the decoder should answer where an event is next: its tokens, and an end token after a query."""
@@ -465,7 +473,7 @@ class ExampleSampler:
         kind, behavior = (
             ("semantic", Behavior.SEARCHED_ITEM) if rng.random() < 0.5 else ("collaborative", Behavior.RECOMMENDED_ITEM)
         )
-        identifier, text = examples.identifier(item, behavior)[1:], examples.item_text_tokens[item]
+        identifier, text = examples.identifier(item, behavior)[1:], examples.item_text_tokens(item)
         instruction = self._instruction(task, template, kind)
         if task is Task.IDENTIFIER_TO_DESCRIPTION:
             response = np.append(text, examples.tokenizer.eos_token_id)
@@ -618,27 +626,77 @@ class ExampleCollator:
             "decoder_starts": 0, "decoder_ends": 1, "labels": IGNORED_LABEL,
         }  # fmt: skip
         columns = {name: pad_right([row[name] for row in packed], value) for name, value in padding.items()}
-        return {**encoding, **columns, **self._text_inputs(rows)}
+        inputs = {**encoding, **columns}
+        if columns["item_labels"].size and is_sampled(self._num_vectors):
+            return {**inputs, **self._sampled_inputs(rows, columns)}
+        texts = self.tokenizer.catalogue.texts
+        if texts is None:
+            return inputs
+        distinct, queries = _distinct_queries(rows)
+        reading, scores = texts.match(distinct, encode=False)
+        return {**inputs, **self._text_inputs(rows, distinct, queries, reading, scores[:, :, : self._num_vectors])}
 
-    def _text_inputs(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        """What the queries of the rows mean, and how well the texts of all items fit those that a click answers."""
+    @property
+    def _num_vectors(self) -> int:
+        table = self.tokenizer.catalogue.identifiers
+        return table.num_trained + table.num_marked
+
+    def _sampled_inputs(self, rows: Sequence[Row], columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A sample of a large catalogue, and how well the texts of these items fit the queries.
+
+        The items whose texts fit best are in the sample: among a million items the draws would hardly ever meet them,
+        but they take most of the probability.
+        """
+        labels, clicked = columns["item_labels"], columns["event_items"]
+        present = [labels[labels != IGNORED_LABEL], clicked[(clicked >= 0) & (clicked < self._num_vectors)]]
+        texts = self._sampled_texts
+        distinct, queries = _distinct_queries(rows)
+        if texts is not None:
+            present.append(texts.candidates(distinct))
+        # Drawn from what is in the batch, so that a batch has one sample, whichever process draws it.
+        generator = torch.Generator().manual_seed(zlib.crc32(labels.tobytes()))
+        sample = sample_items(torch.from_numpy(np.concatenate(present)), self._num_vectors, generator)
+        inputs: dict[str, np.ndarray] = {
+            "sampled_items": np.tile(sample.items.numpy(), (len(rows), 1)),
+            "sample_log_weights": np.tile(sample.log_weights.numpy(), (len(rows), 1)),
+        }
+        if texts is None:
+            return inputs
+        return {**inputs, **self._text_inputs(rows, distinct, queries, *texts.match(distinct, sample.items.numpy()))}
+
+    @cached_property
+    def _sampled_texts(self) -> SampledTexts | None:
+        texts = self.tokenizer.catalogue.texts
+        return None if texts is None else SampledTexts(texts, self._num_vectors)
+
+    def _text_inputs(
+        self,
+        rows: Sequence[Row],
+        distinct: Sequence[str],
+        queries: Sequence[Sequence[str]],
+        reading: QueryReading,
+        scores: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """What the queries of the rows mean, and how well the texts of the items fit those that a click answers.
+
+        Args:
+            rows: of a batch.
+            distinct: the queries in them.
+            queries: for each row the query at each position, "" for none.
+            reading: of the distinct queries.
+            scores: `(num_distinct, 3, num_items)` of all items, or of a sample.
+        """
         catalogue = self.tokenizer.catalogue
-        if catalogue.texts is None:
-            return {}
-        queries = [[query for example in row for query in _queries_of(example)] for row in rows]
         answered = [[query for example in row for query in _answered_queries(example)] for row in rows]
-        distinct = list(dict.fromkeys(query for row in queries for query in row if query))
-        reading, scores = catalogue.texts.match(distinct, encode=False)
         inputs = query_inputs(queries, lambda _: reading, catalogue)
         place_of = {query: place for place, query in enumerate(distinct)}
         columns = [list(dict.fromkeys(query for query in row if query)) for row in answered]
         num_columns = max(map(len, columns))
         if num_columns == 0:
             return inputs
-        num_vectors = catalogue.identifiers.num_trained + catalogue.identifiers.num_marked
-        text_scores = np.zeros((len(rows), num_columns, scores.shape[1], num_vectors), dtype=np.float32)
+        text_scores = np.zeros((len(rows), num_columns, *scores.shape[1:]), dtype=np.float32)
         for place, row in enumerate(columns):
-            text_scores[place, : len(row)] = scores[[place_of[query] for query in row], :, :num_vectors]
+            text_scores[place, : len(row)] = scores[[place_of[query] for query in row]]
         column_of = [{"": NO_ITEM, **{query: column for column, query in enumerate(row)}} for row in columns]
         item_queries = [
             np.array([column_of[place][query] for query in row], dtype=np.int64) for place, row in enumerate(answered)
@@ -674,6 +732,12 @@ class ExampleCollator:
             "decoder_ends": np.repeat([first + target.end for first, target in targets], lengths),
             "labels": labels,
         }
+
+
+def _distinct_queries(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The queries of some rows, and for each row the query at each position, "" for none."""
+    queries = [[query for example in row for query in _queries_of(example)] for row in rows]
+    return list(dict.fromkeys(query for row in queries for query in row if query)), queries
 
 
 def _queries_of(example: Example) -> list[str]:

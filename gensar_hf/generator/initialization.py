@@ -13,8 +13,10 @@ from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.item_vectors import ITEM_VECTOR_STD, item_vectors_of, share_features
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.item_embeddings import row_chunks
 
 DEFAULT_NUM_BEAMS = 30  # the paper's
+_CHUNK_ROWS = 65_536  # of embeddings in float64 at once
 
 
 def generator_from_scratch(config: GenSARConfig, tokenizer: GenSARTokenizer) -> GenSARForConditionalGeneration:
@@ -171,15 +173,23 @@ def _item_features(item_embeddings: Sequence[np.ndarray], width: int, seed: int)
     The features are the leading principal components of each matrix, an equal share of `width` each, scaled to one
     variance; zeros fill the rest.
     """
-    parts = []
-    for embeddings in item_embeddings:
-        centered = embeddings.astype(np.float64) - embeddings.mean(axis=0)
+    num_items, share = len(item_embeddings[0]), width // len(item_embeddings)
+    # A large catalogue's features are float32: in float64 those of a million items would take gigabytes.
+    features = np.zeros((num_items, width), dtype=np.float64 if num_items <= _CHUNK_ROWS else np.float32)
+    for place, embeddings in enumerate(item_embeddings):
+        mean, chunks = embeddings.mean(axis=0), list(row_chunks(num_items, _CHUNK_ROWS))
         # By the covariance: a catalogue has far more items than embeddings have dimensions.
-        _, axes = np.linalg.eigh(centered.T @ centered)
-        projected = centered @ axes[:, ::-1][:, : width // len(item_embeddings)]
-        parts.append(projected / max(projected.std(), np.finfo(np.float64).tiny))
-    features = np.concatenate(parts, axis=1)
-    features = np.pad(features, ((0, 0), (0, width - features.shape[1])))
+        covariance = np.zeros((embeddings.shape[1], embeddings.shape[1]))
+        for rows in chunks:
+            centered = embeddings[rows].astype(np.float64) - mean
+            covariance += centered.T @ centered
+        _, axes = np.linalg.eigh(covariance)
+        axes = axes[:, ::-1][:, :share]
+        projected = features[:, place * share : place * share + axes.shape[1]]
+        for rows in chunks:
+            projected[rows] = (embeddings[rows].astype(np.float64) - mean) @ axes
+        projected /= max(projected.std(), np.finfo(np.float64).tiny)
     features /= features.std()
     turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))
+    turn = turn.astype(features.dtype)
     return features, turn * ITEM_VECTOR_STD / (features @ turn).std()

@@ -1,11 +1,14 @@
 """Item vectors: one trained vector per item, in addition to its identifiers."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
+from gensar_hf.catalogue_loss import is_sampled
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 
 NO_ITEM = -1
@@ -31,9 +34,26 @@ class ItemVectors(nn.Module):
         self.gru = nn.GRU(config.d_model, config.d_model, batch_first=True) if config.item_recurrence else None
         self.gru_projection = nn.Linear(config.d_model, config.d_model, bias=False) if config.item_recurrence else None
 
+    def look_up(self, rows: torch.Tensor) -> torch.Tensor:
+        """Vectors `(…, d_model)` of items of any shape."""
+        if not (is_sampled(self.table.num_embeddings) and parametrize.is_parametrized(self.table, "weight")):
+            return self.table(rows)
+        # Of a large catalogue the features of some rows are mapped, in place of the whole table.
+        rest, feature_map = self.get_parameter(_REST), self.get_parameter(_MAP)
+        with torch.autocast(rest.device.type, enabled=False):
+            own = F.embedding(rows, rest, sparse=self.table.sparse)
+            return own + F.embedding(rows, _features(self)) @ feature_map
+
+    def scaled_look_up(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Items of any shape → their vectors `(…, d_model)`, of variance 1."""
+        if is_sampled(self.table.num_embeddings):
+            return lambda rows: self.look_up(rows) / ITEM_VECTOR_STD
+        scaled = self.table.weight / ITEM_VECTOR_STD
+        return lambda rows: F.embedding(rows, scaled)
+
     def event_vectors(self, event_items: torch.Tensor) -> torch.Tensor:
         """`(batch_size, num_positions)` items, -1 for none → `(…, d_model)`, to be added to the pooled events."""
-        vectors = self.read(self.dropout(self.table(event_items.clamp(min=0))))
+        vectors = self.read(self.dropout(self.look_up(event_items.clamp(min=0))))
         return vectors * (event_items >= 0)[:, :, None]
 
     def click_states(self, event_items: torch.Tensor, starts: torch.Tensor | None = None) -> torch.Tensor:
@@ -59,7 +79,7 @@ class ItemVectors(nn.Module):
         examples, num_clicks = _clicks_so_far(is_click, starts)
         rows, positions = torch.nonzero(is_click, as_tuple=True)
         owners, order = examples[rows, positions], num_clicks[rows, positions] - 1
-        vectors = self.dropout(self.table(event_items[rows, positions])) / ITEM_VECTOR_STD
+        vectors = self.dropout(self.look_up(event_items[rows, positions])) / ITEM_VECTOR_STD
         histories = vectors.new_zeros(int(owners.max()) + 1, int(order.max()) + 1, vectors.shape[1])
         states, _ = self.gru(histories.index_put((owners, order), vectors))
         states = F.pad(states, (0, 0, 1, 0))  # before the first click
@@ -71,7 +91,7 @@ class ItemVectors(nn.Module):
         if self.gru is None or self.gru_projection is None:
             raise ValueError("The model has no recurrent layer.")
         num_clicks = is_click.cumsum(dim=1)
-        vectors = self.dropout(self.table(event_items.clamp(min=0))) / ITEM_VECTOR_STD
+        vectors = self.dropout(self.look_up(event_items.clamp(min=0))) / ITEM_VECTOR_STD
         # The clicks move to the left; what is no click goes to one place behind them.
         places = torch.where(is_click, num_clicks - 1, is_click.shape[1])[:, :, None].expand_as(vectors)
         histories = vectors.new_zeros(vectors.shape[0], is_click.shape[1] + 1, vectors.shape[2])
@@ -80,14 +100,20 @@ class ItemVectors(nn.Module):
         own = states.gather(1, num_clicks[:, :, None].expand_as(vectors))
         return self.gru_projection(self.dropout(own))
 
-    def logits(self, states: torch.Tensor, is_searched: torch.Tensor) -> torch.Tensor:
-        """`(num_requests, num_items)` logits of all items.
+    def logits(
+        self, states: torch.Tensor, is_searched: torch.Tensor, among: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`(num_requests, num_items)` logits of all items, or of some.
 
-        `states` `(num_requests, d_model)` are those of the encoder at the last position of each request. `is_searched`
-        `(num_requests,)` long is 1 where the click answers a query, 0 where it is a recommendation.
+        Args:
+            states: `(num_requests, d_model)` of the encoder at the last position of each request.
+            is_searched: `(num_requests,)` long, 1 where the click answers a query, 0 where it is a recommendation.
+            among: `(num_items,)` items; default: all.
         """
         requests = self.request(self.dropout(states)).view(len(states), 2, states.shape[1])
         requests = requests[torch.arange(len(states), device=states.device), is_searched]
+        if among is not None:
+            return F.linear(requests, self.look_up(among), self.bias[among])
         return F.linear(requests, self.table.weight, self.bias)
 
 

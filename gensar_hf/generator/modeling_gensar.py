@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 
+from gensar_hf.catalogue_loss import ItemSample, sampled_losses
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.item_vectors import FEATURE_MAP, ITEM_VECTOR_STD, ItemVectors, plain_weights
 from gensar_hf.generator.text_matching import FIRST_SHARPNESS, FIRST_WEIGHT_BIAS, QueryInputs, TextMatching
@@ -172,8 +173,8 @@ class GenSAREncoder(T5Initialization, T5Stack):
             dtype = self.text.query.weight.dtype
             scores = query_match_scores.to(dtype)
             reading = QueryInputs(query_vectors.to(dtype), query_matches, scores, query_match_codes)
-            item_vectors = None if self.items is None else self.items.table.weight / ITEM_VECTOR_STD
-            read, copied = self.text.query_states(reading, item_vectors, self.embed_tokens)
+            look_up = None if self.items is None else self.items.scaled_look_up()
+            read, copied = self.text.query_states(reading, look_up, self.embed_tokens)
             pooled = pooled + read
         allowed = is_event[:, None, :] & _causal(pooled.shape[1], pooled.device)
         if encoder_starts is not None:
@@ -234,6 +235,8 @@ class GenSARForConditionalGeneration(CheckedLoading, T5Initialization, T5ForCond
         item_labels: torch.Tensor | None = None,
         item_queries: torch.Tensor | None = None,
         text_scores: torch.Tensor | None = None,
+        sampled_items: torch.Tensor | None = None,
+        sample_log_weights: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -270,7 +273,10 @@ class GenSARForConditionalGeneration(CheckedLoading, T5Initialization, T5ForCond
                 to the loss; an item weighs as much as one token.
             item_queries: where a click answers a query that is compared with all texts, its column in `text_scores`;
                 -1 elsewhere.
-            text_scores: `(batch_size, num_queries, 3, num_items)` of `TextIndex.scores`.
+            text_scores: `(batch_size, num_queries, 3, num_items)` of `TextIndex.scores`, or of the sampled items.
+            sampled_items: `(batch_size, num_sampled)` long, the items that stand for the catalogue in the cross entropy
+                over all items, the same in each row (`ItemSample`).
+            sample_log_weights: the same shape, see `ItemSample`.
             num_items_in_batch: number of labels in the whole batch over all accumulation steps and processes, by which
                 the summed loss is divided. Default: the number of labels in this call.
             use_cache: keep the decoder's keys and values.
@@ -324,9 +330,12 @@ class GenSARForConditionalGeneration(CheckedLoading, T5Initialization, T5ForCond
             if item_labels is not None and self.encoder.items is not None:
                 if item_positions is None or item_is_searched is None:
                     raise ValueError("`item_labels` needs `item_positions` and `item_is_searched`.")
+                sample = None
+                if sampled_items is not None and sample_log_weights is not None:
+                    sample = ItemSample(sampled_items[0], sample_log_weights[0])
                 loss = loss + item_loss(
                     self.encoder.items, self.encoder.text, hidden_states, item_positions, item_is_searched, item_labels,
-                    num_items_in_batch, item_queries, text_scores,
+                    num_items_in_batch, item_queries, text_scores, sample,
                 )  # fmt: skip
         return Seq2SeqLMOutput(
             loss=loss, logits=logits, cache=decoder_outputs.cache, encoder_last_hidden_state=hidden_states
@@ -372,23 +381,34 @@ def item_loss(
     num_items_in_batch: torch.Tensor | int,
     queries: torch.Tensor | None = None,
     text_scores: torch.Tensor | None = None,
+    sample: ItemSample | None = None,
 ) -> torch.Tensor:
     """Cross entropy of the clicked items over all items, by their vectors and texts, divided like that of the tokens.
 
     `states` `(batch_size, num_positions, d_model)` are those of the encoder; the targets are `item_positions`,
     `item_is_searched`, `item_labels`, `item_queries` and `text_scores` of `GenSARForConditionalGeneration.forward`.
+    `sample`: items that stand for all; default: all.
     """
     rows, columns = torch.nonzero(labels != IGNORED_LABEL, as_tuple=True)
-    request_states = states[rows, positions[rows, columns]]
-    logits = items.logits(request_states, is_searched[rows, columns])
-    if text is not None and queries is not None and text_scores is not None:
-        own_queries = queries[rows, columns]
-        answers_query = own_queries >= 0
-        scores = text_scores[rows[answers_query], own_queries[answers_query]].to(logits.dtype)
-        weights = text.weights(request_states[answers_query], scores)
-        by_text = torch.bmm(weights[:, None], scores)[:, 0]
-        logits = logits.index_put((answers_query.nonzero(as_tuple=True)[0],), by_text, accumulate=True)
-    return summed_cross_entropy(logits, labels[rows, columns], num_items_in_batch)
+    labels = labels[rows, columns]
+    own_queries = labels.new_full(labels.shape, -1) if queries is None else queries[rows, columns]
+
+    def losses(
+        states: torch.Tensor, is_searched: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor, queries: torch.Tensor
+    ) -> torch.Tensor:
+        logits = items.logits(states, is_searched, None if sample is None else sample.items)
+        if text is not None and text_scores is not None:
+            answers_query = queries >= 0
+            scores = text_scores[rows[answers_query], queries[answers_query]].to(logits.dtype)
+            weights = text.weights(states[answers_query], scores)
+            by_text = torch.bmm(weights[:, None], scores)[:, 0]
+            logits = logits.index_put((answers_query.nonzero(as_tuple=True)[0],), by_text, accumulate=True)
+        if sample is not None:
+            return sampled_losses(logits, sample, labels)
+        return nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
+    targets = states[rows, positions[rows, columns]], is_searched[rows, columns], labels, rows, own_queries
+    return losses(*targets).sum() / num_items_in_batch
 
 
 def _stack_config(config: GenSARConfig, is_decoder: bool, num_layers: int) -> GenSARConfig:

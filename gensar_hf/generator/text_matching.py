@@ -139,6 +139,15 @@ class TextIndex:
         """Add queries with embeddings `(dim,)` that no encoder made; those that are remembered already stay."""
         self._remembered = {**embeddings, **self._remembered}
 
+    def is_remembered(self, query: str) -> bool:
+        """Whether a query's embedding is remembered."""
+        return query in self._remembered
+
+    def remembered_vectors(self, queries: Sequence[str]) -> np.ndarray:
+        """`(num_queries, dim)` float32 embeddings of the queries that are remembered, zeros for the others."""
+        unknown = np.zeros(self.dim, dtype=np.float32)
+        return np.array([self._remembered.get(query, unknown) for query in queries], np.float32).reshape(-1, self.dim)
+
     def scores(self, queries: Sequence[str], encode: bool = True) -> np.ndarray:
         """How well every item's text fits every query.
 
@@ -171,9 +180,8 @@ class TextIndex:
         result = np.zeros((len(queries), len(CHANNELS), len(self)), dtype=np.float32)
         if not len(queries):
             return result
-        words, characters = self._lexical
-        result[:, 0] = words(queries)
-        result[:, 1] = characters(queries)
+        for place, channel in enumerate(self.lexical_channels):
+            result[:, place] = channel.scores(queries)
         if self._float_vectors is not None:
             for rows in row_chunks(len(queries), block_size):
                 block = np.zeros((block_size, self.dim), dtype=np.float32)
@@ -218,13 +226,11 @@ class TextIndex:
         return QueryReading(*(np.stack(column) for column in zip(*readings, strict=True)))
 
     def _vectors_of(self, queries: Sequence[str], encode: bool) -> np.ndarray:
-        if encode:
-            return self.encode(queries)
-        unknown = np.zeros(self.dim, dtype=np.float32)
-        return np.array([self._remembered.get(query, unknown) for query in queries]).reshape(-1, self.dim)
+        return self.encode(queries) if encode else self.remembered_vectors(queries)
 
     @cached_property
-    def _lexical(self) -> tuple[Callable[[Sequence[str]], np.ndarray], Callable[[Sequence[str]], np.ndarray]]:
+    def lexical_channels(self) -> "tuple[LexicalChannel, LexicalChannel]":
+        """The comparisons by words and by characters."""
         return _bm25(self.texts), _character_cosines(self.titles)
 
     def with_items(self, titles: Sequence[str], texts: Sequence[str]) -> "TextIndex":
@@ -273,11 +279,26 @@ def _counts(texts: Sequence[str], **options: Any) -> sparse.csr_matrix:
     return vectorizer.transform(texts).tocsr()
 
 
-def _bm25(texts: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
-    """BM25 of all texts for a list of queries, divided by the most that a text could reach.
+class LexicalChannel(NamedTuple):
+    """A comparison of texts by weighted terms, as a sparse product, so that a batch of queries costs milliseconds.
 
-    As in Lucene; here as a sparse product, so that a batch of queries costs a few milliseconds.
+    Attributes:
+        by_term: `(_NUM_FEATURES, num_items)` float32 weights of the items' terms.
+        weigh: queries → `(num_queries, _NUM_FEATURES)` weights of their terms, and `(num_queries, 1)` what the product
+            of both is divided by.
     """
+
+    by_term: sparse.csr_matrix
+    weigh: Callable[[Sequence[str]], tuple[sparse.csr_matrix, np.ndarray]]
+
+    def scores(self, queries: Sequence[str]) -> np.ndarray:
+        """`(num_queries, num_items)` float32."""
+        weights, most = self.weigh(queries)
+        return (weights @ self.by_term).toarray() / most
+
+
+def _bm25(texts: Sequence[str]) -> LexicalChannel:
+    """BM25 of all texts for a list of queries, divided by the most that a text could reach; as in Lucene."""
     options: dict[str, Any] = {"analyzer": "word", "token_pattern": r"(?u)\b\w+\b"}
     counts = _counts(texts, **options)
     frequencies = np.bincount(counts.indices, minlength=_NUM_FEATURES)
@@ -285,18 +306,16 @@ def _bm25(texts: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
     lengths = np.asarray(counts.sum(axis=1)).ravel()
     relative = np.repeat(lengths / max(lengths.mean(), 1e-9), np.diff(counts.indptr))
     counts.data = counts.data / (counts.data + _BM25_K1 * (1 - _BM25_B + _BM25_B * relative)).astype(np.float32)
-    by_term = counts.T.tocsr()
 
-    def scores(queries: Sequence[str]) -> np.ndarray:
+    def weigh(queries: Sequence[str]) -> tuple[sparse.csr_matrix, np.ndarray]:
         wanted = _counts(queries, **options)
         wanted.data = idf[wanted.indices]
-        most = np.asarray(wanted.sum(axis=1))
-        return (wanted @ by_term).toarray() / np.maximum(most, 1e-9)
+        return wanted, np.maximum(np.asarray(wanted.sum(axis=1)), 1e-9)
 
-    return scores
+    return LexicalChannel(counts.T.tocsr(), weigh)
 
 
-def _character_cosines(titles: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
+def _character_cosines(titles: Sequence[str]) -> LexicalChannel:
     """Cosines of a list of queries with all titles, as TF-IDF vectors of n-grams of 2 to 4 characters within words.
 
     A spelling error leaves most n-grams as they are, the more so the shorter they are.
@@ -312,8 +331,10 @@ def _character_cosines(titles: Sequence[str]) -> Callable[[Sequence[str]], np.nd
         matrix.data /= np.repeat(np.maximum(lengths, 1e-9), np.diff(matrix.indptr)).astype(np.float32)
         return matrix
 
-    by_term = weighted(counts).T.tocsr()
-    return lambda queries: (weighted(_counts(queries, **options)) @ by_term).toarray()
+    def weigh(queries: Sequence[str]) -> tuple[sparse.csr_matrix, np.ndarray]:
+        return weighted(_counts(queries, **options)), np.ones((len(queries), 1), dtype=np.float32)
+
+    return LexicalChannel(weighted(counts).T.tocsr(), weigh)
 
 
 # ---- the part of the model
@@ -340,7 +361,7 @@ class TextMatching(nn.Module):
     def query_states(
         self,
         reading: QueryInputs,
-        item_vectors: torch.Tensor | None,
+        look_up: Callable[[torch.Tensor], torch.Tensor] | None,
         embed_tokens: Callable[[torch.Tensor], torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What is added at the positions of queries, to the encoder's input and to its output.
@@ -350,7 +371,7 @@ class TextMatching(nn.Module):
 
         Args:
             reading: the inputs of the encoder.
-            item_vectors: `(num_items, d_model)`, of variance 1; None: the model has none.
+            look_up: items → their vectors `(…, d_model)`, of variance 1; None: the model has none.
             embed_tokens: token ids → `(…, d_model)`.
 
         Returns:
@@ -364,8 +385,8 @@ class TextMatching(nn.Module):
         codes = embed_tokens(reading.codes[is_query]).sum(dim=-2) / reading.codes.shape[-1] ** 0.5
         identifiers = (share[..., None] * codes).sum(dim=-2)
         added = self.query(vectors) + identifiers
-        if self.matched is not None and item_vectors is not None:
-            matched = (share[..., None] * F.embedding(items.clamp(min=0), item_vectors)).sum(dim=-2)
+        if self.matched is not None and look_up is not None:
+            matched = (share[..., None] * look_up(items.clamp(min=0))).sum(dim=-2)
             added = added + self.matched(self.dropout(matched))
         nothing = added.new_zeros(*is_query.shape, added.shape[-1])
         copied = self.identifier_scale * identifiers

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from gensar_hf.checkpoints import CheckpointedTrainer
 from gensar_hf.identifiers.modeling_joint_rqvae import Embeddings, JointRQVAE
 
 logger = logging.getLogger(__name__)
@@ -75,13 +76,14 @@ def train_joint_rqvae(
     Raises:
         InputError: embeddings that cannot be quantized; the message says what is wrong with them.
     """
-    model.fit_standardization(semantic, collaborative)
-    if model.config.quantizer == "rq-kmeans" or model.config.initialization == "kmeans":
-        model.initialize_codebooks(semantic, collaborative, training_args.seed)
+    if not resume_from_checkpoint:  # which has both
+        model.fit_standardization(semantic, collaborative)
+        if model.config.quantizer == "rq-kmeans" or model.config.initialization == "kmeans":
+            model.initialize_codebooks(semantic, collaborative, training_args.seed)
     if model.config.quantizer == "rq-kmeans":
         return
     semantic, collaborative = (torch.as_tensor(table, dtype=torch.float32) for table in (semantic, collaborative))
-    trainer = Trainer(
+    trainer = CheckpointedTrainer(
         model=model,
         args=training_args,
         train_dataset=EmbeddingPairs(semantic, collaborative),

@@ -20,7 +20,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     # MovieLens-100k in under ten minutes on two cores; chosen on its validation clicks.
     "default": {
         "text_encoder": "sentence-transformers/all-MiniLM-L6-v2",
-        "rqvae_epochs": 30,
         "sinkhorn_epsilon": 0.0,
         "history_encoding": "events",
         "max_history_events": 100,
@@ -47,6 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 _FROM_PRESET = "the preset decides"
+_RQVAE_EPOCHS, _MOST_ITEMS_AN_EPOCH = 30, 200_000
 # Fields of the sub-models' configurations that are not settings.
 _FROM_DATA = {"num_items", "text_dim", "vocab_size", "history_encoding", "semantic_dim", "collaborative_dim"}
 
@@ -136,7 +136,11 @@ class GenSARTrainingArguments(TrainingArguments):
     codebook_size: int | None = _setting(None, "K, codes a level; default: 64 below 5,000 items, 256 from there on.")
     num_shared_levels: int = _setting(2, "L_m, levels that both identifiers of an item share.")
     num_specific_levels: int = _setting(2, "L_n, levels of either identifier alone.")
-    rqvae_epochs: float | None = _setting(None, f"passes of the RQ-VAE over the items; {_FROM_PRESET}.")
+    rqvae_epochs: float | None = _setting(
+        None,
+        "passes of the RQ-VAE over the items; default: 500 in the preset 'paper', otherwise 30, or fewer, as many "
+        "steps, beyond 200,000 items.",
+    )
     sinkhorn_epsilon: float | None = _setting(
         None, f"of the balanced assignment on the RQ-VAE's last level, 0: off; {_FROM_PRESET}."
     )
@@ -260,6 +264,12 @@ class GenSARTrainingArguments(TrainingArguments):
                 **(self.rqvae_config or {}),
             },
         )
+
+    def rqvae_passes(self, num_items: int) -> float:
+        """Epochs of the RQ-VAE for a catalogue of `num_items`."""
+        if self.rqvae_epochs is not None:
+            return self.rqvae_epochs
+        return max(1, round(_RQVAE_EPOCHS * min(1, _MOST_ITEMS_AN_EPOCH / num_items)))
 
     def sasrec(self, num_items: int) -> SASRecConfig:
         """SASRec's configuration."""

@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
 from gensar_hf.baselines import BM25, DenseRetrieval, HybridSearch, NextItemScorer, Popularity
@@ -69,7 +70,7 @@ from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.identifier_table import build_identifier_table
 from gensar_hf.identifiers.joint_rqvae_training import train_joint_rqvae
 from gensar_hf.identifiers.modeling_joint_rqvae import JointRQVAE
-from gensar_hf.item_embeddings import load_item_embeddings, save_item_embeddings
+from gensar_hf.item_embeddings import load_item_embeddings, row_chunks, save_item_embeddings
 from gensar_hf.new_items import ItemEncoder
 from gensar_hf.pipeline import GenSARPipeline
 from gensar_hf.training.arguments import GenSARTrainingArguments
@@ -80,6 +81,8 @@ logger = logging.getLogger(__name__)
 
 STAGES = DATA, SEMANTIC, COLLABORATIVE, RQVAE, MODEL = "data", "semantic", "collaborative", "rqvae", "model"
 EMBEDDINGS_FILE = "item_embeddings.safetensors"
+_PART_TEXTS = 16_384  # distinct texts that are encoded between two checkpoints
+_VOCABULARY_TEXTS = 200_000  # that a vocabulary is trained on
 CHECKPOINTS = "checkpoints"
 # Settings of `TrainingArguments` that do not change what comes out of a training.
 _NOT_AN_INPUT = {
@@ -133,15 +136,17 @@ def train(
         the pipeline in `output_dir/model`.
 
     Raises:
-        InputError: the data cannot be trained on, the output folder cannot be written to, is used by another process
-            or holds other files in a stage's place, a model cannot be loaded, or a training diverged.
+        InputError: the data cannot be trained on, the items do not fit into the memory, the output folder cannot be
+            written to, is used by another process or holds other files in a stage's place, a model cannot be loaded, or
+            a training diverged.
     """
     if args.push_to_hub:
         raise InputError(
             "`push_to_hub` would upload the checkpoints of a stage; leave it out, and push the finished model with "
             "`gensar push` or `pipe.push_to_hub`."
         )
-    run_dir = Path(args.output_dir or ".")
+    run_dir, num_items = Path(args.output_dir or "."), len(dataset.item_ids)
+    refuse_too_many_items(num_items, args)
     for path in (args.text_encoder, args.model_name_or_path):
         refuse_input_in_stage(path, run_dir)
     if args.model_name_or_path is not None:
@@ -149,8 +154,8 @@ def train(
     data_dir, embeddings = run_dir / DATA, [run_dir / name / EMBEDDINGS_FILE for name in (SEMANTIC, COLLABORATIVE)]
     items = [data_dir / "items.parquet", data_dir / "dataset.json"]
     encoder_dir = [Path(args.text_encoder)] if args.text_encoder and Path(args.text_encoder).is_dir() else []
-    sasrec = [args.sasrec(len(dataset.item_ids)).to_diff_dict(), args.sasrec_epochs, args.seed, args.bf16, data_dir]
-    rqvae = [args.rqvae(1, 1, len(dataset.item_ids)).to_diff_dict(), args.rqvae_epochs, args.seed, args.bf16]
+    sasrec = [args.sasrec(num_items).to_diff_dict(), args.sasrec_epochs, args.seed, args.bf16, data_dir]
+    rqvae = [args.rqvae(1, 1, num_items).to_diff_dict(), args.rqvae_passes(num_items), args.seed, args.bf16]
     upstream = [data_dir, run_dir / RQVAE, run_dir / SEMANTIC, run_dir / COLLABORATIVE / "model.safetensors"]
     inputs: dict[str, list[Any]] = {
         DATA: dataset_inputs(dataset),
@@ -161,7 +166,7 @@ def train(
     }
     work: dict[str, Work] = {
         DATA: lambda folder, _: save_dataset(dataset, folder),
-        SEMANTIC: lambda folder, _: encode_items(dataset, args, folder),
+        SEMANTIC: lambda folder, aside: encode_items(dataset, args, folder, aside),
         COLLABORATIVE: lambda folder, aside: train_collaborative(dataset, args, folder, aside),
         RQVAE: lambda folder, aside: train_identifiers(dataset, args, embeddings, folder, aside),
         MODEL: lambda folder, aside: train_generator(dataset, args, run_dir, folder, aside, callbacks),
@@ -178,6 +183,34 @@ def train(
         logger.warning("The dataset holds no click out, so there is nothing to evaluate the model on.")
     with damage_reported(run_dir / MODEL):
         return GenSARPipeline.from_pretrained(run_dir / MODEL)
+
+
+def refuse_too_many_items(num_items: int, args: GenSARTrainingArguments) -> None:
+    """Refuse a catalogue whose item vectors cannot be trained in the memory of this machine; a GPU's is not checked.
+
+    Raises:
+        InputError: the larger table, SASRec's or the generator's, needs more with its gradient and both moments.
+    """
+    if not args.use_cpu:
+        return
+    width = int((args.generator_config or {}).get("d_model", GenSARConfig().d_model)) * bool(args.item_vectors)
+    width = max(width, args.sasrec(num_items).hidden_size)
+    needed, available = 4 * 4 * num_items * width, machine_bytes()
+    if needed > available:
+        raise InputError(
+            f"The vectors of {num_items:,} items, {width} wide, need {needed / 2**30:,.1f} GiB in training with their "
+            f"gradients and the optimizer's states, and this machine has {available / 2**30:,.1f} GiB; make `d_model` "
+            "in `generator_config` and `hidden_size` in `sasrec_config` smaller, or leave out rare items "
+            "(`min_interactions`)."
+        )
+
+
+def machine_bytes() -> float:
+    """Memory of this machine; infinity where the system does not tell."""
+    names = getattr(os, "sysconf_names", {})
+    if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(names):
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 # ---- the stages
@@ -209,14 +242,41 @@ def save_dataset(dataset: InteractionDataset, folder: Path) -> dict[str, Any]:
     }
 
 
-def encode_items(dataset: InteractionDataset, args: GenSARTrainingArguments, folder: Path) -> dict[str, Any]:
+def encode_items(
+    dataset: InteractionDataset, args: GenSARTrainingArguments, folder: Path, checkpoints: Path
+) -> dict[str, Any]:
     """Stage `semantic`: the items' texts as embeddings, and the text encoder for new items."""
     texts = dataset.item_texts()
     encoder = TextEncoder.load(args.text_encoder, texts=texts, seed=args.seed)
-    embeddings = encoder.encode(texts)
+    embeddings = encode_in_parts(encoder, texts, checkpoints)
     save_item_embeddings(folder / EMBEDDINGS_FILE, embeddings, dataset.item_ids)
     encoder.save(folder / "text_encoder")
     return {"model": args.text_encoder or "word statistics", "dimensions": embeddings.shape[1]}
+
+
+def encode_in_parts(encoder: TextEncoder, texts: Sequence[str], checkpoints: Path) -> np.ndarray:
+    """`(num_texts, dim)` float32 embeddings; what a killed call has encoded is read from its checkpoints.
+
+    Each distinct text is encoded once. Of more than `_PART_TEXTS` the texts are sorted by length, so that the batches
+    need little padding, and `checkpoint-N` holds the embeddings of the Nth part.
+    """
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) <= _PART_TEXTS:
+        return encoder.encode(texts)
+    distinct.sort(key=len)
+    row_of = {text: row for row, text in enumerate(distinct)}
+    encoded: np.ndarray = np.zeros((0, 0), dtype=np.float32)
+    for number, part in enumerate(tqdm(list(row_chunks(len(distinct), _PART_TEXTS)), desc="parts of the texts")):
+        path = checkpoints / f"checkpoint-{number + 1}" / EMBEDDINGS_FILE
+        try:
+            rows = load_item_embeddings(path, distinct[part])
+        except InputError:  # not encoded yet
+            rows = encoder.encode(distinct[part])
+            save_item_embeddings(path, rows, distinct[part])
+        if not len(encoded):
+            encoded = np.empty((len(distinct), rows.shape[1]), dtype=np.float32)
+        encoded[part] = rows
+    return encoded[[row_of[text] for text in texts]]
 
 
 def train_collaborative(
@@ -260,17 +320,18 @@ def train_identifiers(
     model = JointRQVAE(args.rqvae(semantic.shape[1], collaborative.shape[1], len(item_ids)))
     training = TrainingArguments(
         str(checkpoints),
-        num_train_epochs=args.rqvae_epochs or 0,
+        num_train_epochs=args.rqvae_passes(len(item_ids)),
         per_device_train_batch_size=256 if len(item_ids) < 5000 else 1024,
         learning_rate=1e-3,
         seed=args.seed,
-        save_strategy="no",  # standardization and k-means come before the first step: a killed one starts again
+        save_strategy="steps",
+        save_steps=500,
         logging_strategy="no",
         disable_tqdm=args.disable_tqdm,
         **{**machine_defaults(), "bf16": args.bf16, "use_cpu": args.use_cpu},
     )
     with quiet_trainer():
-        train_joint_rqvae(model, semantic, collaborative, training)
+        train_joint_rqvae(model, semantic, collaborative, training, last_checkpoint(checkpoints))
     check_finite(RQVAE, {}, model)
     table = build_identifier_table(model, semantic, collaborative, item_ids, dataset.titles, texts)
     model.save_pretrained(folder)
@@ -370,6 +431,9 @@ def new_generator(
         events = dataset.events
         used = np.unique(events.queries[training_mask(dataset.split)])
         texts = [*dataset.item_texts(), *(events.query_texts[query] for query in used if query >= 0)]
+        if len(texts) > _VOCABULARY_TEXTS:
+            chosen = np.random.default_rng(args.seed).choice(len(texts), _VOCABULARY_TEXTS, replace=False)
+            texts = [texts[place] for place in np.sort(chosen).tolist()]
         tokenizer = GenSARTokenizer.train_from_texts(texts, table, vocab_size=args.text_vocab_size, **options)
     else:
         text_tokenizer = backbone.text_tokenizer()
@@ -527,7 +591,7 @@ def _run(folder: Path, stage: str, mark: str, work: Work, checkpoints: Path, is_
     start = time.perf_counter()
     with atomic_path(folder, replace_folder=True) as aside:
         aside.mkdir(parents=True, exist_ok=True)
-        if is_distributed:  # the folder is ours
+        if is_distributed or stage == SEMANTIC:  # the folder is ours
             write_json(checkpoints / STAGE_FILE, {"stage": stage, "inputs_fingerprint": mark})
         details = work(aside, checkpoints)
         if is_distributed:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gensar_hf import catalogue_loss
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.sasrec_training import (
@@ -98,7 +99,11 @@ def test_nothing_to_learn_from_is_named(tmp_path):
         train_sasrec(build_model(), [np.array([1]), np.array([], dtype=int)], arguments(tmp_path))
 
 
-def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):
+@pytest.mark.parametrize("exact_items", [100, 0])
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch, exact_items):
+    """Whether the loss is over all items or over a sample of them."""
+    monkeypatch.setattr(catalogue_loss, "EXACT_ITEMS", exact_items)
+    monkeypatch.setattr(catalogue_loss, "NUM_NEGATIVES", 4)
     options = {"save_strategy": "steps", "save_steps": 5}
     whole = build_model(event_dropout=0.1)
     train_sasrec(whole, CIRCLES, arguments(tmp_path / "whole", **options))
@@ -110,6 +115,17 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):
 
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_a_step_on_a_sample_leaves_the_other_items_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue_loss, "EXACT_ITEMS", 0)
+    monkeypatch.setattr(catalogue_loss, "NUM_NEGATIVES", 1)
+    model = build_model()
+    before = model.item_embeddings().detach().clone()
+    train_sasrec(model, [np.array([1, 2])], arguments(tmp_path, max_steps=1, warmup_steps=0))
+    is_moved = (model.item_embeddings() != before).any(dim=1)
+    assert is_moved[[1, 2]].all()
+    assert is_moved.sum() <= 3
 
 
 def test_gradient_accumulation_is_exact(tmp_path):

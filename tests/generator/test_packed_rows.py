@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gensar_hf import catalogue_loss
 from gensar_hf.data import Behavior, Split, UserEvents
+from gensar_hf.data.text_queries import TextQueries
 from gensar_hf.generator.examples import (
     Example,
     ExampleCollator,
@@ -23,7 +25,7 @@ from gensar_hf.generator.examples import (
 )
 from gensar_hf.generator.modeling_gensar import IGNORED_LABEL, GenSARForConditionalGeneration
 from gensar_hf.generator.prompts import Task
-from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
+from gensar_hf.generator.tokenization_gensar import GenSARTokenizer, titles_and_texts
 from gensar_hf.pipeline import GenSARPipeline
 
 POSITION_BUCKETS = {
@@ -428,3 +430,25 @@ def test_an_item_without_text_does_not_break_a_batch(
     with torch.no_grad():
         for index in range(20):
             assert torch.isfinite(generators["events"](**collate([rows[index]])).loss)
+
+
+@pytest.mark.parametrize("kind", ["vectors", "texts"])
+def test_a_sample_of_all_items_gives_the_loss_over_all_items(
+    pipelines: dict[str, GenSARPipeline],
+    kind: str,
+    tiny_events: UserEvents,
+    tiny_split: Split,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, tokenizer = pipelines[kind].model, pipelines[kind].tokenizer
+    titles, _ = titles_and_texts(tokenizer.identifiers)
+    text_queries = TextQueries(titles, {}) if kind == "texts" else None
+    examples = TrainingExamples(tokenizer, tiny_events, tiny_split.train_ends, text_queries=text_queries)
+    rows = list(ExampleRows(ExampleSampler(examples, max_target_tokens=20), num_rows=16))
+    exact = ExampleCollator(tokenizer)(rows)
+    monkeypatch.setattr(catalogue_loss, "EXACT_ITEMS", 0)
+    monkeypatch.setattr(catalogue_loss, "NUM_NEGATIVES", 12)
+    sampled = ExampleCollator(tokenizer)(rows)
+    assert sampled["sampled_items"].shape[1] > 12
+    with torch.no_grad():
+        torch.testing.assert_close(model(**sampled).loss, model(**exact).loss)

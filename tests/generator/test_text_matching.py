@@ -17,6 +17,7 @@ from gensar_hf.errors import InputError
 from gensar_hf.generator import text_matching
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.text_matching import NUM_MATCHES, QueryInputs, TextIndex, TextMatching
+from gensar_hf.generator.text_sampling import SampledTexts
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 
 TITLES = ["Star Wars", "Star Trek", "Toy Story"]
@@ -171,7 +172,7 @@ def no_reading(num_positions: int) -> QueryInputs:
 
 
 def test_a_position_without_a_query_gets_nothing(matching: TextMatching) -> None:
-    for states in matching.query_states(no_reading(2), torch.ones(3, 4), torch.nn.Embedding(5, 4)):
+    for states in matching.query_states(no_reading(2), torch.nn.Embedding(3, 4), torch.nn.Embedding(5, 4)):
         assert states.shape == (1, 2, 4)
         assert (states == 0).all()
 
@@ -188,7 +189,7 @@ def test_matches_are_averaged_by_a_softmax_of_their_fit(matching: TextMatching) 
     first, second = torch.tensor([1.5 + 0.4 + 0.1, 0.3 + 0.3]).softmax(dim=0)
     codes = (embed.weight[1] + first * embed.weight[3] + second * embed.weight[4]) / 2**0.5
     expected = matching.matched(first * vectors[2] + second * vectors[0]) + codes
-    states, copied = matching.query_states(reading, vectors, embed)
+    states, copied = matching.query_states(reading, lambda items: vectors[items], embed)
     torch.testing.assert_close(states[0, 1], expected)
     torch.testing.assert_close(copied[0, 1], 3 * codes)
     assert (states[0, [0, 2]] == 0).all()
@@ -296,3 +297,18 @@ def test_missing_vectors_are_one_sentence(model_dirs: dict[str, Path], tmp_path:
     shutil.copytree(model_dirs["texts"], tmp_path, ignore=leave_out, dirs_exist_ok=True)
     with pytest.raises(InputError, match=r"holds no text_vectors\.safetensors, which its tokenizer needs"):
         GenSARTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_sample_holds_the_items_that_fit_best_and_scores_them_as_the_index_does(index: TextIndex) -> None:
+    queries = ["Star Wars", "toystory", "comedy for", "unknown"]
+    index.remember(queries[:1])
+    sampled = SampledTexts(index, num_items=3)
+    assert 2 in sampled.candidates(["comedy for"])
+    assert sampled.candidates(["toystory", "Star Wars"]).tolist() == [0, 1, 2]
+    assert sampled.candidates([]).tolist() == []
+    reading, scores = sampled.match(queries, np.array([2, 0, 2, 1]))
+    _, expected = index.match(queries, encode=False)
+    np.testing.assert_allclose(scores[:, :, [0, 1, 3]], expected[:, :, [2, 0, 1]], atol=1e-6)
+    assert (scores[:, :, 2] == -1).all()
+    assert reading.items[0, 0] == 0
+    assert sorted(reading.items[2])[-1] == 2

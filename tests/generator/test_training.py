@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 from transformers import Trainer, TrainingArguments
 
+from gensar_hf import catalogue_loss
 from gensar_hf.data import Split, UserEvents
 from gensar_hf.data.text_queries import TextQueries
 from gensar_hf.generator.examples import ExampleCollator, ExampleRows, ExampleSampler, Row, TrainingExamples
@@ -82,10 +83,18 @@ def test_accumulated_steps_equal_one_large_step(
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["vectors", "texts", "causal"])
+@pytest.mark.parametrize(("kind", "exact_items"), [("vectors", 100), ("texts", 100), ("texts", 0), ("causal", 100)])
 def test_training_lowers_the_loss(
-    rows: ExampleRows, model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer, tmp_path: Path
+    rows: ExampleRows,
+    model: GenSARForConditionalGeneration,
+    tokenizer: GenSARTokenizer,
+    tmp_path: Path,
+    exact_items: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Over all items, and over a sample of them."""
+    monkeypatch.setattr(catalogue_loss, "EXACT_ITEMS", exact_items)
+    monkeypatch.setattr(catalogue_loss, "NUM_NEGATIVES", 6)
     trainer = train(
         model, rows, tokenizer, tmp_path, max_steps=20, learning_rate=1e-2, per_device_train_batch_size=8,
         logging_steps=5,
@@ -94,11 +103,18 @@ def test_training_lowers_the_loss(
     assert losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("kind", ["vectors"])
+@pytest.mark.parametrize(("kind", "exact_items"), [("vectors", 100), ("texts", 0)])
 def test_a_resumed_training_reads_the_rows_of_an_uninterrupted_one(
-    rows: ExampleRows, model: GenSARForConditionalGeneration, tokenizer: GenSARTokenizer, tmp_path: Path
+    rows: ExampleRows,
+    model: GenSARForConditionalGeneration,
+    tokenizer: GenSARTokenizer,
+    tmp_path: Path,
+    exact_items: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And ends with the same weights, although a checkpoint holds plain item vectors."""
+    """And ends with the same weights, although a checkpoint holds plain item vectors, and items may be sampled."""
+    monkeypatch.setattr(catalogue_loss, "EXACT_ITEMS", exact_items)
+    monkeypatch.setattr(catalogue_loss, "NUM_NEGATIVES", 6)
     embeddings = [np.random.default_rng(0).normal(size=(12, 6))]
     share_item_features(model, embeddings)
     read = []

@@ -15,9 +15,8 @@ def test_a_run_has_at_most_45_settings_of_our_own():
 
 def test_defaults_are_those_of_the_published_model():
     args = GenSARTrainingArguments("films")
-    assert (args.text_encoder, args.rqvae_epochs, args.sinkhorn_epsilon) == (
-        "sentence-transformers/all-MiniLM-L6-v2", 30, 0.0,
-    )  # fmt: skip
+    assert (args.text_encoder, args.sinkhorn_epsilon) == ("sentence-transformers/all-MiniLM-L6-v2", 0.0)
+    assert [args.rqvae_passes(num_items) for num_items in (1682, 12101, 200_000, 1_000_000)] == [30, 30, 30, 6]
     assert (args.history_encoding, args.max_history_events, args.text_vocab_size) == ("events", 100, 1000)
     assert (args.learning_rate, args.per_device_train_batch_size, args.seed) == (2.5e-3, 16, 42)
     assert args.rqvae(384, 64, num_items=1682).codebook_size == 64
@@ -29,6 +28,7 @@ def test_defaults_are_those_of_the_published_model():
 def test_the_paper_preset_is_gensar_as_published():
     args = GenSARTrainingArguments("films", preset="paper")
     assert args.rqvae(768, 64, num_items=100).codebook_size == 256
+    assert args.rqvae_passes(1_000_000) == 500
     assert (args.history_encoding, args.item_vectors, args.sinkhorn_epsilon) == ("tokens", False, 0.003)
     for name, value in PRESETS["paper"].items():
         assert getattr(args, name) == value

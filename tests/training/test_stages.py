@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from gensar_hf import GenSARPipeline, InputError, InteractionDataset, train
 from gensar_hf.cli import dataset_and_arguments, main
 from gensar_hf.files import fingerprint
+from gensar_hf.training import stages
 from gensar_hf.training.stages import STAGES, run_stage
 
 
@@ -185,6 +186,56 @@ def test_a_killed_training_ends_with_the_same_bytes(tiny_data, tiny_run, run, st
     for name in ("model.safetensors", "identifiers.parquet", "tokenizer.json"):
         assert (run / "model" / name).read_bytes() == (tiny_run / "model" / name).read_bytes()
     assert {path.name for path in run.iterdir()} == set(STAGES)
+
+
+class KilledEncoder:
+    """Embeds a text as its length; raises after some parts, as a killed process ends."""
+
+    def __init__(self, num_parts):
+        self.num_parts, self.read = num_parts, []
+
+    def encode(self, texts):
+        if len(self.read) == self.num_parts:
+            raise KeyboardInterrupt
+        self.read.append(list(texts))
+        return np.array([[len(text), 1] for text in texts], dtype=np.float32)
+
+
+def test_a_killed_text_stage_continues_with_the_parts_that_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "_PART_TEXTS", 2)
+    texts = ["bbb", "a", "bbb", "dddd", "cc", "eeeee"]
+    with pytest.raises(KeyboardInterrupt):
+        stages.encode_in_parts(KilledEncoder(1), texts, tmp_path)
+    encoder = KilledEncoder(9)
+    assert stages.encode_in_parts(encoder, texts, tmp_path)[:, 0].tolist() == [3, 1, 3, 4, 2, 5]
+    assert encoder.read == [["bbb", "dddd"], ["eeeee"]]  # by length, each distinct text once
+
+
+def test_a_killed_rqvae_ends_with_the_same_bytes(tiny_data, tiny_run, run, monkeypatch):
+    shutil.rmtree(run / "rqvae")
+    train_once = stages.train_joint_rqvae
+
+    def killed(*args):
+        args[3].save_steps = 1
+        trained = train_once(*args)
+        if not args[4]:
+            raise KeyboardInterrupt
+        return trained
+
+    monkeypatch.setattr(stages, "train_joint_rqvae", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stages_run(tiny_data, run)
+    assert list((run / "checkpoints").glob("rqvae-*/checkpoint-1"))
+    assert stages_run(tiny_data, run) == ["rqvae"]
+    for name in ("model.safetensors", "identifiers.parquet"):
+        assert (run / "rqvae" / name).read_bytes() == (tiny_run / "rqvae" / name).read_bytes()
+
+
+def test_too_many_items_for_the_memory_are_one_sentence(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "machine_bytes", lambda: 1000)
+    with pytest.raises(InputError, match="30 items, 16 wide, need"):
+        stages_run(tiny_data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_a_kill_has_left_is_removed_or_completed_by_the_next_call(tiny_data, tiny_run, run):
