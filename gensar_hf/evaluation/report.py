@@ -332,18 +332,18 @@ def group_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def cold_start_tables(result: Mapping[str, Any]) -> list[Table]:
-    """For each task of `new_items.json` the systems among candidates, and what a beam search over all items finds."""
+    """Of `new_items.json` the titles, and for each task the systems among candidates and the answers of all items."""
     num_new = result["num_new_items"]
     num_items = result["num_known_items"] + num_new
-    tables = []
+    caption = f"Each of {num_new} new items by its title, without a history, among all {num_items:,} items"
+    titles = result.get("titles", {})
+    tables = [Table(list(titles), [[short_number(value) for value in titles.values()]], caption)] if titles else []
     for task, measured in result["tasks"].items():
         rows = [
             [system, *(_plus_minus(values[metric]) for metric in SHOWN_METRICS)]
             for system, values in measured["systems"].items()
         ]
         note = "± half the width of the 95% bootstrap interval over the new items."
-        if neighbors := measured.get("num_neighbors"):
-            note += f" Borrowed: the mean probability of the {neighbors} known items with the nearest identifiers."
         if measured.get("known_items"):
             known = ", ".join(f"{name} {_plus_minus(measured['known_items'][name])}" for name in SHOWN_METRICS)
             note += f" GenSAR for known items (test clicks, over users): {known}."
@@ -360,7 +360,7 @@ def cold_start_tables(result: Mapping[str, Any]) -> list[Table]:
             f"once. Places: fraction of the results that are new items, which are {num_new / num_items:.1%} of the "
             "catalogue."
         )
-        header = ["Beam search", *(column.replace("@", " @") for column in columns)]
+        header = ["Answers", *(column.replace("@", " @") for column in columns)]
         tables.append(Table(header, rows, f"{task.capitalize()} among all {num_items:,} items", note))
     return tables
 

@@ -232,14 +232,20 @@ def test_group_tables_have_each_group_with_its_difference():
 def test_cold_start_tables_have_candidates_and_the_whole_catalogue():
     reach = {f"{what}@{depth}": 0.5 for what in ("requests", "items", "places") for depth in (10, 100)}
     task = {
-        "protocol": "random-9", "num_requests": 7, "num_items": 2, "num_neighbors": 5,
+        "protocol": "random-9", "num_requests": 7, "num_items": 2,
         "systems": {"GenSAR": system_values(0.5), "Chance": {metric: {"value": 0.1} for metric in METRICS}},
         "known_items": system_values(0.75), "whole_catalogue": {"New": reach},
     }  # fmt: skip
-    ranked, reached = cold_start_tables({"num_known_items": 6, "num_new_items": 2, "tasks": {"search": task}})
+    result = {
+        "num_known_items": 6,
+        "num_new_items": 2,
+        "titles": {"HR@1": 0.5, "HR@10": 1.0},
+        "tasks": {"search": task},
+    }
+    titles, ranked, reached = cold_start_tables(result)
+    assert (titles.header, titles.rows) == (["HR@1", "HR@10"], [[".500", "1.000"]])
     assert ranked.caption.startswith("Search of 2 new items: the target against 9 random items")
     assert [row[1] for row in ranked.rows] == [".500 ± .031", ".100"]
-    assert "of the 5 known items with the nearest identifiers" in ranked.note
     assert "HR@1 .750 ± .031" in ranked.note
     assert reached.rows == [["New", *["50.0%"] * 6]]
     assert "25.0% of the catalogue" in reached.note

@@ -175,6 +175,7 @@ def test_new_items_are_added_and_ranked(script, tables, tmp_path):
     result = json.loads((tmp_path / "results" / "new_items.json").read_text())
     assert (result["num_known_items"], result["num_new_items"]) == (54, 6)
     assert set(result["tasks"]["search"]["systems"]) == {"GenSAR", "BM25"}
+    assert 0 <= result["titles"]["HR@1"] <= result["titles"]["HR@10"] <= 1
 
 
 @pytest.mark.slow

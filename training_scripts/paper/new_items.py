@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from gensar_hf import train
+from gensar_hf import GenSARPipeline, InteractionDataset, train
 from gensar_hf.baselines.bm25 import BM25
 from gensar_hf.cli import dataset_and_arguments, exit_status, read_settings, set_up_logging, training_parser
 from gensar_hf.data.splits import SEARCH
@@ -53,12 +53,22 @@ def main() -> None:
             "known_items": known[task]["systems"]["GenSAR"] if task in known else None,
             "whole_catalogue": {"New items": catalogue_reach(pipe, requests.subset(sample), held_out.item_ids)},
         }
-    result = {"num_known_items": len(kept.items), "num_new_items": len(held_out.items), "tasks": tasks}
+    sizes = {"num_known_items": len(kept.items), "num_new_items": len(held_out.items)}
+    result = {**sizes, "titles": found_by_title(pipe, held_out), "tasks": tasks}
     folder = Path(args.output_dir) / "results"
     with saving(folder) as aside:
         write_json(aside / "new_items.json", result)
         write_markdown(aside / "new_items.md", cold_start_tables(result))
     Console(width=120).print(terminal(cold_start_tables(result)))
+
+
+def found_by_title(pipe: GenSARPipeline, new: InteractionDataset) -> dict[str, float]:
+    """How often a new item is the first, or among the first ten, when its title is searched for."""
+    titles = pipe.items.set_index("item_id").loc[new.item_ids, "title"].tolist()
+    answers = pipe.search(titles, top_k=10)
+    found = [[answer["item_id"] for answer in own] for own in answers]
+    pairs = list(zip(found, new.item_ids, strict=True))
+    return {f"HR@{k}": float(np.mean([item_id in own[:k] for own, item_id in pairs])) for k in (1, 10)}
 
 
 if __name__ == "__main__":
