@@ -22,8 +22,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from gensar_hf.identifiers import IdentifierTable
 
 KINDS, MIXED = ("recommend", "search", "suggest", "rank"), "mixed"
@@ -48,32 +46,45 @@ def bodies(folder: Path, kind: str, number: int, seed: int = 0) -> list[tuple[st
 
 
 async def closed_loop(
-    url: str, requests: list[tuple[str, dict[str, Any]]], clients: int
-) -> tuple[float, list[float], Counter]:
-    """Seconds in all, the seconds of each request, and the statuses."""
+    port: int, requests: list[tuple[str, dict[str, Any]]], clients: int
+) -> tuple[float, list[float], Counter[str]]:
+    """Seconds in all, the seconds of each request, and the statuses.
+
+    The HTTP is written by hand, since a client library takes as much processor time as the server.
+    """
     waiting, seconds, statuses = iter(requests), list[float](), Counter[str]()
 
-    async def client(session: httpx.AsyncClient) -> None:
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for kind, body in waiting:
-            start = time.perf_counter()
-            try:
-                status = str((await session.post(url + kind, json=body)).status_code)
-            except httpx.HTTPError as error:
-                status = type(error).__name__
+            data, start = json.dumps(body).encode(), time.perf_counter()
+            lines = (
+                f"POST /v1/{kind} HTTP/1.1",
+                "Host: x",
+                "Content-Type: application/json",
+                f"Content-Length: {len(data)}",
+            )
+            writer.write("\r\n".join([*lines, "", ""]).encode() + data)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            await reader.readexactly(int(head.partition("content-length: ")[2].split()[0]))
             seconds.append(time.perf_counter() - start)
-            statuses[status] += 1
+            statuses[head.split()[1]] += 1
+        writer.close()
 
-    limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(limits=limits, timeout=600) as session:
-        start = time.perf_counter()
-        await asyncio.gather(*[client(session) for _ in range(clients)])
-        return time.perf_counter() - start, seconds, statuses
+    start = time.perf_counter()
+    await asyncio.gather(*[client() for _ in range(clients)])
+    return time.perf_counter() - start, seconds, statuses
+
+
+def process_metric(port: int, name: str) -> float:
+    """A figure of the server's process, such as its resident bytes."""
+    lines = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"process_{name} "))
 
 
 def resident_mb(port: int) -> float:
     """Memory of the server."""
-    lines = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("process_resident_memory_bytes ")) / 2**20
+    return process_metric(port, "resident_memory_bytes") / 2**20
 
 
 @contextmanager
@@ -98,33 +109,34 @@ def served(folder: Path, batch_size: int) -> Iterator[int]:
 def measure(options: argparse.Namespace, kind: str, ports: dict[int, int]) -> dict[int, dict[str, Any]]:
     """Size of batches → figures; the servers take turns, so that all see the same load of the machine."""
     made = bodies(options.model, kind, options.requests)
-    took, seconds, statuses, before = (
-        Counter[int](),
-        {size: [] for size in ports},
-        {size: Counter() for size in ports},
-        {},
-    )
+    took, cpu_seconds = Counter[int](), Counter[int]()
+    seconds: dict[int, list[float]] = {size: [] for size in ports}
+    statuses: dict[int, Counter[str]] = {size: Counter() for size in ports}
+    memory: dict[int, list[float]] = {size: [] for size in ports}
     for size, port in ports.items():
-        url = f"http://127.0.0.1:{port}/v1/"
-        asyncio.run(closed_loop(url, bodies(options.model, kind, 2 * options.clients, seed=1), options.clients))
-        before[size] = resident_mb(port)
+        asyncio.run(closed_loop(port, bodies(options.model, kind, 2 * options.clients, seed=1), options.clients))
+        memory[size].append(resident_mb(port))
     step = -(-len(made) // options.rounds)
     for start in range(0, len(made), step):
         for size, port in ports.items():
-            own = closed_loop(f"http://127.0.0.1:{port}/v1/", made[start : start + step], options.clients)
+            before = process_metric(port, "cpu_seconds_total")
+            own = closed_loop(port, made[start : start + step], options.clients)
             own_took, own_seconds, own_statuses = asyncio.run(own)
             took[size] += own_took
+            cpu_seconds[size] += process_metric(port, "cpu_seconds_total") - before
             seconds[size] += own_seconds
             statuses[size] += own_statuses
+            memory[size].append(resident_mb(port))
     result = {}
-    for size, port in ports.items():
+    for size in ports:
         percentiles = statistics.quantiles(seconds[size], n=100)
         result[size] = {
             "requests_per_s": len(seconds[size]) / took[size],
             "p50_ms": 1000 * percentiles[49],
             "p99_ms": 1000 * percentiles[98],
             "statuses": dict(statuses[size]),
-            "memory_growth_mb": resident_mb(port) - before[size],
+            "memory_mb": memory[size],  # after the warm-up and each round
+            "cpu_ms": 1000 * cpu_seconds[size] / len(seconds[size]),
         }
     return result
 
@@ -153,13 +165,14 @@ def main() -> None:
 
 def show(kind: str, results: dict[int, dict[str, Any]]) -> None:
     """Print the figures of one kind of request."""
-    alone = next(iter(results.values()))["requests_per_s"]
+    alone = next(iter(results.values()))
     for size, own in results.items():
         print(
             f"{kind:<10} batches of {size:>3}: {own['requests_per_s']:7.1f} requests/s "
-            f"({own['requests_per_s'] / alone:.1f} x), p50 {own['p50_ms']:6.0f} ms, "
-            f"p99 {own['p99_ms']:6.0f} ms ({own['p99_ms'] / own['p50_ms']:.1f} x p50), {own['statuses']}, "
-            f"memory {own['memory_growth_mb']:+.1f} MB",
+            f"({own['requests_per_s'] / alone['requests_per_s']:.1f} x), processor {own['cpu_ms']:.1f} ms a request "
+            f"({alone['cpu_ms'] / own['cpu_ms']:.1f} x), p50 {own['p50_ms']:.0f} ms, p99 {own['p99_ms']:.0f} ms "
+            f"({own['p99_ms'] / own['p50_ms']:.1f} x p50), {own['statuses']}, "
+            f"memory {', '.join(f'{value:.0f}' for value in own['memory_mb'])} MB",
             flush=True,
         )
 
