@@ -26,7 +26,10 @@ class ShardedTrainer(GenSARTrainer):
         super().create_accelerator_and_postprocess()
         state: Any = self.accelerator.state
         state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["T5Block"]
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["T5Block"],
+            state_dict_type="FULL_STATE_DICT",
         )
         state.distributed_type, self.is_fsdp_enabled = DistributedType.FSDP, True
 
