@@ -24,9 +24,21 @@ class ShardedTrainer(GenSARTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         """As in `Trainer`; then FSDP2 of every T5 layer."""
         super().create_accelerator_and_postprocess()
+        self.switch_on()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `Trainer`, which looks at the state that was switched on."""
+        self.switch_on()
+        super().save_model(output_dir, _internal_call)
+
+    def switch_on(self) -> None:
+        """Let accelerate shard, which sees CPUs and would train whole models."""
         state: Any = self.accelerator.state
         state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["T5Block"]
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["T5Block"],
+            state_dict_type="FULL_STATE_DICT",
         )
         state.distributed_type, self.is_fsdp_enabled = DistributedType.FSDP, True
 
