@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo serve test test-slow lint package clean
+.PHONY: demo serve test test-slow fuzz lint package clean
 
 demo: .venv/.demo
 	$(BIN)/python training_scripts/demo.py
@@ -20,6 +20,10 @@ test: .venv/.dev
 
 test-slow: .venv/.dev .venv/.demo
 	$(BIN)/python -m pytest -m slow
+
+# Mutated tables, random calls and requests, hostile folders, kills and double starts: counts by class, an hour or two.
+fuzz: .venv/.dev
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run_all.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

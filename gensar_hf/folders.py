@@ -18,7 +18,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from gensar_hf.errors import InputError
+from gensar_hf.errors import InputError, shown
 from gensar_hf.files import ASIDE_MARK, CARD_FILE, RECORD_FILE, STAGE_FILE, flush, read_json, recorded_files, write_json
 
 logger = logging.getLogger(__name__)
@@ -238,6 +238,7 @@ def saving(
     is_own: bool = False,
     stale: Collection[str] = (),
     names: Collection[str] = (),
+    stage: str | None = None,
 ) -> Iterator[Path]:
     """Write several files of a folder as a whole: all of them appear, or none.
 
@@ -251,6 +252,7 @@ def saving(
         is_own: the folder is known to hold what this package wrote, recorded or not (a model that was loaded from it).
         stale: further files to delete unless this save writes them.
         names: files that will be written; they are checked before the block.
+        stage: of a run, whose folder may be written; those of other stages are refused.
 
     Yields:
         The folder to write into.
@@ -262,7 +264,12 @@ def saving(
     with locked(folder), write_errors_reported(folder):
         finish_saving(folder)
         remove_leftovers(folder)
-        own = recorded_files(folder) or {}
+        own, own_stage = recorded_files(folder) or {}, stage_of(folder)
+        if own_stage not in (None, stage):
+            raise InputError(
+                f"{folder} holds the stage {shown(own_stage)} of a run, whose files would be replaced; name another "
+                "folder."
+            )
         refuse_foreign(folder, names, is_own)
         aside = folder / f".files{ASIDE_MARK}{secrets.token_hex(4)}"
         aside.mkdir()

@@ -761,7 +761,8 @@ def saving_model(folder: str | os.PathLike, replace: bool = True) -> AbstractCon
         is_model = False
     weights = ("model.safetensors", "model.safetensors.index.json")
     stale = (ADAPTER_CONFIG_FILE, ADAPTER_BASE_FILE, ADAPTER_WEIGHTS_FILE, *weights)
-    return saving(folder, replace=replace, is_own=is_model, stale=stale if is_model and replace else ())
+    is_replaced = is_model and replace
+    return saving(folder, replace=replace, is_own=is_model, stale=stale if is_replaced else (), stage="model")
 
 
 def _load_model(

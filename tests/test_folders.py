@@ -207,7 +207,7 @@ def test_stage_records_are_kept_current(tmp_path):
     record = {"stage": "model", "seconds": 1, "files": {"a": "hash"}}
     (tmp_path / "stage.json").write_text(json.dumps(record))
     (tmp_path / "a").write_text("old")
-    save(tmp_path, {"a": "new"})
+    save(tmp_path, {"a": "new"}, stage="model")
     written = json.loads((tmp_path / "stage.json").read_text())
     assert {**written, "files": None} == {**record, "files": None}
     assert len(written["files"]["a"]) == 64

@@ -428,7 +428,8 @@ def _refuse(table: Table, column: str, is_bad: pd.Series, problem: str, remedy: 
 def _choose_text_columns(table: Table, text_columns: Sequence[str] | None) -> tuple[str, ...]:
     if text_columns is None:
         chosen = [column for column in DEFAULT_TEXT_COLUMNS if column in table.frame.columns]
-        passed_over = [name for name in table.frame if name not in (*chosen, "item_id") and _holds_words(table, name)]
+        others = [str(name) for name in table.frame if name not in (*chosen, "item_id")]
+        passed_over = [name for name in others if _holds_words(table, name)]
         if chosen and passed_over:
             logger.warning(
                 "%s: the items' texts are made from %s and not from %s; name all columns that describe an item "

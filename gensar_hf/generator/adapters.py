@@ -233,6 +233,8 @@ def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> "Pef
         if not isinstance(record.get("target_modules"), list | None):
             raise ValueError(f"{ADAPTER_CONFIG_FILE} has a pattern for `target_modules` instead of a list of names")
         weights = load_file(weights_path)
+        if integers := [weight.dtype for weight in weights.values() if not weight.is_floating_point()]:
+            raise ValueError(f"{ADAPTER_WEIGHTS_FILE} holds numbers of type {integers[0]}")
         if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
             raise ValueError(f"{ADAPTER_WEIGHTS_FILE} holds NaN or an infinity")
         # What is built for the adapter is not larger than what its file holds.

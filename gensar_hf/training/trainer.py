@@ -372,6 +372,8 @@ class GenSARTrainer(CheckpointedTrainer):
         if _internal_call:  # a checkpoint
             super().save_model(folder, _internal_call)
             return
+        if self._base is not None and Path(self._base.name).resolve() == Path(folder).resolve():
+            raise InputError(f"{folder} holds the model that the adapter is for; name another folder, beside it.")
         with saving_model(folder) if self.args.should_save else contextlib.nullcontext(folder) as aside:
             super().save_model(str(aside))
             if self.args.should_save:

@@ -231,6 +231,9 @@ def test_damaged_weights_are_refused(make_base: Callable, folder: Path) -> None:
     refuse(make_base(), folder, "is damaged")
     save_file({name: tensor[..., :-1].contiguous() for name, tensor in weights.items()}, path)
     refuse(make_base(), folder, "is damaged")
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name].to(torch.int8)}, path)
+    refuse(make_base(), folder, "holds numbers of type torch.int8")
     save_file(dict(list(weights.items())[1:]), path)
     refuse(make_base(), folder, "does not hold the weights")
 

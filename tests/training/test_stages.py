@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from gensar_hf import GenSARPipeline, InputError, InteractionDataset, train
+from gensar_hf import GenSARPipeline, GenSARTrainer, InputError, InteractionDataset, train
 from gensar_hf.cli import dataset_and_arguments, main
 from gensar_hf.files import fingerprint
 from gensar_hf.training import stages
@@ -303,6 +303,21 @@ def test_files_beside_those_of_a_stage_are_not_deleted_with_it(tiny_data, run):
     assert (run / "checkpoints" / "model-final" / "weights").read_text() == "mine"
 
 
+@pytest.mark.parametrize("stage", ["data", "rqvae", "model"])
+def test_a_save_does_not_replace_a_stage(tiny_pipe, tiny_data, run, stage):
+    before = {path: path.read_bytes() for path in (run / stage).rglob("*") if path.is_file()}
+    adapter = GenSARTrainer(
+        GenSARPipeline.from_pretrained(run / "model"), tiny_runs.arguments(run / "lora", lora_rank=2), tiny_data
+    )
+    saves = [lambda: adapter.save_model(str(run / stage)), lambda: tiny_data.save(run / stage)]
+    if stage != "model":
+        saves.append(lambda: tiny_pipe.save_pretrained(run / stage))
+    for save in saves:
+        with pytest.raises(InputError, match=r"holds the (stage '\w+' of a run|model that the adapter is for)"):
+            save()
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_an_input_inside_the_folder_of_a_stage_is_refused(tiny_data, run):
     with pytest.raises(InputError, match=r"lies in .*model, which the training would replace"):
         stages_run(tiny_data, run, model_name_or_path=str(run / "model"))
@@ -318,7 +333,7 @@ def test_an_output_dir_that_is_a_file_is_refused(tiny_data, tmp_path):
 
 
 def test_a_divergence_before_a_kill_is_refused_after_it(tiny_data, run):
-    changes = {"learning_rate": 1e12, "warmup_steps": 0, "optim": "sgd", "max_grad_norm": 0.0}
+    changes = {"learning_rate": 1e12, "weight_decay": 0.0, "warmup_steps": 0, "optim": "sgd", "max_grad_norm": 0.0}
     with pytest.raises(KeyboardInterrupt):
         stages_run(tiny_data, run, callbacks=[Killed(3)], **changes)
     for _ in range(2):
@@ -329,7 +344,7 @@ def test_a_divergence_before_a_kill_is_refused_after_it(tiny_data, run):
 def test_a_training_that_diverged_is_refused(tiny_data, run):
     before = (run / "model" / "model.safetensors").read_bytes()
     with pytest.raises(InputError, match=r"Stage model diverged: its loss is (nan|inf); lower the learning rate"):
-        stages_run(tiny_data, run, learning_rate=1e12, warmup_steps=0, optim="sgd", max_grad_norm=0.0)
+        stages_run(tiny_data, run, learning_rate=1e12, weight_decay=0.0, warmup_steps=0, optim="sgd", max_grad_norm=0)
     assert (run / "model" / "model.safetensors").read_bytes() == before
 
 
