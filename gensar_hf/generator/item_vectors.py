@@ -36,7 +36,7 @@ class ItemVectors(nn.Module):
 
     def look_up(self, rows: torch.Tensor) -> torch.Tensor:
         """Vectors `(…, d_model)` of items of any shape."""
-        if not (is_sampled(self.table.num_embeddings) and parametrize.is_parametrized(self.table, "weight")):
+        if not (is_sampled(len(self.bias)) and parametrize.is_parametrized(self.table, "weight")):
             return self.table(rows)
         # Of a large catalogue the features of some rows are mapped, in place of the whole table.
         rest, feature_map = self.get_parameter(_REST), self.get_parameter(_MAP)
@@ -46,7 +46,7 @@ class ItemVectors(nn.Module):
 
     def scaled_look_up(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """Items of any shape → their vectors `(…, d_model)`, of variance 1."""
-        if is_sampled(self.table.num_embeddings):
+        if is_sampled(len(self.bias)):
             return lambda rows: self.look_up(rows) / ITEM_VECTOR_STD
         scaled = self.table.weight / ITEM_VECTOR_STD
         return lambda rows: F.embedding(rows, scaled)

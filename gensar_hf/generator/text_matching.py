@@ -97,7 +97,7 @@ class TextIndex:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made again when it is needed, some of which cannot be pickled."""
-        made = ("_lexical", "_float_vectors")
+        made = ("lexical_channels", "_float_vectors")
         state = {name: value for name, value in self.__dict__.items() if name not in made}
         return state | {"_scored": {}, "_known": OrderedDict(), "_read": OrderedDict()}
 

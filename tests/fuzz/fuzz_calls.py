@@ -346,7 +346,8 @@ def check_same(answer: list[dict[str, Any]], alone: list[dict[str, Any]], key: s
         require(len(missing) <= len(own) / 10, "a batch has other answers than a single request")
     values = np.array([scores[name] for name in both])
     is_clear = np.isfinite(values).all() and (len(values) < 2 or np.diff(values).max() < -1e-3)
-    require(not is_clear or both == [a[key] for a in alone if a[key] in scores], "a batch has another order")
+    order = list(dict.fromkeys(a[key] for a in alone if a[key] in scores))  # candidates may be repeated
+    require(not is_clear or both == order, "a batch has another order")
 
 
 def require(holds: bool, trouble: str) -> None:
