@@ -138,7 +138,7 @@ class GenSARTrainingArguments(TrainingArguments):
     num_specific_levels: int = _setting(2, "L_n, levels of either identifier alone.")
     rqvae_epochs: float | None = _setting(
         None,
-        "passes of the RQ-VAE over the items; default: 30, fewer beyond 200,000 items, 500 in 'paper'.",
+        "passes of the RQ-VAE over the items; default: 30, fewer for many items; 500 in 'paper'.",
     )
     sinkhorn_epsilon: float | None = _setting(
         None, f"of the balanced assignment on the RQ-VAE's last level, 0: off; {_FROM_PRESET}."
