@@ -65,8 +65,8 @@ def check_answers(printed: str) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert README.count("\n") <= 165
-    assert len(README.split()) <= 1310
+    assert README.count("\n") <= 160
+    assert len(README.split()) <= 1300
 
 
 def test_the_first_snippet_needs_12_lines_and_one_import_and_is_answered_before_line_40() -> None:
