@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _ITEM_TABLES = ("item_table", "table")  # names of the modules
 _NAME = re.compile(r"checkpoint-\d+")
-# What a checkpoint of an earlier version must have, or one that was killed before its files were recorded.
+# What a checkpoint of an earlier version must have, which recorded no files.
 _NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "*.safetensors")
 
 
@@ -78,6 +78,7 @@ class CheckpointedTrainer(Trainer):
     """
 
     _loss_before = 0.0  # summed over the steps before the resumption
+    _loss_sum: torch.Tensor  # over all steps, added in one order whether resumed or not
     _num_kept: int | None = None  # `save_total_limit`
     _has_sparse = False  # gradients
 
@@ -122,9 +123,18 @@ class CheckpointedTrainer(Trainer):
                 loss = self._loss_before / max(state.global_step, 1)
                 return TrainOutput(state.global_step, loss, {"train_loss": loss})
         output = super().train(resume_from_checkpoint or None, *args, **kwargs)
-        steps, first = self.state.global_step, getattr(self, "_initial_global_step", 0)
-        loss = (self._loss_before + output.training_loss * (steps - first)) / max(steps, 1)
+        loss = self._loss_sum.item() / max(self.state.global_step, 1)
         return output._replace(training_loss=loss, metrics={**output.metrics, "train_loss": loss})
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self._loss_sum = torch.tensor(self._loss_before, dtype=torch.float32, device=self.args.device)
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in transformers; its loss is summed."""
+        loss = super().training_step(*args, **kwargs)
+        self._loss_sum += loss
+        return loss
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with `RowAdamW` for a model with a table of many items."""
@@ -181,8 +191,8 @@ class CheckpointedTrainer(Trainer):
         if self.args.should_save:
             for path in [*folder.rglob("*"), folder]:
                 flush(path)
-            total = self._loss_before + self._total_loss_scalar + self._tr_loss.item()
-            write_json(folder / RECORD_FILE, {"files": content_hashes(folder), "loss_sum": str(total)})
+            loss_sum = str(self._loss_sum.item())
+            write_json(folder / RECORD_FILE, {"files": content_hashes(folder), "loss_sum": loss_sum})
             own = [path for path in run_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
             own = [path for path in own if (path / RECORD_FILE).is_file() and path != folder]
             own.sort(key=lambda path: path.stat().st_mtime, reverse=True)
@@ -214,6 +224,8 @@ def _damage_of(path: Path) -> str | None:
         missing = [name for name in _NEEDED if not any(path.glob(name))]
         if missing:
             return f"it was not finished, {missing[0]} is missing"
+        if (path / RECORD_FILE).is_file():  # killed before; the loss until then is not known either
+            return "it was not finished, its files were not recorded"
         try:
             read_json(path / _NEEDED[0])
         except InputError:

@@ -347,6 +347,7 @@ def finish_saving(folder: str | os.PathLike[str]) -> None:
             write_json(folder / STAGE_FILE, {**read_json(folder / STAGE_FILE), "files": record["files"]})
         else:
             write_json(folder / RECORD_FILE, {"files": record["files"]})
+        remove_leftovers(folder)  # a record that was being written
         done = ready.with_name(f".files{ASIDE_MARK}{secrets.token_hex(4)}")
         os.rename(ready, done)
         flush(folder)

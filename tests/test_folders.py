@@ -175,6 +175,26 @@ def test_a_kill_at_any_operation_leaves_the_old_files_or_the_new_ones(tmp_path):
     assert seen[-1] == seen[-2] == new
 
 
+@posix
+def test_a_kill_while_the_files_are_recorded_leaves_nothing_after_the_save_is_finished(tmp_path):
+    folder, replace = tmp_path / "model", os.replace
+    save(folder, {"a": "old"})
+
+    def dying(source, target):
+        if Path(target) == folder / ".gensar.json":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    def save_and_die():
+        os.replace = dying
+        save(folder, {"a": "new"})
+
+    assert in_a_fork(save_and_die) == -signal.SIGKILL
+    finish_saving(folder)
+    assert texts_in(folder) == {"a": "new"}
+    assert sorted(os.listdir(folder)) == [".gensar.json", "a"]
+
+
 @pytest.mark.parametrize("name", ["../outside", "link/outside"])
 @pytest.mark.parametrize("kind", ["stale", "new"])
 def test_a_stranger_s_folder_names_no_file_outside(tmp_path, name, kind):
