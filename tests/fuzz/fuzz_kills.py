@@ -290,6 +290,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     with tempfile.TemporaryDirectory() as folder:
         fuzz, kills, starts, number = Fuzz(Path(folder), args.seed), 0, 0, 0
         with contextlib.suppress(KeyboardInterrupt):  # the table of the cases until then
