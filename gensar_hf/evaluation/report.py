@@ -372,7 +372,11 @@ def stage_table(stages: Mapping[str, tuple[float, bool, Mapping[str, Any]]]) -> 
     """The stages of a run: seconds, whether finished earlier, and details (plain values, identifiers' reports)."""
     rows = []
     for stage, (seconds, is_earlier, details) in stages.items():
-        shown = {name: value for name, value in details.items() if isinstance(value, int | float | str)}
+        shown = {
+            name: value
+            for name, value in details.items()
+            if isinstance(value, int | float | str) and not name.endswith("fingerprint")
+        }
         for kind in KINDS:
             if isinstance(report := details.get(kind), Mapping):
                 before, after = (report[f"collision_rate_{moment}"] for moment in ("before", "after"))
