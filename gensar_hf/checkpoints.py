@@ -265,7 +265,7 @@ def remove_checkpoints(folder: Path) -> None:
     for path in folder.glob("checkpoint-*"):
         if _NAME.fullmatch(path.name):
             _remove_checkpoint(path)
-    for name in (STAGE_FILE, LOCK_FILE):
+    for name in (LOCK_FILE, STAGE_FILE):  # without its record the folder is empty, also after a kill
         (folder / name).unlink(missing_ok=True)
     for inner in (folder, folder.parent):
         try:

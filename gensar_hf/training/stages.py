@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -535,6 +535,9 @@ def run_stage(
             for path in checkpoints.parent.glob(checkpoints.name if skipped else f"{stage}-*"):
                 if stage_of(path) == stage:
                     remove_checkpoints(path)
+            for path in (checkpoints, checkpoints.parent):  # left empty by a kill
+                with suppress(OSError):
+                    path.rmdir()
         _wait_for_all()
         record = read_json(folder / STAGE_FILE)
         return StageReport(stage, record.get("seconds", 0.0), skipped, record.get("details", {}))

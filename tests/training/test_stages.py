@@ -348,6 +348,12 @@ def test_a_training_that_diverged_is_refused(tiny_data, run):
     assert (run / "model" / "model.safetensors").read_bytes() == before
 
 
+def test_a_folder_of_checkpoints_that_a_kill_left_empty_is_removed(tiny_data, run):
+    (run / "checkpoints").mkdir()
+    stages_run(tiny_data, run)
+    assert not (run / "checkpoints").exists()
+
+
 def test_checkpoints_are_not_pushed(tiny_data, tmp_path):
     with pytest.raises(InputError, match="`push_to_hub` would upload the checkpoints of a stage; leave it out"):
         train(tiny_data, tiny_runs.arguments(tmp_path / "run", push_to_hub=True))
