@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from gensar_hf.data.tables import Table, id_column, id_of, text_column, text_of, time_column
 from gensar_hf.errors import InputError
 from gensar_hf.files import ASIDE_MARK, atomic_path, fingerprint, read_json, write_json
+from gensar_hf.folders import LOCK_FILE, locked
 from gensar_hf.generator.catalogue import table_fingerprint
 from gensar_hf.generator.history import cut_query, parse_history
 from gensar_hf.pipeline import GenSARPipeline
@@ -170,21 +171,22 @@ def write_answers(
         the number of requests.
 
     Raises:
-        InputError: the input cannot be read, or the folder holds answers of another model, input or settings.
+        InputError: the input cannot be read, the folder holds answers of another model, input or settings, or another
+            process writes it.
     """
     source, folder = Path(source), Path(output_dir)
-    record = open_answers(answer, source, folder, part_size)
     number = 0
-    with tqdm(desc=answer.task, unit=" requests", mininterval=1.0) as bar:
-        requests = answer.requests(source, folder)
-        while part := list(islice(requests, part_size)):
-            path = part_path(folder, number, number + len(part))
-            if not path.exists():
-                answer.write(part, path, bar.update)
-            number += len(part)
-            bar.n = number  # also of parts that were there
-    write_json(folder / RECORD_FILE, {**record, "num_requests": number})
-    shutil.rmtree(folder / RAY_DIR, ignore_errors=True)
+    with answers_opened(answer, source, folder, part_size) as record:
+        with tqdm(desc=answer.task, unit=" requests", mininterval=1.0) as bar:
+            requests = answer.requests(source, folder)
+            while part := list(islice(requests, part_size)):
+                path = part_path(folder, number, number + len(part))
+                if not path.exists():
+                    answer.write(part, path, bar.update)
+                number += len(part)
+                bar.n = number  # also of parts that were there
+        write_json(folder / RECORD_FILE, {**record, "num_requests": number})
+        shutil.rmtree(folder / RAY_DIR, ignore_errors=True)
     return number
 
 
@@ -193,22 +195,27 @@ def part_path(folder: Path, first: int, end: int) -> Path:
     return folder / f"part-{first:010d}-{end:010d}.parquet"
 
 
-def open_answers(answer: BulkAnswers, source: Path, folder: Path, part_size: int) -> dict[str, Any]:
-    """Write, or compare, the record of what the answers in a folder are made of; errors as in `write_answers`."""
+@contextmanager
+def answers_opened(answer: BulkAnswers, source: Path, folder: Path, part_size: int) -> Iterator[dict[str, Any]]:
+    """Hold the lock of a folder of answers; yields the record of what they are made of; errors of `write_answers`."""
     if part_size < 1:
         raise InputError(f"A part must hold at least 1 request; got {part_size}.")
     _check_columns(source, answer.task)
-    record = {"input": fingerprint(source), "part_size": part_size, **answer.settings()}
-    _check_record(folder, record)
-    for leftover in [*folder.glob(".events-*"), *folder.glob(f".part-*{ASIDE_MARK}*")]:  # of a killed run
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    return record
+    with locked(folder):
+        record = {"input": fingerprint(source), "part_size": part_size, **answer.settings()}
+        _check_record(folder, record)
+        for leftover in [*folder.glob(".events-*"), *folder.glob(f".part-*{ASIDE_MARK}*")]:  # of a killed run
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+        yield record
 
 
 def _check_record(folder: Path, record: dict[str, Any]) -> None:
     """Write the record into a new folder; raise `InputError` if the folder belongs to something else."""
     path = folder / RECORD_FILE
-    if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not path.exists()):
+    if not path.exists() and any(present.name != LOCK_FILE for present in folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no answers to continue; name a new folder.")
     present = read_json(path) if path.exists() else {}
     differs = [name for name in record if present.get(name) != record[name]]

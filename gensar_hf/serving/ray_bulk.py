@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from gensar_hf.errors import InputError
 from gensar_hf.files import atomic_path, write_json
 from gensar_hf.pipeline import GenSARPipeline
-from gensar_hf.serving.bulk import PART_SIZE, RAY_DIR, RECORD_FILE, BulkAnswers, Request, open_answers, part_path
+from gensar_hf.serving.bulk import PART_SIZE, RAY_DIR, RECORD_FILE, BulkAnswers, Request, answers_opened, part_path
 
 _OTHER_CPUS = 1  # for what Ray Data does besides
 
@@ -71,27 +71,28 @@ def write_answers_on_ray(
     source, folder = Path(source), Path(output_dir).resolve()
     if num_workers < 1 or num_gpus < 0:
         raise InputError(f"At least 1 worker with 0 GPUs or more is needed; got {num_workers} and {num_gpus}.")
-    record, work = open_answers(answer, source, folder, part_size), folder / RAY_DIR
-    if not (work / "requests").exists():
-        with atomic_path(work / "requests") as aside:
-            _write_requests(answer, source, aside, part_size, folder)
-    parts = {path: folder / f"part-{path.name}" for path in sorted((work / "requests").iterdir())}
-    number = sum(pq.read_metadata(path).num_rows for path in parts)
-    rows = [{"requests": str(path), "part": str(part)} for path, part in parts.items() if not part.exists()]
-    if rows:
-        name = answer.pipe.name_or_path
-        answer.pipe.save_pretrained(work / "model")
-        answer.pipe.name_or_path = name
-        arguments = {
-            "model": str(work / "model"),
-            "num_beams": answer.pipe.num_beams,
-            "batch_size": answer.pipe.batch_size,
-            "task": answer.task,
-            "options": answer.arguments(),
-        }
-        _answer_on_ray(rows, arguments, number, num_workers, num_gpus)
-    write_json(folder / RECORD_FILE, {**record, "num_requests": number})
-    shutil.rmtree(work)
+    with answers_opened(answer, source, folder, part_size) as record:
+        work = folder / RAY_DIR
+        if not (work / "requests").exists():
+            with atomic_path(work / "requests") as aside:
+                _write_requests(answer, source, aside, part_size, folder)
+        parts = {path: folder / f"part-{path.name}" for path in sorted((work / "requests").iterdir())}
+        number = sum(pq.read_metadata(path).num_rows for path in parts)
+        rows = [{"requests": str(path), "part": str(part)} for path, part in parts.items() if not part.exists()]
+        if rows:
+            name = answer.pipe.name_or_path
+            answer.pipe.save_pretrained(work / "model")
+            answer.pipe.name_or_path = name
+            arguments = {
+                "model": str(work / "model"),
+                "num_beams": answer.pipe.num_beams,
+                "batch_size": answer.pipe.batch_size,
+                "task": answer.task,
+                "options": answer.arguments(),
+            }
+            _answer_on_ray(rows, arguments, number, num_workers, num_gpus)
+        write_json(folder / RECORD_FILE, {**record, "num_requests": number})
+        shutil.rmtree(work)
     return number
 
 

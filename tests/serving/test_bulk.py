@@ -4,18 +4,21 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from pipeline_requests import HISTORIES, QUERIES, answers_in
 
 from gensar_hf import GenSARPipeline, InputError
 from gensar_hf.files import ASIDE_MARK
 from gensar_hf.serving import bulk
-from gensar_hf.serving.bulk import BulkAnswers, write_answers
+from gensar_hf.serving.bulk import BulkAnswers, Request, write_answers
 
 USERS = ["ann", "bob", "cem", "dan"]
 
@@ -180,6 +183,29 @@ def test_unknown_items_can_be_skipped(events_pipe: GenSARPipeline, tmp_path: Pat
     path = write_histories(tmp_path / "h.jsonl", [["film-99", "film-1"], [242]])
     assert write_answers(BulkAnswers(events_pipe, on_unknown="skip"), path, tmp_path / "answers") == 2
     assert len(answers_in(tmp_path / "answers")) == 20
+
+
+def test_one_run_at_a_time_writes_a_folder(events_pipe: GenSARPipeline, tmp_path: Path) -> None:
+    path, folder = write_histories(tmp_path / "h.jsonl", [["film-1"]]), tmp_path / "answers"
+    refused: list[str] = []
+
+    class Twice(BulkAnswers):
+        def __call__(self, requests: Sequence[Request]) -> pa.Table:
+            second = threading.Thread(target=self.again)
+            second.start()
+            second.join()
+            return super().__call__(requests)
+
+        def again(self) -> None:
+            try:
+                write_answers(BulkAnswers(events_pipe), path, folder)
+            except InputError as error:
+                refused.append(str(error))
+
+    assert write_answers(Twice(events_pipe), path, folder) == 1
+    assert len(refused) == 1
+    assert "is being written by another" in refused[0]
+    assert len(answers_in(folder)) == 10
 
 
 @pytest.mark.slow
