@@ -151,12 +151,9 @@ class CheckpointedTrainer(Trainer):
                 is_table = isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _ITEM_TABLES
                 if is_table and is_sampled(module.num_embeddings) and all(p.requires_grad for p in module.parameters()):
                     module.sparse = self._has_sparse = True
+            if self._has_sparse:
+                self.optimizer_cls_and_kwargs = RowAdamW, self.get_optimizer_cls_and_kwargs(settings)[1]
         return super().create_optimizer(*args, **kwargs)
-
-    def get_optimizer_cls_and_kwargs(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:  # type: ignore[override]
-        """As in transformers, see `create_optimizer`."""
-        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(*args, **kwargs)
-        return (RowAdamW, options) if self._has_sparse else (optimizer, options)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         if not self._has_sparse:

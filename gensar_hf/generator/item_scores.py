@@ -347,10 +347,9 @@ class ItemScores:
                 # Not a matrix product, whose last bits depend on the number of rows.
                 products = (self._requests[:, None] * F.embedding(own, self._vectors)).sum(dim=-1)
                 values[:, chunk] = (products + self._biases[own]).float()
-            if is_normalized and self._log_normalizers is None:
-                self._normalize(None)
         if is_normalized:
-            values = values - self._log_normalizers[:, None]  # type: ignore[index]  # set above
+            normalizers = self._normalize() if self._log_normalizers is None else self._log_normalizers
+            values = values - normalizers[:, None]
         return values.cpu().numpy()
 
     @torch.inference_mode()
@@ -384,7 +383,7 @@ class ItemScores:
                 logits = torch.cat([logits[:, : self._table.num_trained], borrowed], dim=1)
             rankings.append(logits)
         if self.text_weights is not None and any(not only or name in only for name in CHANNELS):
-            rankings.append(self._text(only))
+            rankings.append(self._text(self.text_weights, only))
             rankings += [rankings[0] + rankings[1]] if len(rankings) > 1 else []
         for request, own in enumerate(is_open):
             if not own.all():
@@ -394,10 +393,10 @@ class ItemScores:
         found = [_best_columns(ranking, number) for ranking in rankings]
         return [np.unique(np.concatenate(own)) for own in zip(*found, strict=True)]
 
-    def _text(self, only: Collection[str] = ()) -> torch.Tensor:
-        """`(batch_size, num_items)`: the weighted sum of the channels, or of some."""
+    def _text(self, weights: torch.Tensor, only: Collection[str] = ()) -> torch.Tensor:
+        """`(batch_size, num_items)`: the sum of the channels, or of some, by their `weights` `(batch_size, 3)`."""
         counts = torch.tensor([not only or name in only for name in CHANNELS], device=self._texts.device)
-        return torch.bmm((self.text_weights * counts)[:, None], self._texts)[:, 0]  # type: ignore[operator]
+        return torch.bmm((weights * counts)[:, None], self._texts)[:, 0]
 
     def _logits(self, is_normalized: bool) -> torch.Tensor:
         """`(batch_size, num_vectors)` float32; with `is_normalized` the normalizers are made in the same pass."""
@@ -411,12 +410,12 @@ class ItemScores:
                 logits[:, rows] = self._block(rows)
         return logits
 
-    def _normalize(self, kept: torch.Tensor | None) -> None:
-        """Make the logarithms of the sums of all items' exponentials, block by block.
+    def _normalize(self, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """Make the logarithms `(batch_size,)` of the sums of all items' exponentials, block by block.
 
         `kept`: `(batch_size, num_vectors)`, which the logits by vector are written to.
         """
-        texts = None if self.text_weights is None else self._text()
+        texts = None if self.text_weights is None else self._text(self.text_weights)
         maxima, sums = [], []
         for rows in self._blocks():
             logits = self._block(rows)
@@ -427,6 +426,7 @@ class ItemScores:
             maxima.append(logits.amax(dim=1, keepdim=True))
             sums.append((logits - maxima[-1]).exp_().sum(dim=1, keepdim=True))
         self._log_normalizers = (torch.cat(maxima, dim=1) + torch.cat(sums, dim=1).log()).logsumexp(dim=1)
+        return self._log_normalizers
 
     def _blocks(self) -> list[slice]:
         size = max(_BLOCK_ITEMS, _BLOCK_LOGITS // max(1, len(self._requests)))

@@ -391,24 +391,18 @@ def item_loss(
     """
     rows, columns = torch.nonzero(labels != IGNORED_LABEL, as_tuple=True)
     labels = labels[rows, columns]
-    own_queries = labels.new_full(labels.shape, -1) if queries is None else queries[rows, columns]
-
-    def losses(
-        states: torch.Tensor, is_searched: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor, queries: torch.Tensor
-    ) -> torch.Tensor:
-        logits = items.logits(states, is_searched, None if sample is None else sample.items)
-        if text is not None and text_scores is not None:
-            answers_query = queries >= 0
-            scores = text_scores[rows[answers_query], queries[answers_query]].to(logits.dtype)
-            weights = text.weights(states[answers_query], scores)
-            by_text = torch.bmm(weights[:, None], scores)[:, 0]
-            logits = logits.index_put((answers_query.nonzero(as_tuple=True)[0],), by_text, accumulate=True)
-        if sample is not None:
-            return sampled_losses(logits, sample, labels)
-        return nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-
-    targets = states[rows, positions[rows, columns]], is_searched[rows, columns], labels, rows, own_queries
-    return losses(*targets).sum() / num_items_in_batch
+    request_states = states[rows, positions[rows, columns]]
+    logits = items.logits(request_states, is_searched[rows, columns], None if sample is None else sample.items)
+    if text is not None and queries is not None and text_scores is not None:
+        own_queries = queries[rows, columns]
+        answers_query = own_queries >= 0
+        scores = text_scores[rows[answers_query], own_queries[answers_query]].to(logits.dtype)
+        weights = text.weights(request_states[answers_query], scores)
+        by_text = torch.bmm(weights[:, None], scores)[:, 0]
+        logits = logits.index_put((answers_query.nonzero(as_tuple=True)[0],), by_text, accumulate=True)
+    if sample is not None:
+        return sampled_losses(logits, sample, labels).sum() / num_items_in_batch
+    return summed_cross_entropy(logits, labels, num_items_in_batch)
 
 
 def _stack_config(config: GenSARConfig, is_decoder: bool, num_layers: int) -> GenSARConfig:

@@ -384,8 +384,8 @@ class GenSARTrainer(CheckpointedTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer` saves; the settings as JSON, not as a pickled file."""
         folder = Path(output_dir or self.args.output_dir or ".")
-        for name in self._scalars & set(state_dict or {}):
-            state_dict[name] = state_dict[name].reshape(())  # type: ignore[index]
+        if state_dict is not None:
+            state_dict |= {name: state_dict[name].reshape(()) for name in self._scalars & state_dict.keys()}
         base = self._base
         if base is None:
             super()._save(str(folder), state_dict)
