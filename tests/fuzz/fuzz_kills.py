@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import pandas as pd
 import tiny_runs
 import torch
-from tqdm import tqdm
+import tqdm.auto
 
 from gensar_hf import GenSARPipeline, cli, train
 from gensar_hf.training.stages import STAGES
@@ -53,7 +53,8 @@ class Process:
     def _run(self, call: Callable[[], Any], operations: int | None) -> None:
         status = 1
         # Forks share the lock of the progress bars, and one that is killed while it holds it would stop all others.
-        tqdm.set_lock(threading.RLock())
+        for bar in (tqdm.tqdm, tqdm.auto.tqdm):
+            bar.set_lock(threading.RLock())
         try:
             screen = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(screen, 1)
