@@ -55,7 +55,7 @@ DEFAULT_TASK_WEIGHTS: dict[Task, float] = {
     Task.AD_HOC_SEARCH: 0.35,
 }
 _CONVERTED_SHARE = 0.25  # of the recommended clicks of a history that become searches, times `text_query_share`
-_MOST_EXAMPLES = 24  # packed into a row; as many identifiers of five tokens as a row of 120 holds
+MOST_EXAMPLES = 24  # packed into a row
 _ENCODED_QUERIES, _MOST_ENCODED_QUERIES = 4, 16_000  # made from the texts, an item and in all
 _BEHAVIOR_OF_TASK = {task: behavior for behavior, task in HISTORY_TASKS.items()}
 
@@ -535,7 +535,7 @@ class ExampleRows(Dataset):
         task = self.sampler.draw_task(rng)
         row = [self.sampler.draw(task, rng)]
         num_positions, num_tokens = row[0].num_positions, row[0].num_target_tokens
-        while num_positions < self.max_positions and len(row) < _MOST_EXAMPLES:
+        while num_positions < self.max_positions and len(row) < MOST_EXAMPLES:
             # All examples of a row are of one task, so that the task weights are shares of the rows.
             example = self.sampler.draw(task, rng)
             num_positions += example.num_positions

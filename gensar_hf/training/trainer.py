@@ -33,6 +33,7 @@ from gensar_hf.generator.adapters import (
     save_adapter,
 )
 from gensar_hf.generator.examples import (
+    MOST_EXAMPLES,
     ExampleCollator,
     ExampleRows,
     ExampleSampler,
@@ -186,9 +187,7 @@ class GenSARTrainer(CheckpointedTrainer):
 
     def _num_steps(self, args: Any) -> int:
         """Steps of `num_train_epochs` passes over the training events, `MIN_STEPS` at least."""
-        tokenizer = self.pipe.tokenizer
-        is_packed = tokenizer.history_encoding == "events"
-        targets_per_row = args.max_target_tokens / (1 + tokenizer.identifiers.num_levels) if is_packed else 1
+        targets_per_row = MOST_EXAMPLES if self.pipe.tokenizer.history_encoding == "events" else 1
         num_targets = args.num_train_epochs * self._examples.is_target.sum()
         return max(MIN_STEPS, round(num_targets / (targets_per_row * rows_per_step(args))))
 
