@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from gensar_hf.errors import InputError, shown
+from gensar_hf.errors import InputError, extra_installed, shown
 
 USAGE = """usage: gensar COMMAND ... (gensar COMMAND --help lists the settings)
 
@@ -288,9 +288,12 @@ def train_command(argv: Sequence[str]) -> None:
         "All fields of transformers.TrainingArguments are settings as well, such as --seed 1 --eval_strategy steps. A "
         "value in brackets is the default.",
     )
-    dataset, args = dataset_and_arguments(read_settings(parser, argv).as_dict())
+    _add_engine(parser, "of the text stage: this process, or workers of Ray", "text encoder")
+    settings = read_settings(parser, argv).as_dict()
+    workers = {name: settings.pop(name) for name in ("engine", "num_workers", "num_gpus")}
+    dataset, args = dataset_and_arguments(settings)
     set_up_logging()
-    pipe = train(dataset, args, on_stage=StageLines())
+    pipe = train(dataset, args, on_stage=StageLines(), **workers)
     if process_rank() > 0:
         return
     show_answers(pipe, dataset)
@@ -530,9 +533,12 @@ def _add_answer_settings(parser: SettingsParser, exclude_seen: bool) -> None:
     on_unknown = typing.Literal["raise", "skip"]
     parser.add_argument("--on_unknown", type=on_unknown, default="raise", help="about unknown items")
     parser.add_argument("--part_size", type=int, default=10_000, help="of a file: requests in a part of the answers.")
-    engine = typing.Literal["local", "ray"]
-    parser.add_argument("--engine", type=engine, default="local", help="of a file: this process, or workers of Ray")
-    parser.add_argument("--num_workers", type=int, default=2, help="of --engine ray: copies of the model.")
+    _add_engine(parser, "of a file: this process, or workers of Ray", "model")
+
+
+def _add_engine(parser: SettingsParser, about: str, copied: str) -> None:
+    parser.add_argument("--engine", type=typing.Literal["local", "ray"], default="local", help=about)
+    parser.add_argument("--num_workers", type=int, default=2, help=f"of --engine ray: copies of the {copied}.")
     parser.add_argument("--num_gpus", type=float, default=0.0, help="of --engine ray: GPUs of each worker.")
 
 
@@ -628,22 +634,6 @@ def space_command(argv: Sequence[str]) -> None:
     print(f"The Space is in {folder}. Try it with `python {folder / 'app.py'}`, then upload it:")
     print("    hf repos create me/demo --type space --sdk gradio")
     print(f"    hf upload me/demo {folder} --repo-type space")
-
-
-@contextmanager
-def extra_installed(extra: str) -> Iterator[None]:
-    """Report a missing package as an extra to install.
-
-    Raises:
-        InputError: a package is missing.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"This command needs the package {error.name}, which is not installed; install the extra with "
-            f"`pip install 'gensar-hf[{extra}]'`."
-        ) from None
 
 
 # ---- catalogue, Hub

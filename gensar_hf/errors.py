@@ -1,6 +1,8 @@
 """The exception for unusable input, and how its message shows a value."""
 
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _MAX_SHOWN = 100
 _BRIEF = reprlib.Repr()
@@ -35,3 +37,19 @@ def shown(value: object) -> str:
     except ValueError:  # Python refuses to write integers of thousands of digits
         text = f"a huge {type(value).__name__}"
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+@contextmanager
+def extra_installed(extra: str) -> Iterator[None]:
+    """Report a missing package as an extra to install.
+
+    Raises:
+        InputError: a package is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"This needs the package {error.name}, which is not installed; install the extra with "
+            f"`pip install 'gensar-hf[{extra}]'`."
+        ) from None

@@ -9,15 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 from tqdm.auto import tqdm
 
-from gensar_hf.errors import InputError
 from gensar_hf.files import atomic_path, write_json
 from gensar_hf.pipeline import GenSARPipeline
+from gensar_hf.ray_workers import check_workers, work_on_ray
 from gensar_hf.serving.bulk import PART_SIZE, RAY_DIR, RECORD_FILE, BulkAnswers, Request, answers_opened, part_path
-
-_OTHER_CPUS = 1  # for what Ray Data does besides
 
 
 class _Worker:
@@ -69,8 +66,7 @@ def write_answers_on_ray(
         InputError: as for `write_answers`, or the cluster has too few CPUs or GPUs.
     """
     source, folder = Path(source), Path(output_dir).resolve()
-    if num_workers < 1 or num_gpus < 0:
-        raise InputError(f"At least 1 worker with 0 GPUs or more is needed; got {num_workers} and {num_gpus}.")
+    check_workers(num_workers, num_gpus)
     with answers_opened(answer, source, folder, part_size) as record:
         work = folder / RAY_DIR
         if not (work / "requests").exists():
@@ -90,7 +86,9 @@ def write_answers_on_ray(
                 "task": answer.task,
                 "options": answer.arguments(),
             }
-            _answer_on_ray(rows, arguments, number, num_workers, num_gpus)
+            with tqdm(desc=answer.task, unit=" requests", total=number) as bar:
+                for row in work_on_ray(_Worker, arguments, rows, num_workers, num_gpus):
+                    bar.update(row["num_requests"])
         write_json(folder / RECORD_FILE, {**record, "num_requests": number})
         shutil.rmtree(work)
     return number
@@ -110,37 +108,3 @@ def _write_requests(answer: BulkAnswers, source: Path, aside: Path, part_size: i
         name = part_path(folder, number, number + len(part)).name.removeprefix("part-")
         pq.write_table(pa.table(columns), aside / name)
         number += len(part)
-
-
-def _answer_on_ray(
-    rows: list[dict[str, str]], arguments: dict[str, Any], number: int, num_workers: int, num_gpus: float
-) -> None:
-    """Write the parts of some rows, see `_Worker`; `number`: of all requests."""
-    is_own = not ray.is_initialized()
-    if is_own and os.environ.get("RAY_ADDRESS"):
-        ray.init()
-    elif is_own:
-        ray.init("local", num_cpus=max(os.cpu_count() or 1, num_workers + _OTHER_CPUS), include_dashboard=False)
-    try:
-        present = ray.cluster_resources()
-        for name, wanted in (("CPU", num_workers + _OTHER_CPUS), ("GPU", num_workers * num_gpus)):
-            if present.get(name, 0) < wanted:
-                raise InputError(
-                    f"{num_workers} workers need {wanted:g} {name}s, of which Ray has {present.get(name, 0):g}; start "
-                    "a larger cluster or fewer workers."
-                )
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        answered = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _Worker,
-            fn_constructor_kwargs=arguments,
-            compute=ray.data.ActorPoolStrategy(size=num_workers),
-            batch_size=1,
-            num_cpus=1,
-            num_gpus=num_gpus or None,
-        )
-        with tqdm(desc=arguments["task"], unit=" requests", total=number) as bar:
-            for row in answered.iter_rows():
-                bar.update(row["num_requests"])
-    finally:
-        if is_own:
-            ray.shutdown()

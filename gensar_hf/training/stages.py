@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from gensar_hf.embeddings.cold_start import CollaborativeMap
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_training_arguments, train_sasrec
 from gensar_hf.embeddings.text_encoder import TextEncoder
-from gensar_hf.errors import InputError
+from gensar_hf.errors import InputError, extra_installed
 from gensar_hf.evaluation import Evaluation, choose_weights
 from gensar_hf.files import (
     CARD_FILE,
@@ -98,6 +99,7 @@ _OF_OTHER_STAGES = {
 }  # fmt: skip
 
 Work = Callable[[Path, Path], dict[str, Any]]
+EncodeParts = Callable[[TextEncoder, dict[Path, list[str]], Path], None]
 
 
 @dataclass
@@ -117,6 +119,9 @@ def train(
     callbacks: list[TrainerCallback] | None = None,
     reuse: str | os.PathLike[str] | None = None,
     on_stage: Callable[[StageReport], None] | None = None,
+    engine: Literal["local", "ray"] = "local",
+    num_workers: int = 2,
+    num_gpus: float = 0.0,
 ) -> GenSARPipeline:
     """Train everything that GenSAR consists of, and return it ready to answer.
 
@@ -131,6 +136,9 @@ def train(
         callbacks: for the generator's `Trainer`.
         reuse: folder of other runs; a stage that one of them has finished with the same inputs is linked.
         on_stage: called after each stage, under `torchrun` by the first process.
+        engine: what encodes the texts of a large catalogue: this process, or workers of a Ray cluster (extra `[ray]`).
+        num_workers: of Ray, each with a copy of the text encoder.
+        num_gpus: GPUs of each worker.
 
     Returns:
         the pipeline in `output_dir/model`.
@@ -147,6 +155,11 @@ def train(
         )
     run_dir, num_items = Path(args.output_dir or "."), len(dataset.item_ids)
     refuse_too_many_items(num_items, args)
+    encode_parts: EncodeParts | None = None
+    if engine == "ray":
+        with extra_installed("ray"):
+            from gensar_hf.embeddings.ray_encoding import encode_on_ray
+        encode_parts = partial(encode_on_ray, num_workers=num_workers, num_gpus=num_gpus)
     for path in (args.text_encoder, args.model_name_or_path):
         refuse_input_in_stage(path, run_dir)
     if args.model_name_or_path is not None:
@@ -166,7 +179,7 @@ def train(
     }
     work: dict[str, Work] = {
         DATA: lambda folder, _: save_dataset(dataset, folder),
-        SEMANTIC: lambda folder, aside: encode_items(dataset, args, folder, aside),
+        SEMANTIC: lambda folder, aside: encode_items(dataset, args, folder, aside, encode_parts),
         COLLABORATIVE: lambda folder, aside: train_collaborative(dataset, args, folder, aside),
         RQVAE: lambda folder, aside: train_identifiers(dataset, args, embeddings, folder, aside),
         MODEL: lambda folder, aside: train_generator(dataset, args, run_dir, folder, aside, callbacks),
@@ -243,40 +256,62 @@ def save_dataset(dataset: InteractionDataset, folder: Path) -> dict[str, Any]:
 
 
 def encode_items(
-    dataset: InteractionDataset, args: GenSARTrainingArguments, folder: Path, checkpoints: Path
+    dataset: InteractionDataset,
+    args: GenSARTrainingArguments,
+    folder: Path,
+    checkpoints: Path,
+    encode_parts: EncodeParts | None = None,
 ) -> dict[str, Any]:
     """Stage `semantic`: the items' texts as embeddings, and the text encoder for new items."""
     texts = dataset.item_texts()
     encoder = TextEncoder.load(args.text_encoder, texts=texts, seed=args.seed)
-    embeddings = encode_in_parts(encoder, texts, checkpoints)
+    embeddings = encode_in_parts(encoder, texts, checkpoints, encode_parts)
     save_item_embeddings(folder / EMBEDDINGS_FILE, embeddings, dataset.item_ids)
     encoder.save(folder / "text_encoder")
     return {"model": args.text_encoder or "word statistics", "dimensions": embeddings.shape[1]}
 
 
-def encode_in_parts(encoder: TextEncoder, texts: Sequence[str], checkpoints: Path) -> np.ndarray:
+def encode_in_parts(
+    encoder: TextEncoder, texts: Sequence[str], checkpoints: Path, encode_parts: EncodeParts | None = None
+) -> np.ndarray:
     """`(num_texts, dim)` float32 embeddings; what a killed call has encoded is read from its checkpoints.
 
     Each distinct text is encoded once. Of more than `_PART_TEXTS` the texts are sorted by length, so that the batches
-    need little padding, and `checkpoint-N` holds the embeddings of the Nth part.
+    need little padding, and `checkpoint-N` holds the embeddings of the Nth part. `encode_parts` writes those that are
+    missing; default: one after the other.
     """
     distinct = list(dict.fromkeys(texts))
     if len(distinct) <= _PART_TEXTS:
         return encoder.encode(texts)
     distinct.sort(key=len)
     row_of = {text: row for row, text in enumerate(distinct)}
+    parts = {
+        checkpoints / f"checkpoint-{number}" / EMBEDDINGS_FILE: distinct[part]
+        for number, part in enumerate(row_chunks(len(distinct), _PART_TEXTS), start=1)
+    }
+    if encode_parts is not None:
+        missing = {path: part for path, part in parts.items() if _encoded(path, part) is None}
+        encode_parts(encoder, missing, checkpoints / "text_encoder")
     encoded: np.ndarray = np.zeros((0, 0), dtype=np.float32)
-    for number, part in enumerate(tqdm(list(row_chunks(len(distinct), _PART_TEXTS)), desc="parts of the texts")):
-        path = checkpoints / f"checkpoint-{number + 1}" / EMBEDDINGS_FILE
-        try:
-            rows = load_item_embeddings(path, distinct[part])
-        except InputError:  # not encoded yet
-            rows = encoder.encode(distinct[part])
-            save_item_embeddings(path, rows, distinct[part])
+    end = 0
+    for path, part in tqdm(parts.items(), desc="parts of the texts"):
+        rows = _encoded(path, part)
+        if rows is None:
+            rows = encoder.encode(part)
+            save_item_embeddings(path, rows, part)
         if not len(encoded):
             encoded = np.empty((len(distinct), rows.shape[1]), dtype=np.float32)
-        encoded[part] = rows
+        encoded[end : end + len(part)] = rows
+        end += len(part)
     return encoded[[row_of[text] for text in texts]]
+
+
+def _encoded(path: Path, texts: list[str]) -> np.ndarray | None:
+    """The embeddings of these texts; None: not encoded yet."""
+    try:
+        return load_item_embeddings(path, texts)
+    except InputError:
+        return None
 
 
 def train_collaborative(
