@@ -122,8 +122,10 @@ def lora_config(
     targets = target_modules or (["q", "v"] if model.config.model_type == "gensar" else None)
     targets = targets or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
     if not targets:
-        linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-        targets = sorted(linear - {names[id(outputs)].rpartition(".")[2]})
+        # A number, of a layer in a `Sequential`, is also the name of a block.
+        linear = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)]
+        short = {name if name.rpartition(".")[2].isdigit() else name.rpartition(".")[2] for name in linear}
+        targets = sorted(short - {names[id(outputs)].rpartition(".")[2]})
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]

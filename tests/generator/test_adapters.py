@@ -268,7 +268,7 @@ def test_pickles_are_not_loaded_and_named_modules_not_imported(
     assert not (tmp_path / "was run").exists()
 
 
-@pytest.mark.parametrize("model_type", ["phi3", "mixtral"])
+@pytest.mark.parametrize("model_type", ["phi3", "mixtral", "ctrl"])
 def test_lora_takes_all_linear_layers_of_a_kind_of_model_that_peft_does_not_know(model_type: str) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = AutoConfig.for_model(model_type, **sizes, num_key_value_heads=2, vocab_size=60, pad_token_id=0)
