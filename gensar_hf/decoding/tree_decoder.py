@@ -407,7 +407,7 @@ class PromptContext(DecodingContext):
         Raises:
             ValueError: the prompts and their continuations do not fit into the window of the model's attention.
         """
-        window = _attention_window(self.model.config)
+        window = attention_window(self.model.config)
         if window is not None and (num_tokens := int(self.mask.sum(dim=1).max()) + max_depth) > window:
             raise ValueError(
                 f"The prompts and their answers have {num_tokens} tokens, but the model's attention window has "
@@ -423,11 +423,15 @@ class PromptContext(DecodingContext):
 
 @torch.no_grad()
 def _logits_are_plain(model: PreTrainedModel) -> bool:
-    """Whether the logits are the head's output for the last states, neither scaled nor capped; tested on one token."""
+    """Whether the logits are the head's output for the last states, neither scaled nor capped; tested on some tokens.
+
+    One would not do: the padding token's embedding may be zero, and all its logits with it.
+    """
     if model not in _has_plain_logits:
-        token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-        states = model.base_model(input_ids=token, use_cache=False).last_hidden_state
-        expected = model(input_ids=token, use_cache=False).logits
+        num_tokens = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+        tokens = torch.linspace(0, num_tokens - 1, 4, device=model.device).long()[None]
+        states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        expected = model(input_ids=tokens, use_cache=False).logits
         logits = model.get_output_embeddings()(states)
         _has_plain_logits[model] = logits.shape == expected.shape and bool((logits == expected).all())
     return _has_plain_logits[model]
@@ -453,8 +457,10 @@ def check_model(model: PreTrainedModel) -> None:
         )
 
 
-def _attention_window(model_config: PreTrainedConfig) -> int | None:
-    """Number of tokens that the model's attention covers; None: all."""
+def attention_window(model_config: PreTrainedConfig) -> int | None:
+    """Number of tokens that all layers of the model's attention cover; None: any number."""
     config = model_config.get_text_config(decoder=True)
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo
+        return config.window_size
     layer_types = getattr(config, "layer_types", None)
     return None if layer_types and _SLIDING not in layer_types else getattr(config, "sliding_window", None)

@@ -17,13 +17,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from gensar_hf.decoding.tree_decoder import check_model
+from gensar_hf.decoding.tree_decoder import attention_window, check_model
 from gensar_hf.errors import InputError
 from gensar_hf.files import damage_reported
 from gensar_hf.model_folder import check_finite, refuse_weights
 
 _T5_TYPES = ("t5", "mt5")
-LEAST_POSITIONS = 512  # of a model with a table of positions: an instruction, an event or two, and an answer
+LEAST_CONTEXT = 512  # tokens: an instruction, an event or two, and an answer
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Backbone:
                 check_model(model)
             except ValueError as error:
                 reason = str(error).partition(". Otherwise")[0]
-            num_positions = position_table_length(model)
-            if num_positions is not None and num_positions < LEAST_POSITIONS:
-                reason = f"it has a table of {num_positions} positions, and {LEAST_POSITIONS} are needed"
+            length = context_length(model)
+            if length is not None and length < LEAST_CONTEXT:
+                reason = f"its positions or its attention window have room for {length} tokens of {LEAST_CONTEXT}"
         if reason is not None:
             raise InputError(
                 f"The checkpoint '{self.path}', a {config.model_type}, cannot become a generator: {reason}; name a T5 "
@@ -114,11 +114,15 @@ class Backbone:
             return auto_class.from_pretrained(self.path, trust_remote_code=False, **kwargs)
 
 
-def position_table_length(model: nn.Module) -> int | None:
-    """Rows of a table of positions, as in GPT-2, which bounds the length of a prompt; None: the model has none."""
+def context_length(model: PreTrainedModel) -> int | None:
+    """Tokens of the longest prompt with its answer; None: the model has no such bound.
+
+    The bound is the length of a table of positions, as in GPT-2, or the attention window of some layers, as in Gemma.
+    """
     lengths = [
         module.num_embeddings - getattr(module, "offset", 0)
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and (name.endswith("wpe") or "position" in name.rpartition(".")[2])
     ]
-    return min(lengths, default=None)
+    window = attention_window(model.config)
+    return min(lengths if window is None else [*lengths, window], default=None)

@@ -159,8 +159,8 @@ class GenSARTokenizer(TokenizersBackend):
             max_history_events: number of events.
             behavior_tokens: whether both kinds of identifiers begin with different tokens.
             decoder_only: for a decoder-only model.
-            num_positions: of a decoder-only model with a table of them; the oldest events of a longer prompt are left
-                out.
+            num_positions: tokens of the longest prompt with its answer, for a decoder-only model that has such a bound
+                (`context_length`); the oldest events of a longer prompt are left out.
 
         Raises:
             ValueError: the tokenizer has no end token, or a setting is out of range.

@@ -53,7 +53,7 @@ from gensar_hf.folders import (
     stage_of,
     write_errors_reported,
 )
-from gensar_hf.generator.backbones import Backbone, position_table_length
+from gensar_hf.generator.backbones import Backbone, context_length
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.initialization import (
     generator_from_causal_lm,
@@ -478,7 +478,7 @@ def new_generator(
             table,
             **options,
             decoder_only=is_causal,
-            num_positions=None if model is None else position_table_length(model),
+            num_positions=None if model is None else context_length(model),
         )
         if model is not None:
             return tokenizer, generator_from_causal_lm(model, tokenizer)

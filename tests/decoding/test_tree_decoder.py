@@ -14,6 +14,7 @@ from transformers import (
     Cohere2Config,
     Gemma2Config,
     GPT2Config,
+    GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MambaConfig,
@@ -47,8 +48,9 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SIZES),
     "gpt-neox": GPTNeoXConfig(**NEOX_SIZES),
     "gpt2": GPT2Config(**GPT2_SIZES, eos_token_id=END, bos_token_id=None),
-    "capped logits": Gemma2Config(**SIZES, final_logit_softcapping=0.5, sliding_window=32),
-    "scaled logits": Cohere2Config(**SIZES, logit_scale=3.0, sliding_window=32),
+    # The row of the padding token is zero, and so are its logits, capped, scaled or not.
+    "capped logits": Gemma2Config(**SIZES | {"pad_token_id": 0}, final_logit_softcapping=0.5, sliding_window=32),
+    "scaled logits": Cohere2Config(**SIZES | {"pad_token_id": 0}, logit_scale=3.0, sliding_window=32),
 }
 
 
@@ -261,9 +263,18 @@ def test_some_rows_of_a_context_are_scored_as_all_are() -> None:
 # ---- windows, and what is refused
 
 
-def test_a_window_that_is_wide_enough_makes_no_difference_and_a_narrow_one_is_refused() -> None:
-    sizes = {**SIZES, "sliding_window": 11}
-    model, trie = build(MistralConfig(**sizes)), item_trie()
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**SIZES | {"sliding_window": 11}),
+        GPTNeoConfig(
+            vocab_size=VOCAB_SIZE, hidden_size=16, num_layers=2, num_heads=2, max_position_embeddings=64,
+            attention_types=[[["global", "local"], 1]], window_size=11, eos_token_id=END, bos_token_id=None,
+        ),
+    ],
+)  # fmt: skip
+def test_a_window_that_is_wide_enough_makes_no_difference_and_a_narrow_one_is_refused(config: Any) -> None:
+    model, trie = build(config), item_trie()
     inputs = prompts_of([RECOMMENDED, SEARCHED])  # 8 tokens and 2 codes that are read: 10
     expected, found = both(model, inputs, trie, 4)
     assert torch.equal(found.sequences, expected.sequences)

@@ -270,7 +270,13 @@ def test_an_untrained_generator_copies_the_codes_that_its_encoder_shows(tokenize
         ("bloom", {"n_layer": 1}, "its forward does not take a mask, positions and a cache"),
         ("mamba", {"num_hidden_layers": 1}, "its forward does not take a mask"),
         ("bert", {"num_hidden_layers": 1}, "it is no causal language model"),
-        ("gpt2", {"n_positions": 128, "n_layer": 1}, "it has a table of 128 positions, and 512 are needed"),
+        ("gpt2", {"n_positions": 128, "n_layer": 1}, "have room for 128 tokens of 512"),
+        ("mistral", {"sliding_window": 128, "num_hidden_layers": 1}, "have room for 128 tokens of 512"),
+        (
+            "gpt_neo",
+            {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+            "have room for 256 tokens of 512",
+        ),
     ],
 )
 def test_a_checkpoint_that_cannot_become_a_generator_is_refused_by_its_configuration(
@@ -281,7 +287,7 @@ def test_a_checkpoint_that_cannot_become_a_generator_is_refused_by_its_configura
         Backbone(str(tmp_path)).check()
 
 
-def test_a_long_prompt_loses_its_oldest_events_where_positions_are_a_table(
+def test_a_long_prompt_loses_its_oldest_events_where_its_length_has_a_bound(
     text_tokenizer: TokenizersBackend, identifiers: IdentifierTable
 ) -> None:
     options = {"decoder_only": True, "num_positions": 300}
