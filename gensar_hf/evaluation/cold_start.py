@@ -11,7 +11,7 @@ import numpy as np
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.data.user_events import Behavior
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation.candidates import draw_candidates
+from gensar_hf.evaluation.candidates import draw_candidates, with_negatives
 from gensar_hf.evaluation.metrics import metrics_per_request
 from gensar_hf.evaluation.protocol import evaluate
 from gensar_hf.evaluation.scorer import Scorer, request_history
@@ -85,6 +85,8 @@ def evaluate_groups(
 ) -> dict[str, Any]:
     """Evaluate systems on the requests for each group of items.
 
+    Recommendations for users who have interacted with every item are left out, with a warning.
+
     Args:
         systems: with distinct names.
         requests_by_task: over one catalogue.
@@ -104,6 +106,8 @@ def evaluate_groups(
     tasks: dict[str, Any] = {}
     for task, requests in requests_by_task.items():
         tasks[task] = {}
+        if requests.task == RECOMMENDATION:
+            requests = with_negatives(requests)
         for name, is_member in groups.items():
             rows = np.flatnonzero(is_member[requests.target_items])
             if not len(rows):

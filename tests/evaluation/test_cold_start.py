@@ -121,6 +121,12 @@ def test_each_group_has_its_requests(requests: dict[str, Requests], knows: Calla
     )
 
 
+def test_users_who_have_clicked_everything_are_left_out(make_requests: Callable, knows: Callable) -> None:
+    requests = {RECOMMENDATION: make_requests([[0, 10], [*range(NUM_ITEMS)], [3, 11]], NUM_ITEMS)}
+    result = evaluate_groups([knows("a", 12)], requests, GROUPS, TEXTS, num_negatives=5)
+    assert [group["num_requests"] for group in result["tasks"][RECOMMENDATION].values()] == [1, 1]
+
+
 def test_a_group_of_many_requests_is_sampled(requests: dict[str, Requests], knows: Callable) -> None:
     result = evaluate_groups([knows("one", 12)], requests, {"all": items(0, 12)}, TEXTS, 10, max_requests=3)
     assert result["tasks"][RECOMMENDATION]["all"]["num_requests"] == 3

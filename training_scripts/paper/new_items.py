@@ -47,6 +47,8 @@ def main() -> None:
         groups = evaluate_groups(
             systems, {task: requests}, {"new": is_new}, dataset.item_texts(), *sizes, seed=args.seed, by_item=True
         )
+        if "new" not in groups["tasks"][task]:  # nobody has an item left for a negative
+            continue
         sample = np.random.default_rng(args.seed).permutation(len(requests))[: samples[1]]
         tasks[task] = {
             **groups["tasks"][task]["new"],
