@@ -48,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: default: the command line.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    return exit_status(_run, list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(words: list[str]) -> int | None:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
@@ -58,9 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version("gensar-hf"))
         return 0
     if words[0] not in COMMANDS:
-        print(f"error: there is no command '{words[0]}'; commands are {', '.join(COMMANDS)}.", file=sys.stderr)
-        return 2
-    return exit_status(COMMANDS[words[0]], words[1:])
+        raise InputError(f"There is no command {shown(words[0])}; commands are {', '.join(COMMANDS)}.")
+    return COMMANDS[words[0]](words[1:])
 
 
 def exit_status(command: Callable[..., int | None], *arguments: Any) -> int:

@@ -1,5 +1,6 @@
 """The command `gensar`: what it does on small tables, its help, and one sentence for each mistake."""
 
+import io
 import json
 import logging
 import os
@@ -38,6 +39,13 @@ def gensar(capfd):
     root.handlers[:] = before[0]
     root.setLevel(before[1])
     enable_progress_bar()
+
+
+@pytest.mark.parametrize(("word", "status"), [("--help", 0), ("日本", 2)])
+def test_a_terminal_that_lacks_characters_ends_no_command(word, status, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert main([word]) == status
 
 
 def write_tables(folder, **options):
@@ -262,7 +270,7 @@ def test_usage(gensar):
         assert f"  {command}  " in printed
     assert gensar("--version")[0] == 0
     assert gensar()[0] == 2
-    assert_one_sentence(gensar("trian"), "there is no command 'trian'", "train")
+    assert_one_sentence(gensar("trian"), "There is no command 'trian'", "train")
 
 
 def test_a_printed_configuration_reads_back_to_the_same(gensar, tmp_path):
