@@ -57,6 +57,7 @@ from gensar_hf.generator.item_scores import (
     score_parts,
 )
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
+from gensar_hf.generator.prompts import Task
 from gensar_hf.generator.tokenization_gensar import TOKENIZER_FILES, GenSARTokenizer
 from gensar_hf.hub import push_folder
 from gensar_hf.identifiers import IdentifierTable
@@ -155,6 +156,7 @@ class GenSARPipeline:
         self.adapter: Any = None  # the model with LoRA on it, while it is trained
         self.name_or_path: str | None = None
         self._folder: Path | None = None  # where an item encoder can be read from
+        self._warned_of: set[str] = set()
         self.num_beams = whole_number("num_beams", num_beams, MAX_BEAMS)
         self.batch_size = whole_number("batch_size", batch_size)
 
@@ -353,6 +355,7 @@ class GenSARPipeline:
         Raises:
             ValueError: an empty query, an unknown item in the history or a filter, or lists of different lengths.
         """
+        self._warn_of_untrained("search", Task.NEXT_SEARCHED_ITEM, Task.AD_HOC_SEARCH)
         is_batch = is_list(query)
         queries: Any = as_list(query, "`query`", "of texts") if is_batch else [query]
         nobody = history is None or (is_list(history) and len(history) == 0)
@@ -368,6 +371,8 @@ class GenSARPipeline:
     ) -> list[Answer] | list[list[Answer]]:
         """Suggest next queries: `{"query", "score"}`, the likeliest first, all different.
 
+        A model that was trained without any query says so in a warning.
+
         Args:
             history: as for `recommend`.
             top_k: number of queries, at most 100; fewer if fewer of the likeliest are left.
@@ -379,6 +384,7 @@ class GenSARPipeline:
         Raises:
             ValueError: as for `recommend`.
         """
+        self._warn_of_untrained("suggest_queries", Task.NEXT_QUERY)
         histories, is_batch = as_batch(history)
         self.model.eval()
         catalogue, top_k = self.tokenizer.catalogue, whole_number("top_k", top_k, MAX_SUGGESTIONS)
@@ -712,6 +718,16 @@ class GenSARPipeline:
         num_scores = self.tokenizer.identifiers.num_items * (5 if is_search else 1)
         size = min(self.batch_size, _MAX_PAIRS // beams**2, _MAX_SCORES // num_scores)
         return chunks(range(num_requests), max(1, size))
+
+    def _warn_of_untrained(self, method: str, *tasks: Task) -> None:
+        """Warn once where the training had no example of any of the tasks that a method needs."""
+        trained = self.tokenizer.trained_tasks
+        if trained is not None and trained.isdisjoint(tasks) and method not in self._warned_of:
+            self._warned_of.add(method)
+            logger.warning(
+                "The training of this model had no example of %s, so the answers of `%s` mean little; train it on "
+                "interactions with queries, with a weight of the task above 0.", " or ".join(tasks), method,
+            )  # fmt: skip
 
     def _encode(
         self,

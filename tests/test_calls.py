@@ -97,6 +97,8 @@ WRONG: dict[str, Callable[[GenSARPipeline], Any]] = {
     "array as method": lambda pipe: pipe.rank(HISTORY, ["film-1"], method=np.array(["exact", "fast"])),
     "no beams": lambda pipe: GenSARPipeline(pipe.model, pipe.tokenizer, num_beams=-3),
     "no batch": lambda pipe: GenSARPipeline(pipe.model, pipe.tokenizer, batch_size=0),
+    "number as ids": lambda pipe: pipe.remove_items(torch.tensor(3)),
+    "table as ids": lambda pipe: pipe.restore_items(np.zeros((2, 2))),
     "too many suggestions": lambda pipe: pipe.suggest_queries(HISTORY, top_k=101),
     "too many answers": lambda pipe: pipe.recommend([HISTORY] * 500_000, top_k=12),
     "too many events": lambda pipe: pipe.recommend([CLICK] * 1_000_001),

@@ -311,7 +311,8 @@ def read_ids(values: Iterable[Any], name: str) -> list[str]:
     Raises:
         ValueError: not a list, or a value that is missing or not an id.
     """
-    if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable):
+    is_list = isinstance(values, Iterable) and getattr(values, "ndim", 1) == 1
+    if isinstance(values, str | bytes | dict) or not is_list:
         raise InputError(f"`{name}` must be a list of item ids such as ['242', '302']; got {shown_value(values)}.")
     values = list(values)
     ids = [id_of(value) for value in values]

@@ -42,7 +42,8 @@ TOKENIZER_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", IDENTIFIERS_FILE,
     TEXT_VECTORS_FILE, f"{TEXT_ENCODER_DIR}/*",
 )  # fmt: skip
-_FINGERPRINT, _TEXT_MATCHING = "identifiers_fingerprint", "text_matching"  # in tokenizer_config.json
+# In tokenizer_config.json.
+_FINGERPRINT, _TEXT_MATCHING, _TRAINED_TASKS = "identifiers_fingerprint", "text_matching", "training_tasks"
 NO_EVENT = -1
 _MOST_ANSWER_TOKENS = 160  # after a prompt: a behavior token, a query of 128 tokens and its end, or beams of 32
 _MAX_TOKEN_CHARACTERS = 64  # more than a token of a text has on average
@@ -315,6 +316,16 @@ class GenSARTokenizer(TokenizersBackend):
         """Ids of the behavior and code tokens."""
         tokens = [*BEHAVIOR_TOKENS, *self.identifiers.code_tokens()]
         return np.array(self.convert_tokens_to_ids(tokens))
+
+    @property
+    def trained_tasks(self) -> frozenset[str] | None:
+        """Names of the tasks that the model next to this tokenizer was trained on; None: not recorded."""
+        names = self._made.init_kwargs.get(_TRAINED_TASKS)
+        return frozenset(map(str, names)) if isinstance(names, list) else None
+
+    def record_tasks(self, tasks: Iterable[str]) -> None:
+        """Add to `trained_tasks`, which are saved with an adapter as well as with a model."""
+        self._made.init_kwargs[_TRAINED_TASKS] = sorted({*(self.trained_tasks or ()), *map(str, tasks)})
 
     @property
     def history_encoding(self) -> str:

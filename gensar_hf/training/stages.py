@@ -394,6 +394,7 @@ def train_generator(
     num_clicks = np.bincount(clicked, minlength=len(item_ids))
     text_encoder = TextEncoder.load(run_dir / SEMANTIC / "text_encoder")
     tokenizer, model = new_generator(dataset, args, table, semantic, text_encoder)
+    tokenizer.record_tasks([])
     if isinstance(model, GenSARForConditionalGeneration) and model.config.num_items:
         # Codes made of one kind of embedding alone, an ablation, go with vectors of that kind alone.
         kinds = {"semantic": [semantic], "collaborative": [collaborative], "both": [semantic, collaborative]}

@@ -115,7 +115,7 @@ class GenSARTrainer(CheckpointedTrainer):
             self._examples = TrainingExamples(
                 pipe.tokenizer, train_dataset.events, split.train_ends, split.target_starts, text_queries
             )
-            self._sampler(args)  # complains if there is nothing to train on
+            self._tasks = self._sampler(args).tasks  # complains if there is nothing to train on
         self._batch_sizes = args.per_device_train_batch_size, args.gradient_accumulation_steps
         tune_for_cpu(args, pipe.model, pipe.tokenizer.history_encoding)
         if self._steps_follow_epochs and train_dataset is not None:
@@ -231,6 +231,8 @@ class GenSARTrainer(CheckpointedTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; the pipeline answers with the trained model afterwards. Arguments as for `Trainer.train`."""
+        if self.dataset is not None and self.pipe.tokenizer.trained_tasks is not None:
+            self.pipe.tokenizer.record_tasks(self._tasks)
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._answer_with_trained()
         return output

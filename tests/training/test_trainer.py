@@ -1,5 +1,6 @@
 """`GenSARTrainer`: a `transformers.Trainer` whose models load again with the same answers."""
 
+import json
 import shutil
 from typing import ClassVar
 
@@ -45,6 +46,28 @@ def test_what_is_saved_answers_as_what_was_trained(tiny_pipe, tiny_data, tiny_ru
     assert not list(tmp_path.rglob("training_args.bin"))
     assert (tmp_path / "by trainer" / "training_args.json").is_file()
     assert load(tmp_path / "by trainer").add_items(NEW)  # the item encoder has come along
+
+
+def test_what_no_training_has_taught_is_said_once(tiny_pipe, tiny_data, tiny_run, tmp_path, caplog):
+    tiny_pipe.suggest_queries(tiny_runs.HISTORY)
+    tiny_pipe.search("red")
+    assert "no example" not in caplog.text
+    settings = json.loads((tiny_run / "model/tokenizer_config.json").read_text())
+    assert "next_query" in settings["training_tasks"]
+    shutil.copytree(tiny_run / "model", tmp_path / "model")
+    (tmp_path / "model/tokenizer_config.json").write_text(json.dumps({**settings, "training_tasks": []}))
+    pipe = load(tmp_path / "model")
+    weights = {"next_recommended_item": 1.0}
+    args = {"task_weights": weights, "max_steps": 1, "save_strategy": "no"}
+    GenSARTrainer(pipe, tiny_runs.arguments(tmp_path / "run", **args), tiny_data).train()
+    pipe.save_pretrained(tmp_path / "saved")
+    pipe = load(tmp_path / "saved")
+    for _ in range(2):
+        pipe.suggest_queries(tiny_runs.HISTORY)
+        pipe.search("red")
+    said = [record.getMessage() for record in caplog.records if "no example of" in record.getMessage()]
+    assert [message.split("`")[1] for message in said] == ["suggest_queries", "search"]
+    assert max(map(len, said)) < 300
 
 
 def test_items_are_matched_by_id(tiny_run, tmp_path):
