@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -25,6 +26,9 @@ TASKS = (RECOMMENDATION, SEARCH)
 _TARGET_BEHAVIOR = {RECOMMENDATION: Behavior.RECOMMENDED_ITEM, SEARCH: Behavior.SEARCHED_ITEM}
 SplitMethod: TypeAlias = Literal["leave_one_out", "chronological", "none", "held_out"]
 _SPLIT_FILE = "split.safetensors"
+_BLOCK_EVENTS = 1 << 22  # that are split at a time; the arrays needed for it take about 60 bytes an event
+# Of some users' events: where training ends, and the targets of validation and test by task, as event indices.
+_Cut: TypeAlias = tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +149,7 @@ class Split:
 
 
 def _events_fingerprint(events: UserEvents) -> str:
-    return fingerprint(
+    return events.digest or fingerprint(
         events.user_ids, events.item_ids, events.query_texts, events.offsets, events.behaviors, events.items,
         events.queries, events.timestamps,
     )  # fmt: skip
@@ -203,8 +207,34 @@ def leave_one_out(events: UserEvents, min_train_events: int = 1, target_starts: 
     """
     if min_train_events < 0:
         raise ValueError(f"`min_train_events` counts events and cannot be negative; got {min_train_events}.")
-    starts, ends = events.offsets[:-1], events.offsets[1:]
     target_starts = _default_starts(events, target_starts)
+    return _split_in_blocks(events, target_starts, partial(_leave_one_out, min_train_events=min_train_events))
+
+
+def _split_in_blocks(
+    events: UserEvents, target_starts: np.ndarray, cut: Callable[[UserEvents, np.ndarray], _Cut]
+) -> Split:
+    """Split the events of some users at a time; `cut` takes their events and their target starts."""
+    train_ends = np.empty(events.num_users, dtype=np.int64)
+    targets: dict[str, list[list[np.ndarray]]] = {task: [[], []] for task in TASKS}
+    first = 0
+    while first < events.num_users:
+        start = int(events.offsets[first])
+        last = max(first + 1, int(np.searchsorted(events.offsets, start + _BLOCK_EVENTS, side="right")) - 1)
+        ends, *parts = cut(events.users(first, last), target_starts[first:last] - start)
+        train_ends[first:last] = ends + start
+        for task in TASKS:
+            for found, part in zip(targets[task], parts, strict=True):
+                found.append(part[task] + start)
+        first = last
+    empty = np.empty(0, dtype=np.int64)
+    validation, test = ({task: np.concatenate([empty, *targets[task][part]]) for task in TASKS} for part in (0, 1))
+    _report(events, train_ends, test)
+    return Split(events, train_ends, _requests(events, validation), _requests(events, test), target_starts)
+
+
+def _leave_one_out(events: UserEvents, target_starts: np.ndarray, min_train_events: int) -> _Cut:
+    starts, ends = events.offsets[:-1], events.offsets[1:]
     test, validation, counts = {}, {}, {}
     for task in TASKS:
         last, before_last, counts[task] = _last_clicks(events, task)
@@ -231,8 +261,7 @@ def leave_one_out(events: UserEvents, min_train_events: int = 1, target_starts: 
         validation[task] = validation[task][keeps_all & (validation[task] >= 0)]
         test[task] = test[task][(keeps_tests | (keeps_longer_test & is_longer)) & (test[task] >= 0)]
     kept = np.select([keeps_all, keeps_tests, keeps_longer_test], [with_all, with_tests, with_longer_test], ends)
-    _report(events, kept, test)
-    return Split(events, kept, _requests(events, validation), _requests(events, test), target_starts)
+    return kept, validation, test
 
 
 def _last_clicks(events: UserEvents, task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -292,26 +321,31 @@ def chronological_cut(
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(f"`fractions` must be three shares whose sum is 1, the first positive; got {fractions}.")
     target_starts = _default_starts(events, target_starts)
-    is_target = _is_target(events, target_starts)
-    times = np.sort(events.timestamps[is_target])
+    has_history = (target_starts > events.offsets[:-1]).any()
+    times = np.sort(events.timestamps[_is_target(events, target_starts)] if has_history else events.timestamps)
     passed = (round(fractions[0] * len(times)), round((fractions[0] + fractions[1]) * len(times)))
     first_cut, second_cut = (float(times[count]) if count < len(times) else np.inf for count in passed)
-    is_late = is_target & (events.timestamps >= first_cut)
-    limits = np.where(is_late, _train_limits(events), events.num_events)
-    ends = events.offsets[1:].copy()
-    np.minimum.at(ends, events.event_users(), limits)
-    if not (is_target & (np.arange(events.num_events) < ends[events.event_users()])).any():
+    del times
+    split = _split_in_blocks(events, target_starts, partial(_cut_at, first_cut=first_cut, second_cut=second_cut))
+    if not (split.train_ends > target_starts).any():
         raise InputError(
             f"No event is earlier than the first cut at timestamp {first_cut}, so nothing is left for training; cut "
             "later, by a larger share of training, or use leave-one-out."
         )
+    return split
+
+
+def _cut_at(events: UserEvents, target_starts: np.ndarray, first_cut: float, second_cut: float) -> _Cut:
+    is_late = _is_target(events, target_starts) & (events.timestamps >= first_cut)
+    limits = np.where(is_late, _train_limits(events), events.num_events)
+    ends = events.offsets[1:].copy()
+    np.minimum.at(ends, events.event_users(), limits)
     validation, test = {}, {}
     for task in TASKS:
         clicks = np.flatnonzero(is_late & (events.behaviors == _TARGET_BEHAVIOR[task]))
         is_test = events.timestamps[clicks] >= second_cut
         validation[task], test[task] = clicks[~is_test], clicks[is_test]
-    _report(events, ends, test)
-    return Split(events, ends, _requests(events, validation), _requests(events, test), target_starts)
+    return ends, validation, test
 
 
 def _default_starts(events: UserEvents, target_starts: np.ndarray | None) -> np.ndarray:

@@ -30,23 +30,25 @@ class UserEvents:
     Attributes:
         user_ids: the id of each user.
         item_ids: the id of each item of the catalogue.
-        query_texts: the distinct queries.
+        query_texts: the distinct queries, in the order of their first row.
         offsets: `(num_users + 1,)` int64; the events of user u are `offsets[u]:offsets[u + 1]`.
         behaviors: `(num_events,)` int8, values of `Behavior`.
         items: `(num_events,)` int64, -1 for a query.
         queries: `(num_events,)` int64, -1 for a click on a recommendation; a searched item has the query of its
             session.
         timestamps: `(num_events,)` float64, non-decreasing within a user.
+        digest: SHA-256 of all of it where it is recorded, "" otherwise.
     """
 
-    user_ids: list[str]
-    item_ids: list[str]
-    query_texts: list[str]
+    user_ids: Sequence[str]
+    item_ids: Sequence[str]
+    query_texts: Sequence[str]
     offsets: np.ndarray
     behaviors: np.ndarray
     items: np.ndarray
     queries: np.ndarray
     timestamps: np.ndarray
+    digest: str = ""
 
     @property
     def num_users(self) -> int:
@@ -73,6 +75,20 @@ class UserEvents:
         last_query = np.maximum.accumulate(np.where(self.behaviors == Behavior.SEARCH_QUERY, positions, -1))
         return np.where(self.behaviors == Behavior.SEARCHED_ITEM, last_query, positions)
 
+    def users(self, first: int, last: int) -> UserEvents:
+        """The events of the users `first` to `last - 1` alone, as views; event 0 is event `offsets[first]` of all."""
+        start, end = self.offsets[first], self.offsets[last]
+        return UserEvents(
+            user_ids=self.user_ids[first:last],
+            item_ids=self.item_ids,
+            query_texts=self.query_texts,
+            offsets=self.offsets[first : last + 1] - start,
+            behaviors=self.behaviors[start:end],
+            items=self.items[start:end],
+            queries=self.queries[start:end],
+            timestamps=self.timestamps[start:end],
+        )
+
 
 def user_events(item_ids: Sequence[str], interactions: pd.DataFrame) -> UserEvents:
     """Turn rows into events.
@@ -94,28 +110,46 @@ def user_events(item_ids: Sequence[str], interactions: pd.DataFrame) -> UserEven
     times = interactions["timestamp"].to_numpy(dtype=np.float64)
     _check_order(interactions, users, items, times)
 
-    same_as_before = np.zeros(len(interactions), dtype=bool)
+    return UserEvents(
+        list(user_ids),
+        list(item_ids),
+        list(query_texts),
+        *rows_to_events(users, items, queries, times, len(user_ids)),
+    )
+
+
+def rows_to_events(
+    users: np.ndarray, items: np.ndarray, queries: np.ndarray, times: np.ndarray, num_users: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The arrays of `UserEvents`, from `offsets` on, of rows in the order of user and time.
+
+    Args:
+        users: `(num_rows,)` number of the user, non-decreasing.
+        items: `(num_rows,)` row in the catalogue, -1 for a search without a click.
+        queries: `(num_rows,)` number of the query, -1 for a click on a recommendation.
+        times: `(num_rows,)` float64.
+        num_users: all users, those without rows included.
+    """
+    num_rows = len(users)
+    same_as_before = np.zeros(num_rows, dtype=bool)
     same_as_before[1:] = (users[1:] == users[:-1]) & (queries[1:] == queries[:-1])
     opens = (queries >= 0) & ~same_as_before
     clicks = items >= 0
     row_ends = np.cumsum(opens.astype(np.int64) + clicks)
     query_events, click_events = (row_ends - 1 - clicks)[opens], (row_ends - 1)[clicks]
 
-    num_events = int(row_ends[-1]) if len(interactions) else 0
+    num_events = int(row_ends[-1]) if num_rows else 0
     row_of_event = np.empty(num_events, dtype=np.int64)
     row_of_event[query_events], row_of_event[click_events] = np.flatnonzero(opens), np.flatnonzero(clicks)
     behaviors = np.full(num_events, Behavior.SEARCH_QUERY, dtype=np.int8)
     behaviors[click_events] = np.where(queries[clicks] >= 0, Behavior.SEARCHED_ITEM, Behavior.RECOMMENDED_ITEM)
-    per_user = np.bincount(users[row_of_event], minlength=len(user_ids))
-    return UserEvents(
-        user_ids=list(user_ids),
-        item_ids=list(item_ids),
-        query_texts=list(query_texts),
-        offsets=np.concatenate([[0], np.cumsum(per_user)]).astype(np.int64),
-        behaviors=behaviors,
-        items=np.where(behaviors == Behavior.SEARCH_QUERY, -1, items[row_of_event]).astype(np.int64),
-        queries=queries[row_of_event].astype(np.int64),
-        timestamps=times[row_of_event],
+    per_user = np.bincount(users[row_of_event], minlength=num_users)
+    return (
+        np.concatenate([[0], np.cumsum(per_user)]).astype(np.int64),
+        behaviors,
+        np.where(behaviors == Behavior.SEARCH_QUERY, -1, items[row_of_event]).astype(np.int64),
+        queries[row_of_event].astype(np.int64),
+        times[row_of_event],
     )
 
 
