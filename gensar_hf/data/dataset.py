@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import get_args
@@ -19,21 +19,27 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from gensar_hf.data.large_log import GroupedLog, group_log
 from gensar_hf.data.queries import assign_search_clicks
 from gensar_hf.data.splits import Split, SplitMethod, leave_one_out, make_split
 from gensar_hf.data.tables import (
     Table,
     TableSource,
+    TimePieces,
+    are_floats_as_text,
     id_column,
+    read_pieces,
     read_table,
+    refuse_too_many_rows,
     shown_value,
+    source_files,
     text_column,
     text_of,
     time_column,
 )
 from gensar_hf.data.user_events import UserEvents, user_events
 from gensar_hf.errors import InputError
-from gensar_hf.files import read_json, write_json
+from gensar_hf.files import fingerprint, read_json, write_json
 from gensar_hf.folders import finish_saving, saving
 
 logger = logging.getLogger(__name__)
@@ -42,6 +48,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_TEXT_COLUMNS = ("title", "name", "brand", "categories", "category", "genres", "year", "description")
 MAX_QUERY_CHARACTERS = 1000
 _ABOUT_FILE, _OLD_ABOUT_FILE = "dataset.json", "log.json"
+_SOURCE_FILE = "source.json"  # of a `log_dir`
 _FORMAT_VERSION = 2
 _DEEPEST_NESTING = 20  # lists and structs in one another; Parquet cannot read many more than it can write
 
@@ -54,7 +61,8 @@ class InteractionDataset:
             DataFrame or `datasets.Dataset`; one row per item.
         interactions: the same kinds; one row per click or search. Columns other than `user_id`, `item_id`,
             `timestamp` (or `order`: a number that grows with time, for data without times; `timestamp` wins) and
-            `query` are dropped.
+            `query` are dropped. A folder with a grouped log (see `gensar_hf.data.large_log`), as one that was a
+            `log_dir`, is read memory-mapped.
         text_columns: the columns that make an item's text, in order. Default: those of `DEFAULT_TEXT_COLUMNS` that
             the table has, in that order.
         split: which clicks are held out as requests.
@@ -71,6 +79,8 @@ class InteractionDataset:
             item's categories; for data without queries. See `queries.assign_search_clicks`.
         category_column: column of `items` that these queries are made from.
         seed: of the draw of these clicks.
+        log_dir: for a log that is larger than the memory: new folder to group it in by user, on disk. It is read
+            memory-mapped from there, and a later call with the same files finds it. Needs the extra `[duckdb]`.
 
     Attributes:
         items: `item_id` (str, distinct) first, then the other columns of the items table. Text columns are str, ""
@@ -81,6 +91,8 @@ class InteractionDataset:
             time keep the order of the table.
         text_columns: the columns of `items` that make an item's text, in order.
         split_method: the argument `split`.
+        log: the grouped log that the interactions are in, None if they are in memory. `interactions`, `split_by_time`,
+            `hold_out_items` and `merge` read it into memory.
 
     Ids are text: 242, "242" and 242.0 are the same item. Text has each run of white space replaced by one space; lists
     are joined with ", ". Queries are cut after 1,000 characters, with a warning.
@@ -91,9 +103,9 @@ class InteractionDataset:
     """
 
     items: pd.DataFrame
-    interactions: pd.DataFrame
     text_columns: tuple[str, ...]
     split_method: SplitMethod
+    log: GroupedLog | None = None
 
     def __init__(
         self,
@@ -107,6 +119,7 @@ class InteractionDataset:
         search_fraction: float = 0.0,
         category_column: str = "categories",
         seed: int = 0,
+        log_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if min_interactions < 0:
             raise ValueError(f"`min_interactions` counts clicks and cannot be negative; got {min_interactions}.")
@@ -115,9 +128,22 @@ class InteractionDataset:
                 "`min_interactions` cannot be combined with `history`, because it would drop items that the history "
                 "contains; filter the tables first, or leave one of the two out."
             )
-        item_table, interaction_table = read_table(items, "items"), read_table(interactions, "interactions")
+        item_table, log = read_table(items, "items"), GroupedLog.find(interactions)
+        if (log or log_dir) and (min_interactions or search_fraction or history is not None):
+            raise ValueError(
+                "`min_interactions`, `search_fraction` and `history` need the log in memory and cannot be combined "
+                "with `log_dir` or a grouped log; apply them before, or leave them out."
+            )
         catalogue, columns = check_items(item_table, text_columns)
-        rows = _check_interactions(interaction_table, item_table.name, catalogue)
+        if log_dir is not None and log is None:
+            log = _grouped(interactions, item_table.name, catalogue, Path(log_dir))
+        if log is not None:
+            self._fill_from_log(catalogue, log, columns, split)
+            return
+        refuse_too_many_rows(interactions, "interactions")
+        interaction_table = read_table(interactions, "interactions")
+        rows = _check_interactions(interaction_table, item_table.name, pd.Index(catalogue["item_id"]))
+        rows = rows.iloc[_by_user_and_time(rows)].reset_index(drop=True)
         if search_fraction:
             rows = assign_search_clicks(catalogue, rows, search_fraction, seed, category_column)
         if min_interactions:
@@ -151,8 +177,7 @@ class InteractionDataset:
         split: SplitMethod,
         history: InteractionDataset | None,
     ) -> None:
-        if split not in get_args(SplitMethod):
-            raise ValueError(f"`split` must be one of {', '.join(map(repr, get_args(SplitMethod)))}; got {split!r}.")
+        _check_split_method(split)
         is_history = np.zeros(len(rows), dtype=bool)
         if history is not None:
             _check_history(history.interactions, items, rows)
@@ -162,18 +187,26 @@ class InteractionDataset:
         self.items, self.interactions, self.text_columns, self.split_method = items, rows, text_columns, split
         self._is_history = is_history  # (num_interactions,) bool; the rows of `history` come first in each user's rows
 
+    def _fill_from_log(
+        self, items: pd.DataFrame, log: GroupedLog, text_columns: tuple[str, ...], split: SplitMethod
+    ) -> None:
+        _check_split_method(split)
+        self.items, self.log, self.text_columns, self.split_method = items, log, text_columns, split
+        self.events = log.events(self.item_ids)
+        self._is_history = np.zeros(log.num_rows, dtype=bool)  # takes no memory until it is written to
+
     def __len__(self) -> int:
         """Number of interactions."""
-        return len(self.interactions)
+        return len(self._is_history)
 
     def __repr__(self) -> str:
         """One line with the counts of users, items, interactions and distinct queries."""
-        queries = self.interactions["query"]
+        events = self.events
         counts = {
-            "users": self.interactions["user_id"].nunique(),
+            "users": events.num_users,
             "items": len(self.items),
             "interactions": len(self),
-            "queries": queries[queries != ""].nunique(),
+            "queries": len(events.query_texts),
         }
         if self._is_history.any():
             counts["rows of history"] = int(self._is_history.sum())
@@ -218,6 +251,12 @@ class InteractionDataset:
         return texts
 
     @cached_property
+    def interactions(self) -> pd.DataFrame:
+        """All interactions in memory, see the class."""
+        assert self.log is not None
+        return self.log.interactions(self.item_ids)
+
+    @cached_property
     def events(self) -> UserEvents:
         """The interactions as events, sorted by user, then by time; item i is row i of `items`."""
         return user_events(self.item_ids, self.interactions)
@@ -239,6 +278,10 @@ class InteractionDataset:
 
     def with_split(self, split: SplitMethod) -> InteractionDataset:
         """The same data with other held-out clicks; `split` as for the class."""
+        if self.log is not None:
+            dataset = InteractionDataset.__new__(InteractionDataset)
+            dataset._fill_from_log(self.items, self.log, self.text_columns, split)
+            return dataset
         return self._with(self.items, self.interactions, self._is_history, split)
 
     def _with(
@@ -334,16 +377,20 @@ class InteractionDataset:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `items.parquet`, `interactions.parquet`, `split.safetensors` and `dataset.json` to `folder`.
 
+        In the place of `interactions.parquet`, a grouped log is written as it is.
+
         Raises:
             InputError: the folder has a file of such a name that no dataset was saved as, or cannot be written to.
         """
-        history = {"is_history": self._is_history} if self._is_history.any() else {}
-        rows = self.interactions.assign(**history)
         counts = {"num_items": len(self.items), "num_interactions": len(self)}
         about = {"text_columns": list(self.text_columns), "split": self.split_method, **counts}
         with saving(folder) as aside:
-            for name, frame in (("items", self.items), ("interactions", rows)):
-                frame.to_parquet(aside / f"{name}.parquet", index=False)
+            self.items.to_parquet(aside / "items.parquet", index=False)
+            if self.log is not None:
+                self.log.copy_to(aside)
+            else:
+                history = {"is_history": self._is_history} if self._is_history.any() else {}
+                self.interactions.assign(**history).to_parquet(aside / "interactions.parquet", index=False)
             self.split.save(aside)
             write_json(aside / _ABOUT_FILE, {"format_version": _FORMAT_VERSION, **about})
 
@@ -358,17 +405,24 @@ class InteractionDataset:
         finish_saving(folder)
         is_old = not (folder / _ABOUT_FILE).is_file() and (folder / _OLD_ABOUT_FILE).is_file()
         about = read_json(folder / (_OLD_ABOUT_FILE if is_old else _ABOUT_FILE))
-        items, rows = (read_table(folder / f"{name}.parquet", name).frame for name in ("items", "interactions"))
+        items, log = read_table(folder / "items.parquet", "items").frame, GroupedLog.find(folder)
+        columns, split = tuple(about["text_columns"]), about.get("split", "leave_one_out")
+        if log is not None:
+            dataset = cls.__new__(cls)
+            dataset._fill_from_log(items, log, columns, split)
+        else:
+            rows = read_table(folder / "interactions.parquet", "interactions").frame
+            is_history = rows.pop("is_history").to_numpy(dtype=bool) if "is_history" in rows else None
+            dataset = cls.from_checked(items, rows, columns, split=split)
+            if is_history is not None:
+                dataset._is_history = is_history
         expected = [about.get("num_items"), about.get("num_interactions"), about.get("format_version")]
-        if [len(items), len(rows), 1 if is_old else _FORMAT_VERSION] != expected:
+        if [len(items), len(dataset), 1 if is_old else _FORMAT_VERSION] != expected:
+            about_file = _OLD_ABOUT_FILE if is_old else _ABOUT_FILE
             raise InputError(
-                f"{folder}: {_OLD_ABOUT_FILE if is_old else _ABOUT_FILE}, items.parquet and interactions.parquet do "
-                "not belong together; delete the folder and write the dataset again."
+                f"{folder}: {about_file}, items.parquet and {'users' if log else 'interactions.parquet'} do not belong "
+                "together; delete the folder and write the dataset again."
             )
-        is_history = rows.pop("is_history").to_numpy(dtype=bool) if "is_history" in rows else None
-        dataset = cls.from_checked(items, rows, about["text_columns"], split=about.get("split", "leave_one_out"))
-        if is_history is not None:
-            dataset._is_history = is_history
         dataset.split = Split.load(folder, dataset.events)
         if is_old and not np.array_equal(dataset.split.train_ends, leave_one_out(dataset.events).train_ends):
             dataset.split_method = "chronological"
@@ -476,21 +530,89 @@ def _storable(table: Table, column: str) -> pd.Series:
     return pd.Series([text.encode("utf-8", "backslashreplace").decode("utf-8") for text in texts], index=values.index)
 
 
-def _check_interactions(table: Table, items_name: str, items: pd.DataFrame) -> pd.DataFrame:
+def _check_split_method(split: str) -> None:
+    if split not in get_args(SplitMethod):
+        raise ValueError(f"`split` must be one of {', '.join(map(repr, get_args(SplitMethod)))}; got {split!r}.")
+
+
+def _columns_of_interactions(table: Table) -> list[str]:
+    """The columns that are read: ids, time (`timestamp` or `order`) and, if there is one, `query`."""
     time_name = "order" if "timestamp" not in table.frame.columns and "order" in table.frame.columns else "timestamp"
     table.require(["user_id", "item_id", time_name])
-    user_ids, item_ids = id_column(table, "user_id"), id_column(table, "item_id")
+    return ["user_id", "item_id", time_name, *(["query"] if "query" in table.frame.columns else [])]
+
+
+def _check_interactions(
+    table: Table,
+    items_name: str,
+    known: pd.Index,
+    are_floats: Mapping[str, bool] | None = None,
+    times: TimePieces | None = None,
+) -> pd.DataFrame:
+    """The columns of `InteractionDataset.interactions`, in the order of the table.
+
+    Args:
+        table: the interactions, or a piece of them.
+        items_name: of the items table.
+        known: all item ids.
+        are_floats: of a piece, see `id_column`.
+        times: of a piece.
+    """
+    time_name = _columns_of_interactions(table)[2]
+    user_ids, item_ids = (id_column(table, name, (are_floats or {}).get(name)) for name in ("user_id", "item_id"))
     queries = _check_queries(table)
     _refuse(table, "user_id", user_ids == "", "is not a user id, the value is missing", "give every row a user")
     neither, remedy = (item_ids == "") & (queries == ""), "give an item, a query, or both"
     _refuse(table, "item_id", neither, "is not an item id, and the row has no query either", remedy)
-    unknown = (item_ids != "") & ~item_ids.isin(items["item_id"])
+    unknown = (item_ids != "") & (known.get_indexer(pd.Index(item_ids)) < 0)
     if unknown.any():
         value, remedy = item_ids[unknown].iloc[0], "add the item there or drop the row"
         _refuse(table, "item_id", unknown, f"is not an item of {items_name}", remedy, value)
-    timestamps = time_column(table, time_name)
-    frame = pd.DataFrame({"user_id": user_ids, "item_id": item_ids, "timestamp": timestamps, "query": queries})
-    return frame.iloc[_by_user_and_time(frame)].reset_index(drop=True)
+    timestamps = time_column(table, time_name) if times is None else times.read(table, time_name)
+    return pd.DataFrame({"user_id": user_ids, "item_id": item_ids, "timestamp": timestamps, "query": queries})
+
+
+def _grouped(interactions: TableSource, items_name: str, items: pd.DataFrame, folder: Path) -> GroupedLog:
+    """The interactions as a grouped log in `folder`, which an earlier call may have made from the same tables."""
+    known, log = pd.Index(items["item_id"]), GroupedLog(folder)
+    files = source_files(interactions, "interactions")
+    source = fingerprint(files, "\n".join(items["item_id"]))
+    finish_saving(folder)
+    if files and (folder / _SOURCE_FILE).is_file() and read_json(folder / _SOURCE_FILE).get("source") == source:
+        return log
+    with saving(folder, replace=True) as aside:
+        group_log(_checked_pieces(interactions, items_name, known), aside)
+        GroupedLog(aside).write_events(len(items))
+        items.to_parquet(aside / "items.parquet", index=False)
+        write_json(aside / _SOURCE_FILE, {"source": source})
+    return log
+
+
+def _checked_pieces(interactions: TableSource, items_name: str, known: pd.Index) -> Iterator[pd.DataFrame]:
+    """Pieces of the interactions, checked, with `item`, the row of the items table, in place of `item_id`."""
+    are_floats = {column: _are_floats(interactions, column) for column in ("user_id", "item_id")}
+    times = TimePieces()
+    for piece in read_pieces(interactions, "interactions", _columns_of_interactions):
+        rows = _check_interactions(piece, items_name, known, are_floats, times)
+        rows["item"] = known.get_indexer(pd.Index(rows.pop("item_id")))
+        yield rows
+    times.finish()
+
+
+def _are_floats(interactions: TableSource, column: str) -> bool:
+    """`are_floats_as_text` of all pieces; as a rule the first one settles it."""
+    found = False
+
+    def choose(table: Table) -> list[str]:
+        _columns_of_interactions(table)
+        return [column]
+
+    for piece in read_pieces(interactions, "interactions", choose):
+        ids = id_column(piece, column, are_floats=False)
+        if (ids != "").any() and not are_floats_as_text(ids):
+            return False
+        found |= bool((ids != "").any())
+    return found
 
 
 def _by_user_and_time(rows: pd.DataFrame) -> np.ndarray:

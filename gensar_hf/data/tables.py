@@ -6,13 +6,15 @@ memory.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import glob
 import json
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -32,9 +34,13 @@ TableSource: TypeAlias = "str | os.PathLike[str] | pd.DataFrame | Any"  # Any: a
 _PARSER_COMPLAINT = 250  # characters of a parser's message that are shown
 _LARGEST_INTEGER = 10**1000  # more digits are damage, and Python refuses to print more than 4,300
 _STREAM_ROWS = 65_536  # of a streamed dataset that are read at a time
+_ROW_BYTES = 300  # of interactions in memory, with what is made from them
+_PIECE_ROWS = 1 << 19  # of a Parquet file that are read at a time; checking them takes about 250 bytes a row
 _LONGEST_NUMBER = 300  # characters; pandas cannot make a float of more digits
 # Times of one column are in one unit: seconds, milli-, micro- or nanoseconds of 1973 and later begin at these numbers.
 _UNITS = np.array([1e8, 1e11, 1e14, 1e17])
+_OTHER_UNIT = "is in another unit than most times of the column", "give all of them in seconds"
+_USE_ONE = "use one of the two"
 
 
 def shown_value(value: Any) -> str:
@@ -117,7 +123,7 @@ def read_table(source: TableSource, role: str) -> Table:
     """
     if isinstance(source, pd.DataFrame):
         table = Table(f"the {role} table", source.reset_index(drop=True))
-    elif hasattr(source, "to_pandas") and hasattr(source, "column_names"):
+    elif _is_dataset(source):
         table = Table(f"the {role} dataset", _frame_of_dataset(source))
     elif isinstance(source, str | os.PathLike):
         table = _read_path(os.fspath(source), role)
@@ -126,20 +132,114 @@ def read_table(source: TableSource, role: str) -> Table:
             f"The {role} are a {type(source).__name__}; pass a path, a pandas DataFrame or one datasets.Dataset (of a "
             "DatasetDict, pick a split)."
         )
+    _check_columns(table)
+    if table.frame.empty:
+        raise InputError(f"{table.name} holds no rows; give a table with at least one.")
+    return table
+
+
+def read_pieces(source: TableSource, role: str, choose: Callable[[Table], Sequence[str]]) -> Iterator[Table]:
+    """Read a table of any size piece by piece: some rows of a Parquet file or a dataset, a whole file of another kind.
+
+    Args:
+        source: as for `read_table`; a DataFrame is one piece.
+        role: as for `read_table`.
+        choose: the columns to read, chosen from a table without rows that has all columns of a file.
+
+    Raises:
+        InputError: as in `read_table`, and what `choose` raises.
+    """
+    num_rows = 0
+    for table in _pieces(source, role, choose):
+        _check_columns(table)
+        num_rows += len(table.frame)
+        if len(table.frame):
+            yield table
+    if not num_rows:
+        raise InputError(f"The {role} hold no rows; give a table with at least one.")
+
+
+def refuse_too_many_rows(source: TableSource, role: str) -> None:
+    """Refuse Parquet files whose rows would not fit into the memory of this machine.
+
+    Raises:
+        InputError: they would not.
+    """
+    if not isinstance(source, str | os.PathLike) or "://" in os.fspath(source):
+        return
+    num_rows = 0
+    with _part_files(os.fspath(source), role) as files, suppress(OSError, pa.ArrowException):  # reading reports these
+        num_rows = sum(pq.read_metadata(path).num_rows for path in files.values() if path.suffix.lower() == ".parquet")
+    needed, available = _ROW_BYTES * num_rows, machine_bytes()
+    if needed > available:
+        raise InputError(
+            f"{num_rows:,} {role} need about {needed / 2**30:,.1f} GiB in memory, and this machine has "
+            f"{available / 2**30:,.1f} GiB; name a folder for them to be grouped in on disk (`log_dir`)."
+        )
+
+
+def machine_bytes() -> float:
+    """Memory of this machine; infinity where the system does not tell."""
+    names = getattr(os, "sysconf_names", {})
+    if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(names):
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def source_files(source: TableSource, role: str) -> Any:
+    """Names, sizes and times of the files of a table, for `files.fingerprint`; None for a table in memory."""
+    if not isinstance(source, str | os.PathLike):
+        return None
+    with _part_files(os.fspath(source), role) as files:
+        stats = {name: path.stat() for name, path in files.items() if path.is_file()}
+    is_copy = "://" in os.fspath(source)
+    return {name: [stat.st_size, 0 if is_copy else stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _pieces(source: TableSource, role: str, choose: Callable[[Table], Sequence[str]]) -> Iterator[Table]:
+    if _is_dataset(source):
+        dataset: Any = source
+        first_row = 0
+        for batch in dataset.with_format("arrow").iter(batch_size=_PIECE_ROWS):
+            table = Table(f"the {role} dataset", _plain_frame(pa.table(batch)), first_row)
+            _check_columns(table)
+            yield dataclasses.replace(table, frame=table.frame[list(choose(table))])
+            first_row += len(table.frame)
+        return
+    if not isinstance(source, str | os.PathLike):
+        table = read_table(source, role)
+        yield Table(table.name, table.frame[list(choose(table))])
+        return
+    with _part_files(path := os.fspath(source), role) as files:
+        for name, frame in _frames(path, files, role, {**_READERS, ".parquet": _parquet_columns}):
+            _check_columns(Table(name, frame))
+            columns = list(choose(Table(name, frame.iloc[:0])))
+            if files[name].suffix.lower() != ".parquet":
+                yield Table(name, frame[columns])
+                continue
+            first_row = 0
+            with _reading(files[name]), pq.ParquetFile(files[name]) as file:
+                for batch in file.iter_batches(_PIECE_ROWS, columns=columns):
+                    yield Table(name, _plain_frame(pa.Table.from_batches([batch])), first_row)
+                    first_row += len(batch)
+
+
+def _check_columns(table: Table) -> None:
     frame = table.frame
     frame.columns = frame.columns.map(str)
     if not frame.columns.is_unique:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise InputError(f"{table.name} has two columns named {twice}; rename or drop one of them.")
-    if frame.empty:
-        raise InputError(f"{table.name} holds no rows; give a table with at least one.")
     for name, values in frame.items():
         if isinstance(values.dtype, pd.StringDtype | pd.ArrowDtype):
             try:
                 values.array.__arrow_array__().validate(full=True)
             except (pa.ArrowException, UnicodeError):
                 raise InputError(f"{table.name}, column {name}: text that is not UTF-8; write it again.") from None
-    return table
+
+
+def _is_dataset(source: Any) -> bool:
+    return hasattr(source, "to_pandas") and hasattr(source, "column_names") and not isinstance(source, pd.DataFrame)
 
 
 def _frame_of_dataset(dataset: Any) -> pd.DataFrame:
@@ -151,19 +251,33 @@ def _frame_of_dataset(dataset: Any) -> pd.DataFrame:
 
 
 def _read_path(path: str, role: str) -> Table:
-    """A file, a folder or a pattern, in the local file system or in another one."""
-    if "://" in path:
-        with tempfile.TemporaryDirectory() as folder:
-            return _read_parts(path, _fetched(path, Path(folder), role), role)
-    if os.path.isdir(path):  # False for a name that is too long, which pathlib refuses
-        names = (found.relative_to(path) for found in Path(path).rglob("*") if found.is_file())
-        # Spark and others write `_SUCCESS` and hidden checksums beside the parts.
-        visible = [name for name in names if not any(part.startswith((".", "_")) for part in name.parts)]
-        return _read_parts(path, {name.as_posix(): Path(path) / name for name in sorted(visible)}, role)
-    if glob.has_magic(path) and not os.path.exists(path):
-        found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
-        return _read_parts(path, {Path(name).name if "**" not in path else name: Path(name) for name in found}, role)
-    return Table(Path(path).name, _read_file(Path(path), role))
+    """A file, a folder or a pattern, in the local file system or in another one, as one table."""
+    with _part_files(path, role) as files:
+        frames = dict(_frames(path, files, role, _READERS))
+    if len(frames) == 1:
+        ((name, frame),) = frames.items()
+        return Table(Path(name).name, frame)
+    sizes = [(name, len(frame)) for name, frame in frames.items()]
+    frame = pd.concat([frame for frame in frames.values() if len(frame)] or [*frames.values()], ignore_index=True)
+    return Table(f"{Path(path).name} ({len(frames)} files)", frame, parts=sizes)
+
+
+@contextmanager
+def _part_files(path: str, role: str) -> Iterator[dict[str, Path]]:
+    """The files of a path or URL: name in messages → file, which may be a copy for the time of the block."""
+    with ExitStack() as stack:
+        if "://" in path:
+            yield _fetched(path, Path(stack.enter_context(tempfile.TemporaryDirectory())), role)
+        elif os.path.isdir(path):  # False for a name that is too long, which pathlib refuses
+            names = (found.relative_to(path) for found in Path(path).rglob("*") if found.is_file())
+            # Spark and others write `_SUCCESS` and hidden checksums beside the parts.
+            visible = [name for name in names if not any(part.startswith((".", "_")) for part in name.parts)]
+            yield {name.as_posix(): Path(path) / name for name in sorted(visible)}
+        elif glob.has_magic(path) and not os.path.exists(path):
+            found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
+            yield {Path(name).name if "**" not in path else name: Path(name) for name in found}
+        else:
+            yield {Path(path).name: Path(path)}
 
 
 def _fetched(url: str, folder: Path, role: str) -> dict[str, Path]:
@@ -190,47 +304,54 @@ def _fetched(url: str, folder: Path, role: str) -> dict[str, Path]:
     return copies
 
 
-def _read_parts(path: str, files: dict[str, Path], role: str) -> Table:
-    """The rows of several files of one kind and with the same columns; `files`: name in messages → file."""
+def _frames(
+    path: str, files: dict[str, Path], role: str, readers: dict[str, Callable[[Path], pd.DataFrame]]
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Name and content of each of several files, which must be of one kind and have the same columns."""
     if not files:
         raise InputError(f"{path} does not exist or holds no files; pass the path of the {role}.")
     kinds = {Path(name).suffix.lower() for name in files}
     if len(kinds) > 1:
         raise InputError(f"{path} holds files of several kinds ({', '.join(sorted(kinds))}); leave one kind there.")
-    frames: dict[str, pd.DataFrame] = {}
+    first = next(iter(files))
+    columns: set[Any] = set()
     for name, file in files.items():
         try:
-            frames[name] = _read_file(file, role)
-        except InputError as error:  # of a copy, which has another name
+            frame = _read_file(file, role, readers)
+        except InputError as error:
+            if file.name == name:
+                raise
+            # A copy has another name.
             raise InputError(str(error).replace(str(file), name).replace(file.name, name)) from error
-        first = next(iter(frames))
-        if different := set(frames[name].columns) ^ set(frames[first].columns):
+        columns = columns if name != first else set(frame.columns)
+        if different := set(frame.columns) ^ columns:
             raise InputError(
                 f"{path}: only one of {first} and {name} has the column {min(map(str, different))!r}; give parts of "
                 "one table."
             )
-    if len(frames) == 1:
-        ((name, frame),) = frames.items()
-        return Table(Path(name).name, frame)
-    sizes = [(name, len(frame)) for name, frame in frames.items()]
-    frame = pd.concat([frame for frame in frames.values() if len(frame)] or [*frames.values()], ignore_index=True)
-    return Table(f"{Path(path).name} ({len(frames)} files)", frame, parts=sizes)
+        yield name, frame
 
 
-def _read_file(path: Path, role: str) -> pd.DataFrame:
-    reader = _READERS.get(path.suffix.lower())
+def _read_file(path: Path, role: str, readers: dict[str, Callable[[Path], pd.DataFrame]]) -> pd.DataFrame:
+    reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(
             f"{path.name}: {path.suffix or 'a name without an extension'} is not a supported table format; save the "
-            f"{role} as one of {', '.join(_READERS)}."
+            f"{role} as one of {', '.join(readers)}."
         )
-    try:
+    with _reading(path):
         if not path.is_file():
             problem = "is a folder" if path.is_dir() else "does not exist"
             raise InputError(f"{path} {problem}; pass the path of the {role} file.")
         if path.stat().st_size == 0:
             raise InputError(f"{path.name} is empty; give a table with a header and at least one row.")
         return reader(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except InputError:
         raise
     except UnicodeDecodeError as error:
@@ -275,8 +396,17 @@ def _parse_json(text: str) -> Any:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
+    return _plain_frame(pq.ParquetFile(path).read())
+
+
+def _parquet_columns(path: Path) -> pd.DataFrame:
+    """The columns of a file, without rows."""
+    return _plain_frame(pq.ParquetFile(path).schema_arrow.empty_table())
+
+
+def _plain_frame(table: pa.Table) -> pd.DataFrame:
     # The metadata of pandas can be damaged, and can turn a column into the index.
-    frame = pq.ParquetFile(path).read().replace_schema_metadata().to_pandas(integer_object_nulls=True)
+    frame = table.replace_schema_metadata().to_pandas(integer_object_nulls=True)
     return frame.drop(columns=[name for name in frame.columns if str(name).startswith("__index_level_")])
 
 
@@ -322,10 +452,11 @@ def read_ids(values: Iterable[Any], name: str) -> list[str]:
     return [read for read in ids if read]
 
 
-def id_column(table: Table, column: str) -> pd.Series:
+def id_column(table: Table, column: str, are_floats: bool | None = None) -> pd.Series:
     """Ids as text, "" where missing, read by `id_of`.
 
-    If every value of a text column ends in ".0" (a column of floats, saved as CSV), that ending is dropped.
+    If every value of a text column ends in ".0" (a column of floats, saved as CSV), that ending is dropped; of a piece
+    of a column, `are_floats` says whether this holds of all of it.
     """
     values = table.frame[column]
     is_float = getattr(values.dtype, "kind", "") == "f"
@@ -336,9 +467,14 @@ def id_column(table: Table, column: str) -> pd.Series:
         if isinstance(value, float | np.floating) and float(value).is_integer():
             raise table.complain(column, bad, "has lost its last digits in a column of floats", "store the ids as text")
         raise table.complain(column, bad, "is not an id", "ids are one line of text, or whole numbers")
-    if texts.str.endswith(".0").any() and texts[texts != ""].str.fullmatch(r"-?\d+\.0").all():
+    if are_floats_as_text(texts) if are_floats is None else are_floats:
         texts = texts.str.removesuffix(".0")
     return texts
+
+
+def are_floats_as_text(ids: pd.Series) -> bool:
+    """Whether ids, "" where missing, are whole numbers that a column of floats was turned into."""
+    return bool(ids.str.endswith(".0").any() and ids[ids != ""].str.fullmatch(r"-?\d+\.0").all())
 
 
 def tidy(text: str) -> str:
@@ -415,6 +551,54 @@ def time_column(table: Table, column: str) -> np.ndarray:
         InputError: a value is missing, infinite or neither a number nor an ISO date; or the column mixes the two, or
             seconds with parts of seconds.
     """
+    times, kind = _read_times(table, column)
+    units = np.digitize(np.abs(times), _UNITS)
+    is_other = units != np.bincount(units).argmax()
+    if column == "timestamp" and kind == "number" and units.min() > 0 and is_other.any():
+        raise table.complain(column, np.flatnonzero(is_other), *_OTHER_UNIT)
+    return times
+
+
+class TimePieces:
+    """Times of a column that is read piece by piece; the rules of `time_column` hold for all pieces together."""
+
+    def __init__(self) -> None:
+        self._kind = ""
+        self._counts = np.zeros(len(_UNITS) + 1, dtype=np.int64)
+        self._first: dict[int, InputError] = {}  # unit → the error of its first row
+
+    def read(self, table: Table, column: str) -> np.ndarray:
+        """The times of the next piece.
+
+        Raises:
+            InputError: as in `time_column`, but for mixed units.
+        """
+        times, kind = _read_times(table, column, self._kind)
+        self._kind = self._kind or kind
+        if kind != self._kind:
+            raise table.complain(column, np.zeros(1, int), f"is a {kind}, but row 1 holds a {self._kind}", _USE_ONE)
+        if column == "timestamp" and kind == "number":
+            units = np.digitize(np.abs(times), _UNITS)
+            self._counts += np.bincount(units, minlength=len(self._counts))
+            found, rows = np.unique(units, return_index=True)
+            for row, unit in sorted(zip(rows.tolist(), found.tolist(), strict=True)):
+                if unit not in self._first:
+                    self._first[unit] = table.complain(column, np.array([row]), *_OTHER_UNIT)
+        return times
+
+    def finish(self) -> None:
+        """Check what only the whole column shows.
+
+        Raises:
+            InputError: the column mixes seconds with parts of seconds.
+        """
+        others = [error for unit, error in self._first.items() if unit != self._counts.argmax()]
+        if others and not self._counts[0]:
+            raise others[0]
+
+
+def _read_times(table: Table, column: str, expected: str = "") -> tuple[np.ndarray, str]:
+    """Finite times, and what they are: each a "number" or each a "date"; `expected` is what earlier rows are."""
     values = table.frame[column]
     remedy = "give a number (seconds, or a position) or an ISO date such as 2024-05-31T12:00:00"
     if isinstance(values.dtype, pd.CategoricalDtype):
@@ -432,19 +616,14 @@ def time_column(table: Table, column: str) -> np.ndarray:
         if len(bad):
             raise table.complain(column, bad, "is neither a number nor an ISO date", remedy)
         is_missing = (texts == "").to_numpy()
-        kind, times = ("", np.zeros(0)) if is_missing.any() else _parse_times(table, column, texts, remedy)
+        kind, times = ("", np.zeros(0)) if is_missing.any() else _parse_times(table, column, texts, remedy, expected)
     missing = np.flatnonzero(is_missing)
     if len(missing):
         raise table.complain(column, missing, "is not a time, the value is missing", remedy)
     infinite = np.flatnonzero(~np.isfinite(times))
     if len(infinite):
         raise table.complain(column, infinite, "is not a finite number", remedy)
-    units = np.digitize(np.abs(times), _UNITS)
-    is_other = units != np.bincount(units).argmax()
-    if column == "timestamp" and kind in ("i", "u", "f") and units.min() > 0 and is_other.any():
-        problem = "is in another unit than most times of the column"
-        raise table.complain(column, np.flatnonzero(is_other), problem, "give all of them in seconds")
-    return times
+    return times, "number" if kind in ("i", "u", "f") else "date"
 
 
 def _time_text(value: Any) -> str | None:
@@ -459,18 +638,22 @@ def _time_text(value: Any) -> str | None:
     return None if text is None else text.strip()
 
 
-def _parse_times(table: Table, column: str, texts: pd.Series, remedy: str) -> tuple[str, np.ndarray]:
-    """The kind of times, "f" (numbers) or "M" (dates), and the times; the first row determines the kind."""
+def _parse_times(
+    table: Table, column: str, texts: pd.Series, remedy: str, expected: str = ""
+) -> tuple[str, np.ndarray]:
+    """The kind of times, "f" (numbers) or "M" (dates), and the times; the first row of all determines the kind."""
     readers = {"f": ("number", _numbers), "M": ("date", _dates)}
-    kind, other = ("M", "f") if np.isnan(_numbers(texts.iloc[:1])).all() else ("f", "M")
+    is_date = expected == "date" if expected else np.isnan(_numbers(texts.iloc[:1])).all()
+    kind, other = ("M", "f") if is_date else ("f", "M")
     (name, parse), (other_name, parse_other) = readers[kind], readers[other]
     times = parse(texts)
     bad = np.flatnonzero(np.isnan(times))
     if not len(bad):
         return kind, times
-    if bad[0] and not np.isnan(parse_other(texts.iloc[bad[:1]])).all():
-        raise table.complain(column, bad, f"is a {other_name}, but row 1 holds a {name}", "use one of the two")
-    raise table.complain(column, bad[:1] if bad[0] == 0 else bad, "is neither a number nor an ISO date", remedy)
+    is_first = bad[0] == 0 and not expected
+    if not is_first and not np.isnan(parse_other(texts.iloc[bad[:1]])).all():
+        raise table.complain(column, bad, f"is a {other_name}, but row 1 holds a {name}", _USE_ONE)
+    raise table.complain(column, bad[:1] if is_first else bad, "is neither a number nor an ISO date", remedy)
 
 
 def _numbers(texts: pd.Series) -> np.ndarray:

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, se
 from gensar_hf.baselines import BM25, DenseRetrieval, HybridSearch, NextItemScorer, Popularity
 from gensar_hf.checkpoints import last_checkpoint, remove_checkpoints
 from gensar_hf.data import SEARCH, TASKS, InteractionDataset, training_events, training_mask
+from gensar_hf.data.tables import machine_bytes
 from gensar_hf.embeddings.cold_start import CollaborativeMap
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_training_arguments, train_sasrec
@@ -218,21 +219,14 @@ def refuse_too_many_items(num_items: int, args: GenSARTrainingArguments) -> None
         )
 
 
-def machine_bytes() -> float:
-    """Memory of this machine; infinity where the system does not tell."""
-    names = getattr(os, "sysconf_names", {})
-    if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(names):
-        return math.inf
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 # ---- the stages
 
 
 def dataset_inputs(dataset: InteractionDataset) -> list[Any]:
     """What a dataset consists of, for `files.fingerprint`."""
-    tables = []
-    for frame in (dataset.items, dataset.interactions):
+    frames = [dataset.items] if dataset.log is not None else [dataset.items, dataset.interactions]
+    tables: list[Any] = [] if dataset.log is None else [*dataset.log.content]
+    for frame in frames:
         with io.BytesIO() as buffer:
             frame.to_parquet(buffer, index=False)
             tables.append(buffer.getvalue())
