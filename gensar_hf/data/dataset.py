@@ -27,6 +27,7 @@ from gensar_hf.data.tables import (
     TableSource,
     TimePieces,
     are_floats_as_text,
+    fetched,
     id_column,
     read_pieces,
     read_table,
@@ -573,19 +574,19 @@ def _check_interactions(
 
 
 def _grouped(interactions: TableSource, items_name: str, items: pd.DataFrame, folder: Path) -> GroupedLog:
-    """The interactions as a grouped log in `folder`, which an earlier call may have made from the same tables."""
-    known, log = pd.Index(items["item_id"]), GroupedLog(folder)
-    files = source_files(interactions, "interactions")
-    source = fingerprint(files, "\n".join(items["item_id"]))
+    """The interactions as a grouped log in `folder`, which an earlier call may have made from the same files."""
     finish_saving(folder)
-    if files and (folder / _SOURCE_FILE).is_file() and read_json(folder / _SOURCE_FILE).get("source") == source:
-        return log
-    with saving(folder, replace=True) as aside:
-        group_log(_checked_pieces(interactions, items_name, known), aside)
-        GroupedLog(aside).write_events(len(items))
-        items.to_parquet(aside / "items.parquet", index=False)
-        write_json(aside / _SOURCE_FILE, {"source": source})
-    return log
+    with fetched(interactions, "interactions") as local:
+        files = source_files(local, "interactions")
+        source = fingerprint(files, "\n".join(items["item_id"]))
+        is_there = files and (folder / _SOURCE_FILE).is_file()
+        if not is_there or read_json(folder / _SOURCE_FILE).get("source") != source:
+            with saving(folder, replace=True) as aside:
+                group_log(_checked_pieces(local, items_name, pd.Index(items["item_id"])), aside)
+                GroupedLog(aside).write_events(len(items))
+                items.to_parquet(aside / "items.parquet", index=False)
+                write_json(aside / _SOURCE_FILE, {"source": source})
+    return GroupedLog(folder)
 
 
 def _checked_pieces(interactions: TableSource, items_name: str, known: pd.Index) -> Iterator[pd.DataFrame]:

@@ -87,8 +87,8 @@ class GroupedLog:
         """The grouped log in a folder, None if it is another table."""
         if not isinstance(source, str | os.PathLike):
             return None
-        folder = Path(source)
-        return cls(folder) if (folder / _QUERIES).exists() and (folder / _USERS).is_dir() else None
+        has_both = os.path.exists(os.path.join(source, _QUERIES)) and os.path.isdir(os.path.join(source, _USERS))
+        return cls(Path(source)) if has_both else None
 
     @property
     def content(self) -> list[Path]:

@@ -168,7 +168,7 @@ def refuse_too_many_rows(source: TableSource, role: str) -> None:
     if not isinstance(source, str | os.PathLike) or "://" in os.fspath(source):
         return
     num_rows = 0
-    with _part_files(os.fspath(source), role) as files, suppress(OSError, pa.ArrowException):  # reading reports these
+    with _part_files(source, role) as files, suppress(OSError, pa.ArrowException):  # reading reports these
         num_rows = sum(pq.read_metadata(path).num_rows for path in files.values() if path.suffix.lower() == ".parquet")
     needed, available = _ROW_BYTES * num_rows, machine_bytes()
     if needed > available:
@@ -190,7 +190,7 @@ def source_files(source: TableSource, role: str) -> Any:
     """Names, sizes and times of the files of a table, for `files.fingerprint`; None for a table in memory."""
     if not isinstance(source, str | os.PathLike):
         return None
-    with _part_files(os.fspath(source), role) as files:
+    with _part_files(source, role) as files:
         stats = {name: path.stat() for name, path in files.items() if path.is_file()}
     is_copy = "://" in os.fspath(source)
     return {name: [stat.st_size, 0 if is_copy else stat.st_mtime_ns] for name, stat in stats.items()}
@@ -210,8 +210,8 @@ def _pieces(source: TableSource, role: str, choose: Callable[[Table], Sequence[s
         table = read_table(source, role)
         yield Table(table.name, table.frame[list(choose(table))])
         return
-    with _part_files(path := os.fspath(source), role) as files:
-        for name, frame in _frames(path, files, role, {**_READERS, ".parquet": _parquet_columns}):
+    with _part_files(source, role) as files:
+        for name, frame in _frames(os.fspath(source), files, role, {**_READERS, ".parquet": _parquet_columns}):
             _check_columns(Table(name, frame))
             columns = list(choose(Table(name, frame.iloc[:0])))
             if files[name].suffix.lower() != ".parquet":
@@ -262,12 +262,36 @@ def _read_path(path: str, role: str) -> Table:
     return Table(f"{Path(path).name} ({len(frames)} files)", frame, parts=sizes)
 
 
+@dataclass(frozen=True)
+class _Copies(os.PathLike[str]):
+    """A URL and copies of its files: name in messages → file."""
+
+    url: str
+    files: dict[str, Path]
+
+    def __fspath__(self) -> str:
+        return self.url
+
+
 @contextmanager
-def _part_files(path: str, role: str) -> Iterator[dict[str, Path]]:
+def fetched(source: TableSource, role: str) -> Iterator[TableSource]:
+    """The source; of a URL, copies of its files for the time of the block, so that they can be read several times."""
+    if isinstance(source, str | os.PathLike) and "://" in (url := os.fspath(source)):
+        with tempfile.TemporaryDirectory() as folder:
+            yield _Copies(url, _fetched(url, Path(folder), role))
+    else:
+        yield source
+
+
+@contextmanager
+def _part_files(source: str | os.PathLike[str], role: str) -> Iterator[dict[str, Path]]:
     """The files of a path or URL: name in messages → file, which may be a copy for the time of the block."""
+    path = os.fspath(source)
     with ExitStack() as stack:
         if "://" in path:
-            yield _fetched(path, Path(stack.enter_context(tempfile.TemporaryDirectory())), role)
+            copies = source if isinstance(source, _Copies) else stack.enter_context(fetched(path, role))
+            assert isinstance(copies, _Copies)
+            yield copies.files
         elif os.path.isdir(path):  # False for a name that is too long, which pathlib refuses
             names = (found.relative_to(path) for found in Path(path).rglob("*") if found.is_file())
             # Spark and others write `_SUCCESS` and hidden checksums beside the parts.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -199,6 +200,18 @@ def test_a_grouped_log_is_found_again_and_made_again_when_the_tables_change(tmp_
             InteractionDataset(ITEMS, log, log_dir=tmp_path / "other")
     CLICKS[3:4].to_parquet(log / "part-1.parquet", index=False)
     assert len(InteractionDataset(ITEMS, log, log_dir=folder)) == 4
+
+
+def test_the_files_of_a_url_are_fetched_once(tmp_path: Path, monkeypatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(write_parts(tmp_path / "log", with_value("item_id", "gone"))), "/large/log", recursive=True)
+    fetched, get_file = [], type(memory).get_file
+    monkeypatch.setattr(
+        type(memory), "get_file", lambda self, name, *rest: (fetched.append(name), get_file(self, name, *rest))
+    )
+    with pytest.raises(InputError, match=r"^part-1\.parquet, row 2, column item_id: 'gone' is not an item"):
+        InteractionDataset(ITEMS, "memory://large/log", log_dir=tmp_path / "grouped")
+    assert fetched == ["/large/log/part-0.parquet", "/large/log/part-1.parquet"]
 
 
 def test_a_log_that_does_not_fit_is_refused_before_it_is_read(tmp_path: Path, monkeypatch) -> None:
