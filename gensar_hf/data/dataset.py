@@ -137,6 +137,7 @@ class InteractionDataset:
             )
         catalogue, columns = check_items(item_table, text_columns)
         if log_dir is not None and log is None:
+            _check_split_method(split)
             log = _grouped(interactions, item_table.name, catalogue, Path(log_dir))
         if log is not None:
             self._fill_from_log(catalogue, log, columns, split)

@@ -6,6 +6,7 @@ A grouped log is a folder that DuckDB (`group_log`) or another engine writes:
   `timestamps` (float64) of equal length, in the order of time. An item is a row of the items table, a query a row of
   `queries.parquet`, both from 0, and -1 where there is none.
 - `queries.parquet`: `query` (text, distinct).
+- `items.parquet`, if it is there: the items table. No other one is then accepted.
 - `events/`: made from the two, the arrays of `UserEvents` as `.npy` files.
 """
 
@@ -30,7 +31,7 @@ from gensar_hf.data.user_events import UserEvents, rows_to_events
 from gensar_hf.errors import InputError, shown
 from gensar_hf.files import atomic_path, damage_reported, fingerprint, read_json, write_json
 
-_QUERIES, _USERS, _EVENTS = "queries.parquet", "users", "events"
+_QUERIES, _USERS, _EVENTS, _ITEMS = "queries.parquet", "users", "events", "items.parquet"
 _ABOUT = "about.json"
 _MEMORY_LIMIT = "1GB"  # of DuckDB, which uses the disk for the rest; each thread needs about 125 MB
 _MAX_THREADS = 4
@@ -102,8 +103,9 @@ class GroupedLog:
             item_ids: the catalogue that the log's items are rows of.
 
         Raises:
-            InputError: the log is damaged or breaks its form, or the folder cannot be written to.
+            InputError: the log is damaged, breaks its form or has other items, or the folder cannot be written to.
         """
+        self._check_items(item_ids)
         folder, state = self.folder / _EVENTS, self._state(len(item_ids))
         if not (folder / _ABOUT).is_file() or read_json(folder / _ABOUT).get("state") != state:
             self.write_events(len(item_ids))
@@ -183,6 +185,18 @@ class GroupedLog:
             _write_texts(write, "queries", [texts.take(pa.array(np.concatenate(in_order)))])
         about = {"digest": fingerprint(self.folder / _EVENTS), "num_rows": num_rows, "state": self._state(num_items)}
         write_json(self.folder / _EVENTS / _ABOUT, about)
+
+    def _check_items(self, item_ids: Sequence[str]) -> None:
+        path = self.folder / _ITEMS
+        if not path.exists():
+            return
+        with damage_reported(path, "write the log again"):
+            ids = pq.read_table(path, columns=["item_id"])["item_id"].cast(pa.large_string())
+        if not ids.equals(pa.chunked_array([pa.array(item_ids, pa.large_string())])):
+            raise InputError(
+                f"The log in {self.folder} was grouped with other items, or the same in another order, and refers to "
+                f"them by row; give {path} as the items, or group the log again."
+            )
 
     def _state(self, num_items: int) -> list[Any]:
         files = [path for content in self.content for path in _files(content)]

@@ -299,6 +299,23 @@ def test_a_log_grouped_by_another_engine_is_read(tmp_path: Path) -> None:
     assert_same(InteractionDataset(ITEMS, CLICKS), on_disk)
 
 
+def test_a_log_of_other_items_is_refused(tmp_path: Path) -> None:
+    log = write_grouped(tmp_path / "log")
+    ITEMS.to_parquet(log / "items.parquet", index=False)
+    assert len(InteractionDataset(ITEMS, log)) == 5
+    for other in (ITEMS[::-1], ITEMS[:3], pd.concat([ITEMS, ITEMS.assign(item_id=["e", "f", "g", "h"])])):
+        with pytest.raises(InputError, match=r"was grouped with other items.*give .*items\.parquet as the items"):
+            InteractionDataset(other, log)
+
+
+def test_mapped_texts_are_a_list_of_texts(tmp_path: Path) -> None:
+    texts = InteractionDataset(ITEMS, CLICKS, log_dir=tmp_path / "grouped").events.query_texts
+    assert [*texts] == ["köln", "soap"]
+    assert (texts[-1], [*texts[1:]], [*texts[2:]], [*texts[:5]]) == ("soap", ["soap"], [], ["köln", "soap"])
+    with pytest.raises(IndexError):
+        _ = texts[2]
+
+
 @pytest.mark.parametrize(
     ("column", "values", "sentence"),
     [
