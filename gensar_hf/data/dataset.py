@@ -7,6 +7,7 @@ with both is a click after a search, a row with a query and no item is a search 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -145,7 +146,7 @@ class InteractionDataset:
         refuse_too_many_rows(interactions, "interactions")
         interaction_table = read_table(interactions, "interactions")
         rows = _check_interactions(interaction_table, item_table.name, pd.Index(catalogue["item_id"]))
-        rows = rows.iloc[_by_user_and_time(rows)].reset_index(drop=True)
+        rows = rows.drop(columns="item").iloc[_by_user_and_time(rows)].reset_index(drop=True)
         if search_fraction:
             rows = assign_search_clicks(catalogue, rows, search_fraction, seed, category_column)
         if min_interactions:
@@ -551,7 +552,9 @@ def _check_interactions(
     are_floats: Mapping[str, bool] | None = None,
     times: TimePieces | None = None,
 ) -> pd.DataFrame:
-    """The columns of `InteractionDataset.interactions`, in the order of the table.
+    """The columns of `InteractionDataset.interactions`, in the order of the table, and `item`.
+
+    `item` is the row of the items table, -1 where there is no item.
 
     Args:
         table: the interactions, or a piece of them.
@@ -566,12 +569,14 @@ def _check_interactions(
     _refuse(table, "user_id", user_ids == "", "is not a user id, the value is missing", "give every row a user")
     neither, remedy = (item_ids == "") & (queries == ""), "give an item, a query, or both"
     _refuse(table, "item_id", neither, "is not an item id, and the row has no query either", remedy)
-    unknown = (item_ids != "") & (known.get_indexer(pd.Index(item_ids)) < 0)
+    item_rows = known.get_indexer(pd.Index(item_ids))
+    unknown = (item_ids != "") & (item_rows < 0)
     if unknown.any():
         value, remedy = item_ids[unknown].iloc[0], "add the item there or drop the row"
         _refuse(table, "item_id", unknown, f"is not an item of {items_name}", remedy, value)
     timestamps = time_column(table, time_name) if times is None else times.read(table, time_name)
-    return pd.DataFrame({"user_id": user_ids, "item_id": item_ids, "timestamp": timestamps, "query": queries})
+    columns = {"user_id": user_ids, "item_id": item_ids, "timestamp": timestamps, "query": queries}
+    return pd.DataFrame({**columns, "item": item_rows})
 
 
 def _grouped(interactions: TableSource, items_name: str, items: pd.DataFrame, folder: Path) -> GroupedLog:
@@ -591,13 +596,11 @@ def _grouped(interactions: TableSource, items_name: str, items: pd.DataFrame, fo
 
 
 def _checked_pieces(interactions: TableSource, items_name: str, known: pd.Index) -> Iterator[pd.DataFrame]:
-    """Pieces of the interactions, checked, with `item`, the row of the items table, in place of `item_id`."""
+    """Pieces of the interactions, checked."""
     are_floats = {column: _are_floats(interactions, column) for column in ("user_id", "item_id")}
     times = TimePieces()
     for piece in read_pieces(interactions, "interactions", _columns_of_interactions):
-        rows = _check_interactions(piece, items_name, known, are_floats, times)
-        rows["item"] = known.get_indexer(pd.Index(rows.pop("item_id")))
-        yield rows
+        yield _check_interactions(piece, items_name, known, are_floats, times)
     times.finish()
 
 
@@ -610,10 +613,11 @@ def _are_floats(interactions: TableSource, column: str) -> bool:
         return [column]
 
     for piece in read_pieces(interactions, "interactions", choose):
-        ids = id_column(piece, column, are_floats=False)
-        if (ids != "").any() and not are_floats_as_text(ids):
-            return False
-        found |= bool((ids != "").any())
+        for frame in (piece.frame[:100], piece.frame):
+            ids = id_column(dataclasses.replace(piece, frame=frame), column, are_floats=False)
+            if (ids != "").any() and not are_floats_as_text(ids):
+                return False
+            found |= bool((ids != "").any())
     return found
 
 

@@ -349,10 +349,11 @@ def group_log(pieces: Iterable[pd.DataFrame], folder: Path) -> GroupedLog:
 
 def _load(connection: Any, pieces: Iterable[pd.DataFrame]) -> None:
     """The tables `log`, `users` and `queries`, the last two numbered by their first row."""
+    connection.execute("SET enable_progress_bar = false")
     connection.execute("CREATE TABLE log (row BIGINT, user_id VARCHAR, item BIGINT, time DOUBLE, query VARCHAR)")
     num_rows = 0
     for piece in pieces:
-        table = pa.Table.from_pandas(piece, preserve_index=False)
+        table = pa.Table.from_pandas(piece[["user_id", "item", "timestamp", "query"]], preserve_index=False)
         table = table.append_column("row", pa.array(np.arange(num_rows, num_rows + len(piece))))
         connection.register("piece", table)
         connection.execute("INSERT INTO log SELECT row, user_id, item, timestamp, nullif(query, '') FROM piece")

@@ -36,6 +36,7 @@ _LARGEST_INTEGER = 10**1000  # more digits are damage, and Python refuses to pri
 _STREAM_ROWS = 65_536  # of a streamed dataset that are read at a time
 _ROW_BYTES = 300  # of interactions in memory, with what is made from them
 _PIECE_ROWS = 1 << 19  # of a Parquet file that are read at a time; checking them takes about 250 bytes a row
+_PLAIN_TEXT = "[!-~]+(?: [!-~]+)*"  # words of ASCII with single spaces between them
 _LONGEST_NUMBER = 300  # characters; pandas cannot make a float of more digits
 # Times of one column are in one unit: seconds, milli-, micro- or nanoseconds of 1973 and later begin at these numbers.
 _UNITS = np.array([1e8, 1e11, 1e14, 1e17])
@@ -527,7 +528,8 @@ def text_column(table: Table, column: str, remedy: str, separators: tuple[str, .
 def _read_each(values: pd.Series, read: Callable[[Any], str | None]) -> tuple[pd.Series, np.ndarray]:
     """What `read` makes of each value, and the positions of the values that it refuses (None).
 
-    Columns of one type are read once per distinct value. In a column of objects, 1 and True would be one value.
+    Columns of one type are read once per distinct value. In a column of objects, 1 and True would be one value. Plain
+    text, which `read` must leave as it is, is not read at all.
     """
     if isinstance(values.dtype, pd.SparseDtype):
         values = pd.Series(np.asarray(values), index=values.index)
@@ -536,6 +538,10 @@ def _read_each(values: pd.Series, read: Callable[[Any], str | None]) -> tuple[pd
     if values.dtype != object:
         with suppress(TypeError, pa.ArrowException):  # lists have no hash
             codes, distinct = pd.factorize(values)  # the code of a missing value is -1, the last of `texts`
+    is_text = isinstance(distinct, pd.Index) and isinstance(distinct.dtype, pd.StringDtype)
+    if is_text and distinct.str.fullmatch(_PLAIN_TEXT).all():
+        plain = pd.concat([distinct.to_series(), pd.Series([""])]).astype("str").array
+        return pd.Series(plain.take(codes), index=values.index), np.zeros(0, dtype=np.int64)
     texts = [*map(read, distinct), ""]
     is_bad = np.array([text is None for text in texts])
     column = pd.array([text or "" for text in texts], dtype="str").take(codes)
