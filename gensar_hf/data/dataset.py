@@ -67,18 +67,18 @@ class InteractionDataset:
             `log_dir`, is read memory-mapped.
         text_columns: the columns that make an item's text, in order. Default: those of `DEFAULT_TEXT_COLUMNS` that
             the table has, in that order.
-        split: which clicks are held out as requests.
+        split: which clicks are held out.
             `"leave_one_out"`: per user and task, the last click (test) and the last but one (validation).
             `"chronological"`: the latest 10 % of all events (test) and the 10 % before them (validation).
             `"none"`: no click; everything is for training.
             `"held_out"`: every click of `interactions`, as test and as validation; nothing is for training.
         history: the same users' earlier interactions. A model reads them as history; none of them is a training target
             or a request. `items` must contain their items.
-        min_interactions: drop users and items with fewer clicks, repeatedly, until none is left to drop (k-core).
-            Every click counts, repeated ones included. Searches without a click do not count and stay with their
-            user. Items that are never clicked leave the catalogue. 0 keeps everything.
-        search_fraction: share of the clicks without a query that become search clicks, with a query made from the
-            item's categories; for data without queries. See `queries.assign_search_clicks`.
+        min_interactions: drop users and items with fewer clicks, repeatedly, until none is left (k-core). Every
+            click counts, repeated ones included. Searches without a click do not count and stay with their user. Items
+            that are never clicked leave the catalogue. 0 keeps everything.
+        search_fraction: share of the clicks without a query that get one, made from the item's categories. It is for
+            data without queries, see `queries.assign_search_clicks`.
         category_column: column of `items` that these queries are made from.
         seed: of the draw of these clicks.
         log_dir: for a log that is larger than the memory: new folder to group it in by user, on disk. It is read

@@ -173,7 +173,7 @@ class GenSARTrainingArguments(TrainingArguments):
     generator_config: dict[str, Any] | None = _setting(None, "GenSARConfig values that differ, such as d_model.")
     task_weights: dict[str, float] | None = _setting(None, "share of each training task, 0: off.")
     lora_rank: int | None = _setting(
-        None, "rank of LoRA, 0: all weights are trained; default: 16 for a causal language model, 0 otherwise."
+        None, "rank of LoRA, 0: all weights are trained; default: 16 for a causal language model, else 0."
     )
     lora_target_modules: list[str] | None = _setting(None, "layers with LoRA; default: PEFT's for the model.")
     num_negatives: int = _setting(99, "candidates that an evaluation ranks the target among.")

@@ -259,3 +259,13 @@ def test_queries_cannot_be_made_from_anything():
     items = ITEMS.assign(paths=pd.Series([["Beauty"], None, {1: 2}], dtype=object))
     with pytest.raises(InputError, match=r"row 2, column price: 0.5 is neither text nor a list"):
         InteractionDataset(items.assign(price=[1, 0.5, 2]), CLICKS, search_fraction=1.0, category_column="price")
+
+
+@pytest.mark.parametrize("dtype", ["str", "string"])
+@pytest.mark.parametrize(
+    "values", [["a b", "~!", "7.0", None, ""], ["7.0", None, "8.0"], ["a  b", " a", "ü\u00a0", "x\x1c"]]
+)
+def test_columns_of_text_are_read_like_columns_of_objects(values: list, dtype: str) -> None:
+    texts, objects = (Table("t", pd.DataFrame({"c": pd.Series(values, dtype=kind)})) for kind in (dtype, object))
+    pd.testing.assert_series_equal(text_column(texts, "c", "no"), text_column(objects, "c", "no"))
+    pd.testing.assert_series_equal(id_column(texts, "c"), id_column(objects, "c"))
