@@ -6,10 +6,12 @@ import os
 import re
 import secrets
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
 
@@ -223,17 +225,30 @@ def _damage_of(path: Path) -> str | None:
             return f"it was not finished, {missing[0]} is missing"
         if (path / RECORD_FILE).is_file():  # killed before; the loss until then is not known either
             return "it was not finished, its files were not recorded"
-        try:
-            read_json(path / _NEEDED[0])
-        except InputError:
-            return f"{_NEEDED[0]} is damaged"
-        return None
+        damaged = [file.name for name in _NEEDED for file in path.glob(name) if not _is_readable(file)]
+        return f"{damaged[0]} is damaged" if damaged else None
     for name, digest in files.items():
         if not (path / name).is_file():
             return f"{name} is missing"
         if is_changed(path, name, digest):
             return f"{name} is damaged"
     return None
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether a file that `Trainer` wrote is whole, as its own format tells; nothing in it is run."""
+    try:
+        if path.suffix == ".json":
+            TrainerState.load_from_json(str(path))
+        elif path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                pass
+        else:  # torch writes archives with checksums
+            with zipfile.ZipFile(path) as archive:
+                return archive.testzip() is None
+    except (OSError, TypeError, ValueError, SafetensorError, zipfile.BadZipFile, NotImplementedError):
+        return False
+    return True
 
 
 def refuse_foreign_checkpoints(folder: Path) -> None:

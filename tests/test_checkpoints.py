@@ -80,9 +80,10 @@ def test_a_checkpoint_whose_files_were_not_recorded_before_a_kill_is_passed_over
     assert "checkpoint-6 is passed over: it was not finished, its files were not recorded" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"]
-)
+FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["deleted", "cut", "overwritten"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(killed, name, damage, caplog):
     path = killed / "checkpoint-6" / name
@@ -96,6 +97,24 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(killed, name, damage
     assert f"checkpoint-6 is passed over: {name} is" in caplog.text
     with pytest.raises(InputError, match=rf"checkpoint-6 cannot be continued: {name}"):
         trainer_of(killed).train(resume_from_checkpoint=str(killed / "checkpoint-6"))
+
+
+def test_a_cut_file_is_found_without_a_record_as_well(killed, tmp_path, caplog):
+    straight, resumed = trainer_of(tmp_path / "straight"), trainer_of(killed)
+    straight.train()
+    (killed / "stage.json").write_text('{"stage": "model"}')
+    (killed / "checkpoint-6" / ".gensar.json").unlink()
+    for name in FILES:
+        path = killed / "checkpoint-6" / name
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        assert last_checkpoint(killed) == str(killed / "checkpoint-4")
+        assert f"checkpoint-6 is passed over: {name} is damaged" in caplog.text
+        path.write_bytes(content)
+    assert last_checkpoint(killed) == str(killed / "checkpoint-6")
+    path.write_text("[]")
+    resumed.train(resume_from_checkpoint=True)
+    assert torch.equal(resumed.model.weight, straight.model.weight)
 
 
 def test_checkpoints_of_earlier_versions_are_continued_if_they_are_whole(killed, caplog):
