@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from gensar_hf.data.tables import Table, id_column, id_of, text_column, text_of, time_column
 from gensar_hf.errors import InputError
-from gensar_hf.files import ASIDE_MARK, atomic_path, fingerprint, read_json, write_json
-from gensar_hf.folders import LOCK_FILE, locked
+from gensar_hf.files import atomic_path, fingerprint, read_json, write_json
+from gensar_hf.folders import LOCK_FILE, locked, remove_leftovers
 from gensar_hf.generator.catalogue import table_fingerprint
 from gensar_hf.generator.history import cut_query, parse_history
 from gensar_hf.pipeline import GenSARPipeline
@@ -202,13 +202,12 @@ def answers_opened(answer: BulkAnswers, source: Path, folder: Path, part_size: i
         raise InputError(f"A part must hold at least 1 request; got {part_size}.")
     _check_columns(source, answer.task)
     with locked(folder):
+        remove_leftovers(folder)
+        remove_leftovers(folder)
         record = {"input": fingerprint(source), "part_size": part_size, **answer.settings()}
         _check_record(folder, record)
-        for leftover in [*folder.glob(".events-*"), *folder.glob(f".part-*{ASIDE_MARK}*")]:  # of a killed run
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
+        for leftover in folder.glob(".events-*"):  # of a killed run
+            shutil.rmtree(leftover)
         yield record
 
 

@@ -114,7 +114,9 @@ def test_a_stopped_run_continues_and_another_run_is_refused(events_pipe: GenSARP
     with pytest.raises(KeyboardInterrupt):
         write_answers(Stopped(events_pipe, top_k=2), path, folder, part_size=1)
     (folder / ".events-left").mkdir()  # as after kills
-    (folder / f".part-0000000002-0000000003.parquet{ASIDE_MARK}1234").touch()
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / f".answers.json{ASIDE_MARK}0badcafe").touch()
+    (folder / f".part-0000000002-0000000003.parquet{ASIDE_MARK}12345678").touch()
     before = {part: part.stat().st_mtime_ns for part in folder.glob("part-*")}
     assert len(before) == 2
     write_answers(BulkAnswers(events_pipe, top_k=2), path, folder, part_size=1)
