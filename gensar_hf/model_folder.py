@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from gensar_hf.errors import InputError
+from gensar_hf.errors import InputError, types_checked
 from gensar_hf.files import damage_reported, read_json
 from gensar_hf.hub import explain_hub_error
 
@@ -43,6 +43,7 @@ _JSON_FILES = (
 )  # fmt: skip
 
 
+@types_checked
 def open_folder(
     path: str | os.PathLike[str], files: Iterable[str], kwargs: dict[str, Any], what: str = "model"
 ) -> tuple[Path, dict[str, Any]]:
@@ -216,7 +217,7 @@ class CheckedLoading:
     def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As in transformers, but see `load_model`; arguments and errors as there."""
         load: Any = super().from_pretrained  # type: ignore[misc]
-        if path is None:  # weights that are passed as `state_dict`
+        if path is None and "state_dict" in kwargs:  # weights that are passed as `state_dict`
             return load(None, *args, output_loading_info=output_loading_info, **kwargs)
         model, info = load_model(cls, path, *args, load=load, **kwargs)
         return (model, info) if output_loading_info else model

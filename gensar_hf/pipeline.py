@@ -20,7 +20,7 @@ from gensar_hf.data import Behavior
 from gensar_hf.data.tables import TableSource, read_ids
 from gensar_hf.decoding.logits_process import refuse_nan
 from gensar_hf.embeddings.text_encoder import TextEncoder
-from gensar_hf.errors import InputError
+from gensar_hf.errors import InputError, check_type, types_checked
 from gensar_hf.files import CARD_FILE, RECORD_FILE, damage_reported, read_json
 from gensar_hf.folders import finish_saving, saving
 from gensar_hf.generator.adapters import (
@@ -129,6 +129,8 @@ class GenSARPipeline:
                 "before it is wrapped: of a PeftModel `model.merge_and_unload()`, and compile with "
                 "`pipe.model.compile()`."
             )
+        check_type("tokenizer", tokenizer, GenSARTokenizer)
+        check_type("card", card, str | None)
         embeddings: Any = model.get_input_embeddings()
         num_tokens = len(embeddings.weight)
         if len(tokenizer) > num_tokens:
@@ -161,6 +163,7 @@ class GenSARPipeline:
         self.batch_size = whole_number("batch_size", batch_size)
 
     @classmethod
+    @types_checked
     def from_pretrained(
         cls,
         path: str | os.PathLike,
@@ -184,6 +187,7 @@ class GenSARPipeline:
             InputError: a file is missing, damaged or refused (see `SECURITY.md`), or the files do not belong together;
                 an adapter's model is missing, or another one.
         """
+        check_type("subfolder", kwargs.get("subfolder"), str | None)
         num_beams, batch_size = whole_number("num_beams", num_beams, MAX_BEAMS), whole_number("batch_size", batch_size)
         finish_saving(Path(path) / (kwargs.get("subfolder") or ""))
         is_local = Path(path).is_dir()
@@ -212,6 +216,7 @@ class GenSARPipeline:
             _try_out(pipe)
         return pipe
 
+    @types_checked
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write all that `from_pretrained` reads: model, tokenizer, identifiers, item encoder, and the card if any.
 
@@ -537,6 +542,7 @@ class GenSARPipeline:
 
     # ---- the catalogue
 
+    @types_checked
     def set_catalogue(self, identifiers: IdentifierTable) -> None:
         """Swap the catalogue atomically; running requests keep the old one.
 

@@ -13,7 +13,16 @@ import torch
 from datasets.fingerprint import Hasher
 from pipeline_requests import HISTORIES, HISTORY, QUERIES, assert_same_answers, item_ids
 
-from gensar_hf import GenSARPipeline
+from gensar_hf import (
+    GenSARPipeline,
+    GenSARTokenizer,
+    GenSARTrainer,
+    GenSARTrainingArguments,
+    IdentifierTable,
+    InteractionDataset,
+    SASRecModel,
+    train,
+)
 from gensar_hf.generator import item_scores
 
 CLICK = {"item_id": "film-2"}
@@ -99,6 +108,23 @@ WRONG: dict[str, Callable[[GenSARPipeline], Any]] = {
     "no batch": lambda pipe: GenSARPipeline(pipe.model, pipe.tokenizer, batch_size=0),
     "number as ids": lambda pipe: pipe.remove_items(torch.tensor(3)),
     "table as ids": lambda pipe: pipe.restore_items(np.zeros((2, 2))),
+    "no folder": lambda pipe: GenSARPipeline.from_pretrained(None),
+    "number as folder": lambda pipe: GenSARPipeline.from_pretrained(3),
+    "number as inner folder": lambda pipe: GenSARPipeline.from_pretrained("films", subfolder=3),
+    "no folder to save to": lambda pipe: pipe.save_pretrained(None),
+    "number as folder to save to": lambda pipe: pipe.save_pretrained(3),
+    "no catalogue": lambda pipe: pipe.set_catalogue(None),
+    "frame as catalogue": lambda pipe: pipe.set_catalogue(pipe.items),
+    "no tokenizer": lambda pipe: GenSARPipeline(pipe.model, None),
+    "number as card": lambda pipe: GenSARPipeline(pipe.model, pipe.tokenizer, card=3),
+    "no folder of a tokenizer": lambda pipe: GenSARTokenizer.from_pretrained(None),
+    "no folder of a model": lambda pipe: SASRecModel.from_pretrained(None),
+    "no table's folder": lambda pipe: IdentifierTable.load(None),
+    "no folder for a table": lambda pipe: pipe.tokenizer.identifiers.save(None),
+    "no ids to remove": lambda pipe: pipe.tokenizer.identifiers.remove_items(None),
+    "no data's folder": lambda pipe: InteractionDataset.load(None),
+    "table to train on": lambda pipe: train(pipe.items, GenSARTrainingArguments("films")),
+    "table in a trainer": lambda pipe: GenSARTrainer(pipe, GenSARTrainingArguments("films"), pipe.items),
     "too many suggestions": lambda pipe: pipe.suggest_queries(HISTORY, top_k=101),
     "too many answers": lambda pipe: pipe.recommend([HISTORY] * 500_000, top_k=12),
     "too many events": lambda pipe: pipe.recommend([CLICK] * 1_000_001),

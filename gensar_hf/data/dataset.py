@@ -40,7 +40,7 @@ from gensar_hf.data.tables import (
     time_column,
 )
 from gensar_hf.data.user_events import UserEvents, user_events
-from gensar_hf.errors import InputError
+from gensar_hf.errors import InputError, types_checked
 from gensar_hf.files import fingerprint, read_json, write_json
 from gensar_hf.folders import finish_saving, saving
 
@@ -377,6 +377,7 @@ class InteractionDataset:
         items = pd.concat([self.items, new_items], ignore_index=True)
         return self._with(items, rows, np.concatenate([self._is_history, other._is_history])[order])
 
+    @types_checked
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `items.parquet`, `interactions.parquet`, `split.safetensors` and `dataset.json` to `folder`.
 
@@ -398,6 +399,7 @@ class InteractionDataset:
             write_json(aside / _ABOUT_FILE, {"format_version": _FORMAT_VERSION, **about})
 
     @classmethod
+    @types_checked
     def load(cls, folder: str | os.PathLike[str]) -> InteractionDataset:
         """Read what `save` wrote, or the `data` folder of a run of version 0.1 (`log.json`).
 

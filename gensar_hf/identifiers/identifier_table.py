@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gensar_hf.errors import InputError
+from gensar_hf.errors import InputError, types_checked
 from gensar_hf.files import atomic_path, damage_reported, fingerprint
 from gensar_hf.identifiers.assignment import JointCodes, UniqueIdentifiers, assign_unique_identifiers, collision_rate
 
@@ -274,6 +274,7 @@ class IdentifierTable:
             neighbors=np.concatenate([self.neighbors.reshape(-1, k), nearest]),
         )
 
+    @types_checked
     def remove_items(self, item_ids: Sequence[str]) -> "IdentifierTable":
         """A new table without these items: never generated, still readable in histories, their identifiers taken.
 
@@ -282,6 +283,7 @@ class IdentifierTable:
         """
         return self._with_availability(item_ids, False)
 
+    @types_checked
     def restore_items(self, item_ids: Sequence[str]) -> "IdentifierTable":
         """A new table in which these removed items are available again, under the identifiers that they had.
 
@@ -356,6 +358,7 @@ class IdentifierTable:
             report[name] = {**report[name], **noted} if name in _KINDS else noted
         return report
 
+    @types_checked
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table atomically to a `.parquet` file, or to `identifiers.parquet` in a folder.
 
@@ -383,6 +386,7 @@ class IdentifierTable:
         return target
 
     @classmethod
+    @types_checked
     def load(cls, path: str | os.PathLike[str]) -> "IdentifierTable":
         """Read what `save` wrote, from the file or its folder; files of version 0.1 load as well.
 

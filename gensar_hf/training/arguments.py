@@ -2,6 +2,8 @@
 
 import difflib
 import math
+import os
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -11,6 +13,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
+from gensar_hf.errors import InputError, check_type
 from gensar_hf.generator.configuration_gensar import HISTORY_ENCODINGS, GenSARConfig
 from gensar_hf.generator.prompts import Task
 from gensar_hf.identifiers.configuration_joint_rqvae import JointRQVAEConfig
@@ -186,6 +189,9 @@ class GenSARTrainingArguments(TrainingArguments):
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) in (None, "preset") and not (name == "text_encoder" and self.text_encoder is None):
                 setattr(self, name, value)
+        for name in ("output_dir", "text_encoder", "model_name_or_path"):
+            if isinstance(path := getattr(self, name), os.PathLike):
+                setattr(self, name, os.fspath(path))
         if not self.output_dir:
             raise ValueError("`output_dir` names the folder of the run; give one, such as 'films'.")
         if self.fp16 and self.bf16 is None:
@@ -194,9 +200,17 @@ class GenSARTrainingArguments(TrainingArguments):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         self._check()
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except Exception as error:  # of whatever kind, as of packages that are not installed
+            reason = textwrap.shorten(str(error), 300, placeholder=" …").rstrip(".")
+            raise InputError(f"transformers refuses the settings: {reason}.") from error
 
     def _check(self) -> None:
+        kinds: dict[str, Any] = {item.name: item.type for item in fields(self)}
+        numbers = (*_RANGES, *_INTERVALS, "max_steps", "adam_beta1")
+        for name in {**dict.fromkeys(("output_dir", *numbers)), **GenSARTrainingArguments.__annotations__}:
+            check_type(name, getattr(self, name), kinds[name] | None)
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:

@@ -1,6 +1,7 @@
 """`train`: from a dataset to a pipeline, in stages that a killed run continues."""
 
 import contextlib
+import copy
 import dataclasses
 import io
 import logging
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from gensar_hf.baselines import BM25, DenseRetrieval, HybridSearch, NextItemScorer, Popularity
 from gensar_hf.checkpoints import last_checkpoint, remove_checkpoints
@@ -30,7 +31,7 @@ from gensar_hf.embeddings.cold_start import CollaborativeMap
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 from gensar_hf.embeddings.sasrec_training import num_training_steps, sasrec_training_arguments, train_sasrec
 from gensar_hf.embeddings.text_encoder import TextEncoder
-from gensar_hf.errors import InputError, extra_installed
+from gensar_hf.errors import InputError, extra_installed, types_checked
 from gensar_hf.evaluation import Evaluation, choose_weights
 from gensar_hf.files import (
     CARD_FILE,
@@ -76,7 +77,7 @@ from gensar_hf.item_embeddings import load_item_embeddings, row_chunks, save_ite
 from gensar_hf.new_items import ItemEncoder
 from gensar_hf.pipeline import GenSARPipeline
 from gensar_hf.training.arguments import GenSARTrainingArguments
-from gensar_hf.training.trainer import GenSARTrainer
+from gensar_hf.training.trainer import GenSARTrainer, check_metric, evaluation_of
 from gensar_hf.training_defaults import machine_defaults
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ class StageReport:
     details: dict[str, Any]
 
 
+@types_checked
 def train(
     dataset: InteractionDataset,
     args: GenSARTrainingArguments,
@@ -156,6 +158,9 @@ def train(
         )
     run_dir, num_items = Path(args.output_dir or "."), len(dataset.item_ids)
     refuse_too_many_items(num_items, args)
+    refuse_settings(args)
+    if args.eval_strategy != "no":
+        check_metric(args, {"": evaluation_of(dataset, args)})
     encode_parts: EncodeParts | None = None
     if engine == "ray":
         with extra_installed("ray"):
@@ -197,6 +202,26 @@ def train(
         logger.warning("The dataset holds no click out, so there is nothing to evaluate the model on.")
     with damage_reported(run_dir / MODEL):
         return GenSARPipeline.from_pretrained(run_dir / MODEL)
+
+
+def refuse_settings(args: GenSARTrainingArguments) -> None:
+    """Refuse, before any stage, settings that `Trainer` would refuse after them: build all for a model of one weight.
+
+    Raises:
+        InputError: a package is missing, or an argument of the optimizer or the schedule does not exist.
+    """
+    trial = copy.copy(args)
+    with tempfile.TemporaryDirectory() as folder:
+        trial.output_dir, trial.report_to, trial.warmup_steps = folder, [], 0
+        try:
+            Trainer(torch.nn.Linear(1, 1), trial, eval_dataset=[]).create_optimizer_and_scheduler(1)
+        except Exception as error:  # of whatever kind, as the settings reach many packages
+            if isinstance(error, ValueError) and args.optim_target_modules:  # layers that this model does not have
+                return
+            reason = str(error).strip().rstrip(".")
+            raise InputError(
+                f"The optimizer, its schedule or `Trainer` cannot be built with these settings: {reason}; correct them."
+            ) from error
 
 
 def refuse_too_many_items(num_items: int, args: GenSARTrainingArguments) -> None:

@@ -20,7 +20,7 @@ from transformers.trainer_utils import TrainOutput, speed_metrics
 from gensar_hf.checkpoints import CheckpointedTrainer
 from gensar_hf.data import InteractionDataset, training_mask
 from gensar_hf.data.text_queries import TextQueries
-from gensar_hf.errors import InputError
+from gensar_hf.errors import InputError, shown, types_checked
 from gensar_hf.evaluation import Evaluation, validation_metrics
 from gensar_hf.files import ASIDE_MARK, write_json
 from gensar_hf.generator.adapters import (
@@ -88,6 +88,7 @@ class GenSARTrainer(CheckpointedTrainer):
             validation requests.
     """
 
+    @types_checked
     def __init__(
         self,
         pipe: GenSARPipeline,
@@ -136,9 +137,10 @@ class GenSARTrainer(CheckpointedTrainer):
             self.add_callback(ProgressBar())
         if args.eval_strategy != "no":  # complains now, and not after the first steps
             datasets: Any = self.eval_dataset
-            for dataset in datasets.values() if isinstance(datasets, Mapping) else [datasets]:
+            by_name = datasets if isinstance(datasets, Mapping) else {"": datasets}
+            for dataset in by_name.values():
                 pipe.tokenizer.catalogue.item_rows(dataset.item_ids)
-                self._evaluation(dataset)
+            check_metric(args, {name: self._evaluation(dataset) for name, dataset in by_name.items()})
 
     def _prepare_model(self, args: GenSARTrainingArguments) -> Any:
         """The pipeline's model with room for items that are trained for the first time, and with LoRA if wanted."""
@@ -339,20 +341,7 @@ class GenSARTrainer(CheckpointedTrainer):
         """The validation requests of a dataset and their candidates, drawn at the first call."""
         if id(dataset) not in self._evaluations:
             args: Any = self.args
-            evaluation = Evaluation(
-                dataset,
-                part="validation",
-                num_negatives=args.num_negatives,
-                max_users=args.eval_max_users,
-                skip_clicked=args.exclude_seen,
-                seed=args.seed,
-            )
-            if not evaluation.candidates:
-                raise InputError(
-                    "The dataset has no validation requests to evaluate on: no user has three clicks of one kind and "
-                    "an item left to click; give another `eval_dataset`, or train with eval_strategy='no'."
-                )
-            self._evaluations[id(dataset)] = dataset, evaluation
+            self._evaluations[id(dataset)] = dataset, evaluation_of(dataset, args)
         return self._evaluations[id(dataset)][1]
 
     # ---- saving
@@ -411,6 +400,51 @@ class GenSARTrainer(CheckpointedTrainer):
         if not name:
             raise InputError("Name the repository: `trainer.push_to_hub('me/films')`, or set `hub_model_id`.")
         return self.pipe.push_to_hub(name, **kwargs)
+
+
+def evaluation_of(dataset: InteractionDataset, args: GenSARTrainingArguments) -> Evaluation:
+    """The validation requests of a dataset, and their candidates.
+
+    Raises:
+        InputError: there are no requests.
+    """
+    evaluation = Evaluation(
+        dataset,
+        part="validation",
+        num_negatives=args.num_negatives,
+        max_users=args.eval_max_users,
+        skip_clicked=args.exclude_seen,
+        seed=args.seed,
+    )
+    if not evaluation.candidates:
+        raise InputError(
+            "The dataset has no validation requests to evaluate on: no user has three clicks of one kind and an item "
+            "left to click; give another `eval_dataset`, or train with eval_strategy='no'."
+        )
+    return evaluation
+
+
+def check_metric(args: GenSARTrainingArguments, evaluations: Mapping[str, Evaluation]) -> None:
+    """Refuse a `metric_for_best_model` that no evaluation has, as the first one would after many steps.
+
+    Args:
+        args: of the training.
+        evaluations: by the name of their dataset, `""` for the only one.
+
+    Raises:
+        InputError: there is no such metric.
+    """
+    known = list(MEASURES)
+    for name, evaluation in evaluations.items():
+        parts = [name] if name else []
+        for task in [[], *([task] for task in evaluation.candidates)]:
+            known += ["_".join([*parts, *task, measure]) for measure in MEASURES]
+    metric = args.metric_for_best_model
+    if metric is not None and metric.removeprefix("eval_") not in known:
+        raise InputError(
+            f"`metric_for_best_model` is {shown(metric)}, which no evaluation has; name one of "
+            f"{', '.join(dict.fromkeys(known))}."
+        )
 
 
 def flatten_scalars(model: Any) -> list[str]:

@@ -94,6 +94,13 @@ MISTAKES = {
     "codes": ({"codebook_size": 10**8}, "`codebook_size` must be at most 65,536"),
     "levels": ({"num_shared_levels": 1000}, "at most 32 codes"),
     "no number": ({"learning_rate": float("nan")}, "`learning_rate` must not be negative; got nan"),
+    "words for a number": ({"learning_rate": "fast"}, "`learning_rate` must be of type number or None; got 'fast'."),
+    "words for steps": ({"max_steps": "many"}, "`max_steps` must be of type number or None; got 'many'."),
+    "number for a folder": ({"output_dir": 3}, "`output_dir` must be of type str or None; got 3."),
+    "number for settings": ({"generator_config": 3}, "`generator_config` must be of type dict or None; got 3."),
+    "words for a flag": ({"item_vectors": "yes"}, "`item_vectors` must be of type bool or None; got 'yes'."),
+    "optimizer": ({"optim": "nonsense"}, "transformers refuses the settings: nonsense is not a valid OptimizerNames"),
+    "deepspeed": ({"deepspeed": "nowhere.json"}, "transformers refuses the settings"),
     "transformers' own": ({"save_strategy": "never"}, "never is not a valid SaveStrategy"),
 }  # fmt: skip
 

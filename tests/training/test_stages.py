@@ -238,6 +238,32 @@ def test_too_many_items_for_the_memory_are_one_sentence(tiny_data, tmp_path, mon
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optim": "lomo"}, "cannot be built with these settings: You need to install `lomo_optim`"),
+        ({"lr_scheduler_kwargs": {"nonsense": 3}}, "unexpected keyword argument 'nonsense'; correct them."),
+        (
+            {"eval_strategy": "steps", "metric_for_best_model": "bleu"},
+            "'bleu', which no evaluation has; name one of hr@5",
+        ),
+    ],
+    ids=["package", "schedule", "metric"],
+)
+def test_settings_that_only_trainer_refuses_are_refused_before_the_first_stage(tiny_data, tmp_path, changes, words):
+    with pytest.raises(InputError) as error:
+        stages_run(tiny_data, tmp_path / "run", **changes)
+    assert words in str(error.value)
+    assert len(str(error.value)) < 500
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluations_without_requests_are_refused_before_the_first_stage(tmp_path):
+    with pytest.raises(InputError, match="no validation requests to evaluate on"):
+        stages_run(tiny_runs.make_dataset(split="none"), tmp_path / "run", eval_strategy="steps")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_a_kill_has_left_is_removed_or_completed_by_the_next_call(tiny_data, tiny_run, run):
     left = [".model.aside-0badcafe/half", "rqvae/.README.md.aside-0badcafe", ".gensar.lock"]
     finished = json.loads((run / "model" / "stage.json").read_text())["inputs_fingerprint"]

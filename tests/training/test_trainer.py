@@ -185,6 +185,13 @@ def test_evaluation_alone_needs_no_training_data(tiny_pipe, tiny_data, tmp_path)
         GenSARTrainer(tiny_pipe, tiny_runs.arguments(tmp_path)).evaluate()
 
 
+def test_an_unknown_metric_is_refused_at_once(tiny_pipe, tiny_data, tmp_path):
+    args = tiny_runs.arguments(tmp_path, eval_strategy="steps", metric_for_best_model="old_hr@5")
+    with pytest.raises(InputError, match="'old_hr@5', which no evaluation has"):
+        GenSARTrainer(tiny_pipe, args, tiny_data)
+    GenSARTrainer(tiny_pipe, args, tiny_data, {"old": tiny_data})
+
+
 def test_data_without_requests_or_without_targets_are_refused_at_once(tiny_pipe, tmp_path):
     args = tiny_runs.arguments(tmp_path, eval_strategy="steps")
     with pytest.raises(InputError, match="no validation requests to evaluate on"):
