@@ -806,6 +806,11 @@ def _load_model(
             _refuse_kind(folder, config.model_type)
         model_class = GenSARForConditionalGeneration if is_ours else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         return load_model(model_class, folder, config=config, **kwargs)[0]
+    if base_model is None and not adapter.name:
+        raise InputError(
+            f"{folder} is a checkpoint of LoRA for a model that is in no folder yet, so it cannot answer; let the "
+            "training go on to its end and load the `model` folder of its run."
+        )
     if folder.resolve() in seen:
         raise InputError(f"{folder} holds an adapter for itself; copy {ADAPTER_CONFIG_FILE} again.")
     beside = folder / adapter.name  # names of folders are relative to the adapter's

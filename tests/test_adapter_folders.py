@@ -1,5 +1,6 @@
 """A pipeline from an adapter's folder: it answers as the model with the adapter does, or says why it cannot."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,14 @@ def test_an_adapter_over_another_model_is_refused_in_one_sentence(
         GenSARPipeline.from_pretrained(folder)
     assert str(base_dir) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["texts"])
+def test_an_adapter_for_a_model_that_is_in_no_folder_says_so(unmerged: tuple[GenSARPipeline, Path]) -> None:
+    path = unmerged[1] / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": ""}))
+    with pytest.raises(InputError, match="for a model that is in no folder yet"):
+        GenSARPipeline.from_pretrained(unmerged[1])
 
 
 @pytest.mark.parametrize("kind", ["vectors"])

@@ -203,7 +203,6 @@ def answers_opened(answer: BulkAnswers, source: Path, folder: Path, part_size: i
     _check_columns(source, answer.task)
     with locked(folder):
         remove_leftovers(folder)
-        remove_leftovers(folder)
         record = {"input": fingerprint(source), "part_size": part_size, **answer.settings()}
         _check_record(folder, record)
         for leftover in folder.glob(".events-*"):  # of a killed run
