@@ -13,7 +13,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -98,8 +97,7 @@ class Backbone:
         return plain
 
     def _model(self, auto_class: Any) -> PreTrainedModel:
-        options: dict[str, Any] = {} if self.gguf_file is not None else {"use_safetensors": True}
-        options["generation_config"] = GenerationConfig()  # the checkpoint's is not used, and may be refused
+        options = {} if self.gguf_file is not None else {"use_safetensors": True}
         model, info = self._load(auto_class, dtype=torch.float32, output_loading_info=True, **options)
         # A checkpoint may hold more than the model, such as tables that an older version saved.
         refuse_weights(self.path, [f"{name} is missing" for name in sorted(info["missing_keys"])])
