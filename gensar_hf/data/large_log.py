@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gensar_hf.data.user_events import UserEvents, rows_to_events
-from gensar_hf.errors import InputError, shown
+from gensar_hf.errors import InputError, extra_installed, shown
 from gensar_hf.files import atomic_path, damage_reported, fingerprint, read_json, write_json
 
 _QUERIES, _USERS, _EVENTS, _ITEMS = "queries.parquet", "users", "events", "items.parquet"
@@ -198,9 +198,9 @@ class GroupedLog:
                 f"them by row; give {path} as the items, or group the log again."
             )
 
-    def _state(self, num_items: int) -> list[Any]:
-        files = [path for content in self.content for path in _files(content)]
-        return [num_items, *([path.relative_to(self.folder).as_posix(), path.stat().st_size] for path in files)]
+    def _state(self, num_items: int) -> str:
+        """What the events are made from; by content, since a run's folder may be copied to another machine."""
+        return fingerprint(num_items, *(path for content in self.content for path in _files(content)))
 
     def _query_texts(self) -> pa.LargeStringArray:
         path = self.folder / _QUERIES
@@ -323,13 +323,8 @@ def group_log(pieces: Iterable[pd.DataFrame], folder: Path) -> GroupedLog:
     Raises:
         InputError: the package duckdb is missing, or disk or memory do not suffice.
     """
-    try:
+    with extra_installed("duckdb"):
         import duckdb
-    except ModuleNotFoundError:
-        raise InputError(
-            "A log that is grouped on disk (`log_dir`) needs the package duckdb, which is not installed; install the "
-            "extra with `pip install 'gensar-hf[duckdb]'`."
-        ) from None
     with tempfile.TemporaryDirectory(prefix=".duckdb-", dir=folder) as temporary:
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": _MEMORY_LIMIT,

@@ -428,8 +428,8 @@ def _logits_are_plain(model: PreTrainedModel) -> bool:
     One would not do: the padding token's embedding may be zero, and all its logits with it.
     """
     if model not in _has_plain_logits:
-        num_tokens = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
-        tokens = torch.linspace(0, num_tokens - 1, 4, device=model.device).long()[None]
+        embeddings: Any = model.get_input_embeddings()
+        tokens = torch.linspace(0, len(embeddings.weight) - 1, 4, device=model.device).long()[None]
         states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         expected = model(input_ids=tokens, use_cache=False).logits
         logits = model.get_output_embeddings()(states)

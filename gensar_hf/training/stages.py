@@ -310,7 +310,7 @@ def encode_in_parts(
     }
     if encode_parts is not None:
         missing = {path: part for path, part in parts.items() if _encoded(path, part) is None}
-        encode_parts(encoder, missing, checkpoints / "text_encoder")
+        encode_parts(encoder, missing, checkpoints / "checkpoint-0")  # is removed with the others
     encoded: np.ndarray = np.zeros((0, 0), dtype=np.float32)
     end = 0
     for path, part in tqdm(parts.items(), desc="parts of the texts"):

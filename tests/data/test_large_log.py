@@ -111,21 +111,21 @@ def check_both_ways(
     assert_same(InteractionDataset(ITEMS, log), on_disk)
 
 
-@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(
+LOGS = (
     rows, st.lists(st.integers(0, 100), max_size=3), st.sampled_from(times), st.sampled_from([None, *ids]),
     st.sampled_from(["timestamp", "order"]),
 )  # fmt: skip
+
+
+@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(*LOGS)
 def test_events_and_splits_are_those_of_the_log_in_memory(tmp_path_factory, found, cuts, of_time, of_id, name) -> None:
     check_both_ways(tmp_path_factory.mktemp("log"), found, cuts, of_time, of_id, name)
 
 
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    rows, st.lists(st.integers(0, 100), max_size=3), st.sampled_from(times), st.sampled_from([None, *ids]),
-    st.sampled_from(["timestamp", "order"]),
-)  # fmt: skip
+@given(*LOGS)
 def test_more_logs_are_those_in_memory(tmp_path_factory, found, cuts, of_time, of_id, name) -> None:
     check_both_ways(tmp_path_factory.mktemp("log"), found, cuts, of_time, of_id, name)
 
@@ -200,6 +200,21 @@ def test_a_grouped_log_is_found_again_and_made_again_when_the_tables_change(tmp_
             InteractionDataset(ITEMS, log, log_dir=tmp_path / "other")
     CLICKS[3:4].to_parquet(log / "part-1.parquet", index=False)
     assert len(InteractionDataset(ITEMS, log, log_dir=folder)) == 4
+
+
+def test_events_follow_a_log_that_is_written_again_in_the_same_size(tmp_path: Path) -> None:
+    folder = tmp_path / "grouped"
+    before = InteractionDataset(ITEMS, CLICKS[:2].assign(item_id=["a", "7"]), log_dir=folder).events.items.tolist()
+    (part,) = (folder / "users").iterdir()
+    table = pq.read_table(part)
+    swapped = table.set_column(1, "items", pa.array(table["items"].to_pylist()[::-1], table["items"].type))
+    pq.write_table(swapped, part)
+    written = part.stat().st_size
+    pq.write_table(table, part)
+    assert part.stat().st_size == written
+    InteractionDataset(ITEMS, folder)
+    pq.write_table(swapped, part)
+    assert InteractionDataset(ITEMS, folder).events.items.tolist() == before[::-1]
 
 
 def test_the_files_of_a_url_are_fetched_once(tmp_path: Path, monkeypatch) -> None:

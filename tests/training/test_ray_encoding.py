@@ -69,6 +69,7 @@ def test_a_run_on_ray_is_the_run_of_one_process(tmp_path: Path, monkeypatch) -> 
     dataset = tiny_runs.make_dataset()
     for name, engine in (("local", "local"), ("ray", "ray")):
         train(dataset, tiny_runs.arguments(tmp_path / name), engine=engine)
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(stages.STAGES)
     files = [path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*.safetensors")]
     assert files
     for file in files:
