@@ -33,6 +33,10 @@ def encode(checkpoints: Path, encode_parts: stages.EncodeParts | None = None) ->
     return stages.encode_in_parts(TextEncoder.load(None, TEXTS), TEXTS, checkpoints, encode_parts)
 
 
+def encoded(checkpoints: Path) -> list[Path]:
+    return list(checkpoints.glob(f"checkpoint-*/{stages.EMBEDDINGS_FILE}"))
+
+
 def test_without_the_extra_it_is_one_sentence(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "gensar_hf.ray_workers", raising=False)
@@ -51,15 +55,15 @@ def test_workers_encode_what_one_process_encodes_and_go_on_after_a_kill(tmp_path
     expected = encode(tmp_path / "local")
     words = [sys.executable, "-c", SCRIPT, str(tmp_path / "ray"), *map(str, Path(__file__).parents[:2])]
     with (tmp_path / "log").open("w") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
-        while not list((tmp_path / "ray").glob("checkpoint-*/*")):
+        while not encoded(tmp_path / "ray"):
             assert process.poll() is None, (tmp_path / "log").read_text()[-5000:]
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "ray").glob("checkpoint-*/*.safetensors")}
+    before = {path: path.stat().st_mtime_ns for path in encoded(tmp_path / "ray")}
     found = encode(tmp_path / "ray", partial(encode_on_ray, num_workers=2, num_gpus=0))
     np.testing.assert_array_equal(found, expected)
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
-    assert len(list((tmp_path / "ray").glob("checkpoint-*/*.safetensors"))) == 12
+    assert len(encoded(tmp_path / "ray")) == 12
 
 
 @pytest.mark.slow
