@@ -37,6 +37,7 @@ _ANALYZERS: dict[str, dict[str, Any]] = {
     "characters": {"analyzer": "char_wb", "ngram_range": (3, 5), "max_features": 20_000},
 }
 _MAX_FITTED_TEXTS = 100_000
+_MAX_CHARACTERS = 20_000  # that are read of a text, far more than a transformer reads; n-grams take seconds a megabyte
 _CHUNK_TEXTS = 8192
 _SHOWN_PROGRESS = 1000  # texts from which on a progress bar is shown
 
@@ -45,7 +46,8 @@ class LexicalTextEncoder:
     """Latent semantic analysis (Deerwester et al. 1990) of TF-IDF weights of words and character n-grams.
 
     Texts with common words, or with parts of words in common, get similar vectors. Nothing is downloaded, and the same
-    texts and seed give the same encoder. A text without any term that `fit` has seen gets the zero vector.
+    texts and seed give the same encoder. Of a text the first 20,000 characters are read. A text without any term that
+    `fit` has seen gets the zero vector.
     """
 
     terms: dict[str, list[str]]  # of "words" and of "characters" (3 to 5 within a word), in the order of the columns
@@ -62,7 +64,7 @@ class LexicalTextEncoder:
         """
         from sklearn.decomposition import TruncatedSVD
 
-        distinct = list(dict.fromkeys(texts))
+        distinct = list(dict.fromkeys(text[:_MAX_CHARACTERS] for text in texts))
         if len(distinct) > _MAX_FITTED_TEXTS:
             chosen = np.random.default_rng(seed).choice(len(distinct), _MAX_FITTED_TEXTS, replace=False)
             distinct = [distinct[index] for index in np.sort(chosen)]
@@ -95,6 +97,7 @@ class LexicalTextEncoder:
         """`(num_texts, num_terms)`; the words' part and the characters' part of each row have length 1 or 0."""
         from scipy.sparse import hstack
 
+        texts = [text[:_MAX_CHARACTERS] for text in texts]
         blocks, start = [], 0
         for name, terms in self.terms.items():
             vectorizer = _vectorizer(**_ANALYZERS[name], vocabulary=terms)

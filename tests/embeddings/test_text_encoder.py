@@ -142,6 +142,14 @@ def test_lexical_encoder_is_deterministic_and_comes_back_from_disk_exactly(tmp_p
     np.testing.assert_array_equal(TextEncoder.load(tmp_path).encode(queries), encoder.encode(queries))
 
 
+def test_lexical_encoder_reads_the_beginning_of_a_text_of_any_length():
+    long = " ".join(FILMS * 200)
+    assert len(long) > 20_000
+    encoder = LexicalTextEncoder().fit([*FILMS, long + " unheard"])
+    assert "unheard" not in encoder.terms["words"]
+    np.testing.assert_array_equal(encoder.encode([long + " alien"]), encoder.encode([long[:20_000]]))
+
+
 def test_lexical_encoder_refuses_texts_without_words_and_files_that_do_not_fit(tmp_path):
     with pytest.raises(InputError, match="None of the 2 texts holds a word"):
         LexicalTextEncoder().fit(["", "!"])
