@@ -446,11 +446,12 @@ def evaluate_command(argv: Sequence[str]) -> int:
     """`gensar evaluate`: the run's model and other systems by kind of query and on held-out clicks."""
     from rich.console import Console
 
+    from gensar_hf.baselines.run_systems import run_systems
     from gensar_hf.data import InteractionDataset
     from gensar_hf.evaluation import Evaluation, evaluate_pipeline, evaluate_query_kinds, gensar_rows
     from gensar_hf.folders import saving
     from gensar_hf.pipeline import GenSARPipeline
-    from gensar_hf.training.stages import DATA, MODEL, run_systems
+    from gensar_hf.training.stages import DATA, MODEL
 
     about = (
         "Search all items for titles, parts of them, errors and attributes, and rank held-out clicks among sampled "

@@ -1,8 +1,7 @@
 """Train on MovieLens-100k, evaluate on the held-out clicks, and answer one user: `make demo`.
 
-    python training_scripts/demo.py --output_dir runs/short --max_steps 100
-
-The settings are in configs/ml-100k.yaml; any setting can follow the command. A repeated call skips what is finished.
+The settings are in configs/ml-100k.yaml; any setting can follow the command, as in `--output_dir runs/short --max_steps
+100`. A repeated call skips what is finished.
 """
 
 import sys
@@ -13,6 +12,7 @@ from movielens_wheel import TABLES, write_tables
 from rich.console import Console
 
 from gensar_hf import train
+from gensar_hf.baselines.run_systems import run_systems
 from gensar_hf.cli import dataset_and_arguments, exit_status, read_settings, set_up_logging, training_parser
 from gensar_hf.data import SEARCH
 from gensar_hf.errors import InputError
@@ -20,7 +20,7 @@ from gensar_hf.evaluation import evaluate_pipeline, evaluate_query_kinds, gensar
 from gensar_hf.evaluation.report import example_tables, metrics_tables, query_kinds_table, stage_table, terminal
 from gensar_hf.files import read_json
 from gensar_hf.model_card import write_model_card
-from gensar_hf.training.stages import COLLABORATIVE, DATA, MODEL, RQVAE, SEMANTIC, StageReport, run_stage, run_systems
+from gensar_hf.training.stages import COLLABORATIVE, DATA, MODEL, RQVAE, SEMANTIC, StageReport, run_stage
 
 CONFIG = Path(__file__).parent / "configs" / "ml-100k.yaml"
 RESULTS, QUERIES_PER_KIND = "results", 100

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from gensar_hf.baselines.registry import Baseline
 from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.evaluation.bm25_index import BM25Index
 from gensar_hf.item_embeddings import row_chunks
@@ -71,3 +72,6 @@ class BM25(QueryScorer):
     def score_items(self, queries: list[str]) -> np.ndarray:
         """BM25 of every item for each query, `(num_queries, num_items)` float32; 0 without a common word."""
         return self.index.scores(queries)
+
+
+BASELINES = {"bm25": Baseline(BM25Config, lambda dataset, config, _: BM25(dataset.item_texts(), config.k1, config.b))}

@@ -1,16 +1,19 @@
 """Dense retrieval: cosine similarity of query and item text embeddings."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gensar_hf.baselines.bm25 import QueryScorer
-from gensar_hf.data.user_events import UserEvents
+from gensar_hf.baselines.registry import Baseline
 from gensar_hf.embeddings.text_encoder import MINILM, TextEncoder
 from gensar_hf.item_embeddings import unit_rows
+
+if TYPE_CHECKING:
+    from gensar_hf.data.dataset import InteractionDataset
 
 NAME = "Dense retrieval"
 
@@ -72,11 +75,14 @@ class DenseRetrieval(QueryScorer):
         return np.stack([self._query_embeddings[query] for query in queries]) @ self.item_embeddings.T
 
 
-def fit(
-    events: UserEvents, item_texts: Sequence[str], config: DenseRetrievalConfig, training: Mapping[str, Any]
+def fit_dense_retrieval(
+    dataset: "InteractionDataset", config: DenseRetrievalConfig, training: Mapping[str, Any]
 ) -> DenseRetrieval:
     """Encode the item texts; see `Baseline.fit`. A model named in the settings is part of the row's name."""
     encoder = TextEncoder.load(config.model or MINILM)
-    embeddings = encoder.encode([config.passage_prefix + text for text in item_texts])
+    embeddings = encoder.encode([config.passage_prefix + text for text in dataset.item_texts()])
     name = NAME if config.model is None else f"{NAME} ({Path(config.model).name})"
     return DenseRetrieval(embeddings, encoder.encode, name, config.query_prefix, encoder.num_parameters)
+
+
+BASELINES = {"dense_retrieval": Baseline(DenseRetrievalConfig, fit_dense_retrieval)}

@@ -1,11 +1,15 @@
 """GRU4Rec: the next item from the clicked items, read in order by a recurrent network."""
 
+from functools import partial
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
+from gensar_hf.baselines.registry import Baseline
+from gensar_hf.baselines.sequential import fit_next_item_model
 from gensar_hf.embeddings.modeling_sasrec import PADDING, SASRecModel
 
 
@@ -94,3 +98,6 @@ class GRU4RecModel(SASRecModel):
         embedded = self.dropout(self.item_table(input_ids) * self.config.embedding_size**0.5)
         states, _ = self.gru(embedded)
         return self.dropout(self.projection(states))
+
+
+BASELINES = {"gru4rec": Baseline(GRU4RecConfig, partial(fit_next_item_model, GRU4RecModel, "GRU4Rec"))}

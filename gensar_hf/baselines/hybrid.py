@@ -1,13 +1,17 @@
 """Hybrid search: lexical and dense retrieval, fused by reciprocal rank."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gensar_hf.baselines.bm25 import BM25Config, QueryScorer
-from gensar_hf.baselines.dense_retrieval import DenseRetrievalConfig
+from gensar_hf.baselines.bm25 import BM25, BM25Config, QueryScorer
+from gensar_hf.baselines.dense_retrieval import DenseRetrievalConfig, fit_dense_retrieval
+from gensar_hf.baselines.registry import Baseline
+
+if TYPE_CHECKING:
+    from gensar_hf.data.dataset import InteractionDataset
 
 
 @dataclass
@@ -56,3 +60,12 @@ class HybridSearch(QueryScorer):
             ranks = rankdata(np.where(matches, -scores, np.inf), axis=1)  # from 1, ties share their mean
             fused = fused + matches / (self.k + ranks)
         return fused
+
+
+def fit_hybrid(dataset: "InteractionDataset", config: HybridSearchConfig, training: Mapping[str, Any]) -> HybridSearch:
+    """Index and encode the item texts; see `Baseline.fit`."""
+    dense = fit_dense_retrieval(dataset, config, training)
+    return HybridSearch([BM25(dataset.item_texts(), config.k1, config.b), dense], config.k)
+
+
+BASELINES = {"hybrid": Baseline(HybridSearchConfig, fit_hybrid)}

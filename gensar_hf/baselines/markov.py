@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
+from gensar_hf.baselines.registry import Baseline
 from gensar_hf.baselines.sequential import clicked_items
-from gensar_hf.data.splits import RECOMMENDATION, Requests
+from gensar_hf.data.splits import RECOMMENDATION, Requests, training_events
 from gensar_hf.data.user_events import UserEvents
 
 
@@ -91,3 +92,8 @@ def transition_counts(events: UserEvents, max_skip: int, skip_weight: float) -> 
         pairs = items[earlier][same_user], items[later][same_user]
         counts = counts + csr_array((np.full(same_user.sum(), skip_weight**skipped, np.float32), pairs), shape=shape)
     return counts
+
+
+BASELINES = {
+    "markov": Baseline(MarkovConfig, lambda dataset, config, _: MarkovChain(training_events(dataset.split), config))
+}

@@ -1,11 +1,11 @@
-"""QEM and JSR: a vector of the user and the query, matched with the items' vectors by a dot product."""
+"""Models that match a vector of the user and the query with the items' vectors by a dot product, such as QEM."""
 
 import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,12 +18,15 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from gensar_hf.baselines.sequential import clicked_items, new_model, train_quietly
 from gensar_hf.catalogue_loss import catalogue_losses
-from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.data.splits import SEARCH, Requests, training_events
 from gensar_hf.data.user_events import Behavior, UserEvents
 from gensar_hf.embeddings import sasrec_training
 from gensar_hf.embeddings.modeling_sasrec import pad_histories
 from gensar_hf.errors import InputError
 from gensar_hf.training_defaults import machine_defaults
+
+if TYPE_CHECKING:
+    from gensar_hf.data.dataset import InteractionDataset
 
 PADDING = 0
 MAX_WORDS = 64  # words of a text that are read; descriptions can be of any length
@@ -241,8 +244,7 @@ def text_examples(item_texts: Sequence[str], model: MatchingModel) -> Examples:
 
 def fit_matching(
     model_class: type[MatchingModel],
-    events: UserEvents,
-    item_texts: Sequence[str],
+    dataset: "InteractionDataset",
     config: MatchingConfig,
     training: Mapping[str, Any],
     clicks: Sequence[Mapping[str, Any]],
@@ -256,6 +258,7 @@ def fit_matching(
     Raises:
         InputError: there is no click to learn from.
     """
+    events, item_texts = training_events(dataset.split), dataset.item_texts()
     config.num_items = events.num_items
     texts = [*events.query_texts, *(item_texts if config.text_weight else ())]
     # In alphabetical order: that of the log would reveal where held-out queries are.
@@ -308,152 +311,3 @@ class MatchingScorer:
         with torch.inference_mode():
             logits = self.model(**{name: ids.to(self.model.device) for name, ids in inputs.items()}).logits
         return np.take_along_axis(logits.float().cpu().numpy(), candidates, axis=1)
-
-
-# ---- QEM
-
-
-@strict
-class QEMConfig(MatchingConfig):
-    """Configuration of a `QEMModel`, in addition to `MatchingConfig`.
-
-    Args:
-        personalized: add the user's vector to the query's, as in HEM (Ai et al. 2017).
-    """
-
-    model_type = "qem"
-
-    personalized: bool = True
-
-
-class QEMModel(MatchingModel):
-    """Request vector = tanh(W · mean of the word vectors + b) [+ weight · user vector].
-
-    Ai, Zhang, Bi, Chen and Croft, Learning a Hierarchical Embedding Model for Personalized Product Search, SIGIR 2017;
-    Ai, Hill, Vishwanathan and Croft, A Zero Attention Model for Personalized Product Search, CIKM 2019.
-
-    Differs from the papers: trained with cross entropy over the whole catalogue instead of a few sampled negatives; a
-    bias for each item, initialized with its popularity; the user weight is learned instead of searched (HEM's λ); texts
-    train the vectors by predicting their item from all words at once, not word by word from the item, and users have no
-    texts. Clicks without a query train the user vectors of a personalized model.
-    """
-
-    config_class = QEMConfig
-
-    def __init__(self, config: QEMConfig) -> None:
-        super().__init__(config)
-        self.query_projection = nn.Linear(config.hidden_size, config.hidden_size)
-        if config.personalized:
-            self.user_weight = nn.Parameter(torch.ones(()))
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self and self.config.personalized:
-            init.ones_(self.user_weight)
-
-    def request_vectors(
-        self, user_ids: torch.Tensor, word_ids: torch.Tensor, history_ids: torch.Tensor
-    ) -> torch.Tensor:
-        """`(batch_size, hidden_size)`; the history is not read."""
-        has_words = (word_ids != PADDING).any(dim=1, keepdim=True)
-        vectors = torch.tanh(self.query_projection(mean_vectors(self.word_table, word_ids))) * has_words
-        if not self.config.personalized:
-            return vectors
-        return vectors + self.user_weight * self.user_table(user_ids)
-
-
-def fit_qem(
-    events: UserEvents, item_texts: Sequence[str], config: QEMConfig, training: Mapping[str, Any]
-) -> MatchingScorer:
-    """Train on search clicks and on what the settings add; see `Baseline.fit`."""
-    config.num_users = events.num_users if config.personalized else 0
-    clicks = {"behaviors": CLICKS if config.personalized else [Behavior.SEARCHED_ITEM]}
-    return fit_matching(QEMModel, events, item_texts, config, training, [clicks], "QEM")
-
-
-# ---- JSR
-
-
-@strict
-class JSRConfig(MatchingConfig):
-    """Configuration of a `JSRModel`, in addition to `MatchingConfig`.
-
-    Args:
-        history_length: number of latest clicks whose mean is part of the user's vector; 0 = only the user's id, as in
-            the papers.
-        personalized_search: include the user and the history in search requests; the papers do not.
-    """
-
-    model_type = "jsr"
-
-    history_length: int = 20
-    personalized_search: bool = False
-
-    def validate_jsr(self) -> None:
-        """Part of the `@strict` validation: range of the history length."""
-        if self.history_length < 0:
-            raise ValueError(f"`history_length` must not be negative; got {self.history_length}.")
-
-
-class JSRModel(MatchingModel):
-    """Request vector = user part + query part; recommendation has no query, search (in the papers) no user.
-
-    Zamani and Croft, Joint Modeling and Optimization of Search and Recommendation, DESIRES 2018; Zamani and Croft,
-    Learning a Joint Search and Recommendation Model from User-Item Interactions, WSDM 2020.
-
-    The query part is tanh(W · weighted mean of the word vectors + b), the weights a softmax over a learned number for
-    each word. The user part is a vector of the id plus (our addition) a projection of the mean of the clicked items'
-    vectors. Both tasks share the item vectors and biases.
-
-    Differs from the papers: one dot product instead of a network for each task over products of the vectors, which
-    allows cross entropies over the whole catalogue (theirs use a few sampled negatives); item texts train the vectors
-    by predicting the item from the words instead of the words from the item. Every click is a click of its user; a
-    search click also trains the query part.
-    """
-
-    config_class = JSRConfig
-    tasks = frozenset({RECOMMENDATION, SEARCH})
-
-    def __init__(self, config: JSRConfig) -> None:
-        super().__init__(config)
-        self.word_weights = nn.Embedding(len(config.words) + 1, 1, padding_idx=PADDING)
-        self.query_projection = nn.Linear(config.hidden_size, config.hidden_size)
-        if config.history_length:
-            self.history_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.post_init()
-
-    def reads_user(self, task: str) -> bool:
-        """Whether requests of the task include the user and the history."""
-        return task == RECOMMENDATION or self.config.personalized_search
-
-    def request_vectors(
-        self, user_ids: torch.Tensor, word_ids: torch.Tensor, history_ids: torch.Tensor
-    ) -> torch.Tensor:
-        """`(batch_size, hidden_size)`; padding adds nothing."""
-        vectors = self._query_vectors(word_ids) + self.user_table(user_ids)
-        if self.config.history_length:
-            vectors = vectors + self.history_projection(mean_vectors(self.item_table, history_ids))
-        return vectors
-
-    def _query_vectors(self, word_ids: torch.Tensor) -> torch.Tensor:
-        is_word = word_ids != PADDING
-        weights = self.word_weights(word_ids).squeeze(-1).masked_fill(~is_word, torch.finfo(torch.float32).min)
-        normalized = (weights.softmax(dim=1) * is_word).to(self.word_table.weight.dtype)  # (batch_size, num_words)
-        words = F.embedding_bag(
-            word_ids, self.word_table.weight, mode="sum", per_sample_weights=normalized, padding_idx=PADDING
-        )
-        return torch.tanh(self.query_projection(words)) * is_word.any(dim=1, keepdim=True)
-
-
-def fit_jsr(
-    events: UserEvents, item_texts: Sequence[str], config: JSRConfig, training: Mapping[str, Any]
-) -> MatchingScorer:
-    """Train on all clicks as clicks of their users, and on search clicks as answers to queries; see `Baseline.fit`."""
-    config.num_users = events.num_users
-    length, personalized = config.history_length, config.personalized_search
-    user_clicks = {"with_words": False, "history_length": length}
-    search_clicks: dict[str, Any] = {"behaviors": [Behavior.SEARCHED_ITEM], "with_users": personalized}
-    search_clicks["history_length"] = length if personalized else 0
-    name = "JSR, personalized search" if personalized else "JSR"
-    return fit_matching(JSRModel, events, item_texts, config, training, [user_clicks, search_clicks], name)

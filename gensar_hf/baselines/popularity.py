@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
+from gensar_hf.baselines.registry import Baseline
+from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests, training_events
 from gensar_hf.data.user_events import UserEvents
 
 
@@ -32,3 +33,6 @@ class Popularity:
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """Training clicks of each candidate, `(num_requests, num_candidates)`."""
         return self.counts[candidates]
+
+
+BASELINES = {"popularity": Baseline(PopularityConfig, lambda dataset, *_: Popularity(training_events(dataset.split)))}

@@ -1,17 +1,19 @@
-"""Training and scoring of next-item models: SASRec (whose model is in `gensar_hf.embeddings`) and GRU4Rec."""
+"""Training and scoring of next-item models such as SASRec, whose model is in `gensar_hf.embeddings`."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback
 
-from gensar_hf.data.splits import RECOMMENDATION, Requests
-from gensar_hf.data.user_events import UserEvents
-from gensar_hf.embeddings.modeling_sasrec import pad_histories
+from gensar_hf.baselines.registry import Baseline
+from gensar_hf.data.splits import RECOMMENDATION, Requests, training_events
+from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
+from gensar_hf.embeddings.modeling_sasrec import SASRecModel, pad_histories
 from gensar_hf.embeddings.sasrec_training import (
     QuietProgress,
     next_item_trainer,
@@ -19,6 +21,9 @@ from gensar_hf.embeddings.sasrec_training import (
     sasrec_training_arguments,
 )
 from gensar_hf.training_defaults import machine_defaults
+
+if TYPE_CHECKING:
+    from gensar_hf.data.dataset import InteractionDataset
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -50,8 +55,7 @@ class NextItemScorer:
 def fit_next_item_model(
     model_class: Callable[[Any], PreTrainedModel],
     name: str,
-    events: UserEvents,
-    item_texts: Sequence[str],
+    dataset: "InteractionDataset",
     config: Any,
     training: Mapping[str, Any],
 ) -> NextItemScorer:
@@ -62,6 +66,7 @@ def fit_next_item_model(
     Raises:
         InputError: no user has two clicks.
     """
+    events = training_events(dataset.split)
     config.num_items = events.num_items
     model = new_model(model_class, config, training["seed"])
     histories = [items[items >= 0] for items in np.split(events.items, events.offsets[1:-1])]
@@ -93,3 +98,6 @@ def clicked_items(requests: Requests) -> list[np.ndarray]:
     """Each request's history as item indices, oldest first, without the queries."""
     histories = [requests.events.items[requests.history(row)] for row in range(len(requests))]
     return [items[items >= 0] for items in histories]
+
+
+BASELINES = {"sasrec": Baseline(SASRecConfig, partial(fit_next_item_model, SASRecModel, "SASRec"))}

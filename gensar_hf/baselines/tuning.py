@@ -11,8 +11,8 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
-from gensar_hf.baselines import BASELINES
-from gensar_hf.data.splits import training_events
+from gensar_hf import baselines
+from gensar_hf.baselines.registry import found_baselines
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import Evaluation, Scorer, ndcg
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+BASELINES = found_baselines(baselines.__name__, list(baselines.__path__))
 TRAINING_SETTINGS = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "weight_decay")
 """Fields of `TrainingArguments` that are settings of every trained baseline."""
 _NOT_SETTINGS = {"num_items", "num_users", "words"} | {field.name for field in dataclasses.fields(PreTrainedConfig)}
@@ -38,8 +39,7 @@ def fit_baseline(
         InputError: unknown baseline or setting, a value out of range, or no events to learn from.
     """
     config, training = configure(name, settings or {})
-    events = training_events(dataset.split)
-    return BASELINES[name].fit(events, dataset.item_texts(), config, {**training, "seed": seed})
+    return BASELINES[name].fit(dataset, config, {**training, "seed": seed})
 
 
 def tune_baseline(  # noqa: D417

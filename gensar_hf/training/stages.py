@@ -23,9 +23,8 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from gensar_hf.baselines import BM25, DenseRetrieval, HybridSearch, NextItemScorer, Popularity
 from gensar_hf.checkpoints import last_checkpoint, remove_checkpoints
-from gensar_hf.data import SEARCH, TASKS, InteractionDataset, training_events, training_mask
+from gensar_hf.data import SEARCH, TASKS, InteractionDataset, training_mask
 from gensar_hf.data.tables import machine_bytes
 from gensar_hf.embeddings.cold_start import CollaborativeMap
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel
@@ -525,17 +524,6 @@ def generator_settings(args: GenSARTrainingArguments) -> dict[str, Any]:
         for name, value in args.to_dict().items()
         if name not in passed_over and (name == "bf16" or value != usual.get(name))
     }
-
-
-def run_systems(run_dir: Path, dataset: InteractionDataset) -> list[Any]:
-    """What a run's model is compared with: its SASRec, popularity, BM25, dense retrieval by its encoder, hybrid."""
-    with damage_reported(run_dir / COLLABORATIVE):
-        sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
-    semantic = load_item_embeddings(run_dir / SEMANTIC / EMBEDDINGS_FILE, dataset.item_ids)
-    encoder = TextEncoder.load(run_dir / SEMANTIC / "text_encoder")
-    bm25, dense = BM25(dataset.item_texts()), DenseRetrieval(semantic, encoder.encode)
-    popularity = Popularity(training_events(dataset.split))
-    return [NextItemScorer(sasrec), popularity, bm25, dense, HybridSearch([bm25, dense])]
 
 
 # ---- running a stage

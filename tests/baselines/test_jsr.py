@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from gensar_hf.baselines import JSRConfig, JSRModel, MatchingScorer
+from gensar_hf.baselines.jsr import JSRConfig, JSRModel
+from gensar_hf.baselines.matching import MatchingScorer
 from gensar_hf.baselines.tuning import fit_baseline
 from gensar_hf.data import Behavior
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gensar_hf.baselines import QEMConfig, QEMModel
 from gensar_hf.baselines.matching import (
     CLICKS,
     MAX_WORDS,
@@ -16,6 +15,7 @@ from gensar_hf.baselines.matching import (
     click_examples,
     text_examples,
 )
+from gensar_hf.baselines.qem import QEMConfig, QEMModel
 from gensar_hf.baselines.sequential import new_model
 from gensar_hf.baselines.tuning import fit_baseline
 from gensar_hf.data import Behavior

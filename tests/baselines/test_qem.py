@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from gensar_hf.baselines import QEMConfig, QEMModel
+from gensar_hf.baselines.qem import QEMConfig, QEMModel
 from gensar_hf.baselines.tuning import fit_baseline
 from gensar_hf.data import Behavior
 from gensar_hf.data.splits import SEARCH, Requests

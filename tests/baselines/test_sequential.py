@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gensar_hf.baselines import GRU4RecModel, NextItemScorer
-from gensar_hf.baselines.sequential import new_model
+from gensar_hf.baselines.gru4rec import GRU4RecModel
+from gensar_hf.baselines.sequential import NextItemScorer, new_model
 from gensar_hf.baselines.tuning import fit_baseline
 from gensar_hf.data import Behavior
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
