@@ -463,9 +463,11 @@ def evaluate_command(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--baselines", type=bool, default=True, help="SASRec, popularity, BM25, dense and hybrid search."
     )
+    parser.add_argument("--trec_runs", type=bool, default=False, help="write run files for ranx or ir-measures.")
     parser.add_argument("--queries_per_kind", type=int, default=200, help="searched among all items; 0: none.")
     settings = read_settings(parser, argv).as_dict()
     run_dir, queries_per_kind = Path(settings.pop("run")), settings.pop("queries_per_kind")
+    trec_runs = settings.pop("trec_runs")
     if queries_per_kind < 0:
         raise InputError(f"--queries_per_kind must not be negative; got {queries_per_kind}. 0 leaves the table out.")
     if not (run_dir / MODEL).is_dir() or not (run_dir / DATA).is_dir():
@@ -476,7 +478,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
         dataset, pipe = InteractionDataset.load(run_dir / DATA), GenSARPipeline.from_pretrained(run_dir / MODEL)
         systems = run_systems(run_dir, dataset) if settings.pop("baselines") else []
         result = evaluate_pipeline(pipe, dataset, systems=systems, **settings)
-        result.save(aside)
+        result.save(aside, trec_runs)
         failures = dict(result.failures)
         if queries_per_kind:
             rows, options = [*gensar_rows(pipe), *systems], {name: settings[name] for name in ("part", "seed")}

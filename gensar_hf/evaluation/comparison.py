@@ -17,7 +17,7 @@ from gensar_hf.evaluation.metrics import METRICS, metrics_per_request
 from gensar_hf.evaluation.plots import plot_comparison
 from gensar_hf.evaluation.protocol import FULL_RANKING_DIR, METRICS_FILE, RANKS_FILE
 from gensar_hf.evaluation.query_kinds import QUERY_KINDS_FILE
-from gensar_hf.evaluation.report import KINDS, comparison_tables, write_markdown
+from gensar_hf.evaluation.report import KINDS, SPREAD_METRICS, comparison_tables, write_markdown
 from gensar_hf.evaluation.significance import metric_intervals
 from gensar_hf.files import read_json, write_json
 from gensar_hf.folders import saving
@@ -67,13 +67,17 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
     if not by_system:
         raise InputError("No system has requests of its tasks, so there is nothing to compare; give longer histories.")
     metrics = {name: [read_json(run.results / METRICS_FILE) for run in group] for name, group in by_system.items()}
-    per_request = {name: _per_request(group) for name, group in by_system.items()}
+    of_runs = {name: [_metrics_of_requests(run) for run in group] for name, group in by_system.items()}
+    per_request = {name: _means_by_task(frames) for name, frames in of_runs.items()}
     reference, variants = next(iter(by_system)), {}
     for name, group in by_system.items():
         reports = [run.identifiers for run in group if run.identifiers is not None]
         tasks = {}
         for task, values in per_request[name].items():
-            by_seed = [each["tasks"][task]["systems"][run.row] for run, each in zip(group, metrics[name], strict=True)]
+            by_seed = [  # files of earlier versions have fewer metrics
+                _means(frame.loc[[task]]) | each["tasks"][task]["systems"][run.row]
+                for run, frame, each in zip(group, of_runs[name], metrics[name], strict=True)
+            ]
             tasks[task] = _task_metrics(by_seed, values, per_request[reference].get(task))
         variants[name] = {
             "seeds": [run.seed for run in group],
@@ -117,7 +121,8 @@ def mean_query_kinds(runs: Sequence[RunResult]) -> dict[str, Any]:
             found.setdefault(row.replace(run.row, run.system, 1), []).append(values)
     for system, by_seed in found.items():
         for kind in by_seed[0]:
-            metrics = {name: float(np.mean([each[kind][name]["value"] for each in by_seed])) for name in METRICS}
+            names = [name for name in METRICS if all(name in each[kind] for each in by_seed)]
+            metrics = {name: float(np.mean([each[kind][name]["value"] for each in by_seed])) for name in names}
             kinds[kind]["systems"][system] = {name: {"value": value} for name, value in metrics.items()}
     num_seeds = max(map(len, found.values()), default=0)
     return {"format_version": 1, "num_seeds": num_seeds, "systems": list(found), "kinds": kinds, "failures": {}}
@@ -131,15 +136,21 @@ def save_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
         plot_comparison(comparison, aside)
 
 
-def _per_request(runs: Sequence[RunResult]) -> dict[str, pd.DataFrame]:
+def _metrics_of_requests(run: RunResult) -> pd.DataFrame:
+    """Metrics of each request; the index is task, user and target."""
+    ranks = pd.read_parquet(run.results / RANKS_FILE)
+    ranks = ranks[ranks["system"] == run.row]
+    index = pd.MultiIndex.from_frame(ranks[["task", "user_id", "item_id"]])
+    return pd.DataFrame(metrics_per_request(ranks["rank"].to_numpy()), index, list(METRICS))
+
+
+def _means(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
+    return {str(name): {"value": float(value)} for name, value in frame.mean().items()}
+
+
+def _means_by_task(frames: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Task → metrics of each request, mean over the seeds; the index is user and target."""
-    parts = []
-    for run in runs:
-        ranks = pd.read_parquet(run.results / RANKS_FILE)
-        ranks = ranks[ranks["system"] == run.row]
-        values = pd.DataFrame(metrics_per_request(ranks["rank"].to_numpy()), ranks.index, list(METRICS))
-        parts.append(pd.concat([ranks[["task", "user_id", "item_id"]], values], axis=1))
-    mean = pd.concat(parts).groupby(["task", "user_id", "item_id"], sort=True)[list(METRICS)].mean()
+    mean = pd.concat(frames).groupby(level=["task", "user_id", "item_id"], sort=True).mean()
     return {str(task): mean.loc[task] for task in mean.index.get_level_values("task").unique()}
 
 
@@ -148,7 +159,7 @@ def _task_metrics(
 ) -> dict[str, Any]:
     """Each metric's mean, deviation and values over the seeds, and the difference from the reference."""
     metrics: dict[str, Any] = {}
-    for name in METRICS:
+    for name in [name for name in (*METRICS, *SPREAD_METRICS) if name in by_seed[0]]:
         values = [run[name]["value"] for run in by_seed]
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
         metrics[name] = {"mean": float(np.mean(values)), "sd": sd, "values": values}

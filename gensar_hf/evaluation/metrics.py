@@ -1,8 +1,11 @@
-"""HR@k and NDCG@k as pure functions of the target's rank: one relevant item per request, ranks from 1."""
+"""Metrics as pure functions of the target's rank, with one relevant item per request, and of what is recommended."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Sequence
 
 import numpy as np
+
+from gensar_hf.errors import InputError
 
 
 def hit_rate_per_request(target_ranks: np.ndarray, k: int) -> np.ndarray:
@@ -48,19 +51,55 @@ def ndcg(target_ranks: np.ndarray, k: int) -> float:
     return float(ndcg_per_request(target_ranks, k).mean())
 
 
-METRICS: dict[str, tuple[Callable[[np.ndarray, int], np.ndarray], int]] = {
-    "HR@1": (hit_rate_per_request, 1),
-    "HR@5": (hit_rate_per_request, 5),
-    "HR@10": (hit_rate_per_request, 10),
-    "NDCG@5": (ndcg_per_request, 5),
-    "NDCG@10": (ndcg_per_request, 10),
-}
-"""The metrics of the paper's tables (NDCG@1 is HR@1), in their order."""
+METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
+"""The metrics of the paper's tables (NDCG@1 is HR@1), in their order, and the mean reciprocal rank."""
 
 
-def metrics_per_request(target_ranks: np.ndarray) -> np.ndarray:
-    """All metrics of `METRICS` for each request, `(num_requests, num_metrics)`; a metric is the mean of its column."""
-    return np.stack([per_request(target_ranks, k) for per_request, k in METRICS.values()], axis=1)
+def metric_per_request(name: str, target_ranks: np.ndarray) -> np.ndarray:
+    """A metric of each request, `(num_requests,)` float64, by its name: `HR@k`, `NDCG@k`, `MRR` or `MRR@k`.
+
+    >>> metric_per_request("MRR", np.array([1, 4])).tolist()
+    [1.0, 0.25]
+
+    Raises:
+        InputError: there is no such metric.
+        ValueError: a rank is below 1, or there are no ranks.
+    """
+    found = re.fullmatch(r"(HR|NDCG)@([1-9]\d*)|MRR(?:@([1-9]\d*))?", name)
+    if found is None:
+        raise InputError(f"There is no metric {name!r}; name some of HR@k, NDCG@k, MRR and MRR@k, such as HR@20.")
+    if found[1]:
+        per_request = hit_rate_per_request if found[1] == "HR" else ndcg_per_request
+        return per_request(target_ranks, int(found[2]))
+    ranks = _checked(target_ranks, 1)
+    return np.where(ranks <= int(found[3] or ranks.max()), 1.0 / ranks, 0.0)
+
+
+def metrics_per_request(target_ranks: np.ndarray, names: Sequence[str] = METRICS) -> np.ndarray:
+    """Metrics of each request, `(num_requests, num_metrics)`; a metric is the mean of its column."""
+    return np.stack([metric_per_request(name, target_ranks) for name in names], axis=1)
+
+
+def coverage(items: np.ndarray, num_items: int) -> float:
+    """Catalogue coverage: the fraction of all items that are recommended to anyone.
+
+    Ge, Delgado-Battenfeld and Jannach, Beyond Accuracy, RecSys 2010, section 3. `items` `(num_requests, k)` are the
+    recommended items' indices, -1 where there is none.
+    """
+    return float(len(np.unique(items[items >= 0])) / num_items)
+
+
+def gini(items: np.ndarray, num_items: int) -> float:
+    """Gini index of how often each item is recommended: 0 if all equally, near 1 if always the same few.
+
+    Fleder and Hosanagar, Blockbuster Culture's Next Rise or Fall, Management Science 2009. Arguments as in `coverage`.
+
+    >>> round(gini(np.array([[0], [0], [0], [0]]), num_items=4), 2), gini(np.array([[0], [1]]), num_items=2)
+    (0.75, 0.0)
+    """
+    counts = np.sort(np.bincount(items[items >= 0], minlength=num_items))  # (num_items,), ascending
+    places = np.arange(1, num_items + 1)
+    return float(2 * (places * counts).sum() / (num_items * max(counts.sum(), 1)) - (num_items + 1) / num_items)
 
 
 def _checked(target_ranks: np.ndarray, k: int) -> np.ndarray:

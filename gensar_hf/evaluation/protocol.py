@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -15,10 +18,18 @@ from tqdm.auto import tqdm
 from gensar_hf.data.splits import RECOMMENDATION, TASKS, Requests
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation.candidates import CandidateSets, draw_candidates, with_negatives
-from gensar_hf.evaluation.metrics import hit_rate, metrics_per_request, ndcg
+from gensar_hf.evaluation.metrics import (
+    METRICS,
+    coverage,
+    gini,
+    hit_rate,
+    metric_per_request,
+    metrics_per_request,
+    ndcg,
+)
 from gensar_hf.evaluation.plots import plot_metrics
-from gensar_hf.evaluation.ranks import rank_in_catalogue, rank_of_target
-from gensar_hf.evaluation.report import metrics_tables, terminal, write_markdown
+from gensar_hf.evaluation.ranks import first_items, rank_in_catalogue, rank_of_target
+from gensar_hf.evaluation.report import SPREAD_METRICS, metrics_tables, terminal, write_markdown
 from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer
 from gensar_hf.evaluation.significance import CONFIDENCE, NUM_RESAMPLES, metric_intervals
 from gensar_hf.files import write_json
@@ -34,6 +45,8 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.parquet"
 FULL_RANKING_DIR = "full_ranking"
+TREC_DIR = "trec"
+LIST_LENGTH = 100  # items of a request that are kept: all candidates of the paper's protocol
 
 _CHUNK_SIZE = 256  # requests per call of a scorer
 _CHUNK_SCORES = 1 << 24  # of all items that a full ranking holds at a time
@@ -52,8 +65,10 @@ class EvaluationResult:
     systems: list[str]  # names of the scorers, in the order of the tables
     empty_tasks: list[str] = field(default_factory=list)  # without requests
     ranks: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # system → task → (num_requests,), from 1
+    items: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # the same → `Ranking.items`
     failures: dict[str, dict[str, str]] = field(default_factory=dict)  # system → task → text of the exception
     seed: int = 0  # of the bootstrap, and of the ties in a full ranking
+    names: Sequence[str] = METRICS  # of the metrics
     full_ranking: EvaluationResult | None = None  # the same systems and requests among all items
 
     def metrics(self) -> dict[str, Any]:
@@ -67,6 +82,7 @@ class EvaluationResult:
             "confidence": CONFIDENCE,
             "num_resamples": NUM_RESAMPLES,
             "seed": self.seed,
+            "metrics": list(self.names),
             "systems": self.systems,
             "failures": self.failures,
             "empty_tasks": self.empty_tasks,
@@ -82,21 +98,33 @@ class EvaluationResult:
             "num_users": len(np.unique(users)),
             "num_candidates": self.num_candidates[task],
             "systems": {
-                system: metric_intervals(metrics_per_request(by_task[task]), self.seed, users)
+                system: {
+                    **metric_intervals(metrics_per_request(by_task[task], self.names), self.seed, users, self.names),
+                    **self._spread(system, task),
+                }
                 for system, by_task in self.ranks.items()
                 if task in by_task
             },
         }
+
+    def _spread(self, system: str, task: str) -> dict[str, dict[str, float]]:
+        """How recommendations spread over the catalogue; among sampled candidates that says nothing of a system."""
+        if self.requests[task].task != RECOMMENDATION or not self.protocols[task].startswith("full-ranking"):
+            return {}
+        items, num_items = self.items[system][task][:, :10], self.num_candidates[task]
+        values = coverage(items, num_items), gini(items, num_items)
+        return {name: {"value": value} for name, value in zip(SPREAD_METRICS, values, strict=True)}
 
     def terminal_table(self) -> Group:
         """The tables for `rich.console.Console().print`, those of a full ranking last."""
         results = [self, self.full_ranking] if self.full_ranking else [self]
         return terminal([table for result in results for table in metrics_tables(result.metrics())])
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, trec_runs: bool = False) -> None:
         """Write `ranks.parquet`, `tables.md`, `ndcg.png` and `metrics.json`; a full ranking goes to `full_ranking/`.
 
-        Without matplotlib (an optional extra) there is no `ndcg.png`, and a warning is logged.
+        With `trec_runs` the first 100 items of every request go to `trec/` as run files, the targets as qrels. Without
+        matplotlib (an optional extra) there is no `ndcg.png`, and a warning is logged.
 
         Raises:
             InputError: the folder has a file of such a name that this package did not write, or cannot be written to.
@@ -115,8 +143,32 @@ class EvaluationResult:
             write_markdown(aside / "tables.md", metrics_tables(metrics))
             plot_metrics(metrics, aside / "ndcg.png")
             write_json(aside / METRICS_FILE, metrics)
+            if trec_runs:
+                self._save_runs(aside / TREC_DIR)
             if self.full_ranking:
-                self.full_ranking.save(aside / FULL_RANKING_DIR)
+                self.full_ranking.save(aside / FULL_RANKING_DIR, trec_runs)
+
+    def _save_runs(self, folder: Path) -> None:
+        """Write `TASK.qrels` and `TASK-SYSTEM.run.gz` in the format of TREC, for ranx, ir-measures or trec_eval.
+
+        A query is the number of its request, a document the item's id (percent-encoded, as TREC has no blanks in ids).
+        The score is the reciprocal of the place: no two items of a request are equal, so that no tool breaks ties.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for task, requests in self.requests.items():
+            ids = [quote(item_id, safe="") for item_id in requests.events.item_ids]
+            lines = [f"{row} 0 {ids[item]} 1\n" for row, item in enumerate(requests.target_items)]
+            (folder / f"{task}.qrels").write_text("".join(lines), encoding="utf-8")
+            for system, by_task in self.items.items():
+                tag = "-".join(re.findall(r"\w+", system))
+                if task in by_task:
+                    with gzip.open(folder / f"{task}-{tag}.run.gz", "wt", encoding="utf-8") as file:
+                        for row, items in enumerate(by_task[task].tolist()):
+                            shown = [item for item in items if item >= 0]
+                            file.writelines(
+                                f"{row} Q0 {ids[item]} {place} {1 / place:.6f} {tag}\n"
+                                for place, item in enumerate(shown, start=1)
+                            )
 
 
 class Evaluation:
@@ -136,6 +188,7 @@ class Evaluation:
         bm25_columns: columns of the items that BM25 reads to find the hard candidates of search. Default: all text
             columns. Where queries are made of what a text column says, such as genres, all its hits are alike in text,
             and a search by text is at chance; hits by `title` alone are not.
+        more_metrics: further ones, such as HR@20, NDCG@50 or MRR@10. Default: those of the paper's tables, and MRR.
         seed: of the sample, the candidates and the bootstrap.
 
     Raises:
@@ -152,6 +205,7 @@ class Evaluation:
         max_users: int | None = None,
         skip_clicked: bool = False,
         bm25_columns: Sequence[str] | None = None,
+        more_metrics: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         if part not in ("test", "validation"):
@@ -162,6 +216,9 @@ class Evaluation:
             raise InputError(
                 f"`num_negatives` and `max_users` must be at least 1; got {num_negatives} and {max_users}."
             )
+        self.names = tuple(dict.fromkeys([*METRICS, *(more_metrics or ())]))
+        for name in self.names:
+            metric_per_request(name, np.ones(1))  # refuses names that there are not
         self.skip_clicked, self.seed = skip_clicked, seed
         held_out: dict[str, Requests] = getattr(dataset.split, part)
         users = np.unique(np.concatenate([requests.users for requests in held_out.values()]))
@@ -183,7 +240,7 @@ class Evaluation:
 
     def run(self, systems: Sequence[Scorer], full_ranking: bool = False) -> EvaluationResult:
         """Rank the targets by systems with distinct names, with `full_ranking` among all items as well."""
-        options: dict[str, Any] = {"skip_clicked": self.skip_clicked, "seed": self.seed}
+        options: dict[str, Any] = {"skip_clicked": self.skip_clicked, "seed": self.seed, "names": self.names}
         result = evaluate(systems, self.requests, self.candidates, **options)
         if full_ranking:
             result.full_ranking = evaluate(systems, self.requests, **options)
@@ -201,6 +258,7 @@ def evaluate_pipeline(  # noqa: D417
     max_users: int | None = None,
     skip_clicked: bool = False,
     bm25_columns: Sequence[str] | None = None,
+    more_metrics: Sequence[str] | None = None,
     full_ranking: bool = False,
     seed: int = 0,
 ) -> EvaluationResult:
@@ -221,7 +279,8 @@ def evaluate_pipeline(  # noqa: D417
     generator = GeneratorScorer(pipe)
     generator.table_rows(dataset.item_ids)
     options: dict[str, Any] = {"tasks": tasks, "num_negatives": num_negatives, "max_users": max_users, "seed": seed}
-    evaluation = Evaluation(dataset, part, **options, skip_clicked=skip_clicked, bm25_columns=bm25_columns)
+    options |= {"skip_clicked": skip_clicked, "bm25_columns": bm25_columns, "more_metrics": more_metrics}
+    evaluation = Evaluation(dataset, part, **options)
     return evaluation.run([generator, *systems], full_ranking)
 
 
@@ -241,7 +300,7 @@ def validation_metrics(
     try:
         for task, candidates in evaluation.candidates.items():
             excluded = history_items if evaluation.skip_clicked else None
-            ranks = target_ranks(scorer, evaluation.requests[task], candidates, excluded)
+            ranks = rank_requests(scorer, evaluation.requests[task], candidates, excluded).ranks
             for length in k:
                 metrics[f"{task}_hr@{length}"] = hit_rate(ranks, length)
                 metrics[f"{task}_ndcg@{length}"] = ndcg(ranks, length)
@@ -258,6 +317,7 @@ def evaluate(
     skip_clicked: bool = False,
     excluded: Callable[[Requests], np.ndarray] | None = None,
     seed: int = 0,
+    names: Sequence[str] = METRICS,
 ) -> EvaluationResult:
     """Rank each request's target among its candidates, or among all items, with every scorer that supports the task.
 
@@ -270,17 +330,18 @@ def evaluate(
             of the tasks (see `query_kinds`), as each `Requests` has its task.
         candidate_sets_by_task: candidates of the same requests. Default: full ranking.
         skip_clicked: as in `Evaluation`. A full ranking leaves these items out.
-        excluded: as in `target_ranks`, in place of `skip_clicked`.
+        excluded: as in `rank_requests`, in place of `skip_clicked`.
         seed: of the bootstrap, and of the ties in a full ranking.
+        names: of the metrics.
 
     Raises:
         ValueError: two scorers share a name, or a task's candidates are missing or belong to other requests.
     """
-    names = [scorer.name for scorer in scorers]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Scorers must have distinct names, because a name is a row of the tables; got {names}.")
+    systems = [scorer.name for scorer in scorers]
+    if len(set(systems)) < len(systems):
+        raise ValueError(f"Scorers must have distinct names, because a name is a row of the tables; got {systems}.")
     excluded = excluded or (history_items if skip_clicked else None)
-    result = EvaluationResult(requests={}, protocols={}, num_candidates={}, systems=names, seed=seed)
+    result = EvaluationResult(requests={}, protocols={}, num_candidates={}, systems=systems, seed=seed, names=names)
     for task, requests in requests_by_task.items():
         if not len(requests):
             logger.warning("There are no %s requests, so %s is not evaluated.", task, task)
@@ -303,22 +364,31 @@ def evaluate(
             if requests.task not in scorer.tasks:
                 continue
             try:
-                ranks = target_ranks(scorer, requests, (candidate_sets_by_task or {}).get(task), excluded, seed)
-                result.ranks.setdefault(scorer.name, {})[task] = ranks
+                ranking = rank_requests(scorer, requests, (candidate_sets_by_task or {}).get(task), excluded, seed)
+                result.ranks.setdefault(scorer.name, {})[task] = ranking.ranks
+                result.items.setdefault(scorer.name, {})[task] = ranking.items
             except Exception as error:  # an error of one system must not lose the results of the others
                 logger.exception("%s failed in %s; the other systems are evaluated without it.", scorer.name, task)
                 result.failures.setdefault(scorer.name, {})[task] = f"{type(error).__name__}: {error}"
     return result
 
 
-def target_ranks(
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """What a scorer made of each request."""
+
+    ranks: np.ndarray  # (num_requests,) int64, of the target, from 1
+    items: np.ndarray  # (num_requests, LIST_LENGTH) int32, the first items; -1: there are no more
+
+
+def rank_requests(
     scorer: Scorer,
     requests: Requests,
     sets: CandidateSets | None = None,
     excluded: Callable[[Requests], np.ndarray] | None = None,
     seed: int = 0,
-) -> np.ndarray:
-    """Rank each request's target by one scorer, `(num_requests,)` int64, from 1.
+) -> Ranking:
+    """Rank each request's target by one scorer.
 
     Args:
         scorer: the system. It scores a chunk of requests at a time.
@@ -332,6 +402,7 @@ def target_ranks(
         ValueError: the scorer returns NaN or a wrong shape.
     """
     num_items, ranks = requests.events.num_items, [np.zeros(0, dtype=np.int64)]
+    first = [np.zeros((0, LIST_LENGTH), dtype=np.int32)]
     tie_draws = np.random.default_rng(seed).random(len(requests))  # drawn at once: the same for every chunk size
     size = _CHUNK_SIZE if sets is not None else max(1, min(_CHUNK_SIZE, _CHUNK_SCORES // num_items))
     for start in tqdm(range(0, len(requests), size), desc=scorer.name, leave=False, delay=2):
@@ -346,12 +417,15 @@ def target_ranks(
         is_excluded = None if excluded is None else np.take_along_axis(excluded(chunk), candidates, axis=1)
         if sets is None:
             ranks.append(rank_in_catalogue(scores, chunk.target_items, tie_draws[rows], is_excluded))
-            continue
-        if is_excluded is not None:
-            is_target = candidates == chunk.target_items[:, None]  # a target that was clicked before keeps its score
-            scores = np.where(is_excluded & ~is_target, -np.inf, scores)
-        ranks.append(rank_of_target(scores, sets.target_columns[rows]))
-    return np.concatenate(ranks)
+        else:
+            if is_excluded is not None:
+                is_target = (
+                    candidates == chunk.target_items[:, None]
+                )  # a target that was clicked before keeps its score
+                scores, is_excluded = np.where(is_excluded & ~is_target, -np.inf, scores), None
+            ranks.append(rank_of_target(scores, sets.target_columns[rows]))
+        first.append(first_items(scores, candidates, chunk.target_items, ranks[-1], is_excluded, LIST_LENGTH))
+    return Ranking(np.concatenate(ranks), np.concatenate(first))
 
 
 def history_items(requests: Requests) -> np.ndarray:

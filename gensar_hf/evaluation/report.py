@@ -17,12 +17,14 @@ from rich.text import Text
 from gensar_hf.data.splits import SEARCH, Requests
 from gensar_hf.evaluation.metrics import METRICS
 from gensar_hf.evaluation.scorer import request_history
+from gensar_hf.evaluation.significance import holm
 from gensar_hf.files import atomic_path
 
 if TYPE_CHECKING:
     from gensar_hf.pipeline import GenSARPipeline
 
 KINDS = ("semantic", "collaborative")
+SPREAD_METRICS = ("coverage@10", "Gini@10")  # of recommendations among all items, see `metrics.coverage`
 TESTED_METRIC = "NDCG@5"  # the metric of the p-values in the tables; the JSON has those of all metrics
 SHOWN_METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@10")  # of the tables of new items
 QUERY_KINDS = ("title", "part", "misspelled", "attributes", "description", "log")
@@ -59,7 +61,7 @@ class Table:
         caption, note = (Text(text) if text else None for text in (self.caption, self.note))
         table = RichTable(title=caption, title_justify="left", caption=note, caption_justify="left")
         for number, name in enumerate(self.header):
-            table.add_column(Text(name), justify="right" if number else "left", max_width=None if number else 40)
+            table.add_column(Text(name), justify="right" if number else "left", max_width=None if number else 26)
         for row in self.rows:
             # Text rather than markup, since titles and names may hold brackets. Every second part is between asterisks.
             parts = (re.split(r"\*\*(.+?)\*\*", cell) for cell in row)
@@ -147,6 +149,12 @@ def _num_digits(protocol: str) -> int:
     return 4 if protocol.startswith("full-ranking") else 3
 
 
+def _measured(names: Sequence[str], systems: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The metrics that all systems have; results of earlier versions have fewer."""
+    values = list(systems)
+    return [name for name in names if all(name in each for each in values)]
+
+
 # ---- one evaluation
 
 
@@ -162,14 +170,18 @@ def metrics_tables(metrics: Mapping[str, Any]) -> list[Table]:
     for task, facts in metrics["tasks"].items():
         by_system = {system: facts["systems"][system] for system in metrics["systems"] if system in facts["systems"]}
         digits, counted = _num_digits(facts["protocol"]), "items" if "full" in facts["protocol"] else "candidates"
-        cells = {
-            name: [_plus_minus(values[metric], digits) for metric in METRICS] for name, values in by_system.items()
-        }
+        names = _measured(metrics.get("metrics", METRICS), by_system.values())
+        cells = {name: [_plus_minus(values[metric], digits) for metric in names] for name, values in by_system.items()}
+        rows, spread = _bold_best(cells, with_spread=True), _measured(SPREAD_METRICS, by_system.values())
+        rows = [
+            [*row, *(short_number(values[name]["value"]) for name in spread)]
+            for row, values in zip(rows, by_system.values(), strict=True)
+        ]
         caption = (
             f"{task.capitalize()}: {describe_protocol(facts['protocol'])} "
             f"({facts['protocol']}, {facts['num_candidates']:,} {counted}, {facts['num_requests']:,} requests)"
         )
-        tables.append(Table(["System", *METRICS], _bold_best(cells, with_spread=True), caption))
+        tables.append(Table(["System", *names, *spread], rows, caption))
     last = tables.pop() if tables else Table(["System", *METRICS], [])
     return [*tables, replace(last, note="\n\n".join(notes))]
 
@@ -242,7 +254,8 @@ def comparison_note(comparison: Mapping[str, Any]) -> str:
         f"{spread} Δ: difference in NDCG@10 from {reference}, with its 95 % bootstrap interval over users (means over "
         "the seeds)."
     )
-    return f"{note} p: paired t-test of {TESTED_METRIC} against {reference}." if "tests" in comparison else note
+    test = f"p: paired t-test of {TESTED_METRIC} against {reference}, corrected for the tests of the table (Holm)."
+    return f"{note} {test}" if "tests" in comparison else note
 
 
 def variants_in_order(comparison: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,21 +295,31 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
     systems = {name: each for name, each in variants_in_order(comparison).items() if task in each["tasks"]}
     facts = comparison["tasks"][task]
     digits = _num_digits(facts["protocol"])
+    measured = [each["tasks"][task] for each in systems.values()]
+    names, spread = _measured(METRICS, measured), _measured(SPREAD_METRICS, measured)
     cells = {
-        name: [_mean_cell(each["tasks"][task][metric], digits) for metric in METRICS] for name, each in systems.items()
+        name: [_mean_cell(values[metric], digits) for metric in names]
+        for name, values in zip(systems, measured, strict=True)
     }
+    p_values = {
+        name: values[TESTED_METRIC]["difference"]["p_value"]
+        for name, values in zip(systems, measured, strict=True)
+        if "p_value" in values[TESTED_METRIC].get("difference", {})
+    }
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     has_tests, has_sizes = "tests" in comparison, any(not each["identifiers"] for each in systems.values())
     rows = _bold_best(cells)
-    for row, each in zip(rows, systems.values(), strict=True):
+    for row, (name, each) in zip(rows, systems.items(), strict=True):
+        row += [short_number(each["tasks"][task][metric]["mean"]) for metric in spread]
         row.append(_difference(each["tasks"][task]["NDCG@10"].get("difference", {}), "mean", digits))
         if has_tests:
-            p_value = each["tasks"][task][TESTED_METRIC].get("difference", {}).get("p_value", np.nan)
+            p_value = corrected.get(name, np.nan)
             row.append("< .001" if p_value < 0.001 else "" if np.isnan(p_value) else short_number(p_value))
         if has_sizes:
             seconds, size = sum(each["seconds"].values()), each["parameters"] or 0
             row.append("–" if not size else f"{size / 1e6:.2f} M" if size >= 1e5 else f"{size / 1e3:.1f} k")
             row.append(f"{seconds / 60:.1f}" if seconds >= 3 else "< 0.1")
-    header = ["System", *METRICS, "Δ NDCG@10", *["p"] * has_tests, *["parameters", "minutes"] * has_sizes]
+    header = ["System", *names, *spread, "Δ NDCG@10", *["p"] * has_tests, *["parameters", "minutes"] * has_sizes]
     caption = f"{task.capitalize()}: {describe_protocol(facts['protocol'])} ({facts['num_requests']:,} requests)"
     return Table(header, rows, caption)
 

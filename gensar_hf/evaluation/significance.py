@@ -1,4 +1,6 @@
-"""Bootstrap confidence intervals of metrics over users."""
+"""Bootstrap confidence intervals of metrics over users, and the correction of many tests."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,9 +59,9 @@ def bootstrap_interval(
 
 
 def metric_intervals(
-    values: np.ndarray, seed: int = 0, groups: np.ndarray | None = None
+    values: np.ndarray, seed: int = 0, groups: np.ndarray | None = None, names: Sequence[str] = METRICS
 ) -> dict[str, dict[str, float]]:
-    """The mean of each metric with its bootstrap interval: name in `METRICS` → `value`, `low`, `high`.
+    """The mean of each metric with its bootstrap interval: name → `value`, `low`, `high`.
 
     `values` is `(num_requests, num_metrics)`, as `metrics_per_request` returns them, or differences of two systems.
     `seed` and `groups` are those of `bootstrap_interval`.
@@ -68,5 +70,21 @@ def metric_intervals(
     columns = np.stack([values.mean(axis=0), *ends], axis=1).tolist()
     return {
         metric: {"value": value, "low": low, "high": high}
-        for metric, (value, low, high) in zip(METRICS, columns, strict=True)
+        for metric, (value, low, high) in zip(names, columns, strict=True)
     }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of a family of tests, corrected so that one false finding among all has at most the stated chance.
+
+    Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 1979: the smallest
+    of n is multiplied by n, the next by n - 1 and so on; none is smaller than the one before, or larger than 1.
+
+    >>> holm([0.04, 0.01, 0.03])
+    [0.06, 0.03, 0.06]
+    """
+    order, corrected, largest = np.argsort(p_values, kind="stable"), list(p_values), 0.0
+    for place, test in enumerate(order.tolist()):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[test]))
+        corrected[test] = largest
+    return corrected

@@ -25,7 +25,7 @@ REPORT = {
     "semantic": KIND,
     "collaborative": KIND,
 }
-METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10")
+METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
 
 
 @pytest.fixture(scope="session")

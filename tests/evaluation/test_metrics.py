@@ -4,10 +4,14 @@ import math
 import numpy as np
 import pytest
 
+from gensar_hf.errors import InputError
 from gensar_hf.evaluation import metrics, report
 from gensar_hf.evaluation.metrics import (
+    coverage,
+    gini,
     hit_rate,
     hit_rate_per_request,
+    metric_per_request,
     ndcg,
     ndcg_per_request,
 )
@@ -44,3 +48,25 @@ def test_fractions():
 def test_impossible_input_is_refused(metric, ranks, k, message):
     with pytest.raises(ValueError, match=message):
         metric(np.array(ranks), k)
+
+
+def test_metrics_have_any_depth():
+    ranks = np.array([1, 2, 30])
+    assert metric_per_request("HR@20", ranks).tolist() == [1, 1, 0]
+    assert metric_per_request("NDCG@50", ranks).tolist() == pytest.approx([1, 1 / math.log2(3), 1 / math.log2(31)])
+    assert metric_per_request("MRR", ranks).tolist() == [1, 1 / 2, 1 / 30]
+    assert metric_per_request("MRR@10", ranks).tolist() == [1, 1 / 2, 0]
+
+
+@pytest.mark.parametrize("name", ["HR", "HR@0", "ndcg@10", "MAP@10", "MRR@", ""])
+def test_metrics_that_there_are_not_are_refused(name):
+    with pytest.raises(InputError, match=r"HR@k, NDCG@k, MRR and MRR@k"):
+        metric_per_request(name, np.array([1]))
+
+
+def test_spread_by_hand():
+    items = np.array([[0, 1], [0, 2], [0, -1]])  # three of five items, of which the first is in every list
+    assert coverage(items, num_items=5) == 3 / 5
+    # Counts 0 0 1 1 3: 2 · (3·1 + 4·1 + 5·3) / (5 · 5) - 6 / 5
+    assert gini(items, num_items=5) == pytest.approx(2 * 22 / 25 - 6 / 5)
+    assert gini(np.array([[0, 1], [2, 3]]), num_items=4) == pytest.approx(0)

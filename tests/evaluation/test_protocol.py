@@ -4,6 +4,7 @@ import logging
 import math
 from types import SimpleNamespace
 
+import ir_measures
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,8 +14,14 @@ from gensar_hf.data import InteractionDataset
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import METRICS, bm25_candidates, evaluate, protocol, random_candidates
-from gensar_hf.evaluation.protocol import Evaluation, evaluate_pipeline, history_items, target_ranks, validation_metrics
-from gensar_hf.evaluation.report import describe_protocol
+from gensar_hf.evaluation.protocol import (
+    Evaluation,
+    evaluate_pipeline,
+    history_items,
+    rank_requests,
+    validation_metrics,
+)
+from gensar_hf.evaluation.report import describe_protocol, metrics_tables
 from gensar_hf.files import read_json
 
 TEXTS = [f"film {item} {'comedy' if item % 2 else 'drama'}" for item in range(12)]
@@ -63,7 +70,8 @@ def test_a_clairvoyant_and_its_opposite(make_scorer, requests_by_task, sets_by_t
     assert result.ranks["Opposite"][RECOMMENDATION].tolist() == [10, 10, 10, 10]
     values = result.metrics()["tasks"][RECOMMENDATION]["systems"]
     assert values["Clairvoyant"] == {name: {"value": 1.0, "low": 1.0, "high": 1.0} for name in METRICS}
-    assert [values["Opposite"][name]["value"] for name in METRICS] == [0, 0, 1, 0, pytest.approx(1 / math.log2(11))]
+    expected = [0, 0, 1, 0, pytest.approx(1 / math.log2(11)), 0.1]
+    assert [values["Opposite"][name]["value"] for name in METRICS] == expected
 
 
 def test_metrics_are_means_within_their_intervals(make_scorer, requests_by_task, sets_by_task):
@@ -199,17 +207,17 @@ CLICKS = [[0, 1, 4], [5, 2], [3, 3, 3], [1]]
 def test_ranks_by_hand(make_requests, make_scorer):
     scorer = make_scorer("numbers", np.arange(6))  # item 5 first, item 0 last
     requests = make_requests(CLICKS, num_items=6)
-    assert target_ranks(scorer, requests).tolist() == [2, 4, 3, 5]
+    assert rank_requests(scorer, requests).ranks.tolist() == [2, 4, 3, 5]
     # Request 1 loses item 5 before its target 2; request 2 has its own target in the history, where it stays.
-    assert target_ranks(scorer, requests, excluded=history_items).tolist() == [2, 3, 3, 5]
+    assert rank_requests(scorer, requests, excluded=history_items).ranks.tolist() == [2, 3, 3, 5]
 
 
 @pytest.mark.parametrize("excluded", [None, history_items])
 def test_ranks_do_not_depend_on_the_chunk_size(make_requests, make_scorer, monkeypatch, excluded):
     requests, scorer = make_requests(CLICKS, num_items=6), make_scorer("table", [0, 1, 1, 0, 2, 1])
-    at_once = target_ranks(scorer, requests, None, excluded, seed=2)
+    at_once = rank_requests(scorer, requests, None, excluded, seed=2).ranks
     monkeypatch.setattr(protocol, "_CHUNK_SIZE", 3)
-    np.testing.assert_array_equal(target_ranks(scorer, requests, None, excluded, seed=2), at_once)
+    np.testing.assert_array_equal(rank_requests(scorer, requests, None, excluded, seed=2).ranks, at_once)
     assert [length for _, length in scorer.calls] == [4, 3, 1]
 
 
@@ -300,8 +308,8 @@ def test_a_pipeline_is_evaluated_with_other_systems(dataset, events_pipe, make_s
     assert result.failures == {}
     assert result.full_ranking.num_candidates == {RECOMMENDATION: 12, SEARCH: 12}
     text = io.StringIO()
-    Console(file=text, width=120).print(result.terminal_table())
-    assert "random-2, 3 candidates" in text.getvalue()
+    Console(file=text, width=140).print(result.terminal_table())
+    assert "random-2, 3 candidates" in " ".join(text.getvalue().split())
     assert "full-ranking, 12 items" in text.getvalue()
     result.save(tmp_path)
     assert read_json(tmp_path / "full_ranking" / "metrics.json") == json.loads(
@@ -327,3 +335,53 @@ def test_validation_metrics_are_those_of_the_evaluation(dataset, events_pipe):
         assert metrics[f"{task}_hr@1"] == expected["HR@1"]["value"]
         assert metrics[f"{task}_ndcg@5"] == expected["NDCG@5"]["value"]
     assert validation_metrics(events_pipe, dataset) == {}  # the split has no validation requests
+
+
+# ---- lists
+
+
+def test_run_files_give_other_tools_the_same_metrics(make_scorer, requests_by_task, sets_by_task, tmp_path):
+    """Ties, a scorer with -inf, and item ids with blanks."""
+    rng = np.random.default_rng(0)
+    num_items = requests_by_task[RECOMMENDATION].events.num_items
+    tables = {"Tied": rng.integers(0, 3, num_items), "Not all": np.where(rng.random(num_items) < 0.5, -np.inf, 1.0)}
+    scorers = [make_scorer(name, table) for name, table in tables.items()]
+    results = {
+        "": evaluate(scorers, requests_by_task, sets_by_task),
+        "full_ranking": evaluate(scorers, requests_by_task, skip_clicked=True),
+    }
+    results[""].full_ranking = results["full_ranking"]
+    results[""].save(tmp_path, trec_runs=True)
+    measures = {"HR@5": ir_measures.Success @ 5, "NDCG@10": ir_measures.nDCG @ 10, "MRR": ir_measures.RR}
+    for place, result in results.items():
+        folder = tmp_path / place / "trec"
+        for task, facts in result.metrics()["tasks"].items():
+            qrels = list(ir_measures.read_trec_qrels(str(folder / f"{task}.qrels")))
+            assert len(qrels) == facts["num_requests"]
+            for name, tag in {"Tied": "Tied", "Not all": "Not-all"}.items():
+                run = list(ir_measures.read_trec_run(str(folder / f"{task}-{tag}.run.gz")))
+                values = ir_measures.calc_aggregate(list(measures.values()), qrels, run)
+                for metric, measure in measures.items():
+                    assert values[measure] == pytest.approx(facts["systems"][name][metric]["value"], abs=1e-6)
+
+
+def test_recommendations_among_all_items_have_their_spread(make_scorer, requests_by_task):
+    """Everybody gets the same ten of all items."""
+    requests = requests_by_task[RECOMMENDATION]
+    num_items = requests.events.num_items
+    result = evaluate([make_scorer("Numbers", np.arange(num_items))], requests_by_task)
+    values = {task: facts["systems"]["Numbers"] for task, facts in result.metrics()["tasks"].items()}
+    shown = {*range(num_items - 10, num_items)} | {int(item) for item in result.items["Numbers"][RECOMMENDATION][:, 9]}
+    assert values[RECOMMENDATION]["coverage@10"] == {"value": len(shown) / num_items}
+    assert 0 < values[RECOMMENDATION]["Gini@10"]["value"] < 1
+    assert "coverage@10" not in values[SEARCH]
+    assert "coverage@10 | Gini@10" in "".join(table.markdown() for table in metrics_tables(result.metrics()))
+
+
+def test_further_metrics_are_columns(dataset, make_scorer):
+    evaluation = Evaluation(dataset, num_negatives=5, more_metrics=["HR@3", "MRR@2"])
+    report = evaluation.run([make_scorer("Numbers", np.arange(12))]).metrics()
+    assert report["metrics"] == [*METRICS, "HR@3", "MRR@2"]
+    assert "MRR | HR@3 | MRR@2" in metrics_tables(report)[0].markdown()
+    with pytest.raises(InputError, match="There is no metric 'HIT@3'"):
+        Evaluation(dataset, more_metrics=["HIT@3"])

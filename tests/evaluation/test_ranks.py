@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gensar_hf.evaluation.ranks import rank_in_catalogue, rank_of_target
+from gensar_hf.evaluation.ranks import first_items, rank_in_catalogue, rank_of_target
 
 SCORES = hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.integers(-3, 3))
 
@@ -50,3 +50,27 @@ def test_catalogue_rank_lies_between_the_optimistic_and_the_pessimistic_one(scor
         others = [scores[row, i] for i in range(scores.shape[1]) if i != target and not excluded[row, i]]
         assert lowest[row] == 1 + sum(score > scores[row, target] for score in others)
         assert highest[row] == 1 + sum(score >= scores[row, target] for score in others)
+
+
+@settings(max_examples=40)
+@given(SCORES, st.data())
+def test_the_first_items_are_a_stable_sort_with_the_target_at_its_rank(scores, data):
+    columns = data.draw(hnp.arrays(np.int64, len(scores), elements=st.integers(0, scores.shape[1] - 1)))
+    depth = data.draw(st.integers(1, 9))
+    scores[data.draw(hnp.arrays(bool, scores.shape))] = -np.inf  # items that were not proposed
+    excluded = data.draw(hnp.arrays(bool, scores.shape))
+    excluded[np.arange(len(scores)), columns] = False
+    items = np.tile(np.arange(scores.shape[1]) + 100, (len(scores), 1))
+    draws = data.draw(hnp.arrays(np.float64, len(scores), elements=st.floats(0, 0.99)))
+    ranks = rank_in_catalogue(scores, columns, draws, excluded)
+    first = first_items(scores, items, columns + 100, ranks, excluded, depth)
+    for row, column in enumerate(columns):
+        order = np.argsort(-scores[row], kind="stable")
+        expected = [100 + place for place in order if place != column and not excluded[row, place]]
+        expected.insert(ranks[row] - 1, 100 + column)
+        expected = [*expected, *[-1] * depth][:depth]
+        listed, score_of = first[row].tolist(), {-1: np.nan, **dict(enumerate(scores[row].tolist(), start=100))}
+        if depth >= scores.shape[1]:
+            assert listed == expected
+        np.testing.assert_array_equal([score_of[item] for item in listed], [score_of[item] for item in expected])
+        assert len({item for item in listed if item >= 0}) == sum(item >= 0 for item in expected)

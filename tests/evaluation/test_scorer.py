@@ -8,7 +8,7 @@ from gensar_hf import GenSARPipeline
 from gensar_hf.data import Behavior, Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.evaluation import CandidateSets, ndcg, protocol, rank_of_target, scorer
-from gensar_hf.evaluation.protocol import target_ranks
+from gensar_hf.evaluation.protocol import rank_requests
 from gensar_hf.evaluation.scorer import SCORE_WEIGHTS, GeneratorScorer, choose_weights, request_history
 
 R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
@@ -124,8 +124,8 @@ def test_a_full_ranking_of_many_items_scores_the_best_of_them(
     task: str, tiny_split: Split, pipe: GenSARPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = tiny_split.test[task]
-    whole = target_ranks(GeneratorScorer(pipe), requests)
+    whole = rank_requests(GeneratorScorer(pipe), requests).ranks
     monkeypatch.setattr(scorer, "_SCORED_ITEMS", 11)
     monkeypatch.setattr(scorer, "_FULL_RANKING_BEAMS", 12)
     monkeypatch.setattr(protocol, "_CHUNK_SCORES", 24)  # two requests at a time
-    np.testing.assert_array_equal(target_ranks(GeneratorScorer(pipe), requests), whole)
+    np.testing.assert_array_equal(rank_requests(GeneratorScorer(pipe), requests).ranks, whole)

@@ -2,8 +2,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gensar_hf.evaluation.significance import bootstrap_interval
+from gensar_hf.evaluation.significance import bootstrap_interval, holm
 
 
 def test_width_follows_from_the_variance():
@@ -52,3 +54,15 @@ def test_users_with_more_requests_weigh_more():
 def test_impossible_input_is_refused(values, settings, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(np.array(values), **settings)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_corrected_p_values_reject_what_holms_procedure_rejects(p_values):
+    corrected = holm(p_values)
+    for level in (0.01, 0.05, 0.3):
+        rejected = set()
+        for place, test in enumerate(np.argsort(p_values, kind="stable")):  # step down until the first that stays
+            if p_values[test] * (len(p_values) - place) > level:
+                break
+            rejected.add(test)
+        assert {test for test, value in enumerate(corrected) if value <= level} == rejected

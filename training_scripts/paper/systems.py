@@ -69,12 +69,11 @@ def evaluated(rows: list[Any], dataset: InteractionDataset, evaluation: dict[str
     """Save the ranks of the first row, and the query kinds of the others, or of the only one; a failure is an error."""
     options = {"full_ranking": False, "query_kinds": 0, **evaluation}
     is_full, count = options.pop("full_ranking"), options.pop("query_kinds")
-    results: list[Any] = [Evaluation(dataset, **options).run(rows[:1], is_full)]
+    ranked, kinds = Evaluation(dataset, **options).run(rows[:1], is_full), None
     if count:
         part = options.get("part", "test"), MAX_REQUESTS if count is True else count, options.get("seed", 0)
-        results.append(evaluate_query_kinds(rows[1:] or rows, dataset, *part))
-    for result in results:
-        for name, failures in result.failures.items():
-            raise InputError(f"{name} failed in {', '.join(failures)}: {next(iter(failures.values()))}")
-        result.save(folder)
-    return {}
+        kinds = evaluate_query_kinds(rows[1:] or rows, dataset, *part)
+    for name, failures in [pair for result in (ranked, kinds) if result for pair in result.failures.items()]:
+        raise InputError(f"{name} failed in {', '.join(failures)}: {next(iter(failures.values()))}")
+    ranked.save(folder, trec_runs=True)
+    return {} if kinds is None else kinds.save(folder) or {}
