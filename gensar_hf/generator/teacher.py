@@ -1,6 +1,7 @@
 """Distillation: items that a trained SASRec expects next, as further training targets."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from gensar_hf.embeddings.modeling_sasrec import SASRecModel
 
 _BATCH_SIZE = 128  # windows a forward
+_ARRAYS = {"items": np.int32, "cumulative": np.float32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +28,17 @@ class TeacherItems:
         items: `(num_events, num_kept)` int32, items of the events, the most probable first.
         cumulative: `(num_events, num_kept)` float32 cumulative probabilities, ending in 1; zeros at events without a
             prediction.
+
+    The two take 512 bytes an event. `load` maps their files into memory, of which draws read single rows.
     """
 
     items: np.ndarray
     cumulative: np.ndarray
+
+    @classmethod
+    def load(cls, folder: Path) -> "TeacherItems":
+        """Map what `teacher_of_sasrec` wrote."""
+        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS))
 
     def draw(self, event: int, rng: np.random.Generator) -> int | None:
         """An item that replaces the clicked one; None at an event without a prediction."""
@@ -42,7 +51,7 @@ class TeacherItems:
 
 @torch.inference_mode()
 def teacher_of_sasrec(
-    model: "SASRecModel", events: UserEvents, train_ends: np.ndarray, num_kept: int = 64
+    model: "SASRecModel", events: UserEvents, train_ends: np.ndarray, folder: Path, num_kept: int = 64
 ) -> TeacherItems:
     """SASRec's predictions for every training click that has another one before it.
 
@@ -50,13 +59,16 @@ def teacher_of_sasrec(
         model: trained on the training events, with the events' item order.
         events: only `events.offsets[u]:train_ends[u]` of each user is read.
         train_ends: `(num_users,)`, see `Split`.
+        folder: for the arrays, `items.npy` and `cumulative.npy`.
         num_kept: number of items to keep of each distribution.
     """
     from gensar_hf.embeddings.modeling_sasrec import pad_histories
 
     num_kept = min(num_kept, events.num_items)
-    items = np.zeros((events.num_events, num_kept), dtype=np.int32)
-    cumulative = np.zeros((events.num_events, num_kept), dtype=np.float32)
+    items, cumulative = (
+        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (events.num_events, num_kept))
+        for name, dtype in _ARRAYS.items()
+    )  # of zeros
     windows = _windows(events, train_ends, model.config.max_length)
     was_training = model.training
     model.eval()
@@ -74,6 +86,8 @@ def teacher_of_sasrec(
         items[predicted] = best.cpu().numpy()
         cumulative[predicted] = (probabilities.cumsum(dim=-1) / probabilities.sum(dim=-1, keepdim=True)).cpu().numpy()
     model.train(was_training)
+    items.flush()
+    cumulative.flush()
     return TeacherItems(items, cumulative)
 
 

@@ -1,6 +1,7 @@
 """Draws from a teacher by hand, and SASRec's predictions against a plain loop."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,16 +43,18 @@ def test_draws_follow_the_probabilities() -> None:
     assert teacher.draw(1, rng) is None
 
 
-def test_every_training_click_after_another_one_has_a_prediction(events: UserEvents, sasrec: SASRecModel) -> None:
-    teacher = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS)
+def test_every_training_click_after_another_one_has_a_prediction(
+    events: UserEvents, sasrec: SASRecModel, tmp_path: Path
+) -> None:
+    teacher = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS, tmp_path)
     predicted = np.flatnonzero(teacher.cumulative[:, -1])
     # Ann's clicks but the first and the held-out one; of the others one click of Cem's.
     assert predicted.tolist() == [2, 3, 4, 5, 6, 7, 8, 12]
     assert np.allclose(teacher.cumulative[predicted, -1], 1)
 
 
-def test_probabilities_are_those_of_the_model(events: UserEvents, sasrec: SASRecModel) -> None:
-    teacher = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS)
+def test_probabilities_are_those_of_the_model(events: UserEvents, sasrec: SASRecModel, tmp_path: Path) -> None:
+    teacher = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS, tmp_path)
     # Windows overlap by half of the model's length: Ann's fifth prediction is the third of its own half.
     for event, history in ((2, [0]), (4, [0, 1, 2]), (5, [0, 1, 2, 3]), (12, [3])):
         with torch.no_grad():
@@ -61,19 +64,24 @@ def test_probabilities_are_those_of_the_model(events: UserEvents, sasrec: SASRec
         assert teacher.items[event, 0] == expected.argmax()
 
 
-def test_few_items_are_kept_and_share_the_whole_probability(events: UserEvents, sasrec: SASRecModel) -> None:
+def test_few_items_are_kept_and_share_the_whole_probability(
+    events: UserEvents, sasrec: SASRecModel, tmp_path: Path
+) -> None:
     sasrec.train()
-    teacher = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS, num_kept=3)
+    teacher = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS, tmp_path, num_kept=3)
     assert sasrec.training  # and predicted without dropout, or the second teacher would differ
-    again = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS, num_kept=3)
+    teacher = TeacherItems.load(tmp_path)
+    again_folder = tmp_path / "again"
+    again_folder.mkdir()
+    again = teacher_of_sasrec(sasrec, events, events.offsets[:-1] + TRAIN_LENGTHS, again_folder, num_kept=3)
     assert teacher.items.shape == (events.num_events, 3)
     assert np.array_equal(teacher.items, again.items)
     assert np.array_equal(teacher.cumulative, again.cumulative)
     assert teacher.cumulative[2, -1] == pytest.approx(1)
 
 
-def test_a_window_may_be_one_click(events: UserEvents) -> None:
+def test_a_window_may_be_one_click(events: UserEvents, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = SASRecConfig(num_items=12, hidden_size=8, num_heads=2, max_length=1, initializer_range=1.0)
-    teacher = teacher_of_sasrec(SASRecModel(config).eval(), events, events.offsets[:-1] + TRAIN_LENGTHS)
+    teacher = teacher_of_sasrec(SASRecModel(config).eval(), events, events.offsets[:-1] + TRAIN_LENGTHS, tmp_path)
     assert np.flatnonzero(teacher.cumulative[:, -1]).tolist() == [2, 3, 4, 5, 6, 7, 8, 12]
