@@ -56,9 +56,11 @@ from gensar_hf.generator.item_scores import (
     exact_scores,
     score_parts,
 )
+from gensar_hf.generator.item_vectors import item_vectors_of
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
 from gensar_hf.generator.prompts import Task
 from gensar_hf.generator.tokenization_gensar import TOKENIZER_FILES, GenSARTokenizer
+from gensar_hf.generator.vector_index import VectorIndex
 from gensar_hf.hub import push_folder
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.model_folder import (
@@ -159,6 +161,7 @@ class GenSARPipeline:
         self.name_or_path: str | None = None
         self._folder: Path | None = None  # where an item encoder can be read from
         self._warned_of: set[str] = set()
+        self._index: VectorIndex | None = None
         self.num_beams = whole_number("num_beams", num_beams, MAX_BEAMS)
         self.batch_size = whole_number("batch_size", batch_size)
 
@@ -576,6 +579,33 @@ class GenSARPipeline:
         prepared.is_open, prepared.values  # noqa: B018 - prepared here, not by the first request
         return prepared
 
+    @types_checked
+    def build_index(self, kind: str = "SQ8", num_probes: int = 16) -> None:
+        """Index the item vectors, so that recommendations from millions of items do not look at each (extra `[faiss]`).
+
+        The index proposes, and what it proposes is scored exactly. Scores then lack a number that is the same for all
+        items of a request. Searches compare texts with all items as before. The index is not saved with the model, and
+        it has to be built again after a training.
+
+        Args:
+            kind: `"SQ8"` compares all items with a byte a number; `"IVF1024,SQ8"` those of the nearest of 1,024
+                clusters, which may miss some. Other factory strings of FAISS, with or without IVF, work as well.
+            num_probes: clusters that a request looks at.
+
+        Raises:
+            InputError: the model has no item vectors, FAISS is not installed, or cannot make such an index.
+        """
+        if not getattr(self.model.config, "num_items", 0):
+            raise InputError("The model has no item vectors, so there is nothing to index; answer without an index.")
+        self._index = VectorIndex(item_vectors_of(self.model), kind, whole_number("num_probes", num_probes))
+
+    def _current_index(self) -> VectorIndex | None:
+        """The index, unless the item vectors have changed since it was made."""
+        if self._index is not None and not self._index.is_current(item_vectors_of(self.model)):
+            logger.warning("The item vectors have changed, so the index is not used; call `build_index` again.")
+            self._index = None
+        return self._index
+
     @property
     def items(self) -> pd.DataFrame:
         """The catalogue: `item_id`, `title`, `text`, `available`, one row per item."""
@@ -663,6 +693,7 @@ class GenSARPipeline:
         check_num_answers(len(histories), top_k)
         check_flag("exclude_seen", exclude_seen)
         check_flag("explain", explain)
+        index = self._current_index()
         filters = catalogue.filters(among, len(histories), on_unknown)
         denied = catalogue.filters(exclude, len(histories), on_unknown, "exclude")
         histories, num_beams = [as_events(history) for history in histories], max(self.num_beams, top_k)
@@ -677,10 +708,12 @@ class GenSARPipeline:
                 for items, own in zip(seen, [denied[row] for row in rows], strict=True)
             ]
             own_filters = [filters[row] for row in rows]
-            found = best_items(encoded, catalogue, num_beams, excluded, filters=own_filters)
+            found = best_items(encoded, catalogue, num_beams, excluded, filters=own_filters, index=index)
             answers += [answers_of(items[:top_k], scores[:top_k], catalogue) for items, scores in found]
             if explain:
-                parts = score_parts(encoded, [items[:top_k] for items, _ in found], catalogue)
+                is_normalized = index is None or queries is not None
+                shown = [items[:top_k] for items, _ in found]
+                parts = score_parts(encoded, shown, catalogue, is_normalized=is_normalized)
                 for row, own_answers in enumerate(answers[-len(found) :]):
                     for column, answer in enumerate(own_answers):
                         answer["parts"] = {name: float(values[row, column]) for name, values in parts.items()}

@@ -21,6 +21,7 @@ from gensar_hf.decoding.tree_decoder import DecodingContext, EncoderContext, Pro
 from gensar_hf.generator.catalogue import Catalogue, ItemFilter
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration, event_positions
 from gensar_hf.generator.text_matching import CHANNELS
+from gensar_hf.generator.vector_index import VectorIndex
 from gensar_hf.item_embeddings import row_chunks
 
 MAX_BEAMS = 1024  # the memory of a search grows with the square of its beams; beyond, all items are scored
@@ -234,6 +235,7 @@ def best_items(
     excluded: Sequence[np.ndarray] | None = None,
     only: Collection[str] = (),
     filters: Sequence[ItemFilter | None] | None = None,
+    index: VectorIndex | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The best items for each request: rows of the identifier table and their scores, best first.
 
@@ -247,6 +249,8 @@ def best_items(
         excluded: for each request rows that must not be returned.
         only: parts of the scores that count, see `score_parts`; default: all.
         filters: for each request the items that may be returned, of this catalogue; None: all.
+        index: of the item vectors, for requests without texts to match; the scores then lack what is the same for all
+            items of a request.
     """
     table = catalogue.identifiers
     excluded = excluded or [_NO_ROWS] * len(requests.context)
@@ -275,10 +279,14 @@ def best_items(
         if by_item is None:
             return found
         proposals = [rows for rows, _ in found]
+    index = None if by_item is None or by_item.text_weights is not None or scores_all else index
     if by_item is not None and not scores_all:
-        by_vector = by_item.best(num_beams, is_open, only)
+        by_vector = (
+            by_item.best(num_beams, is_open, only) if index is None else by_item.nearest(num_beams, is_open, index)
+        )
         proposals = [np.union1d(rows, best) for rows, best in zip(proposals, by_vector, strict=True)]
-    scores = exact_scores(requests, proposals, catalogue, by_item, only, by_identifier=by_identifier)
+    is_normalized = index is None
+    scores = exact_scores(requests, proposals, catalogue, by_item, only, is_normalized, by_identifier)
     ranked = []
     for rows, request_scores in zip(proposals, scores, strict=True):
         order = np.argsort(-request_scores[: len(rows)], kind="stable")
@@ -392,6 +400,20 @@ class ItemScores:
                     ranking[request].masked_fill_(is_closed, -torch.inf)
         found = [_best_columns(ranking, number) for ranking in rankings]
         return [np.unique(np.concatenate(own)) for own in zip(*found, strict=True)]
+
+    def nearest(self, number: int, is_open: Sequence[np.ndarray], index: VectorIndex) -> list[np.ndarray]:
+        """As `best`, by vector alone, of the items that an index finds, and the added ones that are near to these."""
+        neighbors, num_trained, found = self._table.neighbors, self._table.num_trained, []
+        is_known = [own[: index.num_items].copy() for own in is_open]
+        for known, own in zip(is_known, is_open, strict=True):
+            known[neighbors[own[num_trained:]].ravel()] = True  # open items borrow from them
+        proposals = index.search(self._requests, 2 * number, is_known)  # which it may have in a slightly wrong order
+        logits = self.by_vector(_padded(proposals), is_normalized=False)
+        for rows, own_logits, own in zip(proposals, logits, is_open, strict=True):
+            rows = rows[np.argsort(-own_logits[: len(rows)], kind="stable")[:number]]
+            both = np.union1d(rows, num_trained + np.flatnonzero(np.isin(neighbors, rows).any(axis=1)))
+            found.append(both[own[both]])
+        return found
 
     def _text(self, weights: torch.Tensor, only: Collection[str] = ()) -> torch.Tensor:
         """`(batch_size, num_items)`: the sum of the channels, or of some, by their `weights` `(batch_size, 3)`."""

@@ -39,7 +39,7 @@ def full_ranking(pipe: Any, num_items: int) -> Callable[[], Any]:
     """The rank of a click among all items, for some users of 20 clicks."""
     from gensar_hf.data import Behavior, UserEvents
     from gensar_hf.data.splits import RECOMMENDATION, Requests
-    from gensar_hf.evaluation.protocol import target_ranks
+    from gensar_hf.evaluation.protocol import rank_requests
     from gensar_hf.evaluation.scorer import GeneratorScorer
 
     size = 20 * NUM_RANKED
@@ -54,7 +54,7 @@ def full_ranking(pipe: Any, num_items: int) -> Callable[[], Any]:
         timestamps=np.arange(size, dtype=np.float64),
     )
     requests = Requests(RECOMMENDATION, events, np.arange(19, size, 20))
-    return lambda: target_ranks(GeneratorScorer(pipe), requests)
+    return lambda: rank_requests(GeneratorScorer(pipe), requests)
 
 
 def distinct_queries(num_items: int) -> Callable[[], Any]:
@@ -80,6 +80,24 @@ def by_vector(pipe: Any, call: Callable[[], Any]) -> Callable[[], Any]:
             pipe.model.config.identifier_weight = before
 
     return weighted
+
+
+def with_index(pipe: Any, call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call with an index of as many clusters as the square root of the number of items."""
+
+    def indexed() -> Any:
+        if not built:
+            num_items = len(pipe.model.encoder.items.bias)
+            pipe.build_index(f"IVF{round(num_items**0.5)},SQ8")
+            built.append(pipe._index)
+        pipe._index = built[0]
+        try:
+            return call()
+        finally:
+            pipe._index = None
+
+    built: list[Any] = []
+    return indexed
 
 
 def cpu_seconds(call: Callable[[], Any], repeats: int) -> float:
@@ -109,6 +127,8 @@ def measure(num_items: int, repeats: int, with_full_ranking: bool) -> dict[str, 
     kinds: dict[str, tuple[int, Callable[[], Any]]] = {
         "recommend, single": (8, one_by_one),
         "the same, by vector alone": (8, by_vector(pipe, one_by_one)),
+        "the same, with an index": (8, with_index(pipe, one_by_one)),
+        "both": (8, by_vector(pipe, with_index(pipe, one_by_one))),
         "recommend, batch of 32": (BATCH, lambda: pipe.recommend(many)),
         "batch, by vector alone": (BATCH, by_vector(pipe, lambda: pipe.recommend(many))),
         "batch, seen excluded": (BATCH, lambda: pipe.recommend(many, exclude_seen=True)),
