@@ -87,7 +87,7 @@ class CodeLevel(nn.Module):
 def level_loss(
     level: CodeLevel, texts: torch.Tensor, items: torch.Tensor, item_embeddings: torch.Tensor, prefix: torch.Tensor
 ) -> torch.Tensor:
-    """Retrieval + reconstruction + commitment (Sun et al. 2023, sec. 3.3), given the frozen codes before.
+    """Retrieval + reconstruction + commitment (Sun et al. 2023), given the frozen codes before.
 
     Retrieval: the text finds the item among those of the batch, and its code among all codes. Reconstruction:
     the item's codes find its embedding among those of the batch. Commitment: latents and codes approach each other.
