@@ -474,12 +474,12 @@ def new_generator(
     dataset: InteractionDataset,
     args: GenSARTrainingArguments,
     table: IdentifierTable,
-    text_vectors: np.ndarray,
-    text_encoder: TextEncoder,
+    text_vectors: np.ndarray | None = None,
+    text_encoder: TextEncoder | None = None,
 ) -> tuple[GenSARTokenizer, PreTrainedModel]:
     """An untrained generator and its tokenizer: from scratch, or from the weights of `args.model_name_or_path`.
 
-    `text_vectors` `(num_items, dim)` are the items' texts, read by `text_encoder`.
+    `text_vectors` `(num_items, dim)` are the items' texts, read by `text_encoder`; without them no texts are matched.
     """
     backbone = None if args.model_name_or_path is None else Backbone(args.model_name_or_path)
     is_causal = backbone is not None and not backbone.config().is_encoder_decoder
@@ -513,7 +513,8 @@ def new_generator(
     config = {"num_items": table.num_trained if has_vectors else 0, **(args.generator_config or {})}
     if args.item_weight is not None:
         config["item_weight"] = args.item_weight
-    if args.text_matching and history_encoding == "events":
+    is_matching = args.text_matching and history_encoding == "events"
+    if is_matching and text_vectors is not None and text_encoder is not None:
         text_index = TextIndex(*titles_and_texts(table), text_vectors, text_encoder)
         tokenizer.attach_identifiers(table, text_index)
         config["text_dim"] = text_index.dim

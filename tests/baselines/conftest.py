@@ -2,14 +2,16 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from gensar_hf.data import InteractionDataset
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests, Split
 from gensar_hf.data.user_events import UserEvents
 from gensar_hf.embeddings import sasrec_training
+from gensar_hf.training import trainer
 
 CLICKS = [[0, 1, 2], [0, 3, 4], [0, 1, 5]]  # each user's: training, recommendation request, search request
 QUERIES = ["space comedy", "war drama", "space comedy"]
@@ -42,18 +44,20 @@ def catalogue() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def dataset_of() -> Callable[..., SimpleNamespace]:
-    """Builds the part of an `InteractionDataset` that baselines read; `UserEvents` alone are all training events."""
+def dataset_of() -> Callable[..., InteractionDataset]:
+    """Builds an `InteractionDataset` around a split; `UserEvents` alone are all training events."""
 
-    def build(source: Split | UserEvents, texts: Sequence[str] | None = None) -> SimpleNamespace:
+    def build(source: Split | UserEvents, texts: Sequence[str] | None = None) -> InteractionDataset:
         split = source
         if isinstance(source, UserEvents):
             nothing = {task: Requests(task, source, np.zeros(0, dtype=np.int64)) for task in (RECOMMENDATION, SEARCH)}
             split = Split(source, source.offsets[1:], nothing, nothing)
-        item_texts = list(texts) if texts is not None else [f"film number{i}" for i in range(split.events.num_items)]
-        return SimpleNamespace(
-            split=split, events=split.events, item_ids=split.events.item_ids, item_texts=lambda: item_texts
-        )
+        titles = list(texts) if texts is not None else [f"film number{i}" for i in range(split.events.num_items)]
+        dataset = InteractionDataset.__new__(InteractionDataset)
+        dataset.items = pd.DataFrame({"item_id": split.events.item_ids, "title": titles})
+        dataset.text_columns = ("title",)
+        dataset.events, dataset.split = split.events, split
+        return dataset
 
     return build
 
@@ -64,5 +68,6 @@ def few_steps() -> Iterator[None]:
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sasrec_training, "MIN_STEPS", 60)
+        patch.setattr(trainer, "MIN_STEPS", 60)
         yield
     gc.unfreeze()
