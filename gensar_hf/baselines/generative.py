@@ -17,11 +17,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from gensar_hf.data.dataset import InteractionDataset
-from gensar_hf.data.splits import RECOMMENDATION, SEARCH, training_events
+from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests, training_events
 from gensar_hf.data.text_queries import TextQueries
 from gensar_hf.embeddings.text_encoder import MINILM, TextEncoder
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import GeneratorScorer
+from gensar_hf.evaluation.query_kinds import without_history
 from gensar_hf.generator.prompts import Task
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.identifiers.assignment import JointCodes, assign_unique_identifiers
@@ -204,9 +205,13 @@ class GenerativeScorer(GeneratorScorer):
     """Score = log-probability of the candidate's identifier, for the tasks that the generator was trained on."""
 
     def __init__(self, pipeline: GenSARPipeline, name: str, tasks: Sequence[str], reads_history: bool) -> None:
-        super().__init__(pipeline, name, reads_history=reads_history)
-        self.tasks = frozenset(tasks)
+        super().__init__(pipeline, name)
+        self.tasks, self.reads_history = frozenset(tasks), reads_history
         self.num_parameters = pipeline.model.num_parameters()
+
+    def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
+        """`(num_requests, num_candidates)` natural logarithms."""
+        return super().score(requests if self.reads_history else without_history(requests), candidates)
 
 
 def fit_generator(

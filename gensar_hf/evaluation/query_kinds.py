@@ -78,9 +78,13 @@ class WithoutHistory:
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
         """The system's scores for requests with empty histories, `(num_requests, num_candidates)`."""
-        nobody = np.full(len(requests), -1, dtype=np.int64)
-        empty = QueryRequests(requests.task, requests.events, nobody, requests.query_texts, requests.target_items)
-        return self.scorer.score(empty, candidates)
+        return self.scorer.score(without_history(requests), candidates)
+
+
+def without_history(requests: Requests) -> QueryRequests:
+    """The same requests of nobody, with empty histories."""
+    nobody = np.full(len(requests), -1, dtype=np.int64)
+    return QueryRequests(requests.task, requests.events, nobody, requests.query_texts, requests.target_items)
 
 
 def gensar_rows(pipe: GenSARPipeline) -> list[Scorer]:

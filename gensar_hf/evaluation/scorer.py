@@ -50,7 +50,6 @@ class GeneratorScorer:
         name: row name in tables.
         parts: of the scores that count, see `score_parts`; default: all.
         as_answered: score only the items that a search or recommendation answers with: faster for whole catalogues.
-        reads_history: False: every history is empty to the model, so that a search is its query alone.
 
     In a full ranking of more than 4,096 items by a model that asks its decoder, those are scored that a search with 128
     beams proposes, by identifier, vector and text; the others get -inf. To decode every identifier takes seconds a
@@ -60,15 +59,10 @@ class GeneratorScorer:
     tasks = frozenset({RECOMMENDATION, SEARCH})
 
     def __init__(
-        self,
-        pipeline: GenSARPipeline,
-        name: str = "GenSAR",
-        parts: Sequence[str] = (),
-        as_answered: bool = False,
-        reads_history: bool = True,
+        self, pipeline: GenSARPipeline, name: str = "GenSAR", parts: Sequence[str] = (), as_answered: bool = False
     ) -> None:
         self.pipeline, self.name = pipeline, name
-        self.parts, self.as_answered, self.reads_history = parts, as_answered, reads_history
+        self.parts, self.as_answered = parts, as_answered
         self._rows: tuple[Any, Any, np.ndarray] | None = None  # of the last catalogue, as item ids and as table
 
     def score(self, requests: Requests, candidates: np.ndarray) -> np.ndarray:
@@ -80,10 +74,8 @@ class GeneratorScorer:
         from gensar_hf.generator.history import EventArrays
 
         rows = self.table_rows(requests.events.item_ids)
-        unread = slice(0, 0)
         histories = [
-            EventArrays.of_user_events(requests.events, requests.history(row) if self.reads_history else unread, rows)
-            for row in range(len(requests))
+            EventArrays.of_user_events(requests.events, requests.history(row), rows) for row in range(len(requests))
         ]
         queries = requests.query_texts if requests.task == SEARCH else None
         is_full = candidates.shape[1] == len(rows) > _SCORED_ITEMS and self._decodes(queries is not None)

@@ -77,15 +77,6 @@ def test_items_are_found_by_their_ids_not_by_their_order(
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
-def test_a_history_can_be_left_unread(tiny_split: Split, pipelines: dict[str, GenSARPipeline]) -> None:
-    pipe, requests = pipelines["events"], tiny_split.test[SEARCH]
-    candidates = np.tile(np.arange(12), (len(requests), 1))
-    scores = GeneratorScorer(pipe, reads_history=False).score(requests, candidates)
-    expected = pipe.score_items([[]] * len(requests), candidates, requests.query_texts, is_normalized=False)
-    np.testing.assert_allclose(scores, expected, atol=1e-5)
-    assert np.abs(scores - GeneratorScorer(pipe).score(requests, candidates)).max() > 1e-3
-
-
 def test_no_request_is_no_error(tiny_split: Split, pipelines: dict[str, GenSARPipeline]) -> None:
     for task, nothing in tiny_split.validation.items():
         scores = GeneratorScorer(pipelines["events"]).score(nothing, np.zeros((0, 100), dtype=int))
