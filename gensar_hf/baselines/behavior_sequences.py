@@ -40,7 +40,7 @@ class SequenceConfig(MatchingConfig):
 
     model_type = "behavior_sequences"
 
-    history_length: int = 20
+    history_length: int = 10
     num_heads: int = 2
 
     def validate_sequences(self) -> None:

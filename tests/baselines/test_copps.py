@@ -55,7 +55,7 @@ def test_the_loss_adds_the_contrast_of_two_views():
     settings = {"max_shift": 0.0, "mask_share": 0.0, "temperature": 0.5}
     labels = torch.tensor([1, 2, 3])
     model, without = model_of(contrast_weight=2.0, **settings), model_of(contrast_weight=0.0, **settings)
-    states = torch.nn.functional.normalize(model.query_states(BATCH), dim=1)
+    states = torch.nn.functional.normalize(model.query_states(BATCH).detach(), dim=1)
     # Equal views, two users with a history: each has the other as a negative. Nobody's history is not contrasted.
     other = float(states[0] @ states[1])
     one = np.log1p(np.exp((other - 1) / 0.5))

@@ -48,7 +48,7 @@ def test_branches_do_not_see_each_other_and_share_their_layers():
 
     # Only the first and the last row have a query and one before it; the other's query is the negative.
     losses = model_of(query_weight=2.0, temperature=0.5).train().read(BATCH)[1]
-    before = [query_states[0], branch(model, [query + places[3]])[0]]
+    before = [query_states[0], branch(model, [query + model.place_vectors(BATCH)[2, 3]])[0]]
     after = model.query_vectors(torch.tensor([[2], [3]]))
     cosines = torch.nn.functional.cosine_similarity(torch.stack(before)[:, None], after[None], dim=2) / 0.5
     expected = 2.0 * torch.nn.functional.cross_entropy(cosines, torch.arange(2), reduction="none")
@@ -58,10 +58,10 @@ def test_branches_do_not_see_each_other_and_share_their_layers():
 def test_one_model_recommends_by_clicks_and_searches_by_words(make_events, dataset_of):
     # After a comes b, after c comes d; "red" finds e, "blue" f.
     rows = [[(R, 0), (R, 1)], [(R, 2), (R, 3)], [(Q, 0), (S, 4, 0)], [(Q, 1), (S, 5, 1)]]
-    orders = {"ann": [0, 1, 2, 3], "bob": [2, 1, 3, 0], "cem": [3, 2, 0, 1]}
-    users = {name: [event for part in order for event in rows[part]] * 3 for name, order in orders.items()}
+    rng = np.random.default_rng(0)
+    users = {f"user-{user}": [event for part in rng.permutation(8) for event in rows[part % 4]] for user in range(8)}
     dataset = dataset_of(make_events(users, ITEMS, ["red shoes", "blue shoes"]))
-    quick = {"hidden_size": 8, "per_device_train_batch_size": 32, "learning_rate": 0.03, "dropout": 0.0}
+    quick = {"hidden_size": 8, "per_device_train_batch_size": 64, "learning_rate": 0.03, "dropout": 0.0}
     scorer = fit_baseline("unifiedssr", dataset, settings={**quick, "num_train_epochs": 1, "history_length": 2})
 
     assert (scorer.name, scorer.tasks) == ("UnifiedSSR", {RECOMMENDATION, SEARCH})
@@ -69,9 +69,11 @@ def test_one_model_recommends_by_clicks_and_searches_by_words(make_events, datas
     events = make_events({"new": [(R, 0), (R, 5)], "old": [(R, 2), (R, 5)]}, ITEMS, [])
     requests = Requests(RECOMMENDATION, events, np.array([1, 3]))
     assert scorer.score(requests, every_item).argmax(axis=1).tolist() == [1, 3]
-    events = make_events({user: [(Q, query), (S, 0, query)] for query, user in enumerate("ab")}, ITEMS, ["red", "blue"])
-    requests = Requests(SEARCH, events, np.array([1, 3]))
-    assert scorer.score(requests, every_item).argmax(axis=1).tolist() == [4, 5]
+    users = {"new": [(R, 0), (R, 1), (Q, 0), (S, 0, 0)], "old": [(R, 0), (R, 1), (Q, 1), (S, 0, 1)]}
+    requests = Requests(SEARCH, make_events(users, ITEMS, ["red", "blue"]), np.array([3, 7]))
+    red, blue = scorer.score(requests, every_item)
+    assert red[4] > red[5]
+    assert blue[5] > blue[4]
 
 
 @pytest.mark.parametrize("changed", [{"word_ids": 0}, {"history_ids": 0}])
