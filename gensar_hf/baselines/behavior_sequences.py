@@ -193,7 +193,7 @@ def info_nce(
         is_same: `(batch_size, batch_size)` bool, rows whose halves mean the same, so that they are no negatives.
         temperature: divides the cosines.
     """
-    cosines = F.normalize(anchors.float(), dim=1) @ F.normalize(others.float(), dim=1).T
+    cosines = F.normalize(anchors, dim=1) @ F.normalize(others, dim=1).T
     own = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
     is_negative = is_pair[None, :] & ~is_same
     logits = (cosines.float() / temperature).masked_fill(~(is_negative | own), -torch.inf)
@@ -207,12 +207,12 @@ class EventExamples(torch.utils.data.Dataset):
     """The clicks of a log as arguments of `SequenceModel.forward`; `collate` makes a whole batch at once.
 
     A model of recommendation learns from every click, without the query, as the next click of its user; a model of
-    search from every click after a query. With `text_weight`, the words of an item's text are a query for the item.
+    search from every click after a query and, with `text_weight`, from the words of an item's text as a query for it.
     """
 
     def __init__(self, events: UserEvents, item_texts: Sequence[str], model: SequenceModel) -> None:
         self.events, self.length = events, model.config.history_length
-        self.text_weight = model.config.text_weight
+        self.text_weight = model.config.text_weight * (SEARCH in model.tasks)
         num_texts = 1 + len(events.query_texts)
         self.words = model.encode_words(["", *events.query_texts, *(item_texts if self.text_weight else ())])
         searches = np.flatnonzero(events.behaviors == Behavior.SEARCHED_ITEM) if SEARCH in model.tasks else _NOTHING
@@ -258,7 +258,7 @@ class EventExamples(torch.utils.data.Dataset):
         # The query of a searched twin is left out as well, if it is from the same moment.
         rows, columns = np.nonzero(twins & (events.behaviors[before] == Behavior.SEARCHED_ITEM))
         queries = self._sessions[before[rows, columns]]
-        kept[rows] &= ~(at_once[rows] & (before[rows] == queries[:, None]))
+        np.logical_and.at(kept, rows, ~(at_once[rows] & (before[rows] == queries[:, None])))
         return np.where(kept, before, -1)
 
 

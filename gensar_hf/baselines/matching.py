@@ -28,6 +28,8 @@ from gensar_hf.training_defaults import machine_defaults
 if TYPE_CHECKING:
     from gensar_hf.data.dataset import InteractionDataset
 
+Model = TypeVar("Model", bound="MatchingModel")
+
 PADDING = 0
 MAX_WORDS = 64  # words of a text that are read; descriptions can be of any length
 CLICKS = (Behavior.RECOMMENDED_ITEM, Behavior.SEARCHED_ITEM)
@@ -178,9 +180,6 @@ class BagModel(MatchingModel):
         """
         vectors = self.request_vectors(user_ids, word_ids, history_ids)
         return self.match(vectors, labels, history_ids, weights, num_items_in_batch)
-
-
-Model = TypeVar("Model", bound=MatchingModel)
 
 
 def mean_vectors(table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:

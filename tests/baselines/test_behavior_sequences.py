@@ -114,6 +114,14 @@ def batch_of(model, make_events, rows=None):
     return examples.collate(range(len(examples)) if rows is None else rows)
 
 
+def test_the_queries_of_two_searched_twins_are_left_out(make_events):
+    rows = [(R, 4), (Q, 0), (S, 0, 0), (Q, 1), (S, 0, 1), (R, 0)]
+    log = make_events({"ann": rows}, ITEMS, ["space", "war"], [0, 1, 1, 1, 1, 1])
+    examples = EventExamples(log, [""] * 5, model_of(history_length=5))
+    assert examples.histories(np.array([5])).tolist() == [[0, -1, -1, -1, -1]]
+    assert Requests(RECOMMENDATION, log, np.array([5])).history(0).tolist() == [0]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_scores_do_not_depend_on_padding_or_on_the_batch(make_events, name):
     model = model_of(name).eval().requires_grad_(False)
