@@ -60,10 +60,11 @@ class CoPPSModel(TEMModel):
         vectors = self.query_states(batch)
         if not (self.training and self.config.contrast_weight):
             return vectors, 0.0
-        views = [self.query_states(self.altered(batch)) for _ in range(2)]
+        first, second = (self.query_states(self.altered(batch)) for _ in range(2))
         has_history = batch.is_event().any(dim=1)
         is_same = batch.user_ids[:, None] == batch.user_ids
-        return vectors, self.config.contrast_weight * info_nce(*views, has_history, is_same, self.config.temperature)
+        losses = info_nce(first, second, has_history, is_same, self.config.temperature)
+        return vectors, self.config.contrast_weight * losses
 
     def altered(self, batch: RequestBatch) -> RequestBatch:
         """A view of the requests: some clicks and words are masked, and clicks change places with near ones."""

@@ -81,7 +81,8 @@ class SESRecModel(SequenceModel):
         readable = batch.is_event()[:, None] & (is_search[:, :, None] == is_search[:, None])
         events = self.encoder(events, events, readable)
         shares = self.co_attention(events, *histories)
-        masks, losses = [], torch.zeros(len(events), device=events.device)
+        masks: list[torch.Tensor] = []
+        losses = torch.zeros(len(events), device=events.device)
         for is_event, share in zip(histories, shares, strict=True):
             # With an equal share for every event there is nothing to separate: all are similar.
             is_similar = is_event & (share * is_event.sum(dim=1, keepdim=True) >= 1 - 1e-4)
