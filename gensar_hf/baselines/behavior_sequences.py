@@ -246,10 +246,11 @@ class EventExamples(torch.utils.data.Dataset):
     def histories(self, targets: np.ndarray) -> np.ndarray:
         """The latest events before each target, without those that `Requests.history` leaves out.
 
-        `(num_targets, history_length)` int64 event indices in the order of time, -1 for what is left out or missing.
+        `(num_targets, history_length + 1)` int64 event indices in the order of time, at most `history_length` of them,
+        -1 for what is left out or missing.
         """
         events, end = self.events, np.searchsorted(self._readable, targets)
-        places = end[:, None] - np.arange(self.length, 0, -1)
+        places = end[:, None] - np.arange(self.length + 1, 0, -1)  # one more, for the request's query
         before, target = self._readable[np.maximum(places, 0)], targets[:, None]
         kept = (target >= 0) & (places >= 0) & (self._users[before] == self._users[target])
         at_once = kept & (events.timestamps[before] == events.timestamps[target])
@@ -259,6 +260,7 @@ class EventExamples(torch.utils.data.Dataset):
         rows, columns = np.nonzero(twins & (events.behaviors[before] == Behavior.SEARCHED_ITEM))
         queries = self._sessions[before[rows, columns]]
         np.logical_and.at(kept, rows, ~(at_once[rows] & (before[rows] == queries[:, None])))
+        kept &= np.cumsum(kept[:, ::-1], axis=1)[:, ::-1] <= self.length
         return np.where(kept, before, -1)
 
 

@@ -104,9 +104,9 @@ def test_histories_are_those_of_requests(make_events, data):
     assert np.isin(examples.targets, np.flatnonzero(log.items >= 0)).all()
     histories = examples.histories(examples.targets)
     for target, history in zip(examples.targets, histories, strict=True):
-        readable = np.flatnonzero(np.isin(log.behaviors[:target], model.history_behaviors))[-length:]
+        readable = np.flatnonzero(np.isin(log.behaviors[:target], model.history_behaviors))[-length - 1 :]
         kept = Requests(SEARCH, log, np.array([target])).history(0)
-        assert history[history >= 0].tolist() == [event for event in readable if event in kept]
+        assert history[history >= 0].tolist() == [event for event in readable if event in kept][-length:]
 
 
 def batch_of(model, make_events, rows=None):
@@ -118,7 +118,7 @@ def test_the_queries_of_two_searched_twins_are_left_out(make_events):
     rows = [(R, 4), (Q, 0), (S, 0, 0), (Q, 1), (S, 0, 1), (R, 0)]
     log = make_events({"ann": rows}, ITEMS, ["space", "war"], [0, 1, 1, 1, 1, 1])
     examples = EventExamples(log, [""] * 5, model_of(history_length=5))
-    assert examples.histories(np.array([5])).tolist() == [[0, -1, -1, -1, -1]]
+    assert examples.histories(np.array([5])).tolist() == [[-1, 0, -1, -1, -1, -1]]
     assert Requests(RECOMMENDATION, log, np.array([5])).history(0).tolist() == [0]
 
 
