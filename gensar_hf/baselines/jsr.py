@@ -10,8 +10,8 @@ from torch import nn
 
 from gensar_hf.baselines.matching import (
     PADDING,
+    BagModel,
     MatchingConfig,
-    MatchingModel,
     MatchingScorer,
     fit_matching,
     mean_vectors,
@@ -45,7 +45,7 @@ class JSRConfig(MatchingConfig):
             raise ValueError(f"`history_length` must not be negative; got {self.history_length}.")
 
 
-class JSRModel(MatchingModel):
+class JSRModel(BagModel):
     """Request vector = user part + query part; recommendation has no query, search (in the papers) no user.
 
     Zamani and Croft, Joint Modeling and Optimization of Search and Recommendation, DESIRES 2018; Zamani and Croft,

@@ -3,9 +3,9 @@
 import re
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from gensar_hf.training_defaults import machine_defaults
 
 if TYPE_CHECKING:
     from gensar_hf.data.dataset import InteractionDataset
+
+Model = TypeVar("Model", bound="MatchingModel")
 
 PADDING = 0
 MAX_WORDS = 64  # words of a text that are read; descriptions can be of any length
@@ -75,7 +77,7 @@ class MatchingConfig(PreTrainedConfig):
 
 
 class MatchingModel(PreTrainedModel, ABC):
-    """Score of an item = request vector · item vector + item bias; subclasses define the request vector.
+    """Score of an item = request vector · item vector + item bias; subclasses read the request.
 
     User vectors start at zero, so that a user without training clicks keeps a zero vector.
     """
@@ -107,6 +109,46 @@ class MatchingModel(PreTrainedModel, ABC):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
+    def match(
+        self,
+        vectors: torch.Tensor,
+        labels: torch.Tensor | None,
+        clicked: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        auxiliary: torch.Tensor | float = 0.0,
+    ) -> SequenceClassifierOutput:
+        """Score the whole catalogue, or with labels compute the cross entropy over it.
+
+        Args:
+            vectors: `(batch_size, hidden_size)` request vectors, before dropout.
+            labels: `(batch_size,)` indices of the clicked items.
+            clicked: item index + 1 of the histories, of any shape, 0 = none.
+            weights: `(batch_size,)` example weights; default 1.
+            num_items_in_batch: labels in the whole batch, as Trainer counts them; default: the labels of this call.
+            auxiliary: `(batch_size,)` other losses, added to the cross entropies.
+        """
+        vectors = self.dropout(vectors)
+        if labels is None:
+            return SequenceClassifierOutput(logits=F.linear(vectors, self.item_table.weight[1:], self.item_bias))
+        present = clicked[clicked != PADDING] - 1 if self.training else None
+        losses = catalogue_losses(vectors, labels, self.item_table.weight, self.item_bias, present=present)
+        losses = losses + auxiliary
+        total = losses.sum() if weights is None else (losses * weights).sum()
+        num_labels = len(labels) if num_items_in_batch is None else num_items_in_batch
+        return SequenceClassifierOutput(loss=total / num_labels)
+
+    def encode_words(self, texts: Sequence[str]) -> np.ndarray:
+        """Ids of the first `MAX_WORDS` known words of each text, `(num_texts, longest)` int64, 0 = padding."""
+        rows = [
+            [self._word_indices[w] for w in split_words(text) if w in self._word_indices][:MAX_WORDS] for text in texts
+        ]
+        return pad_histories([np.array(row, dtype=np.int64) for row in rows], MAX_WORDS).numpy()
+
+
+class BagModel(MatchingModel):
+    """A matching model of the user's id, the query's words and the latest clicks, in any order."""
+
     def reads_user(self, task: str) -> bool:
         """Whether requests of the task include the user and the history."""
         return True
@@ -126,7 +168,7 @@ class MatchingModel(PreTrainedModel, ABC):
         weights: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> SequenceClassifierOutput:
-        """Score the whole catalogue, or with labels compute the cross entropy over it.
+        """Score the whole catalogue, or with labels compute the loss; other arguments as in `match`.
 
         Args:
             user_ids: `(batch_size,)` user index + 1, 0 = no user.
@@ -134,23 +176,10 @@ class MatchingModel(PreTrainedModel, ABC):
             history_ids: `(batch_size, num_clicks)` item index + 1 of earlier clicks, 0 = padding; at least one column.
             labels: `(batch_size,)` indices of the clicked items.
             weights: `(batch_size,)` example weights; default 1.
-            num_items_in_batch: labels in the whole batch, as Trainer counts them; default: the labels of this call.
+            num_items_in_batch: labels in the whole batch.
         """
-        vectors = self.dropout(self.request_vectors(user_ids, word_ids, history_ids))
-        if labels is None:
-            return SequenceClassifierOutput(logits=F.linear(vectors, self.item_table.weight[1:], self.item_bias))
-        clicked = history_ids[history_ids != PADDING] - 1 if self.training else None
-        losses = catalogue_losses(vectors, labels, self.item_table.weight, self.item_bias, present=clicked)
-        total = losses.sum() if weights is None else (losses * weights).sum()
-        num_labels = len(labels) if num_items_in_batch is None else num_items_in_batch
-        return SequenceClassifierOutput(loss=total / num_labels)
-
-    def encode_words(self, texts: Sequence[str]) -> np.ndarray:
-        """Ids of the first `MAX_WORDS` known words of each text, `(num_texts, longest)` int64, 0 = padding."""
-        rows = [
-            [self._word_indices[w] for w in split_words(text) if w in self._word_indices][:MAX_WORDS] for text in texts
-        ]
-        return pad_histories([np.array(row, dtype=np.int64) for row in rows], MAX_WORDS).numpy()
+        vectors = self.request_vectors(user_ids, word_ids, history_ids)
+        return self.match(vectors, labels, history_ids, weights, num_items_in_batch)
 
 
 def mean_vectors(table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
@@ -165,7 +194,7 @@ def split_words(text: str) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Examples(torch.utils.data.Dataset):
-    """The arguments of `MatchingModel.forward`; `collate` gathers a whole batch at once, which is much faster."""
+    """The arguments of `BagModel.forward`; `collate` gathers a whole batch at once, which is much faster."""
 
     user_ids: np.ndarray
     word_ids: np.ndarray
@@ -243,7 +272,7 @@ def text_examples(item_texts: Sequence[str], model: MatchingModel) -> Examples:
 
 
 def fit_matching(
-    model_class: type[MatchingModel],
+    model_class: type[BagModel],
     dataset: "InteractionDataset",
     config: MatchingConfig,
     training: Mapping[str, Any],
@@ -252,29 +281,53 @@ def fit_matching(
 ) -> "MatchingScorer":
     """Train a model on click examples (options of `click_examples`) and, with `text_weight`, on the item texts.
 
-    Item biases start at the log of the training clicks: otherwise training would spend its first steps on the
-    popularity.
-
     Raises:
         InputError: there is no click to learn from.
     """
-    events, item_texts = training_events(dataset.split), dataset.item_texts()
+    events = training_events(dataset.split)
+    model = new_matching_model(model_class, events, dataset.item_texts(), config, training["seed"])
+    parts = [click_examples(events, model, **options) for options in clicks]
+    if not sum(map(len, parts)):
+        raise no_clicks(model)
+    texts = [text_examples(dataset.item_texts(), model)] if config.text_weight else []
+    train_matching(model, Examples.concatenate(parts + texts), training)
+    return MatchingScorer(model, name)
+
+
+def new_matching_model(
+    model_class: Callable[[Any], Model],
+    events: UserEvents,
+    item_texts: Sequence[str],
+    config: MatchingConfig,
+    seed: int,
+) -> Model:
+    """An untrained model with the vocabulary of the training events and, with `text_weight`, of the item texts.
+
+    Item biases start at the log of the training clicks: otherwise training would spend its first steps on the
+    popularity.
+    """
     config.num_items = events.num_items
     texts = [*events.query_texts, *(item_texts if config.text_weight else ())]
     # In alphabetical order: that of the log would reveal where held-out queries are.
     config.words = sorted({word for text in texts for word in split_words(text)})
-    model = new_model(model_class, config, training["seed"])
+    model = new_model(model_class, config, seed)
     clicked = events.items[events.items >= 0]
     popularity = np.log1p(np.bincount(clicked, minlength=events.num_items))  # (num_items,)
     with torch.no_grad():
         model.item_bias.copy_(torch.from_numpy(popularity - popularity.mean()))
-    parts = [click_examples(events, model, **options) for options in clicks]
-    if not sum(map(len, parts)):
-        raise InputError(
-            f"{type(model).__name__} cannot be trained: no event before the held-out ones is a click of the kind that "
-            "it learns from; give longer histories."
-        )
-    examples = Examples.concatenate(parts + ([text_examples(item_texts, model)] if config.text_weight else []))
+    return model
+
+
+def no_clicks(model: MatchingModel) -> InputError:
+    """The error of a log without an example for the model."""
+    return InputError(
+        f"{type(model).__name__} cannot be trained: no event before the held-out ones is a click of the kind that "
+        "it learns from; give longer histories."
+    )
+
+
+def train_matching(model: MatchingModel, examples: Any, training: Mapping[str, Any]) -> None:
+    """Train on examples, a data set with a `collate`; settings that are not given are `TRAINING_DEFAULTS`."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -289,13 +342,12 @@ def fit_matching(
         num_steps = round(arguments.num_train_epochs * steps_per_epoch)
         arguments.max_steps = max(sasrec_training.MIN_STEPS, num_steps)
         train_quietly(Trainer(model=model, args=arguments, train_dataset=examples, data_collator=examples.collate))
-    return MatchingScorer(model, name)
 
 
 class MatchingScorer:
     """Score = a matching model's logit of the candidate."""
 
-    def __init__(self, model: MatchingModel, name: str) -> None:
+    def __init__(self, model: BagModel, name: str) -> None:
         self.model, self.name, self.tasks = model.eval(), name, model.tasks
         self.num_parameters = model.num_parameters()
 
@@ -308,6 +360,11 @@ class MatchingScorer:
             "word_ids": torch.from_numpy(self.model.encode_words(requests.query_texts)),
             "history_ids": pad_histories(histories, max(1, length)),
         }
-        with torch.inference_mode():
-            logits = self.model(**{name: ids.to(self.model.device) for name, ids in inputs.items()}).logits
-        return np.take_along_axis(logits.float().cpu().numpy(), candidates, axis=1)
+        return candidate_logits(self.model, inputs, candidates)
+
+
+def candidate_logits(model: MatchingModel, inputs: Mapping[str, torch.Tensor], candidates: np.ndarray) -> np.ndarray:
+    """A model's logit of each candidate, `(num_requests, num_candidates)` float32."""
+    with torch.inference_mode():
+        logits = model(**{name: values.to(model.device) for name, values in inputs.items()}).logits
+    return np.take_along_axis(logits.float().cpu().numpy(), candidates, axis=1)

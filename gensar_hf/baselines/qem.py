@@ -11,8 +11,8 @@ from transformers import initialization as init
 from gensar_hf.baselines.matching import (
     CLICKS,
     PADDING,
+    BagModel,
     MatchingConfig,
-    MatchingModel,
     MatchingScorer,
     fit_matching,
     mean_vectors,
@@ -37,7 +37,7 @@ class QEMConfig(MatchingConfig):
     personalized: bool = True
 
 
-class QEMModel(MatchingModel):
+class QEMModel(BagModel):
     """Request vector = tanh(W · mean of the word vectors + b) [+ weight · user vector].
 
     Ai, Zhang, Bi, Chen and Croft, Learning a Hierarchical Embedding Model for Personalized Product Search, SIGIR 2017;

@@ -215,7 +215,7 @@ def test_without_history_a_system_gets_the_query_alone(dataset):
     assert scorer.asked[-1].task == RECOMMENDATION
 
 
-@pytest.mark.parametrize("name", ["qem", "jsr", "jsr_personalized"])
+@pytest.mark.parametrize("name", ["qem", "jsr", "jsr_personalized", "tem", "unisar"])
 def test_trained_baselines_read_these_requests(dataset, name, monkeypatch):
     """A request without a user scores as without history; the others read their user or history."""
     monkeypatch.setattr(sasrec_training, "MIN_STEPS", 2)
