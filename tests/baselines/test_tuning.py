@@ -40,7 +40,7 @@ def dataset(events, dataset_of):
 def tiny(name):
     if name.startswith("cornac_"):
         pytest.importorskip("cornac")
-        return {"arguments": {"batch_size": 32, "n_epochs": 1, "n_sample": 16}}
+        return {"arguments": {"batch_size": 8, "n_epochs": 1, "n_sample": 16}}
     if not hasattr(BASELINES[name].config_class, "model_type"):
         return {}
     return {"num_train_epochs": 1, "hidden_size": 8, "per_device_train_batch_size": 32}
