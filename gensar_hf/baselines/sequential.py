@@ -15,6 +15,7 @@ from gensar_hf.data.splits import RECOMMENDATION, Requests, training_events
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.embeddings.modeling_sasrec import SASRecModel, pad_histories
 from gensar_hf.embeddings.sasrec_training import (
+    HistoryWindows,
     QuietProgress,
     next_item_trainer,
     num_training_steps,
@@ -58,10 +59,11 @@ def fit_next_item_model(
     dataset: "InteractionDataset",
     config: Any,
     training: Mapping[str, Any],
+    windows_class: type[HistoryWindows] = HistoryWindows,
 ) -> NextItemScorer:
-    """Train a next-item model with cross entropy over the whole catalogue at every position; see `Baseline.fit`.
+    """Train a next-item model with cross entropy over the whole catalogue at every labelled position of the windows.
 
-    Clicks after a search count like others. Queries are left out.
+    The other arguments are those of `Baseline.fit`. Clicks after a search count like others. Queries are left out.
 
     Raises:
         InputError: no user has two clicks.
@@ -72,8 +74,8 @@ def fit_next_item_model(
     histories = [items[items >= 0] for items in np.split(events.items, events.offsets[1:-1])]
     with tempfile.TemporaryDirectory() as folder:
         arguments = sasrec_training_arguments(folder, **machine_defaults(), **training, logging_strategy="no")
-        arguments.max_steps = num_training_steps(histories, arguments, config.max_length)
-        train_quietly(next_item_trainer(model, histories, arguments))
+        arguments.max_steps = num_training_steps(histories, arguments, config.max_length, windows_class)
+        train_quietly(next_item_trainer(model, histories, arguments, windows_class=windows_class))
     return NextItemScorer(model, name)
 
 

@@ -75,12 +75,46 @@ class HistoryWindows(torch.utils.data.Dataset):
             start = self._first_cuts[user] + (place - 1) * self.max_length
             stop = min(start + self.max_length, num_predictions)
             events = events[max(min(start, num_predictions - self.max_length), 0) : stop + 1]
-        if self.event_dropout > 0:
-            rng = np.random.default_rng((self.seed, self._epoch, index))
-            kept = events[rng.random(len(events)) >= self.event_dropout]
-            events = kept if len(kept) >= 2 else events
-        tokens = torch.from_numpy(events + 1)
+        tokens = torch.from_numpy(self._kept(events, index) + 1)
         return {"input_ids": tokens[:-1], "labels": tokens[1:]}
+
+    def _kept(self, events: np.ndarray, index: int) -> np.ndarray:
+        """The events of a window without the dropped ones; all if fewer than two would be left."""
+        if self.event_dropout == 0:
+            return events
+        rng = np.random.default_rng((self.seed, self._epoch, index))
+        kept = events[rng.random(len(events)) >= self.event_dropout]
+        return kept if len(kept) >= 2 else events
+
+
+class PrefixWindows(HistoryWindows):
+    """Every prefix of every history, at most `max_length` inputs of it, with one label: the item that follows.
+
+    For models of which a position sees later ones. The arguments are those of `HistoryWindows`; nothing is cut at
+    random.
+    """
+
+    def __init__(
+        self, histories: Sequence[np.ndarray], max_length: int, seed: int = 0, event_dropout: float = 0.0
+    ) -> None:
+        super().__init__(histories, max_length, seed, event_dropout)
+        self._users = np.repeat(np.arange(len(self.histories)), self._num_predictions)
+        starts = np.cumsum(self._num_predictions) - self._num_predictions
+        self._places = np.arange(len(self._users)) - starts[self._users]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`(num_prefixes,)` inputs of each prefix, before `event_dropout`."""
+        return np.minimum(self._places + 1, self.max_length)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """`input_ids` and `labels`, both `(window_length,)` long, item index + 1; all labels but the last are -100."""
+        stop = self._places[index] + 1
+        events = self.histories[self._users[index]][max(0, stop - self.max_length) : stop + 1]
+        tokens = torch.from_numpy(self._kept(events, index) + 1)
+        labels = torch.full_like(tokens[1:], IGNORED_LABEL)
+        labels[-1] = tokens[-1]
+        return {"input_ids": tokens[:-1], "labels": labels}
 
 
 class WindowSampler(torch.utils.data.Sampler[int]):
@@ -154,8 +188,9 @@ def next_item_trainer(
     histories: Sequence[np.ndarray],
     training_args: TrainingArguments,
     callbacks: list[TrainerCallback] | None = None,
+    windows_class: type[HistoryWindows] = HistoryWindows,
 ) -> Trainer:
-    """A `Trainer` of a model with SASRec's `forward`, with a target at every position of every history.
+    """A `Trainer` of a model with SASRec's `forward`, by default with a target at every position of every history.
 
     Histories are item indices of each user's TRAINING events, oldest first. `data_seed` (or `seed`) draws the windows.
 
@@ -164,14 +199,19 @@ def next_item_trainer(
     """
     config: Any = model.config
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-    windows = HistoryWindows(histories, config.max_length, seed, config.event_dropout)
+    windows = windows_class(histories, config.max_length, seed, config.event_dropout)
     return WindowTrainer(model, training_args, collate_windows, windows, callbacks=callbacks)
 
 
-def num_training_steps(histories: Sequence[np.ndarray], training_args: TrainingArguments, max_length: int) -> int:
+def num_training_steps(
+    histories: Sequence[np.ndarray],
+    training_args: TrainingArguments,
+    max_length: int,
+    windows_class: type[HistoryWindows] = HistoryWindows,
+) -> int:
     """Steps for `num_train_epochs` passes over the windows, at least `MIN_STEPS`."""
     per_process = training_args.train_batch_size * training_args.gradient_accumulation_steps
-    steps_per_epoch = -(-len(HistoryWindows(histories, max_length)) // (per_process * training_args.world_size))
+    steps_per_epoch = -(-len(windows_class(histories, max_length)) // (per_process * training_args.world_size))
     return max(MIN_STEPS, round(training_args.num_train_epochs * steps_per_epoch))
 
 

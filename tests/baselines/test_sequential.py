@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from gensar_hf.baselines.fmlp_rec import FMLPRecModel
 from gensar_hf.baselines.gru4rec import GRU4RecModel
+from gensar_hf.baselines.lrurec import LRURecModel
 from gensar_hf.baselines.sequential import NextItemScorer, new_model
 from gensar_hf.baselines.tuning import fit_baseline
 from gensar_hf.data import Behavior
@@ -69,6 +71,8 @@ def data(make_events, dataset_of):
     [
         ("sasrec", "SASRec", SASRecModel, {"hidden_size": 16, "num_layers": 1}),
         ("gru4rec", "GRU4Rec", GRU4RecModel, {"embedding_size": 16, "hidden_size": 16, "num_layers": 2}),
+        ("fmlp_rec", "FMLP-Rec", FMLPRecModel, {"hidden_size": 16, "num_layers": 1, "num_train_epochs": 2}),
+        ("lrurec", "LRURec", LRURecModel, {"hidden_size": 16, "num_layers": 1}),
     ],
 )
 def test_training_learns_what_follows_clicks_of_both_kinds(data, tmp_path, capsys, name, row, model_class, size):
