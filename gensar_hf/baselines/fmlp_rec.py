@@ -1,6 +1,7 @@
 """FMLP-Rec: the next item from the clicked items, mixed by learned filters in the frequency domain."""
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +118,8 @@ class FMLPRecModel(SASRecModel):
         places = places + lengths[:, None]  # in `input_ids`, of each place of the window
         window = input_ids.gather(1, places.clamp(min=0)).masked_fill(places < 0, PADDING)
         hidden = self.dropout(self.input_norm(self.item_table(window) + self.position_table.weight))
-        *earlier, last_block = self.blocks
+        blocks: list[Any] = list(self.blocks)
+        *earlier, last_block = blocks
         for block in earlier:
             hidden = block.feed_forward(block.mix(hidden))
         last = last_block.feed_forward(last_block.mix(hidden)[:, -1])  # (batch_size, hidden_size)
