@@ -172,7 +172,6 @@ def _eval_results(metrics: Mapping[str, Any], system: str, data: DataFacts) -> l
         for task, measured in metrics["tasks"].items()
         if system in measured["systems"]
         for metric in METRICS
-        if metric in measured["systems"][system]  # files of earlier versions have no MRR
     ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation.metrics import METRICS, metrics_per_request
+from gensar_hf.evaluation.metrics import COMPARED_METRICS, METRICS, metrics_per_request
 from gensar_hf.evaluation.plots import plot_comparison
 from gensar_hf.evaluation.protocol import FULL_RANKING_DIR, METRICS_FILE, RANKS_FILE
 from gensar_hf.evaluation.query_kinds import QUERY_KINDS_FILE
@@ -141,7 +141,7 @@ def _metrics_of_requests(run: RunResult) -> pd.DataFrame:
     ranks = pd.read_parquet(run.results / RANKS_FILE)
     ranks = ranks[ranks["system"] == run.row]
     index = pd.MultiIndex.from_frame(ranks[["task", "user_id", "item_id"]])
-    return pd.DataFrame(metrics_per_request(ranks["rank"].to_numpy()), index, list(METRICS))
+    return pd.DataFrame(metrics_per_request(ranks["rank"].to_numpy(), COMPARED_METRICS), index, list(COMPARED_METRICS))
 
 
 def _means(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
@@ -159,13 +159,13 @@ def _task_metrics(
 ) -> dict[str, Any]:
     """Each metric's mean, deviation and values over the seeds, and the difference from the reference."""
     metrics: dict[str, Any] = {}
-    for name in [name for name in (*METRICS, *SPREAD_METRICS) if name in by_seed[0]]:
+    for name in [name for name in (*COMPARED_METRICS, *SPREAD_METRICS) if name in by_seed[0]]:
         values = [run[name]["value"] for run in by_seed]
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
         metrics[name] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
     if reference is not None and reference is not per_request and reference.index.equals(per_request.index):
         users = per_request.index.get_level_values("user_id").to_numpy()
-        intervals = metric_intervals((per_request - reference).to_numpy(), groups=users)
+        intervals = metric_intervals((per_request - reference).to_numpy(), groups=users, names=COMPARED_METRICS)
         for name, interval in intervals.items():
             p_value = paired_t_test(per_request[name].to_numpy(), reference[name].to_numpy())["p_value"]
             interval["mean"] = interval.pop("value")

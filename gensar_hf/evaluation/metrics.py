@@ -51,8 +51,10 @@ def ndcg(target_ranks: np.ndarray, k: int) -> float:
     return float(ndcg_per_request(target_ranks, k).mean())
 
 
-METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR")
-"""The metrics of the paper's tables (NDCG@1 is HR@1), in their order, and the mean reciprocal rank."""
+METRICS = ("HR@1", "HR@5", "HR@10", "NDCG@5", "NDCG@10")
+"""The metrics of the paper's tables (NDCG@1 is HR@1), in their order."""
+COMPARED_METRICS = (*METRICS, "MRR")
+"""The metrics of a comparison of systems."""
 
 
 def metric_per_request(name: str, target_ranks: np.ndarray) -> np.ndarray:

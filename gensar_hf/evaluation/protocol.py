@@ -188,7 +188,7 @@ class Evaluation:
         bm25_columns: columns of the items that BM25 reads to find the hard candidates of search. Default: all text
             columns. Where queries are made of what a text column says, such as genres, all its hits are alike in text,
             and a search by text is at chance; hits by `title` alone are not.
-        more_metrics: further ones, such as HR@20, NDCG@50 or MRR@10. Default: those of the paper's tables, and MRR.
+        more_metrics: further ones, such as HR@20, NDCG@50 or MRR. Default: those of the paper's tables.
         seed: of the sample, the candidates and the bootstrap.
 
     Raises:

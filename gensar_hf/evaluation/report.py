@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from gensar_hf.data.splits import SEARCH, Requests
-from gensar_hf.evaluation.metrics import METRICS
+from gensar_hf.evaluation.metrics import COMPARED_METRICS, METRICS
 from gensar_hf.evaluation.scorer import request_history
 from gensar_hf.evaluation.significance import holm
 from gensar_hf.files import atomic_path
@@ -61,7 +61,7 @@ class Table:
         caption, note = (Text(text) if text else None for text in (self.caption, self.note))
         table = RichTable(title=caption, title_justify="left", caption=note, caption_justify="left")
         for number, name in enumerate(self.header):
-            table.add_column(Text(name), justify="right" if number else "left", max_width=None if number else 26)
+            table.add_column(Text(name), justify="right" if number else "left", max_width=None if number else 40)
         for row in self.rows:
             # Text rather than markup, since titles and names may hold brackets. Every second part is between asterisks.
             parts = (re.split(r"\*\*(.+?)\*\*", cell) for cell in row)
@@ -172,16 +172,18 @@ def metrics_tables(metrics: Mapping[str, Any]) -> list[Table]:
         digits, counted = _num_digits(facts["protocol"]), "items" if "full" in facts["protocol"] else "candidates"
         names = _measured(metrics.get("metrics", METRICS), by_system.values())
         cells = {name: [_plus_minus(values[metric], digits) for metric in names] for name, values in by_system.items()}
-        rows, spread = _bold_best(cells, with_spread=True), _measured(SPREAD_METRICS, by_system.values())
-        rows = [
-            [*row, *(short_number(values[name]["value"]) for name in spread)]
-            for row, values in zip(rows, by_system.values(), strict=True)
-        ]
         caption = (
             f"{task.capitalize()}: {describe_protocol(facts['protocol'])} "
             f"({facts['protocol']}, {facts['num_candidates']:,} {counted}, {facts['num_requests']:,} requests)"
         )
-        tables.append(Table(["System", *names, *spread], rows, caption))
+        tables.append(Table(["System", *names], _bold_best(cells, with_spread=True), caption))
+        if spread := _measured(SPREAD_METRICS, by_system.values()) if by_system else []:
+            spreads = [
+                [name, *(short_number(values[metric]["value"]) for metric in spread)]
+                for name, values in by_system.items()
+            ]
+            caption = "How the ten items recommended to each user spread over the catalogue"
+            tables.append(Table(["System", *spread], spreads, caption))
     last = tables.pop() if tables else Table(["System", *METRICS], [])
     return [*tables, replace(last, note="\n\n".join(notes))]
 
@@ -296,7 +298,7 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
     facts = comparison["tasks"][task]
     digits = _num_digits(facts["protocol"])
     measured = [each["tasks"][task] for each in systems.values()]
-    names, spread = _measured(METRICS, measured), _measured(SPREAD_METRICS, measured)
+    names, spread = _measured(COMPARED_METRICS, measured), _measured(SPREAD_METRICS, measured)
     cells = {
         name: [_mean_cell(values[metric], digits) for metric in names]
         for name, values in zip(systems, measured, strict=True)
