@@ -589,7 +589,7 @@ class GenSARPipeline:
 
         Args:
             kind: `"SQ8"` compares all items with a byte a number; `"IVF1024,SQ8"` those of the nearest of 1,024
-                clusters, which may miss some. Other factory strings of FAISS, with or without IVF, work as well.
+                clusters, which may miss some. Other factory strings of FAISS work if their search takes a selector.
             num_probes: clusters that a request looks at.
 
         Raises:
@@ -693,10 +693,10 @@ class GenSARPipeline:
         check_num_answers(len(histories), top_k)
         check_flag("exclude_seen", exclude_seen)
         check_flag("explain", explain)
-        index = self._current_index()
         filters = catalogue.filters(among, len(histories), on_unknown)
         denied = catalogue.filters(exclude, len(histories), on_unknown, "exclude")
         histories, num_beams = [as_events(history) for history in histories], max(self.num_beams, top_k)
+        index = None if queries is not None or num_beams > MAX_BEAMS else self._current_index()
         answers = []
         for rows in self._request_chunks(len(histories), num_beams, queries is not None):
             chunk = [histories[row] for row in rows]
@@ -711,9 +711,8 @@ class GenSARPipeline:
             found = best_items(encoded, catalogue, num_beams, excluded, filters=own_filters, index=index)
             answers += [answers_of(items[:top_k], scores[:top_k], catalogue) for items, scores in found]
             if explain:
-                is_normalized = index is None or queries is not None
                 shown = [items[:top_k] for items, _ in found]
-                parts = score_parts(encoded, shown, catalogue, is_normalized=is_normalized)
+                parts = score_parts(encoded, shown, catalogue, is_normalized=index is None)
                 for row, own_answers in enumerate(answers[-len(found) :]):
                     for column, answer in enumerate(own_answers):
                         answer["parts"] = {name: float(values[row, column]) for name, values in parts.items()}

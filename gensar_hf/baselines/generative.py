@@ -222,7 +222,7 @@ def fit_generator(
     training: Mapping[str, Any],
     *,
     tasks: Sequence[str] = (),
-    pairs: Sequence[Pairs] = (),
+    pairs: Sequence[Pairs] | None = None,
 ) -> GenerativeScorer:
     """Train a generator of a table's identifiers.
 
@@ -239,7 +239,7 @@ def fit_generator(
     Raises:
         InputError: there is nothing to learn from.
     """
-    stages = [as_searches(dataset, part) for part in pairs] or [dataset]
+    stages = [dataset] if pairs is None else [as_searches(dataset, part) for part in pairs]
     answered = tasks or [SEARCH]
     with tempfile.TemporaryDirectory() as folder:
         arguments = GenSARTrainingArguments(
@@ -261,4 +261,4 @@ def fit_generator(
         for stage in stages:
             with quiet_trainer():
                 GenSARTrainer(pipe, arguments, stage).train()
-    return GenerativeScorer(pipe, name, answered, reads_history=not pairs)
+    return GenerativeScorer(pipe, name, answered, reads_history=pairs is None)

@@ -46,7 +46,7 @@ def tree_codes(affinity: csr_matrix, codebook_size: int, seed: int) -> np.ndarra
 
     A cluster of more than `codebook_size` items is split into as many clusters, a smaller one into its items. Shorter
     paths end with zeros. A split that leaves more than half of the items together is replaced by equal parts along the
-    second eigenvector, or the tree would be as deep as there are items.
+    second eigenvector (of unit rows), or the tree would be as deep as there are items.
 
     Args:
         affinity: `(num_items, num_items)` symmetric, not negative.
@@ -61,12 +61,16 @@ def tree_codes(affinity: csr_matrix, codebook_size: int, seed: int) -> np.ndarra
     num_items = affinity.shape[0]
     if num_items <= codebook_size:
         return np.arange(num_items)[:, None]
-    vectors = spectral_embedding(affinity, codebook_size, seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of items with equal co-clicks
-        labels = KMeans(codebook_size, n_init=1, random_state=seed).fit_predict(vectors)
-    if np.bincount(labels).max() > num_items // 2:
-        labels = np.argsort(np.argsort(vectors[:, -2])) * codebook_size // num_items
+    equal_parts = np.arange(num_items) * codebook_size // num_items
+    if not affinity.nnz:  # nothing tells these items apart
+        labels = equal_parts
+    else:
+        vectors = spectral_embedding(affinity, codebook_size, seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of items with equal co-clicks
+            labels = KMeans(codebook_size, n_init=1, random_state=seed).fit_predict(vectors)
+        if np.bincount(labels).max() > num_items // 2:
+            labels = equal_parts[np.argsort(np.argsort(vectors[:, -2]))]
     members = [np.flatnonzero(labels == code) for code in np.unique(labels)]
     parts = [tree_codes(affinity[rows][:, rows], codebook_size, seed) for rows in members]
     codes = np.zeros((num_items, 1 + max(part.shape[1] for part in parts)), dtype=np.int64)

@@ -46,7 +46,7 @@ def product_codebooks(embeddings: np.ndarray, num_blocks: int, codebook_size: in
 
     `embeddings` are `(num_items, dim)`; the codebooks `(codebook_size, dim)` are zero outside their block.
     """
-    blocks = np.array_split(embeddings, num_blocks, axis=1)
+    blocks = np.array_split(embeddings, min(num_blocks, embeddings.shape[1]), axis=1)
     return in_blocks([fit_codebook(torch.from_numpy(block), codebook_size, seed) for block in blocks])
 
 

@@ -159,7 +159,7 @@ def _task_metrics(
 ) -> dict[str, Any]:
     """Each metric's mean, deviation and values over the seeds, and the difference from the reference."""
     metrics: dict[str, Any] = {}
-    for name in [name for name in (*COMPARED_METRICS, *SPREAD_METRICS) if name in by_seed[0]]:
+    for name in [name for name in (*COMPARED_METRICS, *SPREAD_METRICS) if all(name in run for run in by_seed)]:
         values = [run[name]["value"] for run in by_seed]
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
         metrics[name] = {"mean": float(np.mean(values)), "sd": sd, "values": values}

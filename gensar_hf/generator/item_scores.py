@@ -249,8 +249,8 @@ def best_items(
         excluded: for each request rows that must not be returned.
         only: parts of the scores that count, see `score_parts`; default: all.
         filters: for each request the items that may be returned, of this catalogue; None: all.
-        index: of the item vectors, for requests without texts to match; the scores then lack what is the same for all
-            items of a request.
+        index: of the item vectors, for recommendations; the scores then lack what is the same for all items of a
+            request.
     """
     table = catalogue.identifiers
     excluded = excluded or [_NO_ROWS] * len(requests.context)
@@ -279,7 +279,7 @@ def best_items(
         if by_item is None:
             return found
         proposals = [rows for rows, _ in found]
-    index = None if by_item is None or by_item.text_weights is not None or scores_all else index
+    index = None if by_item is None or scores_all else index
     if by_item is not None and not scores_all:
         by_vector = (
             by_item.best(num_beams, is_open, only) if index is None else by_item.nearest(num_beams, is_open, index)
@@ -402,17 +402,25 @@ class ItemScores:
         return [np.unique(np.concatenate(own)) for own in zip(*found, strict=True)]
 
     def nearest(self, number: int, is_open: Sequence[np.ndarray], index: VectorIndex) -> list[np.ndarray]:
-        """As `best`, by vector alone, of the items that an index finds, and the added ones that are near to these."""
-        neighbors, num_trained, found = self._table.neighbors, self._table.num_trained, []
-        is_known = [own[: index.num_items].copy() for own in is_open]
-        for known, own in zip(is_known, is_open, strict=True):
-            known[neighbors[own[num_trained:]].ravel()] = True  # open items borrow from them
+        """As `best`, by vector alone; items with vectors are those that an index finds."""
+        neighbors, num_trained = self._table.neighbors, self._table.num_trained
+        is_known = [own[: index.num_items] for own in is_open]
         proposals = index.search(self._requests, 2 * number, is_known)  # which it may have in a slightly wrong order
+        for request, (rows, own) in enumerate(zip(proposals, is_known, strict=True)):
+            if len(rows) < min(number, int(own.sum())):  # the clusters that were looked at have hardly an open item
+                proposals[request] = np.flatnonzero(own)
         logits = self.by_vector(_padded(proposals), is_normalized=False)
-        for rows, own_logits, own in zip(proposals, logits, is_open, strict=True):
-            rows = rows[np.argsort(-own_logits[: len(rows)], kind="stable")[:number]]
-            both = np.union1d(rows, num_trained + np.flatnonzero(np.isin(neighbors, rows).any(axis=1)))
-            found.append(both[own[both]])
+        found = [
+            rows[np.argsort(-own_logits[: len(rows)], kind="stable")[:number]]
+            for rows, own_logits in zip(proposals, logits, strict=True)
+        ]
+        if len(neighbors):
+            added = [np.flatnonzero(own[num_trained:]) for own in is_open]
+            lent = self.by_vector(_padded([neighbors[own].ravel() for own in added]), is_normalized=False)
+            for request, (own, logits_of_lenders) in enumerate(zip(added, lent, strict=True)):
+                borrowed = mean_probability(logits_of_lenders[: neighbors[own].size].reshape(-1, neighbors.shape[1]))
+                best = own[np.argsort(-borrowed, kind="stable")[:number]]
+                found[request] = np.union1d(found[request], num_trained + best)
         return found
 
     def _text(self, weights: torch.Tensor, only: Collection[str] = ()) -> torch.Tensor:

@@ -35,7 +35,7 @@ class VectorIndex:
             import faiss
         vectors, biases = items.table.weight, items.bias
         self.num_items, self.kind = len(biases), kind
-        self._source = vectors, vectors._version  # torch counts the changes of a tensor
+        self._source = [(tensor, tensor._version) for tensor in (vectors, biases)]  # torch counts their changes
         self._width = -(-(vectors.shape[1] + 1) // _WIDTH) * _WIDTH
 
         def rows_of(part: Any) -> np.ndarray:
@@ -51,19 +51,24 @@ class VectorIndex:
             self._index.train(rows_of(slice(None, None, step)))
             for part in row_chunks(self.num_items):
                 self._index.add(rows_of(part))
+            is_clustered = faiss.try_extract_index_ivf(self._index) is not None
+            self._options: dict[str, Any] = {"nprobe": num_probes} if is_clustered else {}
+            self._parameters: Any = faiss.SearchParametersIVF if is_clustered else faiss.SearchParameters
+            self._selector: Any = faiss.IDSelectorBitmap
+            self._search_open(rows_of(slice(1)), 1, np.ones(self.num_items, dtype=bool))  # some kinds refuse that
         except RuntimeError as error:  # its messages have a line of C++ each
             raise InputError(
                 f"FAISS cannot make an index of kind {kind!r} of {self.num_items:,} items; take 'SQ8', or 'IVFn,SQ8' "
                 "with n clusters of at least 40 items each."
             ) from error
-        is_clustered = faiss.try_extract_index_ivf(self._index) is not None
-        self._options: dict[str, Any] = {"nprobe": num_probes} if is_clustered else {}
-        self._parameters: Any = faiss.SearchParametersIVF if is_clustered else faiss.SearchParameters
-        self._selector: Any = faiss.IDSelectorBitmap
 
     def is_current(self, items: ItemVectors) -> bool:
-        """Whether these are the vectors that the index was made of, unchanged."""
-        return items.table.weight is self._source[0] and items.table.weight._version == self._source[1]
+        """Whether these are the vectors and biases that the index was made of, unchanged."""
+        now = items.table.weight, items.bias
+        return all(
+            tensor is source and tensor._version == version
+            for tensor, (source, version) in zip(now, self._source, strict=True)
+        )
 
     def search(self, requests: torch.Tensor, number: int, is_open: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The best open items of each request.

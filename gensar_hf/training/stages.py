@@ -634,7 +634,7 @@ def refuse_input_in_stage(path: str | None, run_dir: Path) -> None:
     """
     if path and os.path.exists(path):
         place = Path(path).resolve()
-        for stage in STAGES:
+        for stage in (*STAGES, TEACHER):
             if run_dir.resolve() / stage in (place, *place.parents):
                 raise InputError(
                     f"{path} lies in {run_dir / stage}, which the training would replace; copy it elsewhere, or name "

@@ -61,3 +61,9 @@ def test_eigenvectors_of_large_catalogues_are_the_same(monkeypatch):
     np.testing.assert_allclose(
         np.abs(np.sum(dense * np.sign(dense[0]) * sparse * np.sign(sparse[0]), axis=1)), 1, atol=1e-4
     )
+
+
+def test_items_that_nobody_clicked_get_the_same_paths_again():
+    first, again = (tree_codes(csr_matrix((2100, 2100)), 32, seed=0) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert len(np.unique(first, axis=0)) == 2100

@@ -93,11 +93,32 @@ def test_added_and_removed_items(pipe: GenSARPipeline) -> None:
     assert {answer["item_id"] for answer in pipe.recommend([], top_k=5, among=added)} == set(added)
 
 
+@pytest.mark.parametrize("kind", ["SQ8", "IVF64,SQ8"])
+def test_narrow_filters_get_as_many_answers_as_they_allow(pipe: GenSARPipeline, kind: str) -> None:
+    """One item far from the probed clusters, and items of low logit beside added ones that borrow from the best."""
+    ranked = [answer["item_id"] for answer in pipe.recommend([], top_k=1000)]
+    pipe.build_index(kind, num_probes=2)
+    for item_id in ranked[::200]:
+        assert ids([pipe.recommend([], top_k=1, among=[item_id])]) == [[item_id]]
+    lenders = np.array([int(item_id.split()[1]) for item_id in ranked[:100]]).reshape(10, 10)
+    pipe.set_catalogue(table_of(lenders))
+    allowed = ranked[-20:] + [f"item {NUM_ITEMS + row}" for row in range(10)]
+    assert {answer["item_id"] for answer in pipe.recommend([], top_k=30, among=allowed)} == set(allowed)
+
+
+def test_explained_parts_add_up_however_many_answers(pipe: GenSARPipeline) -> None:
+    pipe.build_index()
+    for answers in (
+        pipe.recommend(HISTORIES[0], top_k=1100, explain=True),
+        pipe.search("red soap", HISTORIES[0], top_k=3, explain=True),
+    ):
+        assert sum(answers[2]["parts"].values()) == pytest.approx(answers[2]["score"], abs=1e-4)
+
+
 def test_an_index_of_older_vectors_is_not_used(pipe: GenSARPipeline, caplog: pytest.LogCaptureFixture) -> None:
     pipe.build_index("SQ8")
     with torch.no_grad():
-        item_vectors_of(pipe.model).bias[4] += 1  # the bias is not watched, the vectors are
-        item_vectors_of(pipe.model).table.weight.neg_()
+        item_vectors_of(pipe.model).bias[4] += 10
     with caplog.at_level(logging.WARNING):
         changed = pipe.recommend(HISTORIES, top_k=5)
     assert "call `build_index` again" in caplog.text
@@ -106,7 +127,7 @@ def test_an_index_of_older_vectors_is_not_used(pipe: GenSARPipeline, caplog: pyt
 
 
 def test_unusable_indexes_are_one_sentence(pipe: GenSARPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind in ("no such", "IVF5000,SQ8"):
+    for kind in ("no such", "IVF5000,SQ8", "SQ8,RFlat"):
         with pytest.raises(InputError, match=f"no index of kind '{kind}'|of kind '{kind}' of 3,000 items"):
             pipe.build_index(kind)
     with pytest.raises(ValueError, match="num_probes"):
