@@ -7,49 +7,27 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from gensar_hf.baselines.registry import Baseline
 from gensar_hf.baselines.sequential import fit_next_item_model
+from gensar_hf.embeddings.configuration_sasrec import NextItemConfig
 from gensar_hf.embeddings.modeling_sasrec import PADDING, SASRecModel
 from gensar_hf.embeddings.sasrec_training import PrefixWindows
 
 
 @strict
-class FMLPRecConfig(PreTrainedConfig):
-    """Sizes and regularization of a `FMLPRecModel`.
+class FMLPRecConfig(NextItemConfig):
+    """Configuration of a `FMLPRecModel`, the settings of `NextItemConfig`.
 
-    Args:
-        num_items: size of the catalogue.
-        hidden_size: width of the item embeddings and of every layer; that of the feed-forward layer is four times it.
-        num_layers: blocks of a filter and a feed-forward layer.
-        max_length: latest events of a history that are read; every history is padded to it.
-        dropout: on the input embeddings and after every layer.
-        event_dropout: fraction of a training prefix's events that are dropped, drawn for every epoch.
-        label_smoothing: label smoothing of the training loss.
-        initializer_range: standard deviation of the initial weights.
+    Every history is padded to `max_length`. Blocks are a filter and a feed-forward layer four times as wide as
+    `hidden_size`; dropout follows every layer.
     """
 
     model_type = "fmlp_rec"
 
-    num_items: int = 1
-    hidden_size: int = 64
-    num_layers: int = 2
-    max_length: int = 50
     dropout: float = 0.3
-    event_dropout: float = 0.0
-    label_smoothing: float = 0.1
-    initializer_range: float = 0.02
-
-    def validate_ranges(self) -> None:
-        """Part of the `@strict` validation: sizes are counts, probabilities lie in [0, 1)."""
-        for name in ("num_items", "hidden_size", "num_layers", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
-        for name in ("dropout", "event_dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1; got {getattr(self, name)}.")
 
 
 class FMLPRecBlock(nn.Module):
@@ -94,7 +72,7 @@ class FMLPRecModel(SASRecModel):
     dropout within the feed-forward layer.
     """
 
-    config_class = FMLPRecConfig  # type: ignore[assignment]
+    config_class = FMLPRecConfig
     base_model_prefix = "fmlp_rec"
 
     def __init__(self, config: FMLPRecConfig) -> None:

@@ -5,50 +5,33 @@ from functools import partial
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from gensar_hf.baselines.registry import Baseline
 from gensar_hf.baselines.sequential import fit_next_item_model
+from gensar_hf.embeddings.configuration_sasrec import NextItemConfig
 from gensar_hf.embeddings.modeling_sasrec import PADDING, SASRecModel
 
 
 @strict
-class GRU4RecConfig(PreTrainedConfig):
-    """Sizes and regularization of a `GRU4RecModel`.
+class GRU4RecConfig(NextItemConfig):
+    """Configuration of a `GRU4RecModel`, in addition to `NextItemConfig`; `hidden_size` is that of the GRU's state.
 
     Args:
-        num_items: size of the catalogue.
         embedding_size: width of the item embeddings.
-        hidden_size: width of the GRU's state.
-        num_layers: stacked GRU layers.
-        max_length: latest events of a history that are read.
-        dropout: on the input embeddings, between layers and on the projected states.
-        event_dropout: fraction of a training window's events that are dropped, drawn for every epoch.
-        label_smoothing: label smoothing of the training loss.
-        initializer_range: standard deviation of the initial embeddings.
     """
 
     model_type = "gru4rec"
 
-    num_items: int = 1
     embedding_size: int = 64
     hidden_size: int = 128
     num_layers: int = 1
-    max_length: int = 50
-    dropout: float = 0.2
-    event_dropout: float = 0.0
-    label_smoothing: float = 0.1
-    initializer_range: float = 0.02
 
-    def validate_ranges(self) -> None:
-        """Part of the `@strict` validation: sizes are counts, probabilities lie in [0, 1)."""
-        for name in ("num_items", "embedding_size", "hidden_size", "num_layers", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
-        for name in ("dropout", "event_dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1; got {getattr(self, name)}.")
+    def validate_embedding(self) -> None:
+        """Part of the `@strict` validation."""
+        if self.embedding_size < 1:
+            raise ValueError(f"`embedding_size` must be at least 1; got {self.embedding_size}.")
 
 
 class GRU4RecModel(SASRecModel):
@@ -67,7 +50,7 @@ class GRU4RecModel(SASRecModel):
     of Adagrad; no output bias.
     """
 
-    config_class = GRU4RecConfig  # type: ignore[assignment]
+    config_class = GRU4RecConfig
     base_model_prefix = "gru4rec"
 
     def __init__(self, config: GRU4RecConfig) -> None:

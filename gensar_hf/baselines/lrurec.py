@@ -6,54 +6,37 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from gensar_hf.baselines.registry import Baseline
 from gensar_hf.baselines.sequential import fit_next_item_model
+from gensar_hf.embeddings.configuration_sasrec import NextItemConfig
 from gensar_hf.embeddings.modeling_sasrec import PADDING, SASRecModel
 
 
 @strict
-class LRURecConfig(PreTrainedConfig):
-    """Sizes and regularization of a `LRURecModel`.
+class LRURecConfig(NextItemConfig):
+    """Configuration of a `LRURecModel`, in addition to `NextItemConfig`.
+
+    Blocks are a recurrence and a feed-forward layer four times as wide as `hidden_size`; dropout follows every layer.
 
     Args:
-        num_items: size of the catalogue.
-        hidden_size: width of the item embeddings and of every layer; that of the feed-forward layer is four times it.
         state_size: complex numbers in the state of a recurrence; None = twice `hidden_size`, as in the paper.
-        num_layers: blocks of a recurrence and a feed-forward layer.
-        max_length: latest events of a history that are read.
-        dropout: on the input embeddings and after every layer.
         min_radius: smallest absolute value of an initial eigenvalue of the recurrence.
         max_radius: largest absolute value of an initial eigenvalue.
-        event_dropout: fraction of a training window's events that are dropped, drawn for every epoch.
-        label_smoothing: label smoothing of the training loss.
-        initializer_range: standard deviation of the initial embeddings.
     """
 
     model_type = "lrurec"
 
-    num_items: int = 1
-    hidden_size: int = 64
     state_size: int | None = None
-    num_layers: int = 2
-    max_length: int = 50
-    dropout: float = 0.2
     min_radius: float = 0.8
     max_radius: float = 0.99
-    event_dropout: float = 0.0
-    label_smoothing: float = 0.1
-    initializer_range: float = 0.02
 
-    def validate_ranges(self) -> None:
-        """Part of the `@strict` validation: sizes are counts, probabilities and radii lie in [0, 1)."""
-        for name in ("num_items", "hidden_size", "state_size", "num_layers", "max_length"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {value}.")
-        for name in ("dropout", "event_dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1; got {getattr(self, name)}.")
+    def validate_recurrence(self) -> None:
+        """Part of the `@strict` validation: a state, and eigenvalues within the unit circle."""
+        if self.state_size is not None and self.state_size < 1:
+            raise ValueError(f"`state_size` must be at least 1; got {self.state_size}.")
         if not 0 < self.min_radius < self.max_radius < 1:
             raise ValueError(
                 "`min_radius` and `max_radius` must be ascending and between 0 and 1, because a recurrence with a "
@@ -158,7 +141,7 @@ class LRURecModel(SASRecModel):
     read from its start for every request, though the state would allow to read only what is new.
     """
 
-    config_class = LRURecConfig  # type: ignore[assignment]
+    config_class = LRURecConfig
     base_model_prefix = "lrurec"
 
     def __init__(self, config: LRURecConfig) -> None:

@@ -11,7 +11,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from gensar_hf.catalogue_loss import catalogue_losses
-from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
+from gensar_hf.embeddings.configuration_sasrec import NextItemConfig, SASRecConfig
 from gensar_hf.model_folder import CheckedLoading
 
 PADDING = 0
@@ -65,7 +65,7 @@ class SASRecModel(CheckedLoading, PreTrainedModel):  # type: ignore[misc]  # its
     matrix product on a CPU.
     """
 
-    config_class = SASRecConfig
+    config_class: type[NextItemConfig] = SASRecConfig
     base_model_prefix = "sasrec"
     accepts_loss_kwargs = True  # `num_items_in_batch` makes the loss exact under gradient accumulation
 

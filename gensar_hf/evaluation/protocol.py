@@ -419,9 +419,7 @@ def rank_requests(
             ranks.append(rank_in_catalogue(scores, chunk.target_items, tie_draws[rows], is_excluded))
         else:
             if is_excluded is not None:
-                is_target = (
-                    candidates == chunk.target_items[:, None]
-                )  # a target that was clicked before keeps its score
+                is_target = candidates == chunk.target_items[:, None]  # one that was clicked before keeps its score
                 scores, is_excluded = np.where(is_excluded & ~is_target, -np.inf, scores), None
             ranks.append(rank_of_target(scores, sets.target_columns[rows]))
         first.append(first_items(scores, candidates, chunk.target_items, ranks[-1], is_excluded, LIST_LENGTH))

@@ -109,7 +109,7 @@ def test_save_and_load_keep_every_weight(model, tmp_path):
     [
         ({"hidden_size": 10, "num_heads": 4}, "`num_heads` must divide `hidden_size`"),
         ({"num_items": 0}, "`num_items` must be at least 1"),
-        ({"num_layers": -1}, "`num_layers` must not be negative"),
+        ({"num_layers": -1}, "`num_layers` must be at least 0"),
         ({"dropout": 1.0}, "`dropout` must be at least 0 and below 1"),
         ({"event_dropout": -0.1}, "`event_dropout` must be at least 0"),
     ],
