@@ -474,7 +474,9 @@ def evaluate_command(argv: Sequence[str]) -> int:
         raise InputError(f"{run_dir} holds no finished run (folders data and model); run gensar train first.")
     set_up_logging()
     folder, console = run_dir / "results", Console()
-    with saving(folder, names=("metrics.json", "ranks.parquet", "tables.md", "ndcg.png", "query_kinds.json")) as aside:
+    with saving(
+        folder, replace=True, names=("metrics.json", "ranks.parquet", "tables.md", "ndcg.png", "query_kinds.json")
+    ) as aside:
         dataset, pipe = InteractionDataset.load(run_dir / DATA), GenSARPipeline.from_pretrained(run_dir / MODEL)
         systems = run_systems(run_dir, dataset) if settings.pop("baselines") else []
         result = evaluate_pipeline(pipe, dataset, systems=systems, **settings)

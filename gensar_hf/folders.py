@@ -337,8 +337,9 @@ def finish_saving(folder: str | os.PathLike[str]) -> None:
                 raise InputError(f"{ready} holds the file {name}, which lies elsewhere; delete {ready}.")
         for name in record["stale"]:
             (folder / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                (folder / name).parent.rmdir()  # if it is empty
+            with contextlib.suppress(OSError):  # raised by the first one that is not empty
+                for parent in Path(name).parents[:-1]:
+                    (folder / parent).rmdir()
         for name in record["new"]:
             if (ready / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -105,12 +105,13 @@ def test_train_evaluate_and_ask(gensar, tables, config, tmp_path):
     status, printed, _ = gensar(*command)
     assert (status, printed.count("already finished")) == (0, 5)
 
-    status, printed, complaint = gensar("evaluate", tmp_path / "run", "--num_negatives", "9", "--baselines", "false")
+    options = ["--num_negatives=9", "--baselines=false", "--full_ranking=true", "--trec_runs=true"]
+    status, printed, complaint = gensar("evaluate", tmp_path / "run", *options)
     assert status == 0, complaint
     assert printed.index("by kind of query") < printed.index("random-9, 10 candidates")
     assert "alone" in printed  # parts of the scores
     written = {path.name for path in (tmp_path / "run" / "results").iterdir()}
-    assert written >= {"ranks.parquet", "query_kinds.json", "query_kinds.md"}
+    assert written >= {"ranks.parquet", "query_kinds.json", "query_kinds.md", "full_ranking", "trec"}
     status, _, complaint = gensar("evaluate", tmp_path / "run", "--queries_per_kind=-1")
     assert (status, complaint.count("\n")) == (2, 1)
     assert "--queries_per_kind must not be negative; got -1" in complaint
@@ -119,6 +120,8 @@ def test_train_evaluate_and_ask(gensar, tables, config, tmp_path):
     assert status == 0, complaint
     assert "by kind of query" not in printed
     assert "bm25-hard(title)-9" in printed
+    of_one = {path.name for path in (tmp_path / "run" / "results").iterdir() if not path.name.startswith(".")}
+    assert not of_one & {"query_kinds.json", "full_ranking", "trec"}  # of the evaluation before
 
 
 def test_files_of_others_are_neither_replaced_nor_made(gensar, run, tmp_path, monkeypatch):
