@@ -97,7 +97,7 @@ class TextIndex:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made again when it is needed, some of which cannot be pickled."""
-        made = ("lexical_channels", "_float_vectors")
+        made = ("_lexical", "_float_vectors")
         state = {name: value for name, value in self.__dict__.items() if name not in made}
         return state | {"_scored": {}, "_known": OrderedDict(), "_read": OrderedDict()}
 
@@ -180,7 +180,7 @@ class TextIndex:
         result = np.zeros((len(queries), len(CHANNELS), len(self)), dtype=np.float32)
         if not len(queries):
             return result
-        for place, channel in enumerate(self.lexical_channels):
+        for place, channel in enumerate(self._lexical):
             result[:, place] = channel.scores(queries)
         if self._float_vectors is not None:
             for rows in row_chunks(len(queries), block_size):
@@ -229,8 +229,11 @@ class TextIndex:
         return self.encode(queries) if encode else self.remembered_vectors(queries)
 
     @cached_property
+    def _lexical(self) -> "tuple[LexicalChannel, LexicalChannel]":
+        return self.lexical_channels()
+
     def lexical_channels(self) -> "tuple[LexicalChannel, LexicalChannel]":
-        """The comparisons by words and by characters."""
+        """The comparisons by words and by characters, built from the texts."""
         return _bm25(self.texts), _character_cosines(self.titles)
 
     def with_items(self, titles: Sequence[str], texts: Sequence[str]) -> "TextIndex":
