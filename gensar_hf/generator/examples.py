@@ -649,10 +649,11 @@ class ExampleCollator:
         """
         labels, clicked = columns["item_labels"], columns["event_items"]
         present = [labels[labels != IGNORED_LABEL], clicked[(clicked >= 0) & (clicked < self._num_vectors)]]
-        texts = self._sampled_texts
+        texts, terms = self._sampled_texts, []
         distinct, queries = _distinct_queries(rows)
         if texts is not None:
-            present.append(texts.candidates(distinct))
+            terms = texts.weigh(distinct)
+            present.append(texts.candidates(distinct, terms))
         # Drawn from what is in the batch, so that a batch has one sample, whichever process draws it.
         generator = torch.Generator().manual_seed(zlib.crc32(labels.tobytes()))
         sample = sample_items(torch.from_numpy(np.concatenate(present)), self._num_vectors, generator)
@@ -662,7 +663,8 @@ class ExampleCollator:
         }
         if texts is None:
             return inputs
-        return {**inputs, **self._text_inputs(rows, distinct, queries, *texts.match(distinct, sample.items.numpy()))}
+        reading, scores = texts.match(distinct, terms, sample.items.numpy())
+        return {**inputs, **self._text_inputs(rows, distinct, queries, reading, scores)}
 
     @cached_property
     def _sampled_texts(self) -> SampledTexts | None:

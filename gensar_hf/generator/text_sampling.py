@@ -12,6 +12,9 @@ from scipy import sparse
 
 from gensar_hf.generator.text_matching import CHANNELS, NUM_MATCHES, QueryReading, TextIndex
 
+WeightedTerms = list[tuple[sparse.csr_matrix, np.ndarray]]
+"""What `LexicalChannel.weigh` returns, by words and by characters; empty without queries."""
+
 _RARE = 1000  # items that an n-gram may occur in to be looked up
 
 
@@ -35,31 +38,37 @@ class SampledTexts:
         self._lists = [_rows_of(channel.by_term, most) for channel, most in zip(channels, (np.inf, _RARE), strict=True)]
         self._found: dict[str, np.ndarray] = {}
 
-    def candidates(self, queries: Sequence[str]) -> np.ndarray:
-        """Rows of the items that fit one of the queries best, `NUM_MATCHES` at most by each of both kinds of terms."""
-        new = [query for query in dict.fromkeys(queries) if query not in self._found]
-        own = {query: [np.zeros(0, dtype=np.int64)] for query in new}
-        for weigh, lists in zip(self._weigh, self._lists, strict=True):
-            if not new:
-                break
-            weights, _ = weigh(new)
-            for place, query in enumerate(new):
-                scores = weights[place] @ lists
-                is_compared = scores.indices < self.num_items
-                rows, values = scores.indices[is_compared], scores.data[is_compared]
-                if len(rows) > NUM_MATCHES:
-                    rows = rows[np.argpartition(-values, NUM_MATCHES)[:NUM_MATCHES]]
-                own[query].append(rows.astype(np.int64))
-        found = {query: np.concatenate(rows) for query, rows in own.items()}
-        known = [self._found[query] for query in queries if query in self._found]
-        self._found.update({query: rows for query, rows in found.items() if self.texts.is_remembered(query)})
-        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *found.values(), *known]))
+    def weigh(self, queries: Sequence[str]) -> WeightedTerms:
+        """The terms of some queries by words and by characters, for the other two methods."""
+        return [weigh(queries) for weigh in self._weigh] if queries else []
 
-    def match(self, queries: Sequence[str], rows: np.ndarray) -> tuple[QueryReading, np.ndarray]:
+    def candidates(self, queries: Sequence[str], terms: WeightedTerms) -> np.ndarray:
+        """Rows of the items that fit one of the queries best, `NUM_MATCHES` at most by each of both kinds of terms."""
+        found = [np.zeros(0, dtype=np.int64)]
+        for place, query in enumerate(queries):
+            best = self._found.get(query)
+            if best is None:
+                weights = (weights[place] for weights, _ in terms)
+                best = np.concatenate([self._best(*pair) for pair in zip(weights, self._lists, strict=True)])
+            if self.texts.is_remembered(query):
+                self._found[query] = best
+            found.append(best)
+        return np.unique(np.concatenate(found))
+
+    def _best(self, weights: sparse.csr_matrix, lists: sparse.csr_matrix) -> np.ndarray:
+        scores = weights @ lists
+        is_compared = scores.indices < self.num_items
+        rows, values = scores.indices[is_compared], scores.data[is_compared]
+        if len(rows) > NUM_MATCHES:
+            rows = rows[np.argpartition(-values, NUM_MATCHES)[:NUM_MATCHES]]
+        return rows.astype(np.int64)
+
+    def match(self, queries: Sequence[str], terms: WeightedTerms, rows: np.ndarray) -> tuple[QueryReading, np.ndarray]:
         """As `TextIndex.match` without encoding, among some items.
 
         Args:
             queries: any texts.
+            terms: `weigh(queries)`.
             rows: `(num_rows,)` items.
 
         Returns:
@@ -73,8 +82,7 @@ class SampledTexts:
             )
             return reading, np.zeros((0, len(CHANNELS), len(rows)), np.float32)
         scores = np.zeros((len(queries), len(CHANNELS), len(rows)), dtype=np.float32)
-        for place, (weigh, by_item) in enumerate(zip(self._weigh, self._by_item, strict=True)):
-            weights, most = weigh(queries)
+        for place, ((weights, most), by_item) in enumerate(zip(terms, self._by_item, strict=True)):
             scores[:, place] = _products(by_item[rows], weights).T / most
         vectors = self.texts.remembered_vectors(queries)
         is_known = vectors.any(axis=1)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 BATCH, MAX_CLICKS, NUM_CANDIDATES = 32, 30, 100
-NUM_WORDS, NUM_QUERIES, NUM_RANKED = 50_000, 32, 4
+NUM_WORDS, NUM_QUERIES, NUM_RANKED = 50_000, 32, 16
 
 
 def requests_of(num_items: int, number: int, seed: int = 0) -> list[list[dict[str, str]]]:
@@ -118,7 +118,7 @@ def measure(num_items: int, repeats: int, with_full_ranking: bool) -> dict[str, 
     pipe = build_pipeline(num_items)
     many, rng = requests_of(num_items, BATCH), np.random.default_rng(1)
     candidates = rng.integers(num_items, size=(BATCH, NUM_CANDIDATES))
-    allowed = pipe.filter(rng.random(num_items) < 0.1)
+    is_allowed = rng.random(num_items) < 0.1
 
     def one_by_one() -> None:
         for history in many[:8]:
@@ -126,17 +126,22 @@ def measure(num_items: int, repeats: int, with_full_ranking: bool) -> dict[str, 
 
     kinds: dict[str, tuple[int, Callable[[], Any]]] = {
         "recommend, single": (8, one_by_one),
-        "the same, by vector alone": (8, by_vector(pipe, one_by_one)),
-        "the same, with an index": (8, with_index(pipe, one_by_one)),
-        "both": (8, by_vector(pipe, with_index(pipe, one_by_one))),
         "recommend, batch of 32": (BATCH, lambda: pipe.recommend(many)),
-        "batch, by vector alone": (BATCH, by_vector(pipe, lambda: pipe.recommend(many))),
-        "batch, with an index": (BATCH, with_index(pipe, lambda: pipe.recommend(many))),
         "batch, seen excluded": (BATCH, lambda: pipe.recommend(many, exclude_seen=True)),
-        "batch, 10 % allowed": (BATCH, lambda: pipe.recommend(many, among=allowed)),
         "100 candidates, batch of 32": (BATCH, lambda: pipe.score_items(many, candidates)),
         "BM25, each distinct query": (NUM_QUERIES, distinct_queries(num_items)),
     }
+    if hasattr(pipe, "filter"):  # earlier checkouts have none
+        allowed = pipe.filter(is_allowed)
+        kinds["batch, 10 % allowed"] = BATCH, lambda: pipe.recommend(many, among=allowed)
+    if hasattr(pipe, "build_index"):
+        kinds |= {
+            "single, by vector alone": (8, by_vector(pipe, one_by_one)),
+            "single, with an index": (8, with_index(pipe, one_by_one)),
+            "single, both": (8, by_vector(pipe, with_index(pipe, one_by_one))),
+            "batch, by vector alone": (BATCH, by_vector(pipe, lambda: pipe.recommend(many))),
+            "batch, with an index": (BATCH, with_index(pipe, lambda: pipe.recommend(many))),
+        }
     if with_full_ranking:
         kinds["full ranking"] = NUM_RANKED, full_ranking(pipe, num_items)
     pipe.recommend(many[:1])
@@ -163,8 +168,10 @@ def measured_in_turn(
                 command = [sys.executable, str(here), "--one", str(size), "--repeats", str(repeats), *options]
                 output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
                 runs[checkout].append(json.loads(output.splitlines()[-1]))
-        first = next(iter(runs.values()))[0]
-        record[f"{size:,}"] = {kind: [median(run[kind] for run in own) for own in runs.values()] for kind in first}
+        record[f"{size:,}"] = {
+            kind: [median(run[kind] for run in own) if kind in own[0] else float("nan") for own in runs.values()]
+            for kind in next(reversed(runs.values()))[0]
+        }
     return record
 
 

@@ -303,10 +303,14 @@ def test_a_sample_holds_the_items_that_fit_best_and_scores_them_as_the_index_doe
     queries = ["Star Wars", "toystory", "comedy for", "unknown"]
     index.remember(queries[:1])
     sampled = SampledTexts(index, num_items=3)
-    assert 2 in sampled.candidates(["comedy for"])
-    assert sampled.candidates(["toystory", "Star Wars"]).tolist() == [0, 1, 2]
-    assert sampled.candidates([]).tolist() == []
-    reading, scores = sampled.match(queries, np.array([2, 0, 2, 1]))
+
+    def candidates(*queries: str) -> list[int]:
+        return sampled.candidates(queries, sampled.weigh(queries)).tolist()
+
+    assert 2 in candidates("comedy for")
+    assert candidates("toystory", "Star Wars") == [0, 1, 2]
+    assert candidates() == []
+    reading, scores = sampled.match(queries, sampled.weigh(queries), np.array([2, 0, 2, 1]))
     _, expected = index.match(queries, encode=False)
     np.testing.assert_allclose(scores[:, :, [0, 1, 3]], expected[:, :, [2, 0, 1]], atol=1e-6)
     assert (scores[:, :, 2] == -1).all()
