@@ -92,7 +92,10 @@ def test_a_comparison_names_settings_and_baselines_that_exist(name, tables):
         dataset_and_arguments({**settings, "output_dir": "runs/x"})
         if call.func.__name__ == "run_baseline":
             search = yaml.safe_load((SCRIPTS / "configs" / "baselines" / f"{call.args[0]}.yaml").read_text())
-            configure(call.args[0], {setting: values[0] for setting, values in search["space"].items()})
+            configure(
+                search.get("baseline", call.args[0]),
+                {setting: values[0] for setting, values in search["space"].items()},
+            )
 
 
 def test_variants_differ_from_the_base_in_what_they_name():

@@ -44,18 +44,18 @@ def run_baseline(
     dataset = dataset_and_arguments({**settings, "output_dir": str(folder)})[0]
     search = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     search["max_trials"] = max_trials or search["max_trials"]
-    chosen = {setting: values[0] for setting, values in search["space"].items()}
+    baseline, chosen = search.pop("baseline", name), {setting: values[0] for setting, values in search["space"].items()}
     if search["max_trials"] > 1:
         search |= {key: evaluation[key] for key in OF_CANDIDATES if key in evaluation}
 
         def tune(*_: Path) -> dict[str, Any]:
-            return {"chosen": tune_baseline(name, dataset, seed=first_seed, **search)[1]}
+            return {"chosen": tune_baseline(baseline, dataset, seed=first_seed, **search)[1]}
 
         chosen = run_stage(folder, "search", [search, first_seed, *dataset_inputs(dataset)], tune).details["chosen"]
 
     def fit(out: Path, _: Path) -> dict[str, Any]:
         start = time.perf_counter()
-        scorer: Any = fit_baseline(name, dataset, settings=chosen, seed=seed)
+        scorer: Any = fit_baseline(baseline, dataset, settings=chosen, seed=seed)
         seconds = time.perf_counter() - start
         evaluated([scorer], dataset, evaluation, out)
         return {"row": scorer.name, "parameters": scorer.num_parameters, "training": seconds}
