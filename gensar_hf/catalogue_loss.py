@@ -3,9 +3,10 @@
 The one place that decides how a loss over all items is computed, for SASRec, the generator's item vectors and the
 baselines:
 
-- up to `DENSE_ITEMS` items by one product,
-- up to `EXACT_ITEMS` by the same product in blocks of targets, whose logits are computed again in the backward pass,
-- beyond in training by a sampled softmax: its cost does not depend on the number of items.
+- up to `EXACT_ITEMS` items by one product,
+- beyond in training by a sampled softmax: its cost does not depend on the number of items,
+- beyond where nothing is sampled, as in an evaluation, by the same product in blocks of targets, whose logits are
+  computed again in a backward pass.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-DENSE_ITEMS = 16_384
-EXACT_ITEMS = 50_000
+EXACT_ITEMS = 16_384
 NUM_NEGATIVES = 4096  # drawn for a batch
 _BLOCK_LOGITS = 1 << 22  # 16 MiB
 
@@ -87,7 +87,7 @@ def sampled_losses(
 
 
 def in_blocks(losses: Callable[..., torch.Tensor], num_items: int, *rows: torch.Tensor) -> torch.Tensor:
-    """`losses(*rows)`, in blocks of rows beyond `DENSE_ITEMS`, each computed again in the backward pass.
+    """`losses(*rows)`, in blocks of rows beyond `EXACT_ITEMS`, each computed again in the backward pass.
 
     Args:
         losses: the cross entropies `(num_rows,)` of some rows over all items; draws no random numbers.
@@ -95,7 +95,7 @@ def in_blocks(losses: Callable[..., torch.Tensor], num_items: int, *rows: torch.
         rows: tensors with the same first dimension.
     """
     num_rows, size = len(rows[0]), max(1, _BLOCK_LOGITS // num_items)
-    if num_items <= DENSE_ITEMS or num_rows <= size:
+    if num_items <= EXACT_ITEMS or num_rows <= size:
         return losses(*rows)
     blocks = zip(*(tensor.split(size) for tensor in rows), strict=True)
     parts = [checkpoint(losses, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks]

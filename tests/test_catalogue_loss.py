@@ -24,10 +24,10 @@ def reference(states, table, bias, labels, smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_blocks_have_the_losses_and_gradients_of_one_product(tensors, monkeypatch, smoothing):
-    monkeypatch.setattr(catalogue_loss, "DENSE_ITEMS", NUM_ITEMS - 1)
+    monkeypatch.setattr(catalogue_loss, "EXACT_ITEMS", NUM_ITEMS - 1)
     monkeypatch.setattr(catalogue_loss, "_BLOCK_LOGITS", 5 * NUM_ITEMS)
     *inputs, labels = tensors
-    losses = catalogue_losses(inputs[0], labels, *inputs[1:], label_smoothing=smoothing, present=labels)
+    losses = catalogue_losses(inputs[0], labels, *inputs[1:], label_smoothing=smoothing)
     expected = reference(*inputs, labels, smoothing)
     torch.testing.assert_close(losses, expected)
     for own, other in zip(*(torch.autograd.grad(each.sum(), inputs) for each in (losses, expected)), strict=True):

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-SIZES, MODELS = (12_000, 63_000, 250_000, 1_000_000), ("sasrec", "generator")
+SIZES, MODELS = (12_000, 20_000, 63_000, 250_000, 1_000_000), ("sasrec", "generator")
 NUM_USERS, NUM_CLICKS, NUM_WORDS, NUM_CATEGORIES, DIM = 40_000, 400_000, 20_000, 500, 384
 
 

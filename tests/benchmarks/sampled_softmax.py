@@ -2,7 +2,7 @@
 
     python tests/benchmarks/sampled_softmax.py --items items.parquet --interactions clicks.parquet
 
-Catalogues of more than 50,000 items are sampled. Here the sample is forced on a smaller one, with as many draws an item
+Catalogues of more than 16,384 items are sampled. Here the sample is forced on a smaller one, with as many draws an item
 as in a catalogue of `--as_if` items. Prints NDCG@10 with its interval over users, for each seed.
 """
 
