@@ -2,7 +2,7 @@
 
 A full comparison takes 0.3 s a query among a million items, and a training step has a hundred queries. Here a query is
 compared with a sample of the catalogue (`gensar_hf.catalogue_loss`) that holds the items which it fits best by their
-words and by their rare character n-grams.
+rare words and n-grams.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ from gensar_hf.generator.text_matching import CHANNELS, NUM_MATCHES, QueryReadin
 WeightedTerms = list[tuple[sparse.csr_matrix, np.ndarray]]
 """What `LexicalChannel.weigh` returns, by words and by characters; empty without queries."""
 
-_RARE = 1000  # items that an n-gram may occur in to be looked up
+# Items that a term may occur in to be looked up. What more of them have in common would take longer to read, and tells
+# them apart too little.
+_RARE_WORD, _RARE_NGRAM = 20_000, 1000
 
 
 class SampledTexts:
@@ -34,8 +36,8 @@ class SampledTexts:
         channels = texts.lexical_channels()
         self._weigh = [channel.weigh for channel in channels]
         self._by_item = [channel.by_term.T.tocsr() for channel in channels]
-        # What items are looked up by: all words, and the rare n-grams.
-        self._lists = [_rows_of(channel.by_term, most) for channel, most in zip(channels, (np.inf, _RARE), strict=True)]
+        rare = zip(channels, (_RARE_WORD, _RARE_NGRAM), strict=True)
+        self._lists = [_rows_of(channel.by_term, most) for channel, most in rare]
         self._found: dict[str, np.ndarray] = {}
 
     def weigh(self, queries: Sequence[str]) -> WeightedTerms:
@@ -117,7 +119,7 @@ def _products(items: sparse.csr_matrix, queries: sparse.csr_matrix) -> np.ndarra
     return sparse.csr_matrix((items.data[is_asked], columns[is_asked], ends), (items.shape[0], len(terms))) @ dense
 
 
-def _rows_of(by_term: sparse.csr_matrix, most: float) -> sparse.csr_matrix:
+def _rows_of(by_term: sparse.csr_matrix, most: int) -> sparse.csr_matrix:
     """The rows of at most so many entries; the others are empty."""
     lengths = np.diff(by_term.indptr)
     lengths[lengths > most] = 0
