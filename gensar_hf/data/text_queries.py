@@ -204,7 +204,7 @@ class TextQueries:
 
     def title_words(self, item: int) -> list[str]:
         """The words of the title in order, lower-cased."""
-        return self._words_of_titles[item]
+        return words(self.titles[item])
 
     def part(self, item: int) -> str:
         """The two words that are in the fewest titles, in order; of equally rare ones the longer, then the earlier."""
@@ -293,13 +293,9 @@ class TextQueries:
     # ---- what the texts contain
 
     @cached_property
-    def _words_of_titles(self) -> list[list[str]]:
-        return [words(title) for title in self.titles]
-
-    @cached_property
     def _title_frequencies(self) -> Counter[str]:
         """In how many titles each word is."""
-        return Counter(word for found in self._words_of_titles for word in set(found))
+        return Counter(word for title in self.titles for word in set(words(title)))
 
     def _sample(self, texts: Sequence[str]) -> list[str]:
         """Up to `_NUM_SAMPLED` of the texts that have a word, evenly over the catalogue."""
