@@ -1,13 +1,14 @@
-"""What a training step costs by the number of items: `python tests/benchmarks/catalogue_scale.py --output FILE.json`.
+"""What a training step costs by the number of items: `python tests/benchmarks/catalogue_scale.py --output_dir DIR`.
 
     python tests/benchmarks/catalogue_scale.py --models sasrec --sizes 12000 63000
+    python tests/benchmarks/catalogue_scale.py --sizes 62883 --users 192403 --clicks 2348837
     python tests/benchmarks/catalogue_scale.py --items items.parquet --interactions clicks.parquet
 
 SASRec and the generator train for some steps with the default settings, each size in a process of its own, one thread.
 Printed are the CPU seconds of the start (of the model and its trainer, without the log), the median CPU seconds of a
-step, its ratio to the smallest catalogue, and the peak resident memory of the process. The log is made up: 40,000 users
-with 400,000 clicks, a half of them after a query, in catalogues of different sizes. Embeddings and identifiers are
-random, since only the costs are measured.
+step, its ratio to the smallest catalogue, and the peak resident memory of the process. The log is made up: by default
+40,000 users with 400,000 clicks, a half of them after a query, in catalogues of different sizes. Embeddings and
+identifiers are random, since only the costs are measured.
 """
 
 import argparse
@@ -26,10 +27,13 @@ import numpy as np
 import pandas as pd
 
 SIZES, MODELS = (12_000, 20_000, 63_000, 250_000, 1_000_000), ("sasrec", "generator")
+COLUMNS = {"start_s": 1, "first_step_s": 1, "step_s": 3, "peak_gib": 2}  # and their digits
 NUM_USERS, NUM_CLICKS, NUM_WORDS, NUM_CATEGORIES, DIM = 40_000, 400_000, 20_000, 500, 384
 
 
-def make_log(num_items: int, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def make_log(
+    num_items: int, num_users: int = NUM_USERS, num_clicks: int = NUM_CLICKS, seed: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Items of a Zipf popularity with titles of a Zipf vocabulary, and interactions."""
     rng = np.random.default_rng(seed)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
@@ -40,13 +44,13 @@ def make_log(num_items: int, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]
     item_ids = np.array([f"item{number:07d}" for number in range(num_items)], dtype=object)
     titles = [" ".join(row) for row in words]
     items = pd.DataFrame({"item_id": item_ids, "title": titles, "categories": names[category]})
-    clicked = zipf(rng, num_items, NUM_CLICKS)
+    clicked = zipf(rng, num_items, num_clicks)
     interactions = pd.DataFrame(
         {
-            "user_id": np.char.add("user", (rng.integers(0, NUM_USERS, NUM_CLICKS)).astype(str)),
+            "user_id": np.char.add("user", (rng.integers(0, num_users, num_clicks)).astype(str)),
             "item_id": item_ids[clicked],
-            "timestamp": np.arange(NUM_CLICKS),
-            "query": np.where(rng.random(NUM_CLICKS) < 0.5, names[category[clicked]], None),
+            "timestamp": np.arange(num_clicks),
+            "query": np.where(rng.random(num_clicks) < 0.5, names[category[clicked]], None),
         }
     )
     return items, interactions
@@ -170,10 +174,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="items of the made-up catalogues")
+    parser.add_argument("--users", type=int, default=NUM_USERS)
+    parser.add_argument("--clicks", type=int, default=NUM_CLICKS)
     parser.add_argument("--items", type=Path, help="a table of items, in place of the made-up ones")
     parser.add_argument("--interactions", type=Path, help="their interactions")
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--output_dir", type=Path, help="for catalogue_scale.json and catalogue_scale.md")
     parser.add_argument("--child", choices=MODELS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -185,14 +191,22 @@ def main() -> None:
             paths = given.items, given.interactions
             if not given.items:
                 paths = tuple(Path(folder) / f"{name}.parquet" for name in ("items", "interactions"))
-                for frame, path in zip(make_log(size), paths, strict=True):
+                for frame, path in zip(make_log(size, given.users, given.clicks), paths, strict=True):
                     frame.to_parquet(path, index=False)
             for model, lines in results.items():
                 line = in_own_process(model, *paths, given.steps)
                 lines.append(line)
                 print(f"{model:9} {'died at ' + str(size) if line is None else summary(line, lines[0])}", flush=True)
-    if given.output:
-        given.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if given.output_dir:
+        from decoding_setup import markdown_table, write_report
+
+        header = ["trained", "items", "start s", "first step s", "step s", "peak GiB"]
+        rows = [
+            [model, f"{line['items']:,}", *(f"{line[name]:.{digits}f}" for name, digits in COLUMNS.items())]
+            for model, lines in results.items()
+            for line in filter(None, lines)
+        ]
+        write_report(given.output_dir, "catalogue_scale", results, markdown_table(header, rows))
 
 
 def summary(line: dict[str, float], first: dict[str, float] | None) -> str:

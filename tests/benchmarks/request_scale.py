@@ -183,6 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--full_ranking", action="store_true", help="seconds a request where it scores every item")
+    parser.add_argument("--output_dir", type=Path, help="for request_scale.json and request_scale.md")
     parser.add_argument("--one", type=int, help="measure one size in this process")
     arguments = parser.parse_args(argv)
     if arguments.one:
@@ -190,6 +191,13 @@ def main(argv: list[str] | None = None) -> None:
         return
     options = ["--full_ranking"] if arguments.full_ranking else []
     record = measured_in_turn(arguments.checkouts, arguments.sizes, arguments.repeats, arguments.rounds, *options)
+    if arguments.output_dir:
+        from decoding_setup import markdown_table, write_report
+
+        kinds_of_all = list(next(iter(record.values())))
+        rows = [[kind, *(f"{kinds[kind][-1]:,.1f}" for kinds in record.values())] for kind in kinds_of_all]
+        header = ["processor ms a request", *(f"{size} items" for size in record)]
+        write_report(arguments.output_dir, "request_scale", record, markdown_table(header, rows))
     for size, kinds in record.items():
         for kind, values in kinds.items():
             print(f"{size:>10}  {kind:30}", *(f"{value:10.1f}" for value in values), f"{values[-1] / values[0]:6.2f}")
