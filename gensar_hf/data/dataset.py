@@ -215,14 +215,14 @@ class InteractionDataset:
             counts["rows of history"] = int(self._is_history.sum())
         return f"InteractionDataset({', '.join(f'{count:,} {name}' for name, count in counts.items())})"
 
-    @property
+    @cached_property
     def item_ids(self) -> list[str]:
-        """The id of each item, in the order of `items`."""
+        """The id of each item, in the order of `items`; read only."""
         return self.items["item_id"].tolist()
 
-    @property
+    @cached_property
     def titles(self) -> list[str]:
-        """The title of each item, in the order of `items`; its text if there is no column `title`."""
+        """The title of each item, in the order of `items`; its text if there is no column `title`; read only."""
         if "title" not in self.items.columns:
             return self.item_texts()
         return [text_of(title) or "" for title in self.items["title"]]

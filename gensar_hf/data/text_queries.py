@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -164,8 +164,7 @@ class TextQueries:
                 raise InputError(
                     f"The column {name} has {len(texts):,} texts for {len(titles):,} items; give one each."
                 )
-        self.titles = list(titles)
-        self.columns = {name: list(texts) for name, texts in columns.items()}
+        self.titles, self.columns = titles, dict(columns)
         # Shares of the kinds of training queries. An item that lacks a kind (attributes, say) gets words of its title.
         kinds: dict[Callable[[int, np.random.Generator], str], float] = {
             self._whole_title: 0.22,
@@ -182,9 +181,10 @@ class TextQueries:
     def of_dataset(cls, dataset: InteractionDataset) -> TextQueries:
         """Queries for the items of a dataset; the titles are the column `title`, or else the first text column."""
         title_column = "title" if "title" in dataset.items.columns else dataset.text_columns[0]
-        titles = dataset.titles if title_column == "title" else dataset.items[title_column].tolist()
-        others = [column for column in dataset.text_columns if column != title_column]
-        return cls(titles, {column: dataset.items[column].tolist() for column in others})
+        # The table's own arrays: a list would hold each text a second time.
+        columns: dict[str, Any] = {column: dataset.items[column].array for column in dataset.text_columns}
+        titles = columns.pop(title_column) if title_column in columns else dataset.titles
+        return cls(titles, columns)
 
     def __len__(self) -> int:
         """Number of items."""
@@ -313,7 +313,7 @@ class TextQueries:
         return bool(lengths) and sum(lengths) > MAX_VALUE_WORDS * len(lengths)
 
     @cached_property
-    def _descriptions(self) -> list[tuple[list[str], frozenset[str]]]:
+    def _descriptions(self) -> list[tuple[Sequence[str], frozenset[str]]]:
         """The columns of sentences, each with its stop words; the titles if there are no other columns."""
         columns = [texts for name, texts in self.columns.items() if name not in self._value_columns]
         return [(texts, self._stop_words(texts)) for texts in ([] if self.columns else [self.titles]) + columns]

@@ -219,11 +219,11 @@ def test_columns_of_a_dataset():
     clicks = pd.DataFrame({"user_id": "u", "item_id": ["a", "b"], "timestamp": [1, 2]})
     items = pd.DataFrame({"item_id": ["a", "b"], "title": ["Red", "Blue"], "genres": ["Drama", None], "note": "x"})
     queries = TextQueries.of_dataset(InteractionDataset(items, clicks))
-    assert queries.titles == ["Red", "Blue"]
-    assert queries.columns == {"genres": ["Drama", ""]}
+    assert list(queries.titles) == ["Red", "Blue"]
+    assert {name: list(texts) for name, texts in queries.columns.items()} == {"genres": ["Drama", ""]}
     named = TextQueries.of_dataset(InteractionDataset(items.rename(columns={"title": "name"}), clicks))
-    assert named.titles == ["Red", "Blue"]
-    assert named.columns == {"genres": ["Drama", ""]}
+    assert list(named.titles) == ["Red", "Blue"]
+    assert list(named.columns["genres"]) == ["Drama", ""]
 
 
 def test_a_column_of_another_length_is_refused():
