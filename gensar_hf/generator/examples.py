@@ -34,7 +34,6 @@ from gensar_hf.generator.history import EventArrays
 from gensar_hf.generator.item_vectors import NO_ITEM
 from gensar_hf.generator.modeling_gensar import IGNORED_LABEL
 from gensar_hf.generator.prompts import HISTORY_TASKS, PROMPTS, Task
-from gensar_hf.generator.teacher import TeacherItems
 from gensar_hf.generator.text_matching import QueryReading, TextIndex
 from gensar_hf.generator.text_sampling import SampledTexts
 from gensar_hf.generator.tokenization_gensar import (
@@ -271,8 +270,6 @@ class ExampleSampler:
         recent_share: share of histories that end at the user's last target of the task, as requests do when a model
             serves; the others end at a random target.
         seed: of the draws.
-        teacher: most probable next items of another recommender; None: all targets are clicks.
-        teacher_share: share of the next recommended items that are drawn from the teacher.
         item_vectors: whether the model has item vectors (`config.num_items > 0`) and so needs item targets; ignored
             with `history_encoding="tokens"`.
         text_query_share: share of the ad-hoc searches whose query is made from the item's text, and of a searching
@@ -290,8 +287,6 @@ class ExampleSampler:
         max_target_tokens: int = 120,
         recent_share: float = 0.5,
         seed: int = 0,
-        teacher: TeacherItems | None = None,
-        teacher_share: float = 0.5,
         item_vectors: bool = True,
         text_query_share: float = 0.7,
     ) -> None:
@@ -301,7 +296,6 @@ class ExampleSampler:
         self.window = tokenizer.max_history_events if window is None else window
         self.max_target_tokens = max_target_tokens if self.is_packed else 0
         self.item_vectors = item_vectors and self.is_packed
-        self.teacher, self.teacher_share = teacher, teacher_share
         self._instructions: dict[tuple[Task, int, str], np.ndarray] = {}
         weights = {task: weight for task, weight in (task_weights or DEFAULT_TASK_WEIGHTS).items() if weight > 0}
         # Events that are targets of each history task, and the users who have some.
@@ -369,14 +363,11 @@ class ExampleSampler:
             events, places, made = self._with_text_queries(events, start, last, rng)
             chosen = sorted({*chosen, *made}) if self.max_target_tokens else chosen
         tokens = examples.event_tokens(events)
-        item_targets = self._item_targets(events, places, start, rng) if self.item_vectors else []
+        item_targets = self._item_targets(events, places, start) if self.item_vectors else []
         targets = []
         for event in chosen:
             place = int(places[event - start])
-            response = examples.response(event, tokens[place])
-            if task is Task.NEXT_RECOMMENDED_ITEM:
-                response = examples.identifier(self._recommended_item(event, rng), Behavior.RECOMMENDED_ITEM)
-            targets.append(Target(place + 1, response))
+            targets.append(Target(place + 1, examples.response(event, tokens[place])))
         targets = self._within_budget(targets, rng)
         num_read = max([target.end for target in targets] + [target.end for target in item_targets]) - 1
         event_items = np.append(NO_ITEM, examples.read_items(events)[:num_read])
@@ -417,9 +408,7 @@ class ExampleSampler:
             rows.append((behavior, item, query))
         return EventArrays(*map(list, zip(*rows, strict=True))), np.array(places), made
 
-    def _item_targets(
-        self, events: EventArrays, places: np.ndarray, start: int, rng: np.random.Generator
-    ) -> list[ItemTarget]:
+    def _item_targets(self, events: EventArrays, places: np.ndarray, start: int) -> list[ItemTarget]:
         """All clicks of a window, whose first event is `start`; `places` as in `_with_text_queries`."""
         examples, targets = self.examples, []
         window = slice(start, start + len(places))
@@ -427,18 +416,8 @@ class ExampleSampler:
         for event in (np.flatnonzero(is_click) + start).tolist():
             place = int(places[event - start])
             behavior = Behavior(int(events.behaviors[place]))
-            is_searched = behavior is Behavior.SEARCHED_ITEM
-            item = int(examples.items[event]) if is_searched else self._recommended_item(event, rng)
-            targets.append(ItemTarget(place + 1, item, behavior))
+            targets.append(ItemTarget(place + 1, int(examples.items[event]), behavior))
         return targets
-
-    def _recommended_item(self, event: int, rng: np.random.Generator) -> int:
-        """The item that a recommended click trains: its own, or one of the teacher's."""
-        if self.teacher is not None and rng.random() < self.teacher_share:
-            expected = self.teacher.draw(event, rng)
-            if expected is not None:
-                return int(self.examples.item_rows[expected])
-        return int(self.examples.items[event])
 
     def _within_budget(self, targets: list[Target], rng: np.random.Generator) -> list[Target]:
         """As many targets as `max_target_tokens` allows, at least one, drawn at random, in their order."""

@@ -81,7 +81,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     ),
     "text_vocab_size": (1, 1_000_000),  # the training of a vocabulary takes memory for all of it at its start
     "text_query_share": (0, 1),
-    "teacher_share": (0, 1),
     "seed": (0, 2**32 - 1),
     "data_seed": (0, 2**32 - 1),
 }  # fmt: skip
@@ -169,9 +168,6 @@ class GenSARTrainingArguments(TrainingArguments):
     )
     item_features: bool = _setting(
         False, "train item vectors as a map of the items' embeddings plus a rest: for catalogues of few clicks an item."
-    )
-    teacher_share: float = _setting(
-        0.0, "share of the next recommended items that are drawn from SASRec's predictions."
     )
     generator_config: dict[str, Any] | None = _setting(None, "GenSARConfig values that differ, such as d_model.")
     task_weights: dict[str, float] | None = _setting(None, "share of each training task, 0: off.")

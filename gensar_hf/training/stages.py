@@ -65,7 +65,6 @@ from gensar_hf.generator.initialization import (
 )
 from gensar_hf.generator.item_vectors import merge_features
 from gensar_hf.generator.modeling_gensar import GenSARForConditionalGeneration
-from gensar_hf.generator.teacher import TeacherItems, teacher_of_sasrec
 from gensar_hf.generator.text_matching import TextIndex
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer, titles_and_texts
 from gensar_hf.identifiers import IdentifierTable
@@ -82,7 +81,6 @@ from gensar_hf.training_defaults import machine_defaults
 logger = logging.getLogger(__name__)
 
 STAGES = DATA, SEMANTIC, COLLABORATIVE, RQVAE, MODEL = "data", "semantic", "collaborative", "rqvae", "model"
-TEACHER = "teacher"  # a stage before the last one where `teacher_share` asks for it
 EMBEDDINGS_FILE = "item_embeddings.safetensors"
 _PART_TEXTS = 16_384  # distinct texts that are encoded between two checkpoints
 _VOCABULARY_TEXTS = 200_000  # that a vocabulary is trained on
@@ -129,8 +127,7 @@ def train(
     """Train everything that GenSAR consists of, and return it ready to answer.
 
     Five stages, each a folder in `args.output_dir`: `data` (the dataset), `semantic` (text embeddings), `collaborative`
-    (SASRec), `rqvae` (joint RQ-VAE, unique identifiers), `model` (tokenizer, generator, item encoder), and before the
-    last one `teacher` where `teacher_share` asks for it. A finished stage
+    (SASRec), `rqvae` (joint RQ-VAE, unique identifiers), `model` (tokenizer, generator, item encoder). A finished stage
     is skipped when the call is repeated; a killed training continues from its last checkpoint and ends with the same
     weights as an uninterrupted one. `output_dir/model` alone is enough to answer, on another machine or from the Hub.
 
@@ -182,7 +179,6 @@ def train(
         SEMANTIC: [args.text_encoder, args.seed, *encoder_dir, *items],
         COLLABORATIVE: sasrec,
         RQVAE: [*rqvae, *items, *embeddings],
-        **({TEACHER: [data_dir, upstream[-1]]} if args.teacher_share else {}),
         MODEL: [generator_settings(args), *upstream, embeddings[1]],
     }
     work: dict[str, Work] = {
@@ -190,13 +186,12 @@ def train(
         SEMANTIC: lambda folder, aside: encode_items(dataset, args, folder, aside, encode_parts),
         COLLABORATIVE: lambda folder, aside: train_collaborative(dataset, args, folder, aside),
         RQVAE: lambda folder, aside: train_identifiers(dataset, args, embeddings, folder, aside),
-        TEACHER: lambda folder, _: ask_teacher(dataset, run_dir, folder),
         MODEL: lambda folder, aside: train_generator(dataset, args, run_dir, folder, aside, callbacks),
     }
     with locked(run_dir):
         refuse_foreign_files(run_dir, inputs)
         for name in inputs:
-            is_distributed = name not in (DATA, SEMANTIC, TEACHER)
+            is_distributed = name not in (DATA, SEMANTIC)
             report = run_stage(run_dir, name, inputs[name], work[name], is_distributed, reuse)
             logger.info("Stage %s: %s.", name, "already finished" if report.skipped else f"{report.seconds:.1f} s")
             if on_stage is not None and process_rank() == 0:
@@ -396,14 +391,6 @@ def train_identifiers(
     return {"parameters": model.num_parameters(), **table.report()}
 
 
-def ask_teacher(dataset: InteractionDataset, run_dir: Path, folder: Path) -> dict[str, Any]:
-    """Stage `teacher`: the items that SASRec expects at each training click."""
-    with damage_reported(run_dir / COLLABORATIVE):
-        sasrec = SASRecModel.from_pretrained(run_dir / COLLABORATIVE)
-    teacher = teacher_of_sasrec(sasrec, dataset.events, dataset.split.train_ends, folder)
-    return {"items kept": teacher.items.shape[1]}
-
-
 def train_generator(
     dataset: InteractionDataset,
     args: GenSARTrainingArguments,
@@ -440,8 +427,7 @@ def train_generator(
     pipe = GenSARPipeline(model, tokenizer, item_encoder=encoder)
     details: dict[str, Any] = {"parameters": model.num_parameters()}
     training = dataclasses.replace(args, output_dir=str(checkpoints))
-    teacher = TeacherItems.load(run_dir / TEACHER) if args.teacher_share else None
-    trainer = GenSARTrainer(pipe, training, dataset, teacher=teacher, callbacks=callbacks)
+    trainer = GenSARTrainer(pipe, training, dataset, callbacks=callbacks)
     if trainer.model is not None:
         trained = sum(part.numel() for part in trainer.model.parameters() if part.requires_grad)
         details["trained parameters"] = trained
@@ -634,7 +620,7 @@ def refuse_input_in_stage(path: str | None, run_dir: Path) -> None:
     """
     if path and os.path.exists(path):
         place = Path(path).resolve()
-        for stage in (*STAGES, TEACHER):
+        for stage in STAGES:
             if run_dir.resolve() / stage in (place, *place.parents):
                 raise InputError(
                     f"{path} lies in {run_dir / stage}, which the training would replace; copy it elsewhere, or name "

@@ -80,7 +80,6 @@ class GenSARTrainer(CheckpointedTrainer):
         train_dataset: matched to the pipeline's catalogue by item id. What its split holds out is not read.
         eval_dataset: evaluation uses its validation requests; a mapping of names to datasets prefixes the metrics
             with the names. Default: `train_dataset`.
-        teacher: see `ExampleSampler`.
         callbacks, optimizers, …: as for `Trainer`.
 
     Raises:
@@ -96,12 +95,11 @@ class GenSARTrainer(CheckpointedTrainer):
         train_dataset: InteractionDataset | None = None,
         eval_dataset: InteractionDataset | Mapping[str, InteractionDataset] | None = None,
         *,
-        teacher: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
         set_seed(args.seed)
-        self.pipe, self.dataset, self._teacher = pipe, train_dataset, teacher
+        self.pipe, self.dataset = pipe, train_dataset
         self._evaluations: dict[int, tuple[InteractionDataset, Evaluation]] = {}
         args = copy.copy(args)
         self._steps_follow_epochs = args.max_steps <= 0
@@ -218,8 +216,6 @@ class GenSARTrainer(CheckpointedTrainer):
             window=tokenizer.max_history_events,
             max_target_tokens=args.max_target_tokens if tokenizer.history_encoding == "events" else 0,
             seed=args.seed,
-            teacher=self._teacher,
-            teacher_share=args.teacher_share,
             item_vectors=getattr(self.pipe.model.config, "num_items", 0) > 0,
             text_query_share=args.text_query_share or 0.0,
         )

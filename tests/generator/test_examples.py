@@ -20,7 +20,6 @@ from gensar_hf.generator.examples import (
     TrainingExamples,
 )
 from gensar_hf.generator.prompts import PROMPTS, Task
-from gensar_hf.generator.teacher import TeacherItems
 from gensar_hf.generator.tokenization_gensar import GenSARTokenizer
 from gensar_hf.identifiers import IdentifierTable
 
@@ -114,19 +113,6 @@ def test_every_click_is_an_item_target_whatever_the_task(make_log: Callable) -> 
     assert item_targets(sampler, Task.IDENTIFIER_TO_DESCRIPTION) == set()
     without = ExampleSampler(log, item_vectors=False)
     assert not any(example.item_targets for task in without.tasks for example in draws(without, task, 10))
-
-
-def test_a_teacher_names_its_share_of_the_recommended_items(make_log: Callable) -> None:
-    log = make_log(ONE_USER, TRAIN_LENGTH)
-    items, cumulative = np.full((7, 1), 9, dtype=np.int32), np.ones((7, 1), dtype=np.float32)
-    cumulative[0] = 0  # no prediction for the first click
-    teacher = TeacherItems(items, cumulative)
-    history = ("R0", QUERY, "S1", "S2")
-    both = all_of(ExampleSampler(log, teacher=teacher), Task.NEXT_RECOMMENDED_ITEM)
-    assert both == {("R0",), (*history, "R3"), (*history, "R9")}
-    only = ExampleSampler(log, teacher=teacher, teacher_share=1.0)
-    assert all_of(only, Task.NEXT_RECOMMENDED_ITEM) == {("R0",), (*history, "R9")}
-    assert all_of(only, Task.NEXT_SEARCHED_ITEM) == {("R0", QUERY, "S1"), history}
 
 
 def test_tasks_of_the_items_know_both_identifiers(make_log: Callable, identifiers: IdentifierTable) -> None:
@@ -451,7 +437,6 @@ def test_items_in_another_order_than_the_identifier_table_train_as_themselves(
     backwards = identifiers.item_ids[:1:-1]
     events = make_events({"ann": [(R, 0), (Q, 0), (S, 1, 0), (R, 2)]}, backwards)
     examples = TrainingExamples(tokenizers["events"], events, events.offsets[1:])
-    teacher = TeacherItems(np.full((4, 1), 3, dtype=np.int32), np.ones((4, 1), dtype=np.float32))
     sampler = ExampleSampler(examples)
     assert all_of(sampler, Task.NEXT_RECOMMENDED_ITEM) == {("R11",), ("R11", QUERY, "S10", "R9")}
     assert all_of(sampler, Task.AD_HOC_SEARCH) == {(QUERY, "S10")}
@@ -461,8 +446,6 @@ def test_items_in_another_order_than_the_identifier_table_train_as_themselves(
     for example in draws(sampler, Task.NEXT_SEARCHED_ITEM, 20):
         assert example.event_items.tolist() == [-1, 11, -1, 10][: len(example.event_items)]
     assert examples.num_clicks().nonzero()[0].tolist() == [9, 10, 11]
-    taught = all_of(ExampleSampler(examples, teacher=teacher, teacher_share=1.0), Task.NEXT_RECOMMENDED_ITEM)
-    assert taught == {("R8",), ("R11", QUERY, "S10", "R8")}
 
 
 def test_items_that_the_identifier_table_lacks_are_refused(

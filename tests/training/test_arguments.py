@@ -89,7 +89,7 @@ MISTAKES = {
     "nothing kept": ({"save_total_limit": 0}, "`save_total_limit` must be at least 1; got 0"),
     "workers": ({"dataloader_num_workers": -1}, "`dataloader_num_workers` must not be negative; got -1"),
     "seed of the rows": ({"data_seed": -1}, "`data_seed` must be from 0 to 4,294,967,295; got -1"),
-    "share": ({"teacher_share": 2}, "`teacher_share` must be from 0 to 1; got 2"),
+    "share": ({"text_query_share": 2}, "`text_query_share` must be from 0 to 1; got 2"),
     "words": ({"text_vocab_size": 10**9}, "`text_vocab_size` must be from 1 to 1,000,000; got 1000000000"),
     "codes": ({"codebook_size": 10**8}, "`codebook_size` must be at most 65,536"),
     "levels": ({"num_shared_levels": 1000}, "at most 32 codes"),

@@ -24,8 +24,7 @@ def stages_run(data, folder, **changes):
     reports = []
     options = {name: changes.pop(name) for name in ("callbacks", "reuse") if name in changes}
     train(data, tiny_runs.arguments(folder, **changes), on_stage=reports.append, **options)
-    with_teacher = [stages.TEACHER] * bool(changes.get("teacher_share"))
-    assert [report.stage for report in reports] == [*STAGES[:-1], *with_teacher, STAGES[-1]]
+    assert [report.stage for report in reports] == [*STAGES]
     return [report.stage for report in reports if not report.skipped]
 
 
@@ -53,13 +52,6 @@ def test_a_run_holds_its_stages_and_no_pickle(tiny_run):
     assert not [path for path in tiny_run.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".pkl")]
     record = json.loads((tiny_run / "model" / "stage.json").read_text())
     assert record["details"]["steps"] == 4
-
-
-def test_a_teacher_is_asked_once(tiny_data, run):
-    assert stages_run(tiny_data, run, teacher_share=0.5) == ["teacher", "model"]
-    assert stages_run(tiny_data, run, teacher_share=0.5) == []
-    assert stages_run(tiny_data, run, teacher_share=0.9) == ["model"]
-    assert {path.name for path in (run / "teacher").iterdir()} == {"cumulative.npy", "items.npy", "stage.json"}
 
 
 def test_the_model_folder_answers_elsewhere(tiny_run, tiny_pipe, tmp_path):
