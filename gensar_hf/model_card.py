@@ -18,7 +18,7 @@ from gensar_hf.evaluation.comparison import summarize_identifiers
 from gensar_hf.evaluation.metrics import METRICS
 from gensar_hf.evaluation.report import Table, identifier_table, markdown, metrics_tables, query_kinds_table
 from gensar_hf.files import CARD_FILE, read_json
-from gensar_hf.folders import saving
+from gensar_hf.folders import saving, stage_of
 from gensar_hf.identifiers import IdentifierTable
 from gensar_hf.pipeline import GenSARPipeline
 
@@ -153,7 +153,7 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any] 
         InputError: the folder has a card that this package did not write there, or that was edited.
     """
     content = model_card(folder, metrics, **options)
-    with saving(folder) as aside:
+    with saving(folder, stage=stage_of(Path(folder))) as aside:
         (aside / CARD_FILE).write_text(content, encoding="utf-8")
     return Path(folder) / CARD_FILE
 

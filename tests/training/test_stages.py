@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from gensar_hf import GenSARPipeline, GenSARTrainer, InputError, InteractionDataset, train
 from gensar_hf.cli import dataset_and_arguments, main
 from gensar_hf.files import fingerprint
+from gensar_hf.model_card import write_model_card
 from gensar_hf.training import stages
 from gensar_hf.training.stages import STAGES, run_stage
 
@@ -45,6 +46,14 @@ def test_the_pipeline_recommends_searches_suggests_and_ranks(tiny_pipe):
     assert 0 < len(tiny_pipe.suggest_queries(tiny_runs.HISTORY, top_k=2)) <= 2
     ranked = tiny_pipe.rank(tiny_runs.HISTORY, ["B01", "B02"], query="red")
     assert {answer["item_id"] for answer in ranked} == {"B01", "B02"}
+
+
+def test_the_card_of_a_stage_is_written_and_the_stage_stays_finished(tiny_data, run):
+    for stage in ("collaborative", "rqvae", "model"):
+        assert "gensar-hf" in write_model_card(run / stage).read_text()
+    assert stages_run(tiny_data, run) == []
+    write_model_card(run / "model", command="gensar train")  # a card that nobody has edited is replaced
+    assert "gensar train" in (run / "model" / "README.md").read_text()
 
 
 def test_a_run_holds_its_stages_and_no_pickle(tiny_run):
