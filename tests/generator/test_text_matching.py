@@ -14,7 +14,7 @@ from gensar_hf import GenSARPipeline
 from gensar_hf.data import Behavior
 from gensar_hf.embeddings.text_encoder import TextEncoder
 from gensar_hf.errors import InputError
-from gensar_hf.generator import text_matching
+from gensar_hf.generator import text_matching, text_sampling
 from gensar_hf.generator.configuration_gensar import GenSARConfig
 from gensar_hf.generator.text_matching import NUM_MATCHES, QueryInputs, TextIndex, TextMatching
 from gensar_hf.generator.text_sampling import SampledTexts
@@ -316,3 +316,15 @@ def test_a_sample_holds_the_items_that_fit_best_and_scores_them_as_the_index_doe
     assert (scores[:, :, 2] == -1).all()
     assert reading.items[0, 0] == 0
     assert sorted(reading.items[2])[-1] == 2
+
+
+def test_items_are_not_looked_up_by_what_many_of_them_have(index: TextIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    def candidates(word_limit: int, ngram_limit: int) -> list[int]:
+        monkeypatch.setattr(text_sampling, "_RARE_WORD", word_limit)
+        monkeypatch.setattr(text_sampling, "_RARE_NGRAM", ngram_limit)
+        sampled = SampledTexts(index, num_items=len(index))
+        return sampled.candidates(["star wars"], sampled.weigh(["star wars"])).tolist()
+
+    assert candidates(len(index), len(index)) != []
+    assert candidates(0, len(index)) != []
+    assert candidates(0, 0) == []
