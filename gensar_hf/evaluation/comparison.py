@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -35,8 +37,42 @@ class RunResult:
     row: str = "GenSAR"  # the system's name in these two files
     seconds: Mapping[str, float] = field(default_factory=dict)  # of each stage
     parameters: int | None = None  # used for scoring; None if unknown
+    memory: int | None = None  # most bytes that its process held; None if unknown
     identifiers: Mapping[str, Any] | None = None  # report of the identifier stage, if there is one
     settings: Mapping[str, Any] = field(default_factory=dict)  # chosen for this system
+    was_finished: bool = False  # before this call, which computed nothing
+
+
+def run_apart(
+    calls: Mapping[str, Callable[[], RunResult]], set_up: Callable[[], None]
+) -> tuple[list[RunResult], dict[str, str]]:
+    """Run systems one after another, each that is not finished in a process of its own.
+
+    So a system's peak of memory is its own, and one that fails or is killed does not end the others.
+
+    Args:
+        calls: name → what trains and evaluates the system; must be picklable.
+        set_up: called first in each process.
+
+    Returns:
+        the results, and name → what failed.
+    """
+    spawning = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    runs, failures, pool = list[RunResult](), dict[str, str](), ProcessPoolExecutor(1, spawning, set_up)
+    for number, (name, call) in enumerate(calls.items(), start=1):
+        logger.warning("%d/%d %s", number, len(calls), name)
+        is_clean = False
+        try:
+            runs.append(pool.submit(call).result())
+            is_clean = runs[-1].was_finished
+        except Exception as error:  # an error of one system must not lose the results of the others
+            failures[name] = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            logger.warning("%s failed: %s", name, failures[name])
+        if not is_clean:
+            pool.shutdown()
+            pool = ProcessPoolExecutor(1, spawning, set_up)
+    pool.shutdown()
+    return runs, failures
 
 
 def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking: bool = False) -> dict[str, Any]:
@@ -83,6 +119,7 @@ def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking
             "seeds": [run.seed for run in group],
             "seconds": {stage: float(np.mean([run.seconds[stage] for run in group])) for stage in group[0].seconds},
             "parameters": group[0].parameters,
+            "memory": max((run.memory for run in group if run.memory), default=None),
             "settings": dict(group[0].settings),
             "identifiers": summarize_identifiers(reports) if reports else None,
             "tasks": tasks,

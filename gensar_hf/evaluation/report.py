@@ -309,6 +309,7 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
         if "p_value" in values[TESTED_METRIC].get("difference", {})
     }
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    has_memory = any(each.get("memory") for each in systems.values())  # not in files of earlier versions
     has_tests, has_sizes = "tests" in comparison, any(not each["identifiers"] for each in systems.values())
     rows = _bold_best(cells)
     for row, (name, each) in zip(rows, systems.items(), strict=True):
@@ -321,7 +322,10 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
             seconds, size = sum(each["seconds"].values()), each["parameters"] or 0
             row.append("–" if not size else f"{size / 1e6:.2f} M" if size >= 1e5 else f"{size / 1e3:.1f} k")
             row.append(f"{seconds / 60:.1f}" if seconds >= 3 else "< 0.1")
-    header = ["System", *names, *spread, "Δ NDCG@10", *["p"] * has_tests, *["parameters", "minutes"] * has_sizes]
+        if has_memory:
+            row.append(f"{each['memory'] / 2**30:.1f} GiB" if each.get("memory") else "–")
+    sizes = [*["parameters", "minutes"] * has_sizes, *["memory"] * has_memory]
+    header = ["System", *names, *spread, "Δ NDCG@10", *["p"] * has_tests, *sizes]
     caption = f"{task.capitalize()}: {describe_protocol(facts['protocol'])} ({facts['num_requests']:,} requests)"
     return Table(header, rows, caption)
 

@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -104,12 +105,21 @@ EncodeParts = Callable[[TextEncoder, dict[Path, list[str]], Path], None]
 
 @dataclass
 class StageReport:
-    """How a stage went: its name, its seconds, whether it was finished before, and what it noted."""
+    """How a stage went.
+
+    Attributes:
+        stage: its name.
+        seconds: that it took.
+        skipped: whether it was finished before.
+        details: what it noted.
+        memory: most bytes that its process had held when it ended; None: not known, as on Windows.
+    """
 
     stage: str
     seconds: float
     skipped: bool
     details: dict[str, Any]
+    memory: int | None = None
 
 
 @types_checked
@@ -578,7 +588,7 @@ def run_stage(
                     path.rmdir()
         _wait_for_all()
         record = read_json(folder / STAGE_FILE)
-        return StageReport(stage, record.get("seconds", 0.0), skipped, record.get("details", {}))
+        return StageReport(stage, record.get("seconds", 0.0), skipped, record.get("details", {}), record.get("memory"))
 
 
 def _tidy(run_dir: Path, stage: str) -> None:
@@ -645,6 +655,7 @@ def _run(folder: Path, stage: str, mark: str, work: Work, checkpoints: Path, is_
             "inputs_fingerprint": mark,
             "package_version": _package_version(),
             "seconds": round(time.perf_counter() - start, 3),
+            "memory": _peak_memory(),
             "details": details,
             "files": content_hashes(aside),
         }
@@ -708,6 +719,16 @@ def process_count() -> int:
 def _wait_for_all() -> None:
     if process_count() > 1:
         PartialState(cpu=not torch.accelerator.is_available()).wait_for_everyone()
+
+
+def _peak_memory() -> int | None:
+    """Most bytes of memory that this process has held so far; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _package_version() -> str:

@@ -19,7 +19,7 @@ from systems import run_baseline, run_variant
 
 from gensar_hf.cli import exit_status, set_up_logging
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation.comparison import RunResult, compare, save_comparison
+from gensar_hf.evaluation.comparison import RunResult, compare, run_apart, save_comparison
 from gensar_hf.evaluation.report import comparison_tables, terminal
 
 KEYS = ("output_dir", "base", "settings", "evaluation", "seeds", "variants", "baselines")
@@ -58,21 +58,15 @@ def main(path: str, *options: str) -> int:
     set_up_logging()
     names = [name.removeprefix("--") for name in options[::2]]
     folder, calls = read_comparison(Path(path), dict(zip(names, map(yaml.safe_load, options[1::2]), strict=True)))
-    console, runs, failures = Console(width=140), list[RunResult](), dict[str, str]()
-    for number, (name, call) in enumerate(calls.items(), start=1):
-        print(f"{number}/{len(calls)} {name}", flush=True)
-        try:
-            runs.append(call())
-        except Exception as error:  # an error of one system must not lose the results of the others
-            failures[name] = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            print(f"{name} failed: {failures[name]}", flush=True)
+    runs, failures = run_apart(calls, set_up_logging)
     if runs:
         places = {folder / "results": compare(runs, failures)}
         if all((run.results / "full_ranking").is_dir() for run in runs):
             places[folder / "results" / "full_ranking"] = compare(runs, failures, full_ranking=True)
         for place, comparison in places.items():
             save_comparison(comparison, place)
-            console.print(terminal(comparison_tables(comparison)), f"Saved in {place}.", markup=False)
+            tables = terminal(comparison_tables(comparison))
+            Console(width=140).print(tables, f"Saved in {place}.", markup=False)
     return 1 if failures else 0
 
 

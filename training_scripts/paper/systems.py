@@ -7,10 +7,9 @@ from typing import Any
 
 import yaml
 
-from gensar_hf import train
+from gensar_hf import InteractionDataset, train
 from gensar_hf.baselines.tuning import fit_baseline, tune_baseline
 from gensar_hf.cli import dataset_and_arguments
-from gensar_hf.data import InteractionDataset
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import Evaluation, GeneratorScorer, gensar_rows
 from gensar_hf.evaluation.comparison import RunResult
@@ -30,20 +29,22 @@ def run_variant(name: str, seed: int, settings: dict[str, Any], folder: Path) ->
     pipe = train(dataset, args, reuse=folder, on_stage=lambda report: reports.update({report.stage: report}))
     inputs = [evaluation, *dataset_inputs(dataset), run_dir / MODEL]
     rows = [GeneratorScorer(pipe), *gensar_rows(pipe)]  # candidates are scored, and queries of all kinds are answered
-    run_stage(run_dir, RESULTS, inputs, lambda out, _: evaluated(rows, dataset, evaluation, out))
     seconds = {stage: report.seconds for stage, report in reports.items() if stage != DATA}
-    parameters = reports[MODEL].details["parameters"]
-    return RunResult(name, seed, run_dir / RESULTS, "GenSAR", seconds, parameters, reports[RQVAE].details)
+    reports[RESULTS] = run_stage(run_dir, RESULTS, inputs, lambda out, _: evaluated(rows, dataset, evaluation, out))
+    size, memory = reports[MODEL].details["parameters"], max(r.memory or 0 for r in reports.values())
+    identifiers, skipped = reports[RQVAE].details, reports[RESULTS].skipped
+    return RunResult(name, seed, run_dir / RESULTS, "GenSAR", seconds, size, memory, identifiers, was_finished=skipped)
 
 
 def run_baseline(
     name: str, seed: int, max_trials: int | None, settings: dict[str, Any], folder: Path, first_seed: int
 ) -> RunResult:
     """Fit a baseline of `configs/baselines`, with the settings that are best on validation clicks with `first_seed`."""
-    evaluation, folder = settings.pop("evaluation", {}), folder / name
+    folder, evaluation = folder / name, settings.pop("evaluation", {})
     dataset = dataset_and_arguments({**settings, "output_dir": str(folder)})[0]
     search = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     search["max_trials"] = max_trials or search["max_trials"]
+    seed = seed if search.pop("random", True) else first_seed  # what draws nothing is the same with every seed
     baseline, chosen = search.pop("baseline", name), {setting: values[0] for setting, values in search["space"].items()}
     if search["max_trials"] > 1:
         search |= {key: evaluation[key] for key in OF_CANDIDATES if key in evaluation}
@@ -56,13 +57,14 @@ def run_baseline(
     def fit(out: Path, _: Path) -> dict[str, Any]:
         start = time.perf_counter()
         scorer: Any = fit_baseline(baseline, dataset, settings=chosen, seed=seed)
-        seconds = time.perf_counter() - start
+        details = {"row": scorer.name, "parameters": scorer.num_parameters, "training": time.perf_counter() - start}
         evaluated([scorer], dataset, evaluation, out)
-        return {"row": scorer.name, "parameters": scorer.num_parameters, "training": seconds}
+        return details
 
-    details = run_stage(folder, f"seed-{seed}", [chosen, seed, evaluation, *dataset_inputs(dataset)], fit).details
-    row, seconds = details["row"], {"training": details["training"]}
-    return RunResult(row, seed, folder / f"seed-{seed}", row, seconds, details["parameters"], settings=chosen)
+    report = run_stage(folder, f"seed-{seed}", [chosen, seed, evaluation, *dataset_inputs(dataset)], fit)
+    row, size, seconds = (report.details[name] for name in ("row", "parameters", "training"))
+    facts: Any = {"settings": chosen, "was_finished": report.skipped}
+    return RunResult(row, seed, folder / f"seed-{seed}", row, {"training": seconds}, size, report.memory, **facts)
 
 
 def evaluated(rows: list[Any], dataset: InteractionDataset, evaluation: dict[str, Any], folder: Path) -> dict[str, Any]:
