@@ -1,5 +1,8 @@
 import dataclasses
 import math
+import os
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -7,7 +10,7 @@ import pytest
 from scipy import stats
 
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation.comparison import compare, paired_t_test, save_comparison
+from gensar_hf.evaluation.comparison import RunResult, compare, paired_t_test, run_apart, save_comparison
 from gensar_hf.evaluation.metrics import METRICS, ndcg_per_request
 from gensar_hf.evaluation.report import comparison_tables, markdown
 from gensar_hf.files import read_json, write_json
@@ -151,3 +154,31 @@ def test_paired_t_test_by_hand():
 def test_constant_differences_have_no_t():
     assert paired_t_test(np.array([0.0, 1.0]), np.array([0.0, 1.0])) == {"difference": 0, "t": 0, "p_value": 1}
     assert paired_t_test(np.array([0.0, 1.0]), np.array([1.0, 2.0])) == {"difference": -1, "t": None, "p_value": 0}
+
+
+# ---- systems in processes of their own
+
+
+def result_with_its_process(name, was_finished):
+    return RunResult(name, 0, Path(), parameters=os.getpid(), was_finished=was_finished)
+
+
+def fail(error):
+    raise error
+
+
+def test_a_system_that_fails_or_is_killed_does_not_end_the_others():
+    calls = {
+        "finished": partial(result_with_its_process, "finished", True),
+        "new": partial(result_with_its_process, "new", False),
+        "refused": partial(fail, InputError("No.")),
+        "killed": partial(os._exit, 9),
+        "last": partial(result_with_its_process, "last", False),
+    }
+    runs, failures = run_apart(calls, os.getpid)
+    assert [run.system for run in runs] == ["finished", "new", "last"]
+    assert failures["refused"] == "No."
+    assert failures["killed"].startswith("BrokenProcessPool: ")
+    first, second, third = (run.parameters for run in runs)
+    assert first == second  # nothing was computed in it
+    assert len({os.getpid(), second, third}) == 3

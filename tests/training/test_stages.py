@@ -61,6 +61,7 @@ def test_a_run_holds_its_stages_and_no_pickle(tiny_run):
     assert not [path for path in tiny_run.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".pkl")]
     record = json.loads((tiny_run / "model" / "stage.json").read_text())
     assert record["details"]["steps"] == 4
+    assert record["memory"] > 2**20
 
 
 def test_the_model_folder_answers_elsewhere(tiny_run, tiny_pipe, tmp_path):
