@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -58,7 +61,8 @@ def run_apart(
         the results, and name → what failed.
     """
     spawning = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    runs, failures, pool = list[RunResult](), dict[str, str](), ProcessPoolExecutor(1, spawning, set_up)
+    new_pool = partial(ProcessPoolExecutor, 1, spawning, _begin, (set_up,))
+    runs, failures, pool = list[RunResult](), dict[str, str](), new_pool()
     for number, (name, call) in enumerate(calls.items(), start=1):
         logger.warning("%d/%d %s", number, len(calls), name)
         is_clean = False
@@ -70,9 +74,21 @@ def run_apart(
             logger.warning("%s failed: %s", name, failures[name])
         if not is_clean:
             pool.shutdown()
-            pool = ProcessPoolExecutor(1, spawning, set_up)
+            pool = new_pool()
     pool.shutdown()
     return runs, failures
+
+
+def _begin(set_up: Callable[[], None]) -> None:
+    set_up()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """So that nothing goes on for hours after the comparison was killed."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def compare(runs: Sequence[RunResult], failures: Mapping[str, str], full_ranking: bool = False) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 import dataclasses
 import math
 import os
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from scipy import stats
 
@@ -182,3 +186,26 @@ def test_a_system_that_fails_or_is_killed_does_not_end_the_others():
     first, second, third = (run.parameters for run in runs)
     assert first == second  # nothing was computed in it
     assert len({os.getpid(), second, third}) == 3
+
+
+def test_a_system_ends_with_the_comparison_that_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, time\nfrom functools import partial\n"
+        "from gensar_hf.evaluation.comparison import run_apart\n"
+        "def begin(): pathlib.Path('begun').write_text(str(os.getpid()))\n"
+        "import os\nif __name__ == '__main__': run_apart({'a': partial(time.sleep, 60)}, begin)\n"
+    )
+    process = subprocess.Popen([sys.executable, script], cwd=tmp_path)
+    until(lambda: (tmp_path / "begun").is_file() and (tmp_path / "begun").read_text())
+    process.kill()
+    process.wait()
+    child = int((tmp_path / "begun").read_text())
+    until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+
+def until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
