@@ -363,7 +363,8 @@ class ExampleSampler:
             events, places, made = self._with_text_queries(events, start, last, rng)
             chosen = sorted({*chosen, *made}) if self.max_target_tokens else chosen
         tokens = examples.event_tokens(events)
-        item_targets = self._item_targets(events, places, start) if self.item_vectors else []
+        is_recommendation = task is Task.NEXT_RECOMMENDED_ITEM
+        item_targets = self._item_targets(events, places, start, is_recommendation) if self.item_vectors else []
         targets = []
         for event in chosen:
             place = int(places[event - start])
@@ -408,15 +409,24 @@ class ExampleSampler:
             rows.append((behavior, item, query))
         return EventArrays(*map(list, zip(*rows, strict=True))), np.array(places), made
 
-    def _item_targets(self, events: EventArrays, places: np.ndarray, start: int) -> list[ItemTarget]:
-        """All clicks of a window, whose first event is `start`; `places` as in `_with_text_queries`."""
+    def _item_targets(
+        self, events: EventArrays, places: np.ndarray, start: int, is_recommendation: bool
+    ) -> list[ItemTarget]:
+        """All clicks of a window, whose first event is `start`; `places` as in `_with_text_queries`.
+
+        In an example of recommendation, a click right after its query is a target before the query as well: the user
+        might have been shown the item. So recommendation learns from all clicks, as in JSR and models without queries.
+        """
         examples, targets = self.examples, []
         window = slice(start, start + len(places))
         is_click = examples.is_target[window] & (examples.items[window] >= 0)
         for event in (np.flatnonzero(is_click) + start).tolist():
             place = int(places[event - start])
             behavior = Behavior(int(events.behaviors[place]))
-            targets.append(ItemTarget(place + 1, int(examples.items[event]), behavior))
+            item, is_answer = int(examples.items[event]), place and events.behaviors[place - 1] == Behavior.SEARCH_QUERY
+            targets.append(ItemTarget(place + 1, item, behavior))
+            if is_recommendation and is_answer and behavior is Behavior.SEARCHED_ITEM:
+                targets.append(ItemTarget(place, item, Behavior.RECOMMENDED_ITEM))
         return targets
 
     def _within_budget(self, targets: list[Target], rng: np.random.Generator) -> list[Target]:

@@ -95,12 +95,16 @@ def item_targets(sampler: ExampleSampler, task: Task) -> set[tuple[str, ...]]:
 
 
 def test_every_click_is_an_item_target_whatever_the_task(make_log: Callable) -> None:
-    """Even where few response tokens are allowed; and know the item of every click they see."""
+    """Even where few response tokens are allowed; and know the item of every click they see.
+
+    To recommendation a click right after its query is a target before the query as well.
+    """
     log = make_log(ONE_USER, TRAIN_LENGTH)
     sampler = ExampleSampler(log, max_target_tokens=5)
     expected = {("R0",), ("R0", QUERY, "S1"), ("R0", QUERY, "S1", "S2"), ("R0", QUERY, "S1", "S2", "R3")}
     for task in (Task.NEXT_RECOMMENDED_ITEM, Task.NEXT_SEARCHED_ITEM):
-        assert item_targets(sampler, task) == expected
+        is_recommendation = task is Task.NEXT_RECOMMENDED_ITEM
+        assert item_targets(sampler, task) == expected | ({("R0", "R1")} if is_recommendation else set())
         for example in draws(sampler, task):
             names = [read(log, event) for event in example.events[1:]]
             clicked = [-1 if name == QUERY else int(name[1:]) for name in names]
