@@ -309,8 +309,8 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
         if "p_value" in values[TESTED_METRIC].get("difference", {})
     }
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    has_memory = any(each.get("memory") for each in systems.values())  # not in files of earlier versions
     has_tests, has_sizes = "tests" in comparison, any(not each["identifiers"] for each in systems.values())
+    has_memory = has_sizes and any(each.get("memory") for each in systems.values())  # not in files of version 0.1
     rows = _bold_best(cells)
     for row, (name, each) in zip(rows, systems.items(), strict=True):
         row += [short_number(each["tasks"][task][metric]["mean"]) for metric in spread]
