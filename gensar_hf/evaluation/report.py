@@ -310,7 +310,7 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
     }
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     has_tests, has_sizes = "tests" in comparison, any(not each["identifiers"] for each in systems.values())
-    has_memory = has_sizes and any(each.get("memory") for each in systems.values())  # not in files of version 0.1
+    has_memory = has_sizes and all(each.get("memory") for each in systems.values())  # older runs do not know it
     rows = _bold_best(cells)
     for row, (name, each) in zip(rows, systems.items(), strict=True):
         row += [short_number(each["tasks"][task][metric]["mean"]) for metric in spread]
@@ -323,7 +323,7 @@ def task_table(comparison: Mapping[str, Any], task: str) -> Table:
             row.append("–" if not size else f"{size / 1e6:.2f} M" if size >= 1e5 else f"{size / 1e3:.1f} k")
             row.append(f"{seconds / 60:.1f}" if seconds >= 3 else "< 0.1")
         if has_memory:
-            row.append(f"{each['memory'] / 2**30:.1f} GiB" if each.get("memory") else "–")
+            row.append(f"{each['memory'] / 2**30:.1f} GiB")
     sizes = [*["parameters", "minutes"] * has_sizes, *["memory"] * has_memory]
     header = ["System", *names, *spread, "Δ NDCG@10", *["p"] * has_tests, *sizes]
     caption = f"{task.capitalize()}: {describe_protocol(facts['protocol'])} ({facts['num_requests']:,} requests)"

@@ -172,15 +172,17 @@ def test_systems_without_identifiers_bring_sizes_times_and_p_values(run_result, 
     assert "p: paired t-test of NDCG@5 against GenSAR, corrected for the tests of the table (Holm)." in tables
 
 
-def test_the_memory_of_a_system_is_the_most_of_its_seeds_and_a_dash_where_it_is_unknown(run_result):
+def test_the_memory_of_a_system_is_the_most_of_its_seeds_and_is_shown_where_it_is_known_for_all(run_result):
     runs = [
         run_result("GenSAR", 0, [1, 1, 1, 1], 1.0, identifiers=None, memory=2**30),
         run_result("GenSAR", 1, [1, 1, 1, 1], 1.0, identifiers=None, memory=3 * 2**29),
-        run_result("BM25", 0, [20, 2, 30, 40], 0.25, row="BM25", identifiers=None),
+        run_result("BM25", 0, [20, 2, 30, 40], 0.25, row="BM25", identifiers=None, memory=2**29),
+        run_result("QEM", 0, [20, 2, 30, 40], 0.25, row="QEM", identifiers=None),
     ]
-    header, _, *rows = [line for line in markdown(comparison_tables(compare(runs, {}))).splitlines() if line[:1] == "|"]
+    header, _, *rows = markdown(comparison_tables(compare(runs[:3], {}))).splitlines()[2:6]
     assert header.endswith("| minutes | memory |")
-    assert [row.split(" | ")[-1] for row in rows] == ["1.5 GiB |", "– |"]
+    assert [row.split(" | ")[-1] for row in rows] == ["1.5 GiB |", "0.5 GiB |"]
+    assert "memory" not in markdown(comparison_tables(compare(runs, {})))
 
 
 def test_p_values_are_corrected_for_the_number_of_systems(run_result):
