@@ -23,7 +23,7 @@ from gensar_hf.model_card import write_model_card
 from gensar_hf.training.stages import COLLABORATIVE, DATA, MODEL, RQVAE, SEMANTIC, StageReport, run_stage
 
 CONFIG = Path(__file__).parent / "configs" / "ml-100k.yaml"
-RESULTS, QUERIES_PER_KIND = "results", 100
+RESULTS, QUERIES_PER_KIND = "demo", 100  # `gensar evaluate` writes the folder "results"
 
 
 def main() -> None:

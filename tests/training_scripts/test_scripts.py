@@ -15,7 +15,7 @@ from movielens_wheel import fetch_movielens_100k, write_tables
 
 from gensar_hf import GenSARPipeline
 from gensar_hf.baselines.tuning import configure
-from gensar_hf.cli import dataset_and_arguments, read_settings, training_parser
+from gensar_hf.cli import dataset_and_arguments, main, read_settings, training_parser
 from gensar_hf.data import load_movielens_100k
 from gensar_hf.errors import InputError
 from gensar_hf.evaluation import Evaluation
@@ -199,7 +199,7 @@ def test_the_demo_trains_evaluates_and_skips_what_is_finished(script, tmp_path, 
     sizes = {"sasrec_epochs": 0.1, "rqvae_epochs": 1, "max_steps": 3, "text_encoder": "null", "output_dir": "short"}
     status, printed = script("demo.py", **sizes)
     assert status == 0, printed
-    results = tmp_path / "short" / "results"
+    results = tmp_path / "short" / "demo"
     assert {path.name for path in results.iterdir()} >= {
         "metrics.json", "ranks.parquet", "tables.md", "stage.json", "query_kinds.json", "query_kinds.md",
     }  # fmt: skip
@@ -209,6 +209,7 @@ def test_the_demo_trains_evaluates_and_skips_what_is_finished(script, tmp_path, 
     assert metrics["systems"] == ["GenSAR", "SASRec", "Popularity", "BM25", "Dense retrieval", "Hybrid (RRF)"]
     assert "MovieLens-100k" in (tmp_path / "short" / "model" / "README.md").read_text()
     assert "gensar search short/model" in printed
+    assert main(["evaluate", "short", "--max_users", "5", "--queries_per_kind", "2"]) == 0
     status, again = script("demo.py", **sizes)
     assert status == 0
     assert again.count("already finished") >= 6
