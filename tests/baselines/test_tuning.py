@@ -165,6 +165,7 @@ def test_every_baseline_has_a_search_space_of_known_settings():
     assert set(contents) >= set(BASELINES)
     for name, content in contents.items():
         name = content.pop("baseline", name)  # another encoder of the same system, such as dense_e5
+        assert content.pop("random", False) is False  # the systems that draw nothing say so
         assert set(content) == {"space", "max_trials"}
         for setting, values in content["space"].items():
             for value in values:
