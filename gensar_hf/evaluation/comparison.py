@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
@@ -47,7 +48,7 @@ class RunResult:
 
 
 def run_apart(
-    calls: Mapping[str, Callable[[], RunResult]], set_up: Callable[[], None]
+    calls: Mapping[str, Callable[[], RunResult]], set_up: Callable[[], None], tell: Callable[[str], object]
 ) -> tuple[list[RunResult], dict[str, str]]:
     """Run systems one after another, each that is not finished in a process of its own.
 
@@ -55,7 +56,8 @@ def run_apart(
 
     Args:
         calls: name → what trains and evaluates the system; must be picklable.
-        set_up: called first in each process.
+        set_up: called first in each process; must be picklable.
+        tell: called with what begins, and with what failed.
 
     Returns:
         the results, and name → what failed.
@@ -64,14 +66,17 @@ def run_apart(
     new_pool = partial(ProcessPoolExecutor, 1, spawning, _begin, (set_up,))
     runs, failures, pool = list[RunResult](), dict[str, str](), new_pool()
     for number, (name, call) in enumerate(calls.items(), start=1):
-        logger.warning("%d/%d %s", number, len(calls), name)
+        tell(f"{number}/{len(calls)} {name}")
         is_clean = False
         try:
             runs.append(pool.submit(call).result())
             is_clean = runs[-1].was_finished
+        except BrokenProcessPool:
+            failures[name] = "its process was killed, as by the system where the memory is used up"
         except Exception as error:  # an error of one system must not lose the results of the others
             failures[name] = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            logger.warning("%s failed: %s", name, failures[name])
+        if name in failures:
+            tell(f"{name} failed: {failures[name]}")
         if not is_clean:
             pool.shutdown()
             pool = new_pool()

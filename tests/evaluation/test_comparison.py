@@ -179,23 +179,39 @@ def test_a_system_that_fails_or_is_killed_does_not_end_the_others():
         "killed": partial(os._exit, 9),
         "last": partial(result_with_its_process, "last", False),
     }
-    runs, failures = run_apart(calls, os.getpid)
+    told: list[str] = []
+    runs, failures = run_apart(calls, os.getpid, told.append)
+    assert told[:2] == ["1/5 finished", "2/5 new"]
+    assert "refused failed: No." in told
     assert [run.system for run in runs] == ["finished", "new", "last"]
     assert failures["refused"] == "No."
-    assert failures["killed"].startswith("BrokenProcessPool: ")
+    assert failures["killed"].startswith("its process was killed")
     first, second, third = (run.parameters for run in runs)
     assert first == second  # nothing was computed in it
     assert len({os.getpid(), second, third}) == 3
 
 
+KILLED_COMPARISON = """
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+from gensar_hf.evaluation.comparison import run_apart
+
+
+def begin():
+    Path("begun").write_text(str(os.getpid()))
+
+
+if __name__ == "__main__":
+    run_apart({"a": partial(time.sleep, 60)}, begin, print)
+"""
+
+
 def test_a_system_ends_with_the_comparison_that_is_killed(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(
-        "import pathlib, time\nfrom functools import partial\n"
-        "from gensar_hf.evaluation.comparison import run_apart\n"
-        "def begin(): pathlib.Path('begun').write_text(str(os.getpid()))\n"
-        "import os\nif __name__ == '__main__': run_apart({'a': partial(time.sleep, 60)}, begin)\n"
-    )
+    script.write_text(KILLED_COMPARISON)
     process = subprocess.Popen([sys.executable, script], cwd=tmp_path)
     until(lambda: (tmp_path / "begun").is_file() and (tmp_path / "begun").read_text())
     process.kill()

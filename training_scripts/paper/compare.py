@@ -58,7 +58,7 @@ def main(path: str, *options: str) -> int:
     set_up_logging()
     names = [name.removeprefix("--") for name in options[::2]]
     folder, calls = read_comparison(Path(path), dict(zip(names, map(yaml.safe_load, options[1::2]), strict=True)))
-    runs, failures = run_apart(calls, set_up_logging)
+    runs, failures = run_apart(calls, set_up_logging, partial(print, flush=True))
     if runs:
         places = {folder / "results": compare(runs, failures)}
         if all((run.results / "full_ranking").is_dir() for run in runs):

@@ -16,8 +16,7 @@ from gensar_hf.evaluation.comparison import RunResult
 from gensar_hf.evaluation.query_kinds import MAX_REQUESTS, evaluate_query_kinds
 from gensar_hf.training.stages import DATA, MODEL, RQVAE, StageReport, dataset_inputs, run_stage
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "baselines"
-RESULTS, OF_CANDIDATES = "results", ("num_negatives", "skip_clicked", "bm25_columns")
+CONFIGS, RESULTS = Path(__file__).parents[1] / "configs" / "baselines", "results"
 
 
 def run_variant(name: str, seed: int, settings: dict[str, Any], folder: Path) -> RunResult:
@@ -32,8 +31,8 @@ def run_variant(name: str, seed: int, settings: dict[str, Any], folder: Path) ->
     seconds = {stage: report.seconds for stage, report in reports.items() if stage != DATA}
     reports[RESULTS] = run_stage(run_dir, RESULTS, inputs, lambda out, _: evaluated(rows, dataset, evaluation, out))
     size, memory = reports[MODEL].details["parameters"], max(r.memory or 0 for r in reports.values())
-    identifiers, skipped = reports[RQVAE].details, reports[RESULTS].skipped
-    return RunResult(name, seed, run_dir / RESULTS, "GenSAR", seconds, size, memory, identifiers, was_finished=skipped)
+    facts = {"identifiers": reports[RQVAE].details, "was_finished": reports[RESULTS].skipped}
+    return RunResult(name, seed, run_dir / RESULTS, "GenSAR", seconds, size, memory, **facts)
 
 
 def run_baseline(
@@ -41,13 +40,13 @@ def run_baseline(
 ) -> RunResult:
     """Fit a baseline of `configs/baselines`, with the settings that are best on validation clicks with `first_seed`."""
     folder, evaluation = folder / name, settings.pop("evaluation", {})
-    dataset = dataset_and_arguments({**settings, "output_dir": str(folder)})[0]
+    dataset, _ = dataset_and_arguments({**settings, "output_dir": str(folder)})
     search = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     search["max_trials"] = max_trials or search["max_trials"]
     seed = seed if search.pop("random", True) else first_seed  # what draws nothing is the same with every seed
     baseline, chosen = search.pop("baseline", name), {setting: values[0] for setting, values in search["space"].items()}
     if search["max_trials"] > 1:
-        search |= {key: evaluation[key] for key in OF_CANDIDATES if key in evaluation}
+        search |= {key: evaluation[key] for key in {"num_negatives", "skip_clicked", "bm25_columns"} & {*evaluation}}
 
         def tune(*_: Path) -> dict[str, Any]:
             return {"chosen": tune_baseline(baseline, dataset, seed=first_seed, **search)[1]}
