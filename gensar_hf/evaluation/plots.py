@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.isotonic import isotonic_regression
 
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH
 from gensar_hf.evaluation.report import QUERY_KINDS, variants_in_order
@@ -64,7 +65,7 @@ def plot_comparison(comparison: Mapping[str, Any], folder: Path) -> None:
     label = "NDCG@10, whiskers: one standard deviation over the seeds"
     _save(folder / "ndcg.png", [partial(_draw_bars, list(variants), series, label)], (8, 1.2 + 0.55 * len(variants)))
     if len(variants) > 1 and {RECOMMENDATION, SEARCH} <= set(tasks):
-        _save(folder / "trade_off.png", [partial(_draw_trade_off, variants)], (7, 5))
+        _save(folder / "trade_off.png", [partial(_draw_trade_off, variants)], (7, 6))
     if "query_kinds" in comparison:
         plot_query_kinds(comparison["query_kinds"], folder / "query_kinds.png")
 
@@ -102,21 +103,40 @@ def _draw_bars(names: Sequence[str], series: Series, label: str, axes: Any) -> N
 
 def _draw_trade_off(variants: Mapping[str, Any], axes: Any) -> None:
     """Systems of both tasks as points, systems of one task as lines that a joint system has to cross."""
+    ends: dict[str, dict[str, float]] = {SEARCH: {}, RECOMMENDATION: {}}  # where the lines of the systems are
     for index, (name, variant) in enumerate(variants.items()):
-        color = f"C{index % 10}"
-        search, recommendation = (
-            variant["tasks"][task]["NDCG@10"]["mean"] if task in variant["tasks"] else None
-            for task in (SEARCH, RECOMMENDATION)
-        )
-        if search is not None and recommendation is not None:
-            # Names are in the legend: next to points that are close together they would overlap.
-            axes.scatter([search], [recommendation], color=color, zorder=3, s=60, label=name)
-        elif search is not None:
-            axes.axvline(search, color=color, linestyle="--", linewidth=1, label=f"{name} (search only)")
-        elif recommendation is not None:
-            axes.axhline(recommendation, color=color, linestyle=":", linewidth=1, label=f"{name} (recommendation only)")
+        scores = {task: variant["tasks"][task]["NDCG@10"]["mean"] for task in ends if task in variant["tasks"]}
+        if len(scores) == len(ends):
+            height = 3 - index / len(variants)  # the first system is on top
+            point = {"s": 45, "edgecolors": "white", "zorder": height}
+            axes.scatter([scores[SEARCH]], [scores[RECOMMENDATION]], label=name, **point)
+        elif scores:
+            ((task, score),) = scores.items()
+            ends[task][name] = score
+            draw = axes.axvline if task == SEARCH else axes.axhline
+            draw(score, color="0.7", linestyle="--" if task == SEARCH else ":", linewidth=1)
     axes.set_xlabel("search, NDCG@10")
     axes.set_ylabel("recommendation, NDCG@10")
     axes.margins(0.15)
+    # Names stand at the ends of the lines: nobody finds one of twenty lines in a legend.
+    small = {"fontsize": 7, "arrowprops": {"arrowstyle": "-", "color": "0.7", "linewidth": 0.7}}
+    for task, limits in ((SEARCH, axes.get_xlim()), (RECOMMENDATION, axes.get_ylim())):
+        places = _spread(list(ends[task].values()), 0.04 * (limits[1] - limits[0]))
+        for (name, score), place in zip(ends[task].items(), places, strict=True):
+            if task == SEARCH:
+                turned: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "bottom", **small}
+                axes.annotate(name, (score, 1), (place, 1.05), axes.get_xaxis_transform(), **turned)
+            else:
+                axes.annotate(name, (1, score), (1.03, place), axes.get_yaxis_transform(), va="center", **small)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
+
+
+def _spread(values: Sequence[float], least: float) -> np.ndarray:
+    """The places that are nearest to `values` (least squares), in their order and at least `least` apart."""
+    order = np.argsort(values, kind="stable")
+    steps = least * np.arange(len(values))
+    places = np.empty(len(values))
+    if len(values):  # without the steps the places only have to grow
+        places[order] = isotonic_regression(np.asarray(values, dtype=float)[order] - steps) + steps
+    return places
