@@ -75,6 +75,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 classes = AutoModelForSeq2SeqLM, AutoTokenizer
 names = [type(each.from_pretrained(sys.argv[1])).__name__ for each in classes]
 gensar_hf.GenSARPipeline.from_pretrained(sys.argv[1], device="cpu").recommend([])
+import gensar_hf.evaluation
 check("sentence_transformers", "bm25s", "sklearn", "peft", "evaluate", "datasets")
 print(*names)
 """

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.isotonic import isotonic_regression
 
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH
 from gensar_hf.evaluation.report import QUERY_KINDS, variants_in_order
@@ -124,8 +123,8 @@ def _draw_trade_off(variants: Mapping[str, Any], axes: Any) -> None:
         places = _spread(list(ends[task].values()), 0.04 * (limits[1] - limits[0]))
         for (name, score), place in zip(ends[task].items(), places, strict=True):
             if task == SEARCH:
-                turned: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "bottom", **small}
-                axes.annotate(name, (score, 1), (place, 1.05), axes.get_xaxis_transform(), **turned)
+                above = {"rotation": 90, "ha": "center", "va": "bottom", **small}
+                axes.annotate(name, (score, 1), (place, 1.05), axes.get_xaxis_transform(), **above)
             else:
                 axes.annotate(name, (1, score), (1.03, place), axes.get_yaxis_transform(), va="center", **small)
     if axes.get_legend_handles_labels()[0]:
@@ -134,6 +133,8 @@ def _draw_trade_off(variants: Mapping[str, Any], axes: Any) -> None:
 
 def _spread(values: Sequence[float], least: float) -> np.ndarray:
     """The places that are nearest to `values` (least squares), in their order and at least `least` apart."""
+    from sklearn.isotonic import isotonic_regression  # takes longer to import than all of this package's evaluation
+
     order = np.argsort(values, kind="stable")
     steps = least * np.arange(len(values))
     places = np.empty(len(values))
