@@ -3,10 +3,17 @@
 from gensar_hf.evaluation.bm25_index import BM25Index
 from gensar_hf.evaluation.candidates import CandidateSets, bm25_candidates, random_candidates
 from gensar_hf.evaluation.metrics import METRICS, hit_rate, ndcg
-from gensar_hf.evaluation.protocol import Evaluation, EvaluationResult, evaluate, evaluate_pipeline, validation_metrics
+from gensar_hf.evaluation.protocol import (
+    Evaluation,
+    EvaluationResult,
+    choose_weights,
+    evaluate,
+    evaluate_pipeline,
+    validation_metrics,
+)
 from gensar_hf.evaluation.query_kinds import QueryKindsResult, WithoutHistory, evaluate_query_kinds, gensar_rows
 from gensar_hf.evaluation.ranks import rank_of_target
-from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer, choose_weights
+from gensar_hf.evaluation.scorer import GeneratorScorer, Scorer
 
 __all__ = [
     "METRICS",

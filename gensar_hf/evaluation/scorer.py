@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.errors import InputError
-from gensar_hf.evaluation.candidates import CandidateSets
-from gensar_hf.evaluation.metrics import ndcg
-from gensar_hf.evaluation.ranks import rank_of_target
 
 if TYPE_CHECKING:  # tables of finished evaluations are rendered without torch
     from gensar_hf.pipeline import GenSARPipeline
 
-logger = logging.getLogger(__name__)
-
-# Weights of the log-probabilities of identifier and item vector. Without identifiers the decoder has nothing to do.
-SCORE_WEIGHTS = ((0.0, 1.0), *((1.0, weight) for weight in (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)))
 _SCORED_ITEMS = 4096  # of a catalogue, each of which is scored for each request
 _FULL_RANKING_BEAMS = 128  # in a full ranking of more
-_WORTH = 0.005  # NDCG@5 that identifiers must add to be worth the time of the decoder, which takes most of a request
 
 
 class Scorer(Protocol):
@@ -121,36 +112,3 @@ def request_history(requests: Requests, row: int) -> list[dict[str, Any]]:
         entry = {"item_id": events.item_ids[item]} if item >= 0 else {}
         history.append({**entry, "query": events.query_texts[query]} if query >= 0 else entry)
     return history
-
-
-def choose_weights(
-    pipe: GenSARPipeline, requests: Mapping[str, Requests], candidates: Mapping[str, CandidateSets]
-) -> dict[str, tuple[float, float]]:
-    """For each task the weights of identifier and item vector with the highest NDCG@5 on validation requests.
-
-    The score is linear in the weights, so that two scoring passes cover all of `SCORE_WEIGHTS`. Identifiers weigh
-    nothing where they add less than .005. The model's own weights are not changed. Tasks without candidates are left
-    out.
-
-    Raises:
-        ValueError: the model has no item vectors.
-    """
-    from gensar_hf.generator.text_matching import CHANNELS
-
-    config = pipe.model.config
-    if not getattr(config, "num_items", 0):
-        raise ValueError("Weights are chosen for a model with item vectors.")
-    configured, best = (config.identifier_weight, config.item_weight), dict[str, tuple[float, float]]()
-    config.identifier_weight = config.item_weight = 1.0
-    try:
-        for task, sets in candidates.items():
-            identifiers = GeneratorScorer(pipe, parts=["identifier"]).score(requests[task], sets.candidates)
-            by_item = GeneratorScorer(pipe, parts=["vector", *CHANNELS]).score(requests[task], sets.candidates)
-            scores = {pair: pair[0] * identifiers + pair[1] * by_item for pair in SCORE_WEIGHTS}
-            quality = {pair: ndcg(rank_of_target(values, sets.target_columns), 5) for pair, values in scores.items()}
-            least = {pair: quality[pair] - (_WORTH if pair[0] else 0.0) for pair in SCORE_WEIGHTS}
-            best[task] = max(least, key=lambda pair: least[pair])
-            logger.info("NDCG@5 in %s by weight: %s", task, {pair: round(value, 4) for pair, value in quality.items()})
-    finally:
-        config.identifier_weight, config.item_weight = configured
-    return best

@@ -8,8 +8,8 @@ from gensar_hf import GenSARPipeline
 from gensar_hf.data import Behavior, Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
 from gensar_hf.evaluation import CandidateSets, ndcg, protocol, rank_of_target, scorer
-from gensar_hf.evaluation.protocol import rank_requests
-from gensar_hf.evaluation.scorer import SCORE_WEIGHTS, GeneratorScorer, choose_weights, request_history
+from gensar_hf.evaluation.protocol import SCORE_WEIGHTS, choose_weights, rank_requests
+from gensar_hf.evaluation.scorer import GeneratorScorer, request_history
 
 R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
 
