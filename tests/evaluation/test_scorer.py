@@ -7,9 +7,11 @@ import torch
 from gensar_hf import GenSARPipeline
 from gensar_hf.data import Behavior, Split, UserEvents
 from gensar_hf.data.splits import RECOMMENDATION, SEARCH, Requests
-from gensar_hf.evaluation import CandidateSets, ndcg, protocol, rank_of_target, scorer
+from gensar_hf.evaluation import CandidateSets, protocol, scorer
+from gensar_hf.evaluation.metrics import metric_per_request
 from gensar_hf.evaluation.protocol import SCORE_WEIGHTS, choose_weights, rank_requests
 from gensar_hf.evaluation.scorer import GeneratorScorer, request_history
+from gensar_hf.evaluation.significance import bootstrap_interval
 
 R, Q, S = Behavior.RECOMMENDED_ITEM, Behavior.SEARCH_QUERY, Behavior.SEARCHED_ITEM
 
@@ -88,26 +90,47 @@ def every_item(requests) -> CandidateSets:
     return CandidateSets(candidates, requests.target_items, "all")
 
 
-def test_each_task_gets_the_weights_that_are_best_in_separate_evaluations(
-    tiny_split: Split, pipelines: dict[str, GenSARPipeline], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipe, requests = pipelines["vectors"], tiny_split.test
-    candidates = {task: every_item(requests[task]) for task in (RECOMMENDATION, SEARCH)}
-    config, qualities = pipe.model.config, set()
+def quality_with(
+    pipe: GenSARPipeline, pair: tuple[float, float], requests: Requests, sets: CandidateSets | None = None
+) -> np.ndarray:
+    """NDCG@5 of each request, by a model with these weights of identifier and item vector."""
+    config = pipe.model.config
     configured = config.identifier_weight, config.item_weight
-    chosen = choose_weights(pipe, requests, candidates)
-    assert (config.identifier_weight, config.item_weight) == configured
-    for task in candidates:
-        quality = {}
-        for pair in SCORE_WEIGHTS:
-            monkeypatch.setattr(config, "identifier_weight", pair[0])
-            monkeypatch.setattr(config, "item_weight", pair[1])
-            scores = GeneratorScorer(pipe).score(requests[task], candidates[task].candidates)
-            quality[pair] = ndcg(rank_of_target(scores, candidates[task].target_columns), 5)
-        worth = {pair: value - 0.005 * (pair[0] > 0) for pair, value in quality.items()}
-        assert worth[chosen[task]] == pytest.approx(max(worth.values()), abs=1e-12)
-        qualities |= set(quality.values())
-    assert len(qualities) > 2
+    config.identifier_weight, config.item_weight = pair
+    try:
+        return metric_per_request("NDCG@5", rank_requests(GeneratorScorer(pipe), requests, sets).ranks)
+    finally:
+        config.identifier_weight, config.item_weight = configured
+
+
+def test_each_task_gets_the_weights_that_are_best_in_separate_evaluations(
+    tiny_split: Split, pipelines: dict[str, GenSARPipeline]
+) -> None:
+    """Identifiers weigh nothing, or add .005 among the candidates and, beyond chance, something among all items."""
+    pipe, config, kinds = pipelines["vectors"], pipelines["vectors"].model.config, set()
+    configured = config.identifier_weight, config.item_weight
+    vectors, both = (0.0, 1.0), (1.0, 1.0)
+    assert {vectors, both} < {*SCORE_WEIGHTS}
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        for task in (RECOMMENDATION, SEARCH):
+            requests = tiny_split.test[task]
+            if seed % 2:  # those that identifiers help
+                gain = quality_with(pipe, both, requests) - quality_with(pipe, vectors, requests)
+                requests = requests.subset(np.flatnonzero(gain > 0))
+            others = [rng.permutation(np.setdiff1d(np.arange(12), [item]))[:3] for item in requests.target_items]
+            candidates = np.concatenate([requests.target_items[:, None], np.stack(others)], axis=1)
+            sets = CandidateSets(candidates, np.zeros(len(requests), dtype=int), "three others")
+            chosen = choose_weights(pipe, {task: requests}, {task: sets})[task]
+            assert (config.identifier_weight, config.item_weight) == configured
+            among = {pair: quality_with(pipe, pair, requests, sets).mean() for pair in SCORE_WEIGHTS}
+            worth = {pair: value - 0.005 * (pair[0] > 0) for pair, value in among.items()}
+            best = max(worth, key=lambda pair: worth[pair])
+            gain = quality_with(pipe, best, requests) - quality_with(pipe, vectors, requests)
+            is_shown = bootstrap_interval(gain, groups=requests.users)[0] > 0
+            assert chosen == (best if is_shown else vectors), (seed, task)
+            kinds.add((best[0] > 0, chosen[0] > 0))
+    assert kinds == {(False, False), (True, False), (True, True)}
 
 
 def test_weights_are_chosen_for_a_model_with_item_vectors(
