@@ -19,9 +19,10 @@ from pyarrow import csv as arrow_csv
 logger = logging.getLogger(__name__)
 
 _BLOCK_SIZE = 1 << 26  # bytes; no row may be longer
-# Cells as RFC 4180 has them. A quotation mark inside a cell that does not begin with one is a character.
-_QUOTED = rb'(?<![^SEP\r\n])"[^"]*+(?:""[^"]*+)*+"(?![^SEP\r\n])'
-_WELL_FORMED = rb'(?:[^"]++|(?<=[^SEP\r\n])"|QUOTED)*+'
+# Cells as RFC 4180 has them. A quotation mark inside a cell that does not begin with one is a character. One pattern
+# for a whole file needs possessive alternatives, which Python 3.11.2 (that of Debian 12) matches wrongly.
+_QUOTED = rb'"(?<![^SEP\r\n]")[^"]*+(?:""[^"]*+)*+"(?![^SEP\r\n])'
+_STRAY = rb'"(?<![^SEP\r\n]")'  # outside of these
 
 
 def read_separated(
@@ -91,19 +92,20 @@ def read_separated(
 
 
 def _check_characters(data: bytes, separator: str) -> None:
-    quoted = _QUOTED.replace(b"SEP", separator.encode())
-    well_formed = _WELL_FORMED.replace(b"SEP", separator.encode()).replace(b"QUOTED", quoted)
+    quoted, stray = (pattern.replace(b"SEP", separator.encode()) for pattern in (_QUOTED, _STRAY))
     end, problem = data.find(b"\0"), "holds a NUL byte, so the file is damaged"
+    outside = re.sub(quoted, b"", data if end < 0 else data[:end])  # of the quoted cells; as many rows
     if end < 0:
-        end = re.match(well_formed, data).end()  # type: ignore[union-attr]
+        found = re.search(stray, outside)
+        if found is None:
+            return
+        outside = outside[: found.start()]
         problem = (
             "has a cell that begins with a quotation mark and is never closed, or goes on after the closing one; put "
             'the whole cell in quotation marks, and write "" for one inside'
         )
-    if end < len(data):
-        before = re.sub(quoted, b"", data[:end])
-        row = len(re.findall(rb"[^\r\n]+", before + b"x")) - 1
-        raise ValueError(f"row {row} {problem}")
+    row = len(re.findall(rb"[^\r\n]+", outside + b"x")) - 1
+    raise ValueError(f"row {row} {problem}")
 
 
 def _check_line_breaks(table: pa.Table, separator: str) -> None:
