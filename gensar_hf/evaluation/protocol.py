@@ -46,13 +46,14 @@ METRICS_FILE = "metrics.json"
 RANKS_FILE = "ranks.parquet"
 FULL_RANKING_DIR = "full_ranking"
 TREC_DIR = "trec"
-# Weights of the log-probabilities of identifier and item vector. Without identifiers the decoder has nothing to do.
-SCORE_WEIGHTS = ((0.0, 1.0), *((1.0, weight) for weight in (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)))
-_WORTH = 0.005  # NDCG@5 that identifiers must add to be worth the time of the decoder, which takes most of a request
 LIST_LENGTH = 100  # items of a request that are kept: all candidates of the paper's protocol
 
 _CHUNK_SIZE = 256  # requests per call of a scorer
 _CHUNK_SCORES = 1 << 24  # of all items that a full ranking holds at a time
+
+# Weights of the log-probabilities of identifier and item vector. Without identifiers the decoder has nothing to do.
+SCORE_WEIGHTS = ((0.0, 1.0), *((1.0, weight) for weight in (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)))
+_WORTH = 0.005  # NDCG@5 that identifiers must add to be worth the time of the decoder, which takes most of a request
 
 
 @dataclass
