@@ -7,10 +7,16 @@ classes are known to transformers' Auto classes in whichever order the two packa
 import importlib
 import importlib.abc
 import importlib.machinery
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+# On Linux the threads of PyTorch spin for milliseconds while they wait for each other, so that a training takes many times
+# as long once other processes compute (docs/speed.md). Without effect if PyTorch was imported before.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # what libgomp itself takes for more threads than cores
 
 _MODULES = {
     "GenSARConfig": "generator.configuration_gensar",

@@ -1,8 +1,10 @@
 """What `import gensar_hf` offers: lazy public names, Auto classes that know the models, nothing heavy at import."""
 
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -22,13 +24,24 @@ MODELS = [
 ]
 
 
-def in_a_fresh_process(code: str, *arguments: str | Path) -> str:
+def in_a_fresh_process(code: str, *arguments: str | Path, env: Mapping[str, str] | None = None) -> str:
     """What `code` prints last; it must not write a warning."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_that_wait_soon_sleep(given: dict[str, str], expected: str) -> None:
+    """Spinning threads slow a training ten times beside other programs. What the user has set stays."""
+    env = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import sys, os, gensar_hf; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    assert in_a_fresh_process(code, env={**env, **given}) == expected
 
 
 def test_every_public_name_is_listed_and_documented() -> None:
