@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-# On Linux the threads of PyTorch spin for milliseconds while they wait for each other, so that a training takes many times
-# as long once other processes compute (docs/speed.md). Without effect if PyTorch was imported before.
+# On Linux the threads of PyTorch spin for milliseconds while they wait for each other. Once other processes compute, a
+# training takes many times as long for it (docs/speed.md). Without effect if PyTorch was imported before.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # what libgomp itself takes for more threads than cores
 
