@@ -11,6 +11,7 @@ from typing import Any, Literal
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from gensar_hf.embeddings.configuration_sasrec import SASRecConfig
 from gensar_hf.errors import InputError, check_type
@@ -199,6 +200,7 @@ class GenSARTrainingArguments(TrainingArguments):
         try:
             super().__post_init__()
         except Exception as error:  # of whatever kind, as of packages that are not installed
+            unset_hf_deepspeed_config()  # kept half made, it would fail the next model that is loaded
             reason = textwrap.shorten(str(error), 300, placeholder=" …").rstrip(".")
             raise InputError(f"transformers refuses the settings: {reason}.") from error
 

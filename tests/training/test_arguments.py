@@ -4,7 +4,9 @@ import inspect
 
 import pytest
 
-from gensar_hf import GenSARTrainingArguments, InteractionDataset
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from gensar_hf import GenSARTrainingArguments, InputError, InteractionDataset
 from gensar_hf.training.arguments import PRESETS
 
 
@@ -112,3 +114,10 @@ def test_a_mistake_is_named(mistake):
         GenSARTrainingArguments(**{"output_dir": "films", **changes})
     assert words in str(error.value)
     assert len(str(error.value)) < 500
+
+
+def test_refused_settings_leave_no_trace() -> None:
+    """Transformers keeps a DeepSpeed configuration, and asks it at the next loading of any model."""
+    with pytest.raises(InputError, match="transformers refuses the settings") as error:
+        GenSARTrainingArguments("films", deepspeed="nowhere.json")
+    assert not is_deepspeed_zero3_enabled(), error  # alive until here, as in a notebook
