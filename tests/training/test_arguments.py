@@ -3,7 +3,6 @@
 import inspect
 
 import pytest
-
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from gensar_hf import GenSARTrainingArguments, InputError, InteractionDataset
