@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gensar_hf.data.dataset import InteractionDataset
 
 ID_MODELS = ("SASRec", "GRU4Rec", "BERT4Rec", "TransformerRec", "FPMC", "SPop")
-TEXT_MODELS = ("TIGER", "LETTER", "RPG")  # read embeddings of the item texts and generate semantic IDs
+TEXT_MODELS = ("TIGER", "RPG")  # read embeddings of the item texts and generate semantic IDs
 
 
 @dataclass
@@ -26,7 +26,7 @@ class CornacConfig:
 
     Args:
         model: class in `cornac.models`, one of `ID_MODELS` or `TEXT_MODELS`. DiffGRM is not among them, since it gives
-            a score to the items of its beam only.
+            a score to the items of its beam only, nor is LETTER, which needs embeddings that another model has made.
         arguments: of its constructor, where they differ from cornac's defaults, such as `{"n_epochs": 5}`.
     """
 
@@ -74,11 +74,14 @@ def fit_cornac(dataset: "InteractionDataset", config: CornacConfig, training: Ma
     texts, and score by the likelihood of an item's semantic ID instead of a beam, which knows a few items only.
 
     Raises:
-        InputError: cornac is missing, the model refuses its arguments, or no user has two clicks.
+        InputError: cornac (for RPG also faiss) is missing, the model refuses its arguments, or no user has two clicks.
     """
     with extra_installed("cornac"):
         from cornac import models
         from cornac.data import FeatureModality, SequentialDataset
+    if config.model == "RPG":  # which imports it in the middle of its training
+        with extra_installed("faiss"):
+            import faiss  # noqa: F401
     events, seed = training_events(dataset.split), training["seed"]
     is_click = events.items >= 0
     users, items = events.event_users()[is_click], events.items[is_click].tolist()
@@ -107,5 +110,5 @@ def fit_cornac(dataset: "InteractionDataset", config: CornacConfig, training: Ma
 
 BASELINES = {
     f"cornac_{model.lower()}": Baseline(CornacConfig, fit_cornac, {"model": model})
-    for model in ("SASRec", "GRU4Rec", "BERT4Rec", "TIGER")
+    for model in ("SASRec", "GRU4Rec", "BERT4Rec", *TEXT_MODELS)
 }

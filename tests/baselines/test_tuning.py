@@ -18,7 +18,7 @@ from gensar_hf.evaluation import evaluate, ndcg, random_candidates
 from gensar_hf.training import trainer
 
 CONFIGS = Path(__file__).parents[2] / "training_scripts" / "configs" / "baselines"
-NEED_AN_ENCODER = ("cornac_tiger", "dense_retrieval", "hybrid")
+NEED_AN_ENCODER = ("cornac_rpg", "cornac_tiger", "dense_retrieval", "hybrid")
 FITTED = [name for name in BASELINES if name not in NEED_AN_ENCODER]
 
 
