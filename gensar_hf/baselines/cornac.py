@@ -1,6 +1,7 @@
 """Next-item models of the library cornac: independent implementations of published baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -79,9 +80,6 @@ def fit_cornac(dataset: "InteractionDataset", config: CornacConfig, training: Ma
     with extra_installed("cornac"):
         from cornac import models
         from cornac.data import FeatureModality, SequentialDataset
-    if config.model == "RPG":  # which imports it in the middle of its training
-        with extra_installed("faiss"):
-            import faiss  # noqa: F401
     events, seed = training_events(dataset.split), training["seed"]
     is_click = events.items >= 0
     users, items = events.event_users()[is_click], events.items[is_click].tolist()
@@ -91,10 +89,8 @@ def fit_cornac(dataset: "InteractionDataset", config: CornacConfig, training: Ma
             "histories."
         )
     scoring = {"scoring": "exact"} if config.model in TEXT_MODELS else {}
-    try:
+    with _refusals_named(config):
         recommender = getattr(models, config.model)(seed=seed, **{**scoring, **config.arguments})
-    except (TypeError, ValueError) as error:
-        raise InputError(f"cornac's {config.model} refuses its `arguments` {config.arguments}: {error}") from None
     # With all users and items in our order, indices are ours, and items without clicks have scores as well.
     user_index, item_index = ({index: index for index in range(n)} for n in (events.num_users, events.num_items))
     clicks = list(zip(users.tolist(), users.tolist(), items, range(len(items)), strict=True))
@@ -102,10 +98,21 @@ def fit_cornac(dataset: "InteractionDataset", config: CornacConfig, training: Ma
     if config.model in TEXT_MODELS:
         embeddings = TextEncoder.load(MINILM).encode(dataset.item_texts())
         data.add_modalities(item_feature=FeatureModality(features=np.asarray(embeddings)))
-    with torch.random.fork_rng():
+    with _refusals_named(config), extra_installed("faiss"), torch.random.fork_rng():  # RPG trains with faiss
         torch.manual_seed(seed)
         recommender.fit(data)
     return CornacScorer(recommender, f"{config.model} (cornac)")
+
+
+@contextmanager
+def _refusals_named(config: CornacConfig) -> Iterator[None]:
+    """Say which model and arguments an error is about, which may come as late as in its training."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"cornac's {config.model} refuses its `arguments` {config.arguments}: {error}") from error
 
 
 BASELINES = {

@@ -67,36 +67,50 @@ def test_transformers_score_every_item(data, name):
     assert np.isfinite(scores).all()
 
 
-TIGER = {
-    "d_model": 8, "d_ff": 8, "num_heads": 1, "d_kv": 8, "num_enc_layers": 1, "num_dec_layers": 1, "max_len": 3,
-    "tokenizer": "rkmeans", "rqvae_num_levels": 2, "rqvae_codebook_size": 3, "n_epochs": 1,
-}  # fmt: skip
-RPG = {
-    "n_codebook": 2,
-    "pca_dim": 4,
-    "d_model": 8,
-    "n_layer": 1,
-    "n_head": 1,
-    "n_inner": 8,
-    "max_len": 3,
-    "n_epochs": 1,
-}
+@pytest.fixture
+def encoder(monkeypatch):
+    """Random embeddings of texts."""
+
+    def encode(texts):
+        return np.random.default_rng(0).standard_normal((len(texts), 6)).astype(np.float32)
+
+    monkeypatch.setattr("gensar_hf.baselines.cornac.TextEncoder.load", lambda name: SimpleNamespace(encode=encode))
 
 
-@pytest.mark.parametrize(("name", "arguments", "num_items"), [("tiger", TIGER, NUM_ITEMS), ("rpg", RPG, 300)])
-def test_every_item_is_scored_by_its_semantic_id(make_events, dataset_of, monkeypatch, name, arguments, num_items):
-    for package in ("cornac", "faiss")[: 1 if name == "tiger" else 2]:
-        pytest.importorskip(package)
-    users = {f"user-{user}": [(R, (40 * user + i) % num_items) for i in range(40)] for user in range(8)}
-    data = dataset_of(make_events(users, [f"film-{item}" for item in range(num_items + 1)]))
-    embeddings = np.random.default_rng(0).standard_normal((num_items + 1, 6)).astype(np.float32)
-    encoder = SimpleNamespace(encode=lambda texts: embeddings[: len(texts)])
-    monkeypatch.setattr("gensar_hf.baselines.cornac.TextEncoder.load", lambda name: encoder)
-    scorer = fit_baseline(f"cornac_{name}", data, settings={"arguments": arguments})
+@pytest.mark.usefixtures("encoder")
+def test_tiger_scores_every_item_by_its_semantic_id(data):
+    pytest.importorskip("cornac")
+    small = {"d_model": 8, "d_ff": 8, "num_heads": 1, "d_kv": 8, "num_enc_layers": 1, "num_dec_layers": 1, "max_len": 3}
+    codes = {"tokenizer": "rkmeans", "rqvae_num_levels": 2, "rqvae_codebook_size": 3, "n_epochs": 1}
+    scorer = fit_baseline("cornac_tiger", data, settings={"arguments": {**small, **codes}})
 
-    scores = scorer.score(Requests(RECOMMENDATION, data.events, np.array([6])), np.arange(num_items + 1)[None])
-    assert len(np.unique(scores)) > NUM_ITEMS / 2
-    assert (np.abs(scores) < 100).all()  # a beam gives -1e10 to items that it does not find
+    scores = scorer.score(Requests(RECOMMENDATION, data.events, np.array([6])), np.arange(NUM_ITEMS + 1)[None])
+    assert (scores < 0).all()  # log-likelihoods
+    assert (scores > -100).all()  # a beam gives -1e10 to others
+
+
+@pytest.mark.usefixtures("encoder")
+def test_rpg_scores_every_item_by_its_semantic_id(data, make_events, dataset_of):
+    pytest.importorskip("cornac")
+    pytest.importorskip("faiss")
+    small = {"n_codebook": 2, "pca_dim": 4, "d_model": 8, "n_layer": 1, "n_head": 1, "n_inner": 8, "n_epochs": 1}
+    users = {f"user-{user}": [(R, (40 * user + i) % 300) for i in range(40)] for user in range(8)}
+    many = dataset_of(make_events(users, [f"film-{item}" for item in range(301)]))
+    scorer = fit_baseline("cornac_rpg", many, settings={"arguments": small})
+
+    scores = scorer.score(Requests(RECOMMENDATION, many.events, np.array([6])), np.arange(301)[None])
+    assert len(np.unique(scores)) > 100
+    assert (np.abs(scores) < 100).all()  # a walk through its graph gives a score to those alone that it meets
+    with pytest.raises(InputError, match=r"cornac's RPG refuses its `arguments` .* at least as large as .*256"):
+        fit_baseline("cornac_rpg", data, settings={"arguments": small})
+
+
+@pytest.mark.usefixtures("encoder")
+def test_rpg_without_faiss_is_an_extra_to_install(data, monkeypatch):
+    pytest.importorskip("cornac")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(InputError, match=r"pip install 'gensar-hf\[faiss\]'"):
+        fit_baseline("cornac_rpg", data)
 
 
 def test_a_missing_cornac_is_an_extra_to_install(data, monkeypatch):
